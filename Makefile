@@ -1,0 +1,141 @@
+# `make` lists the targets. Each prepares what it needs on first use: a virtual environment
+# in .venv, installed from the hash-checked lists in requirements/.
+
+PYTHON   ?= python3
+DATA_DIR ?= ./data
+LISTEN   ?= 127.0.0.1:50051
+PYTEST_ARGS ?=
+
+VENV    := .venv
+BIN     := $(VENV)/bin
+PY      := $(BIN)/python
+GEN_PY  := .venv-generate/bin/python
+LOCK_PY := .venv-lock/bin/python
+UV_VERSION := 0.13.9
+
+PIP_INSTALL := -m pip --disable-pip-version-check install --quiet
+# The package itself, editable. Its build backend comes from the same list, so nothing else is fetched.
+INSTALL_SELF = $(PY) $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z][a-z-]*:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+##### Use
+
+.PHONY: run
+run: $(VENV)/.run ## Start the service (DATA_DIR=./data LISTEN=127.0.0.1:50051)
+	@exec $(BIN)/keybearer-server quickstart --data-dir "$(DATA_DIR)" --listen "$(LISTEN)"
+
+.PHONY: setup
+setup: $(VENV)/.dev ## Prepare .venv for development
+
+##### Check
+
+.PHONY: test
+test: $(VENV)/.dev ## Run the tests (PYTEST_ARGS="-k name")
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+.PHONY: test-long
+test-long: $(VENV)/.dev ## Run the long suites, those marked slow
+	$(PY) -m pytest -m slow $(PYTEST_ARGS)
+
+.PHONY: bench
+bench: $(VENV)/.dev ## Measure the service on this machine
+	$(PY) tests/bench/run.py
+
+.PHONY: lint
+lint: $(VENV)/.dev ## Check style and format of Python and protos
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/buf lint protos
+	$(BIN)/buf format -d --exit-code protos
+
+.PHONY: types
+types: $(VENV)/.dev ## Check types with mypy --strict
+	$(BIN)/mypy
+
+.PHONY: check-generated
+check-generated: .venv-generate/.installed ## Fail when the generated code is stale
+	@tools/generate.sh check $(GEN_PY)
+
+.PHONY: check
+check: lint types check-generated test ## All of the above that must pass: what CI runs
+
+##### Change
+
+.PHONY: format
+format: $(VENV)/.dev ## Format Python and protos, apply safe fixes
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+	$(BIN)/buf format -w protos
+
+.PHONY: generate
+generate: .venv-generate/.installed ## Generate client/keybearer/v1 from protos/
+	@tools/generate.sh write $(GEN_PY)
+
+.PHONY: lock
+lock: .venv-lock/.installed ## Update requirements/ to the newest versions allowed
+	$(COMPILE) --upgrade --extra server --extra cli --group dev pyproject.toml --output-file requirements/dev.txt
+	$(COMPILE) --upgrade --extra server --extra cli --group run pyproject.toml --constraints requirements/dev.txt \
+		--output-file requirements/server.txt
+	$(COMPILE) --upgrade --group generate --output-file requirements/generate.txt
+
+.PHONY: wheel
+wheel: $(VENV)/.dev ## Build the wheel into dist/
+	$(PY) -m pip --disable-pip-version-check wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+.PHONY: clean
+clean: ## Remove environments, caches and build output; keeps DATA_DIR
+	rm -rf .venv .venv-generate .venv-lock build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	find client service tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+##### Environments. A stamp file is as new as the list it was installed from.
+
+COMPILE = $(LOCK_PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
+
+# $(call venv,DIRECTORY): a new environment, or a clear refusal.
+define venv
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; set PYTHON to Python 3.11 or newer" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "make: $$($(PYTHON) --version) is too old; set PYTHON to Python 3.11 or newer, as in: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Creating $(1)"
+	@$(PYTHON) -m venv --clear $(1)
+endef
+
+$(PY):
+	$(call venv,$(VENV))
+
+$(GEN_PY):
+	$(call venv,.venv-generate)
+
+$(LOCK_PY):
+	$(call venv,.venv-lock)
+
+$(VENV)/.run: requirements/server.txt pyproject.toml | $(PY)
+	@echo "Installing the service into $(VENV)"
+	@$(PY) $(PIP_INSTALL) --require-hashes -r requirements/server.txt
+	@$(INSTALL_SELF)
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt pyproject.toml | $(PY)
+	@echo "Installing the service and the development tools into $(VENV)"
+	@$(PY) $(PIP_INSTALL) --require-hashes -r requirements/dev.txt
+	@$(INSTALL_SELF)
+	@touch $@ $(VENV)/.run
+
+.venv-generate/.installed: requirements/generate.txt | $(GEN_PY)
+	@echo "Installing the code generator into .venv-generate"
+	@$(GEN_PY) $(PIP_INSTALL) --require-hashes -r requirements/generate.txt
+	@touch $@
+
+.venv-lock/.installed: Makefile | $(LOCK_PY)
+	@$(LOCK_PY) $(PIP_INSTALL) uv==$(UV_VERSION)
+	@touch $@

@@ -1,0 +1,1 @@
+"""Generated from protos/keybearer/v1 by `make generate`; do not edit."""
