@@ -14,6 +14,8 @@ LOCK_PY := .venv-lock/bin/python
 UV_VERSION := 0.13.9
 
 PIP_INSTALL := -m pip --disable-pip-version-check install --quiet
+# The lists are complete, so there is nothing for pip to resolve.
+PIP_INSTALL_LIST := $(PIP_INSTALL) --no-deps --require-hashes -r
 # The package itself, editable. Its build backend comes from the same list, so nothing else is fetched.
 INSTALL_SELF = $(PY) $(PIP_INSTALL) --no-deps --no-build-isolation --editable .
 
@@ -94,12 +96,12 @@ wheel: $(VENV)/.dev ## Build the wheel into dist/
 .PHONY: clean
 clean: ## Remove environments, caches and build output; keeps DATA_DIR
 	rm -rf .venv .venv-generate .venv-lock build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
-	find client service tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 ##### Environments. A stamp file is as new as the list it was installed from.
 
 COMPILE = $(LOCK_PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
+	--no-emit-index-url --no-emit-find-links --no-emit-package pip --custom-compile-command 'make lock'
 
 # $(call venv,DIRECTORY): a new environment, or a clear refusal.
 define venv
@@ -121,19 +123,19 @@ $(LOCK_PY):
 
 $(VENV)/.run: requirements/server.txt pyproject.toml | $(PY)
 	@echo "Installing the service into $(VENV)"
-	@$(PY) $(PIP_INSTALL) --require-hashes -r requirements/server.txt
+	@$(PY) $(PIP_INSTALL_LIST) requirements/server.txt
 	@$(INSTALL_SELF)
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt pyproject.toml | $(PY)
 	@echo "Installing the service and the development tools into $(VENV)"
-	@$(PY) $(PIP_INSTALL) --require-hashes -r requirements/dev.txt
+	@$(PY) $(PIP_INSTALL_LIST) requirements/dev.txt
 	@$(INSTALL_SELF)
 	@touch $@ $(VENV)/.run
 
 .venv-generate/.installed: requirements/generate.txt | $(GEN_PY)
 	@echo "Installing the code generator into .venv-generate"
-	@$(GEN_PY) $(PIP_INSTALL) --require-hashes -r requirements/generate.txt
+	@$(GEN_PY) $(PIP_INSTALL_LIST) requirements/generate.txt
 	@touch $@
 
 .venv-lock/.installed: Makefile | $(LOCK_PY)
