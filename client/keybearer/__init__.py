@@ -1,0 +1,52 @@
+"""API keys for gRPC services: check them, issue them, revoke them.
+
+To guard a service: `AuthInterceptor` (or `AsyncAuthInterceptor`) with a `RemoteVerifier`, and
+`current_identity()` in its handlers. To manage keys: `KeybearerClient`.
+"""
+
+from keybearer.access import AccessRule, Role, RuleError
+from keybearer.calls import NEVER_EXPIRES
+from keybearer.channel import TLSConfig
+from keybearer.client import AsyncKeybearerClient, KeybearerClient
+from keybearer.errors import KeybearerError
+from keybearer.models import (
+    Account,
+    ApiKey,
+    ApiKeyState,
+    AuditAction,
+    AuditEvent,
+    Caller,
+    Identity,
+    IssuedAccount,
+    IssuedKey,
+    Outcome,
+    RevocationReason,
+    User,
+    UserType,
+    Verdict,
+)
+
+__all__ = [
+    "NEVER_EXPIRES",
+    "AccessRule",
+    "Account",
+    "ApiKey",
+    "ApiKeyState",
+    "AsyncKeybearerClient",
+    "AuditAction",
+    "AuditEvent",
+    "Caller",
+    "Identity",
+    "IssuedAccount",
+    "IssuedKey",
+    "KeybearerClient",
+    "KeybearerError",
+    "Outcome",
+    "RevocationReason",
+    "Role",
+    "RuleError",
+    "TLSConfig",
+    "User",
+    "UserType",
+    "Verdict",
+]
