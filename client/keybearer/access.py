@@ -1,0 +1,157 @@
+"""Access rules: who may call a method, read from the descriptors, judged in one place.
+
+`decide` is the only code that compares a role or a scope with a rule. The keybearer server, the
+interceptors and the web guards all call it, so that a verdict never depends on the door.
+"""
+
+import enum
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+
+from keybearer.v1 import access_pb2
+
+
+class Role(enum.IntEnum):
+    """A rank of authority, with the numbers of `keybearer.v1.Role`; a greater one holds more."""
+
+    UNSPECIFIED = 0
+    VALIDATOR = 1
+    DEVELOPER = 2
+    ADMIN = 3
+
+
+class Decision(enum.Enum):
+    """What a rule says about a caller that was identified."""
+
+    ALLOWED = "ALLOWED"
+    ROLE_INSUFFICIENT = "ROLE_INSUFFICIENT"
+    SCOPE_INSUFFICIENT = "SCOPE_INSUFFICIENT"
+
+
+class RuleError(ValueError):
+    """A service cannot be guarded as it stands: a method has no rule, or one that is no rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccessRule:
+    """What one method asks of its callers. The default asks for any valid key."""
+
+    role: Role = Role.UNSPECIFIED
+    """The least effective role; UNSPECIFIED asks for none."""
+    scopes: tuple[str, ...] = ()
+    """Scopes that must all be met."""
+    public: bool = False
+    """Nobody is asked for a credential."""
+    only_roles: tuple[Role, ...] = ()
+    """Exactly these roles may call; empty means the rank alone counts."""
+    operator_only: bool = False
+    """Only callers of the operator account (keybearer's own methods)."""
+
+    def __post_init__(self) -> None:
+        """Refuse a rule that contradicts itself.
+
+        Raises:
+            RuleError: `public` beside another field, or a scope with a wildcard.
+        """
+        if self.public and (self.role or self.scopes or self.only_roles or self.operator_only):
+            message = (
+                "a public method asks for nothing: drop role, scopes, only_roles, operator_only"
+            )
+            raise RuleError(message)
+        for scope in self.scopes:
+            if not is_required_scope(scope):
+                message = f"required scope {scope!r} is not [a-z0-9][a-z0-9_.:-]*, at most 100"
+                raise RuleError(message)
+
+
+MAX_SCOPE_LENGTH = 100
+"""Characters in one scope, section 1 of the wire contract."""
+MAX_SCOPES = 64
+"""Scopes in one key, section 1 of the wire contract."""
+
+_SCOPE = re.compile(r"[a-z0-9][a-z0-9_.:-]*", re.ASCII)
+
+
+def is_required_scope(scope: str) -> bool:
+    """Tell whether `scope` may be asked for: well formed and without a wildcard."""
+    return len(scope) <= MAX_SCOPE_LENGTH and _SCOPE.fullmatch(scope) is not None
+
+
+def is_held_scope(scope: str) -> bool:
+    """Tell whether a key may carry `scope`: as a required one, or `*`, or one that ends in `.*`."""
+    if scope == "*":
+        return True
+    return len(scope) <= MAX_SCOPE_LENGTH and is_required_scope(scope.removesuffix(".*"))
+
+
+def scope_met(required: str, held: Iterable[str]) -> bool:
+    """Tell whether one of the `held` scopes, wildcards included, meets the `required` one."""
+    return any(
+        scope in (required, "*") or (scope.endswith(".*") and required.startswith(scope[:-1]))
+        for scope in held
+    )
+
+
+def decide(rule: AccessRule, role: Role, scopes: Iterable[str]) -> Decision:
+    """Judge an identified caller by a rule.
+
+    Args:
+        rule: What is asked for.
+        role: The caller's effective role.
+        scopes: The scopes of the caller's key. An ADMIN meets every scope without carrying any.
+    """
+    if role < rule.role or (rule.only_roles and role not in rule.only_roles):
+        return Decision.ROLE_INSUFFICIENT
+    if rule.scopes and role is not Role.ADMIN:
+        held = tuple(scopes)
+        if not all(scope_met(required, held) for required in rule.scopes):
+            return Decision.SCOPE_INSUFFICIENT
+    return Decision.ALLOWED
+
+
+def rule_of(method: MethodDescriptor) -> AccessRule | None:
+    """Read the `(keybearer.v1.access)` option of a method; None when it has none.
+
+    Raises:
+        RuleError: The option contradicts itself or names a role this version does not know.
+    """
+    options = method.GetOptions()
+    if not options.HasExtension(access_pb2.access):
+        return None
+    access = options.Extensions[access_pb2.access]
+    try:
+        return AccessRule(
+            role=Role(access.role),
+            scopes=tuple(access.scopes),
+            public=access.public,
+            only_roles=tuple(Role(role) for role in access.only_roles),
+            operator_only=access.operator_only,
+        )
+    except ValueError as error:
+        message = f"the access rule of {method.full_name} is no rule: {error}"
+        raise RuleError(message) from error
+
+
+def method_path(method: MethodDescriptor) -> str:
+    """Name a method as gRPC does on the wire: `/package.Service/Method`."""
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
+def rules_of(services: Iterable[ServiceDescriptor]) -> dict[str, AccessRule]:
+    """Read the rules of whole services, by method path.
+
+    Raises:
+        RuleError: A method has no rule; it would be denied for ever, which nobody means.
+    """
+    rules: dict[str, AccessRule] = {}
+    for service in services:
+        for method in service.methods:
+            rule = rule_of(method)
+            if rule is None:
+                message = f"{method.full_name} has no option (keybearer.v1.access)"
+                raise RuleError(message)
+            rules[method_path(method)] = rule
+    return rules

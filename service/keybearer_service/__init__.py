@@ -1,0 +1,1 @@
+"""The keybearer service: issues, lists, rotates, revokes and validates API keys."""

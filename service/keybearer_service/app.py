@@ -1,0 +1,194 @@
+"""The composition root: builds clock, entropy, store, use cases and server, runs and ends them."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import grpc
+import structlog
+
+from keybearer.access import rules_of
+from keybearer.v1 import (
+    account_service_pb2,
+    account_service_pb2_grpc,
+    api_key_service_pb2,
+    api_key_service_pb2_grpc,
+    audit_service_pb2,
+    audit_service_pb2_grpc,
+    token_service_pb2,
+    token_service_pb2_grpc,
+    user_service_pb2,
+    user_service_pb2_grpc,
+)
+from keybearer_service.core import Core, open_core
+from keybearer_service.datadir import DataDir
+from keybearer_service.interceptors import CallPipeline
+from keybearer_service.limits import PeerLimiter
+from keybearer_service.server import EXEMPT_METHODS, Listener, Server
+from keybearer_service.servicers.accounts import AccountServicer
+from keybearer_service.servicers.api_keys import ApiKeyServicer
+from keybearer_service.servicers.audit import AuditServicer
+from keybearer_service.servicers.tokens import TokenServicer
+from keybearer_service.servicers.users import UserServicer
+from keybearer_service.sources import Clock, Entropy, SystemClock, SystemEntropy
+
+log = structlog.get_logger(__name__)
+
+SERVICES = (
+    account_service_pb2.DESCRIPTOR.services_by_name["AccountService"],
+    user_service_pb2.DESCRIPTOR.services_by_name["UserService"],
+    api_key_service_pb2.DESCRIPTOR.services_by_name["ApiKeyService"],
+    token_service_pb2.DESCRIPTOR.services_by_name["TokenService"],
+    audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"],
+)
+QUIET_METHODS = frozenset(
+    f"/keybearer.v1.TokenService/{name}"
+    for name in ("ValidateToken", "BatchValidateTokens", "WhoAmI")
+)
+"""Called all the time: neither logged nor audited one by one, and run on threads of their own, so
+that a stuck write or a long list never makes a validation wait."""
+VALIDATION_THREADS = 32
+MANAGEMENT_THREADS = 8
+HOUSEKEEPING_INTERVAL_S = 60.0
+ABANDON_GRACE_S = 0.5
+"""Long enough for the answers that are on their way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppConfig:
+    """What an App is built from."""
+
+    data_dir: DataDir
+    listener: Listener
+    reflection: bool = True
+
+
+class App:
+    """The running service."""
+
+    def __init__(
+        self,
+        config: AppConfig,
+        *,
+        on_fatal: Callable[[], None],
+        clock: Clock | None = None,
+        entropy: Entropy | None = None,
+    ) -> None:
+        """Build everything and bind the port; `start` begins to serve.
+
+        Args:
+            config: Where the data is and where to listen.
+            on_fatal: Called once the process must end because an outcome is unknown.
+            clock: Tells the time; the machine's by default.
+            entropy: Draws secrets; the machine's by default.
+
+        Raises:
+            DataDirError, StoreError, KeyringError, TlsError, ListenError: It cannot start.
+            RuleError: A method of ours has no access rule.
+        """
+        self.core = open_core(config.data_dir, clock or SystemClock(), entropy or SystemEntropy())
+        try:
+            self._pipeline, self._server = self._build(config, on_fatal)
+        except BaseException:
+            self.core.close()
+            raise
+        self._housekeeper = threading.Thread(target=self._keep_house, name="house", daemon=True)
+        self._stopping = threading.Event()
+        self._told_head = 0
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        return self._server.port
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self.core.usage.start()
+        self._housekeeper.start()
+        self._server.start()
+        log.info("serving", port=self.port, keys=self._count_keys())
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        """Finish what is in flight, write what is in memory, and close everything."""
+        log.info("draining", grace_s=grace_s)
+        self._stopping.set()
+        self._server.stop(grace_s)
+        self._housekeeper.join()
+        self._tell(everything=True)
+        self.core.close()
+        log.info("stopped")
+
+    def abandon(self) -> None:
+        """End at once and write nothing more: what the store holds is no longer known."""
+        self._stopping.set()
+        self._server.stop(ABANDON_GRACE_S)
+        log.critical("abandoned")
+
+    def _build(
+        self, config: AppConfig, on_fatal: Callable[[], None]
+    ) -> tuple[CallPipeline, Server]:
+        core = self.core
+        rules = rules_of(SERVICES)
+        management = ThreadPoolExecutor(MANAGEMENT_THREADS, thread_name_prefix="management")
+        pipeline = CallPipeline(
+            rules,
+            exempt=EXEMPT_METHODS,
+            quiet=QUIET_METHODS,
+            pools={method: management for method in rules if method not in QUIET_METHODS},
+            validator=core.validator,
+            refusals=core.refusals,
+            clock=core.clock,
+            entropy=core.entropy,
+            on_outcome_unknown=on_fatal,
+        )
+        server = Server(
+            config.listener,
+            interceptor=pipeline,
+            register=lambda server: register_servicers(server, core),
+            services=[service.full_name for service in SERVICES],
+            executors=[
+                ThreadPoolExecutor(VALIDATION_THREADS, thread_name_prefix="validation"),
+                management,
+            ],
+            with_reflection=config.reflection,
+        )
+        return pipeline, server
+
+    def _keep_house(self) -> None:
+        while not self._stopping.wait(HOUSEKEEPING_INTERVAL_S):
+            try:
+                self._tell()
+            except Exception:  # the housekeeper outlives what it cannot foresee
+                log.exception("housekeeping_failed")
+
+    def _tell(self, *, everything: bool = False) -> None:
+        self.core.refusals.flush(everything=everything)
+        self._pipeline.tell_suppressed(everything=everything)
+        with self.core.store.read() as reader:
+            seq, head = reader.audit_head()
+        if seq != self._told_head:
+            # Kept outside the database, a head proves that the end of the log was not cut off.
+            self._told_head = seq
+            log.info("audit_head", seq=seq, hash=head.hex())
+
+    def _count_keys(self) -> int:
+        with self.core.store.read() as reader:
+            return reader.key_count()
+
+
+def register_servicers(server: grpc.Server, core: Core) -> None:
+    """Add every servicer of ours."""
+    account_service_pb2_grpc.add_AccountServiceServicer_to_server(
+        AccountServicer(core.accounts, core.clock), server
+    )
+    user_service_pb2_grpc.add_UserServiceServicer_to_server(UserServicer(core.users), server)
+    api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server(
+        ApiKeyServicer(core.keys, core.clock), server
+    )
+    token_service_pb2_grpc.add_TokenServiceServicer_to_server(
+        TokenServicer(core.validator, core.keys, PeerLimiter(core.clock), core.clock), server
+    )
+    audit_service_pb2_grpc.add_AuditServiceServicer_to_server(
+        AuditServicer(core.store, core.page_tokens), server
+    )

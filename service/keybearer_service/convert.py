@@ -1,0 +1,547 @@
+"""Proto <-> model: the only bridge. Reading refuses what the model cannot hold."""
+
+import hashlib
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import Any, Protocol, TypedDict, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from keybearer.access import Role
+from keybearer.v1 import (
+    account_pb2,
+    account_service_pb2,
+    api_key_pb2,
+    api_key_service_pb2,
+    audit_event_pb2,
+    audit_service_pb2,
+    token_service_pb2,
+    user_pb2,
+    user_service_pb2,
+)
+from keybearer_service import fields, keys, users
+from keybearer_service.accounts import NewAccount
+from keybearer_service.calls import ANY_ACCOUNT, Call
+from keybearer_service.errors import FieldInvalid
+from keybearer_service.keys import NEVER_EXPIRES, Expiration, KeyUpdate, Minted, NewKey
+from keybearer_service.model import (
+    Account,
+    Action,
+    ApiKey,
+    AuditEvent,
+    KeyState,
+    Outcome,
+    RevocationReason,
+    TokenRecord,
+    User,
+    UserType,
+    Verdict,
+)
+from keybearer_service.replays import Repeatable
+from keybearer_service.sources import DAY, SECOND
+from keybearer_service.storage import AccountQuery, AuditQuery, KeyQuery, UserQuery
+from keybearer_service.storage.rows import labels_from_text
+from keybearer_service.users import Deletion, NewUser, UserUpdate
+from keybearer_service.validation import Question
+
+MAX_BATCH = 100
+EXPIRES_SOON = 30 * DAY
+NANOS = 10**9
+MIN_SECONDS = -62_135_596_800
+MAX_SECONDS = 253_402_300_799
+"""0001-01-01T00:00:00Z and 9999-12-31T23:59:59Z: the range of a Timestamp, by its definition."""
+MAX_SPAN = 315_576_000_000
+"""10,000 years: the range of a Duration, by its definition."""
+
+E = TypeVar("E", bound=IntEnum)
+
+
+class _Repeatable(Protocol):
+    """A request that may carry a request_id."""
+
+    request_id: str
+    attempt: int
+
+    def SerializeToString(self, *, deterministic: bool) -> bytes:  # noqa: N802 - protobuf's name
+        """Answer the wire form."""
+        ...
+
+
+# --- reading: times, enums, masks -----------------------------------------------------------------
+
+
+def micros_from_timestamp(field: str, value: Timestamp) -> int:
+    """Read a Timestamp.
+
+    Raises:
+        FieldInvalid: Outside the years 1 to 9999, or nanoseconds that are none.
+    """
+    if not (MIN_SECONDS <= value.seconds <= MAX_SECONDS and 0 <= value.nanos < NANOS):
+        raise FieldInvalid(field, "a moment from 0001-01-01T00:00:00Z to 9999-12-31T23:59:59Z")
+    return value.seconds * SECOND + value.nanos // 1000
+
+
+def micros_from_duration(field: str, value: Duration) -> int:
+    """Read a Duration.
+
+    Raises:
+        FieldInvalid: Out of range, or with seconds and nanoseconds of different signs.
+    """
+    same_sign = value.seconds * value.nanos >= 0
+    if abs(value.seconds) > MAX_SPAN or abs(value.nanos) >= NANOS or not same_sign:
+        raise FieldInvalid(field, "a duration of at most 10,000 years, like 3600s")
+    return value.seconds * SECOND + int(value.nanos / 1000)
+
+
+def _member(field: str, enum: type[E], value: int) -> E:
+    try:
+        return enum(value)
+    except ValueError:
+        names = ", ".join(one.name for one in enum if one.value)
+        raise FieldInvalid(field, f"one of {names}; {value} is unknown") from None
+
+
+def _members(field: str, enum: type[E], values: Iterable[int]) -> tuple[E, ...]:
+    found = {_member(f"{field}[{index}]", enum, value) for index, value in enumerate(values)}
+    return tuple(sorted(found))
+
+
+def _paths(mask: FieldMask, updatable: frozenset[str]) -> frozenset[str]:
+    if not mask.paths:
+        raise FieldInvalid("update_mask", f"required: out of {', '.join(sorted(updatable))}")
+    for path in mask.paths:
+        if path not in updatable:
+            raise FieldInvalid("update_mask", f"{path[:64]!r} is not out of {_listed(updatable)}")
+    return frozenset(mask.paths)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def _optional_time(request: Message, field: str) -> int | None:
+    return (
+        micros_from_timestamp(field, getattr(request, field)) if request.HasField(field) else None
+    )
+
+
+def _expiration(
+    request: api_key_service_pb2.CreateApiKeyRequest | api_key_service_pb2.UpdateApiKeyRequest,
+) -> Expiration:
+    choice = request.WhichOneof("expiration")
+    if choice == "expire_time":
+        return Expiration(at=micros_from_timestamp("expire_time", request.expire_time))
+    if choice == "ttl":
+        return Expiration(ttl=micros_from_duration("ttl", request.ttl))
+    if choice == "never_expires" and request.never_expires:
+        return NEVER_EXPIRES
+    raise FieldInvalid("expiration", "one of expire_time, ttl, never_expires: true is required")
+
+
+def repeatable(method: str, request: _Repeatable) -> Repeatable | None:
+    """Read what makes a request recognisable when it comes again; None without a request_id.
+
+    Raises:
+        FieldInvalid: No UUID, a negative attempt, or an attempt without a request_id.
+    """
+    if request.attempt < 0:
+        raise FieldInvalid("attempt", "0 or more")
+    if not request.request_id:
+        if request.attempt:
+            raise FieldInvalid("attempt", "counts the tries of a request_id, which is missing")
+        return None
+    body = type(request)()
+    body.CopyFrom(request)  # type: ignore[attr-defined]  # every request is a Message
+    body.attempt = 0
+    digest = hashlib.sha256(method.encode() + b"\0" + body.SerializeToString(deterministic=True))
+    return Repeatable(
+        fields.request_id("request_id", request.request_id), request.attempt, digest.digest()
+    )
+
+
+# --- reading: requests ----------------------------------------------------------------------------
+
+
+def new_key(request: api_key_service_pb2.CreateApiKeyRequest) -> NewKey:
+    """Read what a key is to be."""
+    role = fields.role("role", _member("role", Role, request.role))
+    return NewKey(
+        name=fields.name("name", request.name),
+        description=fields.text("description", request.description, least=0, most=fields.MAX_TEXT),
+        owner_id=request.owner_id,
+        role=role,
+        scopes=fields.scopes("scopes", request.scopes, role),
+        labels=fields.labels("labels", request.labels),
+        expiration=_expiration(request),
+    )
+
+
+def key_update(request: api_key_service_pb2.UpdateApiKeyRequest) -> KeyUpdate:
+    """Read what of a key is to become what."""
+    paths = _paths(request.update_mask, keys.UPDATABLE)
+    key = request.api_key
+    if "expiration" not in paths and request.WhichOneof("expiration") is not None:
+        raise FieldInvalid("update_mask", "must name `expiration` when one is chosen")
+    if request.etag and key.etag and request.etag != key.etag:
+        raise FieldInvalid("etag", "differs from api_key.etag; give one of them")
+    return KeyUpdate(
+        paths=paths,
+        name=fields.name("api_key.name", key.name) if "name" in paths else "",
+        description=fields.text(
+            "api_key.description", key.description, least=0, most=fields.MAX_TEXT
+        )
+        if "description" in paths
+        else "",
+        labels=fields.labels("api_key.labels", key.labels) if "labels" in paths else {},
+        # Judged against the role that the key will have, which only the store knows.
+        scopes=tuple(key.scopes),
+        role=_member("api_key.role", Role, key.role) if "role" in paths else Role.UNSPECIFIED,
+        expiration=_expiration(request) if "expiration" in paths else None,
+        overlap_end_time=micros_from_timestamp("api_key.overlap_end_time", key.overlap_end_time)
+        if "overlap_end_time" in paths and key.HasField("overlap_end_time")
+        else None,
+        etag=request.etag or key.etag,
+    )
+
+
+def revocation(
+    request: api_key_service_pb2.RevokeApiKeyRequest,
+) -> tuple[RevocationReason, str]:
+    """Read why a key is to be revoked."""
+    if not request.reason:
+        raise FieldInvalid(
+            "reason", "one of LOST, COMPROMISED, SUPERSEDED, NO_LONGER_USED is required"
+        )
+    reason = _member("reason", RevocationReason, request.reason)
+    return reason, fields.text("note", request.note, least=0, most=fields.MAX_TEXT)
+
+
+def overlap(
+    request: api_key_service_pb2.RotateApiKeyRequest | token_service_pb2.RotateSelfRequest,
+) -> int:
+    """Read the life left to an old secret; absent is none."""
+    return fields.overlap("overlap", micros_from_duration("overlap", request.overlap))
+
+
+def key_query(
+    account_id: str, request: api_key_service_pb2.ListApiKeysRequest, now: int
+) -> KeyQuery:
+    """Read which keys are wanted, in which order."""
+    order_by, _, direction = request.order_by.strip().partition(" ")
+    if request.order_by.strip() and (order_by not in keys.ORDERS or direction not in ("", "desc")):
+        raise FieldInvalid(
+            "order_by", f"one of {', '.join(keys.ORDERS)}, each optionally with ` desc`"
+        )
+    return KeyQuery(
+        account_id=account_id,
+        now=now,
+        states=_members("states", KeyState, request.states),
+        owner_id=request.owner_id,
+        name_contains=fields.contained("name_contains", request.name_contains),
+        expires_before=_optional_time(request, "expires_before"),
+        unused_since=_optional_time(request, "unused_since"),
+        order_by=order_by or "create_time",
+        descending=direction == "desc" if order_by else True,
+    )
+
+
+def new_user(request: user_service_pb2.CreateUserRequest) -> NewUser:
+    """Read what a user is to be."""
+    if not request.type:
+        raise FieldInvalid("type", "required: USER_TYPE_PERSON or USER_TYPE_SERVICE_ACCOUNT")
+    return NewUser(
+        email=fields.email("email", request.email),
+        display_name=fields.name("display_name", request.display_name),
+        role=fields.role("role", _member("role", Role, request.role)),
+        type=_member("type", UserType, request.type),
+    )
+
+
+def user_update(request: user_service_pb2.UpdateUserRequest) -> UserUpdate:
+    """Read what of a user is to become what."""
+    paths = _paths(request.update_mask, users.UPDATABLE)
+    user = request.user
+    if request.etag and user.etag and request.etag != user.etag:
+        raise FieldInvalid("etag", "differs from user.etag; give one of them")
+    return UserUpdate(
+        paths=paths,
+        display_name=fields.name("user.display_name", user.display_name)
+        if "display_name" in paths
+        else "",
+        role=fields.role("user.role", _member("user.role", Role, user.role))
+        if "role" in paths
+        else Role.UNSPECIFIED,
+        etag=request.etag or user.etag,
+    )
+
+
+def user_query(account_id: str, request: user_service_pb2.ListUsersRequest) -> UserQuery:
+    """Read which users are wanted."""
+    return UserQuery(
+        account_id=account_id,
+        roles=tuple(one for one in _members("roles", Role, request.roles) if one),
+        types=_members("types", UserType, request.types),
+        email_contains=fields.contained("email_contains", request.email_contains),
+        show_deleted=request.show_deleted,
+    )
+
+
+def new_account(request: account_service_pb2.CreateAccountRequest) -> NewAccount:
+    """Read what an account is to be."""
+    expiration = NEVER_EXPIRES
+    if request.HasField("ttl"):
+        expiration = Expiration(ttl=micros_from_duration("ttl", request.ttl))
+    return NewAccount(
+        name=fields.name("name", request.name),
+        admin_email=fields.email("admin_email", request.admin_email),
+        admin_display_name=fields.name("admin_display_name", request.admin_display_name),
+        expiration=expiration,
+    )
+
+
+def account_query(request: account_service_pb2.ListAccountsRequest) -> AccountQuery:
+    """Read which accounts are wanted."""
+    return AccountQuery(name_contains=fields.contained("name_contains", request.name_contains))
+
+
+def audit_query(
+    account_id: str | None, request: audit_service_pb2.ListAuditEventsRequest
+) -> AuditQuery:
+    """Read which events are wanted."""
+    return AuditQuery(
+        account_id=account_id,
+        actor_id=request.actor_id,
+        target_id=request.target_id,
+        actions=_members("actions", Action, request.actions),
+        after=_optional_time(request, "after"),
+        before=_optional_time(request, "before"),
+    )
+
+
+def question(
+    call: Call, request: token_service_pb2.ValidateTokenRequest, prefix: str = ""
+) -> Question:
+    """Read what is asked about one token. Authority over the account comes before the rest.
+
+    Raises:
+        OperatorOnly: Another account, and the caller is not of the operator account.
+        FieldInvalid: An unknown role, or a scope that nobody can require.
+    """
+    caller = call.identity
+    account_id = request.account_id or caller.account_id
+    if account_id != caller.account_id:
+        call.assert_operator(f"{prefix}account_id")
+    role = request.required_role
+    if not 0 <= role <= Role.ADMIN:
+        _member(f"{prefix}required_role", Role, role)
+    return Question(
+        request.token, account_id, fields.requirement(prefix, Role(role), request.required_scopes)
+    )
+
+
+def questions(call: Call, request: token_service_pb2.BatchValidateTokensRequest) -> list[Question]:
+    """Read what is asked about many tokens."""
+    if not 1 <= len(request.requests) <= MAX_BATCH:
+        raise FieldInvalid("requests", f"1 to {MAX_BATCH}")
+    return [
+        question(call, one, f"requests[{index}].") for index, one in enumerate(request.requests)
+    ]
+
+
+def audited_account(call: Call, requested: str) -> str | None:
+    """Read whose audit log is wanted; None for the whole installation's."""
+    if requested == ANY_ACCOUNT and call.is_operator_admin:
+        return None
+    return call.account(requested)
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def timestamp(micros: int | None) -> Timestamp | None:
+    """Write a moment; None stays absent."""
+    if micros is None:
+        return None
+    seconds, rest = divmod(micros, SECOND)
+    return Timestamp(seconds=seconds, nanos=rest * 1000)
+
+
+def duration(micros: int) -> Duration:
+    """Write a span that is not negative."""
+    seconds, rest = divmod(micros, SECOND)
+    return Duration(seconds=seconds, nanos=rest * 1000)
+
+
+def _wire(number: int) -> Any:
+    """Write an enum's number; the stubs want a type of their own that the model does not know."""
+    return number
+
+
+def account_to_proto(account: Account) -> account_pb2.Account:
+    """Write an account."""
+    return account_pb2.Account(
+        id=account.id,
+        name=account.name,
+        create_time=timestamp(account.create_time),
+        disable_time=timestamp(account.disable_time),
+        is_operator=account.is_operator,
+        etag=f'"{account.row_version}"',
+    )
+
+
+def user_to_proto(user: User) -> user_pb2.User:
+    """Write a user."""
+    return user_pb2.User(
+        id=user.id,
+        account_id=user.account_id,
+        email=user.email,
+        display_name=user.display_name,
+        role=_wire(user.role),
+        type=_wire(user.type),
+        create_time=timestamp(user.create_time),
+        update_time=timestamp(user.update_time),
+        delete_time=timestamp(user.delete_time),
+        etag=keys.etag_of(user),
+    )
+
+
+def key_to_proto(key: ApiKey, now: int) -> api_key_pb2.ApiKey:
+    """Write a key with the state it has at `now`."""
+    return api_key_pb2.ApiKey(
+        id=key.id,
+        account_id=key.account_id,
+        name=key.name,
+        description=key.description,
+        owner_id=key.owner_id,
+        owner_email=key.owner_email,
+        role=_wire(key.role),
+        effective_role=_wire(key.effective_role),
+        scopes=key.scopes,
+        labels=key.labels,
+        state=_wire(key.state_at(now)),
+        create_time=timestamp(key.create_time),
+        created_by=key.created_by,
+        created_by_email=key.created_by_email,
+        update_time=timestamp(key.update_time),
+        expire_time=timestamp(key.expire_time),
+        last_used_time=timestamp(key.last_used_time),
+        use_count=key.use_count,
+        secret_version=key.secret_version,
+        overlap_end_time=timestamp(key.overlap_end_time if key.overlaps_at(now) else None),
+        old_secret_last_used_time=timestamp(key.old_secret_last_used_time),
+        disable_time=timestamp(key.disable_time),
+        revoke_time=timestamp(key.revoke_time),
+        revoked_by=key.revoked_by,
+        revocation_reason=_wire(key.revocation_reason or 0),
+        revocation_note=key.revocation_note,
+        etag=keys.etag_of(key),
+    )
+
+
+class MintedFields(TypedDict):
+    """The fields that every answer with a new token has."""
+
+    api_key: api_key_pb2.ApiKey
+    token: str
+    replayed: bool
+
+
+def minted_fields(minted: Minted, now: int) -> MintedFields:
+    """Write a key with its new token: into an answer, and nowhere else."""
+    return MintedFields(
+        api_key=key_to_proto(minted.key, now), token=minted.token, replayed=minted.replayed
+    )
+
+
+def event_to_proto(event: AuditEvent) -> audit_event_pb2.AuditEvent:
+    """Write an audit event."""
+    return audit_event_pb2.AuditEvent(
+        id=event.id,
+        seq=event.seq,
+        time=timestamp(event.time),
+        account_id=event.account_id,
+        actor=audit_event_pb2.AuditActor(
+            type=_wire(event.actor.type),
+            key_id=event.actor.key_id,
+            user_id=event.actor.user_id,
+            user_email=event.actor.user_email,
+        ),
+        action=_wire(event.action),
+        target=audit_event_pb2.AuditTarget(type=_wire(event.target_type), id=event.target_id),
+        changes=[
+            audit_event_pb2.AuditChange(field=one.field, before=one.before, after=one.after)
+            for one in event.changes
+        ],
+        request_id=event.request_id,
+        peer=event.peer,
+        hash=event.hash,
+    )
+
+
+def deletion_to_proto(deletion: Deletion) -> user_service_pb2.DeleteUserResponse:
+    """Write what a deletion did."""
+    return user_service_pb2.DeleteUserResponse(
+        user=user_to_proto(deletion.user),
+        revoked_key_ids=deletion.revoked.ids,
+        created_for_others_key_ids=deletion.created_for_others.ids,
+        revoked_key_count=deletion.revoked.count,
+        created_for_others_key_count=deletion.created_for_others.count,
+    )
+
+
+def verdict_to_proto(verdict: Verdict) -> token_service_pb2.ValidateTokenResponse:
+    """Write a verdict. Runs on every validation: one message, and nothing optional made up."""
+    if verdict.match is None:
+        return token_service_pb2.ValidateTokenResponse(
+            outcome=_wire(verdict.outcome),
+            revision=verdict.revision,
+            cache_for=duration(verdict.cache_for),
+        )
+    record = verdict.match.record
+    return token_service_pb2.ValidateTokenResponse(
+        valid=verdict.outcome is Outcome.VALID,
+        outcome=_wire(verdict.outcome),
+        key_id=record.key_id,
+        key_name=record.key_name,
+        account_id=record.account_id,
+        owner_id=record.owner_id,
+        owner_email=record.owner_email,
+        owner_type=_wire(record.owner_type),
+        granted_role=_wire(record.role),
+        effective_role=_wire(min(record.role, record.owner_role)),
+        scopes=record.scopes.split(),
+        labels=labels_from_text(record.labels),
+        expire_time=timestamp(record.expire_time),
+        cache_for=duration(verdict.cache_for),
+        revision=verdict.revision,
+        secret_version=verdict.match.secret_version,
+    )
+
+
+def identity_to_proto(call: Call, revision: int, now: int) -> token_service_pb2.WhoAmIResponse:
+    """Write who calls."""
+    match = call.identity.match
+    record: TokenRecord = match.record
+    return token_service_pb2.WhoAmIResponse(
+        key_id=record.key_id,
+        key_name=record.key_name,
+        account_id=record.account_id,
+        owner_id=record.owner_id,
+        owner_email=record.owner_email,
+        owner_type=_wire(record.owner_type),
+        granted_role=_wire(record.role),
+        effective_role=_wire(record.effective_role),
+        scopes=record.scopes.split(),
+        labels=labels_from_text(record.labels),
+        expire_time=timestamp(record.expire_time),
+        expires_soon=match.valid_until is not None and match.valid_until - now <= EXPIRES_SOON,
+        revision=revision,
+        secret_version=match.secret_version,
+        valid=True,
+        outcome=_wire(Outcome.VALID),
+        overlap_end_time=timestamp(None if match.is_current else match.valid_until),
+        is_operator=call.identity.is_operator,
+    )

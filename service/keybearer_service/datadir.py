@@ -1,0 +1,113 @@
+"""The data directory: where everything of an installation lies, and who may use it.
+
+DATA/keybearer.db     the database, with its -wal and -shm beside it
+DATA/peppers/         the key files; keep a copy of them apart from the backups
+DATA/lock             held by the one `serve`
+DATA/admin-token      written by a first `quickstart` without a terminal
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from keybearer_service.storage import dbapi
+
+
+class DataDirError(Exception):
+    """The directory cannot be used. The text says why."""
+
+
+class DataDir:
+    """One data directory."""
+
+    def __init__(self, path: Path) -> None:
+        """Name the directory; nothing is touched."""
+        self.path = path
+        self.database = path / "keybearer.db"
+        self.peppers = path / "peppers"
+        self.admin_token = path / "admin-token"
+        self._lock = path / "lock"
+
+    @property
+    def is_initialised(self) -> bool:
+        """Whether there is a database."""
+        return self.database.exists()
+
+    def assert_initialised(self) -> None:
+        """Refuse a directory without a database.
+
+        Raises:
+            DataDirError: Saying how to make one.
+        """
+        if not self.is_initialised:
+            raise DataDirError(
+                f"{self.path} holds no installation; run `keybearer-server init` or `quickstart`"
+            )
+
+    def create(self) -> None:
+        """Make the directory, for this user alone.
+
+        Raises:
+            DataDirError: It cannot be made, or an installation is in it.
+        """
+        if self.is_initialised:
+            raise DataDirError(f"{self.path} holds an installation already")
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.path.chmod(0o700)
+        except OSError as error:
+            raise DataDirError(f"{self.path}: {error.strerror}") from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory against another `serve`.
+
+        Raises:
+            DataDirError: Another process holds it.
+        """
+        try:
+            descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise DataDirError(f"{self._lock}: {error.strerror}") from None
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DataDirError(
+                    f"{self.path} is in use by another keybearer-server; stop that one first"
+                ) from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def shared_with_server(self) -> Iterator[None]:
+        """Write beside a running `serve`, where the SQLite in use can stand it.
+
+        Raises:
+            DataDirError: This SQLite can damage a database that two processes write, and a server
+                is running.
+        """
+        if not dbapi.has_wal_reset_bug():
+            yield
+            return
+        with self.locked():
+            yield
+
+
+def write_secret_file(path: Path, secret: str) -> None:
+    """Write a token to a new file that only this user can read.
+
+    Raises:
+        DataDirError: The file exists or cannot be written.
+    """
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise DataDirError(f"{path}: {error.strerror}") from None
+    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+        file.write(secret + "\n")
+        file.flush()
+        os.fsync(file.fileno())

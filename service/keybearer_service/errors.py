@@ -1,0 +1,272 @@
+"""The errors that callers see. Code raises them; the call pipeline alone turns them into a status.
+
+One class for every reason of `error_reason.proto` that the service sends. Messages are for people:
+they name the field, say what would be right, and never carry a secret or an exception's text.
+"""
+
+from typing import ClassVar
+
+import grpc
+
+
+class ServiceError(Exception):
+    """The root. Never raised itself."""
+
+    code: ClassVar[grpc.StatusCode]
+    reason: ClassVar[str]
+    retry_after: float | None = None
+    """Seconds, for RetryInfo."""
+
+    def __init__(self, message: str, **metadata: str) -> None:
+        """Take the sentence for people and the metadata for ErrorInfo."""
+        super().__init__(message)
+        self.message = message
+        self.metadata = metadata
+
+
+class CredentialsMissing(ServiceError):
+    """No credential, or not exactly one in the form asked for."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "CREDENTIALS_MISSING"
+
+    def __init__(self) -> None:
+        """Say what would be right."""
+        super().__init__("exactly one `authorization: Bearer <token>` is needed")
+
+
+class CredentialsExpired(ServiceError):
+    """The key has expired; its holder may know."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "CREDENTIALS_EXPIRED"
+
+    def __init__(self) -> None:
+        """Say so."""
+        super().__init__("the key has expired")
+
+
+class CredentialsInvalid(ServiceError):
+    """Anything else wrong with the credential: one text for all."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
+    reason = "CREDENTIALS_INVALID"
+
+    def __init__(self) -> None:
+        """Say nothing more."""
+        super().__init__("the credential is not accepted")
+
+
+class RoleInsufficient(ServiceError):
+    """The effective role is too low."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "ROLE_INSUFFICIENT"
+
+
+class ScopeInsufficient(ServiceError):
+    """The key lacks a scope."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "SCOPE_INSUFFICIENT"
+
+
+class OperatorOnly(ServiceError):
+    """Only the operator account may do this."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "OPERATOR_ONLY"
+
+
+class AuthorityExceeded(ServiceError):
+    """The call would create more authority than its caller holds."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "AUTHORITY_EXCEEDED"
+
+
+class ResourceNotFound(ServiceError):
+    """Nothing, or a thing of another account: alike."""
+
+    code = grpc.StatusCode.NOT_FOUND
+    reason = "RESOURCE_NOT_FOUND"
+
+    def __init__(self, resource: str, resource_id: str) -> None:
+        """Name what was looked for; the id is the caller's own words and may be anything."""
+        super().__init__(f"there is no such {resource}", resource=resource, id=resource_id[:64])
+
+
+class FieldInvalid(ServiceError):
+    """A field of the request is wrong."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = "FIELD_INVALID"
+
+    def __init__(self, field: str, description: str) -> None:
+        """Name the field and say what would be right."""
+        super().__init__(f"{field}: {description}", field=field)
+        self.field = field
+        self.description = description
+
+
+class KeyRevoked(ServiceError):
+    """The key is revoked, for good."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "KEY_REVOKED"
+
+    def __init__(self, key_id: str) -> None:
+        """Name the key."""
+        super().__init__("the key is revoked; create a new one", api_key_id=key_id)
+
+
+class KeyExpired(ServiceError):
+    """The key has expired and is not revived."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "KEY_EXPIRED"
+
+    def __init__(self, key_id: str) -> None:
+        """Name the key."""
+        super().__init__("the key has expired; create a new one", api_key_id=key_id)
+
+
+class LastAdmin(ServiceError):
+    """The account would be left without an administrator."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "LAST_ADMIN"
+
+    def __init__(self, user_id: str) -> None:
+        """Name the user."""
+        super().__init__(
+            "this is the last administrator of the account; make another one first",
+            user_id=user_id,
+        )
+
+
+class OperatorAccountProtected(ServiceError):
+    """The operator account cannot be disabled."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    reason = "OPERATOR_ACCOUNT_PROTECTED"
+
+    def __init__(self, account_id: str) -> None:
+        """Name the account."""
+        super().__init__("the operator account cannot be disabled", account_id=account_id)
+
+
+class EtagMismatch(ServiceError):
+    """The resource has changed since it was read."""
+
+    code = grpc.StatusCode.ABORTED
+    reason = "ETAG_MISMATCH"
+
+    def __init__(self) -> None:
+        """Say what to do."""
+        super().__init__("etag: changed since it was read; read it again and decide again")
+
+
+class EmailTaken(ServiceError):
+    """Another live user of the account has the address."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+    reason = "EMAIL_TAKEN"
+
+    def __init__(self) -> None:
+        """Say so."""
+        super().__init__("email: another user of the account has this address")
+
+
+class RequestIdReused(ServiceError):
+    """The request_id was used with another body."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+    reason = "REQUEST_ID_REUSED"
+
+    def __init__(self, key_id: str) -> None:
+        """Name the key made then."""
+        super().__init__(
+            "request_id: used before with another body; draw a new one", api_key_id=key_id
+        )
+
+
+class ReplayImpossible(ServiceError):
+    """The request was carried out and its token cannot be minted again."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+    reason = "REPLAY_IMPOSSIBLE"
+
+    def __init__(self, key_id: str) -> None:
+        """Name the key made then."""
+        super().__init__(
+            "the request was carried out before and its token cannot be minted again; "
+            "rotate or revoke the key",
+            api_key_id=key_id,
+        )
+
+
+class StoreFull(ServiceError):
+    """The disk of the store is full; nothing was changed."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "STORE_FULL"
+    retry_after = 5.0
+
+    def __init__(self) -> None:
+        """Say so."""
+        super().__init__("the store is full; nothing was changed")
+
+
+class Overloaded(ServiceError):
+    """Too many calls."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "OVERLOADED"
+    retry_after = 1.0
+
+    def __init__(self, message: str = "too many calls; try again later") -> None:
+        """Say what there are too many of."""
+        super().__init__(message)
+
+
+class StoreUnavailable(ServiceError):
+    """The store is locked or cannot be reached; nothing was changed."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "STORE_UNAVAILABLE"
+    retry_after = 1.0
+
+    def __init__(self) -> None:
+        """Say so."""
+        super().__init__("the store cannot be used right now; nothing was changed")
+
+
+class OutcomeUnknown(ServiceError):
+    """The commit failed: the change may or may not have happened."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "OUTCOME_UNKNOWN"
+    retry_after = 2.0
+
+    def __init__(self) -> None:
+        """Say what to do."""
+        super().__init__(
+            "the change may or may not have happened; repeat it with the same request_id "
+            "and a greater attempt, or look"
+        )
+
+
+class Internal(ServiceError):
+    """Unforeseen. The reference stands in the log too."""
+
+    code = grpc.StatusCode.INTERNAL
+    reason = "INTERNAL"
+
+    def __init__(self, reference: str) -> None:
+        """Carry the reference and nothing of the cause."""
+        super().__init__(f"internal error (reference {reference})", reference=reference)
+
+
+class CallAbandoned(Exception):
+    """The caller has gone before the change began; nothing was changed and nobody is told."""

@@ -1,0 +1,80 @@
+"""TokenService: the hot path, and what holders of tokens may do."""
+
+from collections.abc import Iterator
+
+import grpc
+
+from keybearer.v1 import token_service_pb2 as pb
+from keybearer.v1 import token_service_pb2_grpc
+from keybearer_service import convert
+from keybearer_service.calls import current_call
+from keybearer_service.errors import FieldInvalid
+from keybearer_service.keys import KeyManager
+from keybearer_service.limits import PeerLimiter
+from keybearer_service.sources import Clock
+from keybearer_service.validation import Validator
+
+
+class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
+    """Questions about tokens."""
+
+    def __init__(
+        self, validator: Validator, keys: KeyManager, limiter: PeerLimiter, clock: Clock
+    ) -> None:
+        """Take the use cases, and what bounds the one public method."""
+        self._validator = validator
+        self._keys = keys
+        self._limiter = limiter
+        self._clock = clock
+
+    def ValidateToken(
+        self, request: pb.ValidateTokenRequest, context: grpc.ServicerContext
+    ) -> pb.ValidateTokenResponse:
+        """Judge a token."""
+        question = convert.question(current_call(), request)
+        if not question.token:
+            raise FieldInvalid("token", "required")
+        return convert.verdict_to_proto(self._validator.judge(question))
+
+    def BatchValidateTokens(
+        self, request: pb.BatchValidateTokensRequest, context: grpc.ServicerContext
+    ) -> pb.BatchValidateTokensResponse:
+        """Judge many tokens against one snapshot."""
+        verdicts = self._validator.judge_many(convert.questions(current_call(), request))
+        return pb.BatchValidateTokensResponse(
+            responses=[convert.verdict_to_proto(verdict) for verdict in verdicts]
+        )
+
+    def WatchInvalidations(
+        self,
+        request_iterator: Iterator[pb.WatchInvalidationsRequest],
+        context: grpc.ServicerContext,
+    ) -> Iterator[pb.WatchInvalidationsResponse]:
+        """Tell of changes."""
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "not served by this version")
+
+    def WhoAmI(self, request: pb.WhoAmIRequest, context: grpc.ServicerContext) -> pb.WhoAmIResponse:
+        """Answer who the caller is."""
+        call = current_call()
+        return convert.identity_to_proto(call, self._validator.revision(), self._clock.now())
+
+    def RotateSelf(
+        self, request: pb.RotateSelfRequest, context: grpc.ServicerContext
+    ) -> pb.RotateSelfResponse:
+        """Give the calling key a new secret."""
+        call = current_call()
+        minted = self._keys.rotate_self(
+            call, convert.overlap(request), convert.repeatable(call.method, request)
+        )
+        return pb.RotateSelfResponse(**convert.minted_fields(minted, self._clock.now()))
+
+    def RevokeToken(
+        self, request: pb.RevokeTokenRequest, context: grpc.ServicerContext
+    ) -> pb.RevokeTokenResponse:
+        """Revoke what a token opens, for whoever holds it."""
+        call = current_call()
+        self._limiter.admit(call.peer)
+        if not request.token:
+            raise FieldInvalid("token", "required")
+        self._keys.revoke_token(call, request.token)
+        return pb.RevokeTokenResponse()

@@ -1,0 +1,34 @@
+"""The SQLite driver: the one place that chooses it and the only module that imports one.
+
+`pysqlite3` carries a current SQLite in its wheels, and sqlite-utils picks it up by itself. Where no
+wheel exists the standard library's module serves, with whatever SQLite the system has.
+"""
+
+try:
+    import pysqlite3.dbapi2 as driver
+except ImportError:  # no wheel for this platform
+    import sqlite3.dbapi2 as driver  # the same interface, other classes
+
+Connection = driver.Connection
+Cursor = driver.Cursor
+DatabaseError = driver.DatabaseError
+IntegrityError = driver.IntegrityError
+OperationalError = driver.OperationalError
+ProgrammingError = driver.ProgrammingError
+connect = driver.connect
+
+VERSION: tuple[int, ...] = tuple(driver.sqlite_version_info)
+"""The version of SQLite itself."""
+
+_FIXED = (3, 51, 3)
+_BACKPORTS = ((3, 50, 7), (3, 44, 6))
+
+
+def has_wal_reset_bug() -> bool:
+    """Tell whether this SQLite can corrupt a WAL database that two processes write.
+
+    Fixed in 3.51.3, with backports in 3.50.7 and 3.44.6 (sqlite.org/wal.html, "the WAL reset bug").
+    """
+    if VERSION >= _FIXED:
+        return False
+    return not any(VERSION[:2] == fixed[:2] and fixed <= VERSION for fixed in _BACKPORTS)

@@ -1,0 +1,175 @@
+"""The schema, as numbered steps. Append only: a step that was released is never edited.
+
+`apply` runs them inside BEGIN IMMEDIATE, because two starting processes race otherwise.
+"""
+
+from typing import cast
+
+from sqlite_utils import Database, Migrations
+
+from keybearer_service.storage import APPLICATION_ID, StoreUnusableError
+from keybearer_service.storage.dbapi import Connection
+
+migrations = Migrations("keybearer")
+
+_INITIAL = f"""
+PRAGMA application_id = {APPLICATION_ID};
+
+CREATE TABLE installation (
+  id INTEGER PRIMARY KEY CHECK (id = 1),
+  epoch TEXT NOT NULL,
+  revision INTEGER NOT NULL,
+  prefix TEXT NOT NULL,
+  retired_prefixes TEXT NOT NULL DEFAULT '',
+  operator_account_id TEXT NOT NULL,
+  create_time INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE accounts (
+  id TEXT PRIMARY KEY,
+  name TEXT NOT NULL,
+  create_time INTEGER NOT NULL,
+  disable_time INTEGER,
+  is_operator INTEGER NOT NULL DEFAULT 0,
+  row_version INTEGER NOT NULL DEFAULT 1
+) STRICT;
+CREATE INDEX accounts_by_create_time ON accounts (create_time, id);
+
+CREATE TABLE users (
+  id TEXT PRIMARY KEY,
+  account_id TEXT NOT NULL REFERENCES accounts (id),
+  email TEXT NOT NULL,
+  display_name TEXT NOT NULL,
+  role INTEGER NOT NULL,
+  type INTEGER NOT NULL,
+  create_time INTEGER NOT NULL,
+  update_time INTEGER NOT NULL,
+  delete_time INTEGER,
+  row_version INTEGER NOT NULL DEFAULT 1
+) STRICT;
+CREATE UNIQUE INDEX users_by_email ON users (account_id, email) WHERE delete_time IS NULL;
+CREATE INDEX users_by_create_time ON users (account_id, create_time, id);
+
+CREATE TABLE peppers (
+  id TEXT PRIMARY KEY,
+  check_value BLOB NOT NULL,
+  create_time INTEGER NOT NULL,
+  retire_time INTEGER
+) STRICT;
+
+CREATE TABLE api_keys (
+  id TEXT PRIMARY KEY,
+  account_id TEXT NOT NULL REFERENCES accounts (id),
+  owner_id TEXT NOT NULL REFERENCES users (id),
+  name TEXT NOT NULL,
+  description TEXT NOT NULL DEFAULT '',
+  role INTEGER NOT NULL,
+  scopes TEXT NOT NULL DEFAULT '',
+  labels TEXT NOT NULL DEFAULT '',
+  create_time INTEGER NOT NULL,
+  created_by TEXT NOT NULL REFERENCES users (id),
+  update_time INTEGER NOT NULL,
+  expire_time INTEGER,
+  disable_time INTEGER,
+  revoke_time INTEGER,
+  revoked_by TEXT NOT NULL DEFAULT '',
+  revocation_reason INTEGER,
+  revocation_note TEXT NOT NULL DEFAULT '',
+  row_version INTEGER NOT NULL DEFAULT 1,
+  secret_version INTEGER NOT NULL DEFAULT 1,
+  secret_create_time INTEGER NOT NULL,
+  secret_used INTEGER NOT NULL DEFAULT 0,
+  digest BLOB NOT NULL,
+  pepper_id TEXT NOT NULL REFERENCES peppers (id),
+  old_digest BLOB,
+  old_pepper_id TEXT REFERENCES peppers (id),
+  old_secret_version INTEGER,
+  overlap_end_time INTEGER,
+  last_used_time INTEGER,
+  use_count INTEGER NOT NULL DEFAULT 0,
+  old_secret_last_used_time INTEGER
+) STRICT;
+CREATE INDEX api_keys_by_create_time ON api_keys (account_id, create_time, id);
+CREATE INDEX api_keys_by_expire_time
+  ON api_keys (account_id, coalesce(expire_time, 9223372036854775807), id);
+CREATE INDEX api_keys_by_name ON api_keys (account_id, name, id);
+CREATE INDEX api_keys_by_last_used_time ON api_keys (account_id, coalesce(last_used_time, -1), id);
+CREATE INDEX api_keys_by_owner ON api_keys (owner_id) WHERE revoke_time IS NULL;
+CREATE INDEX api_keys_by_creator ON api_keys (created_by) WHERE revoke_time IS NULL;
+
+CREATE TABLE request_records (
+  user_id TEXT NOT NULL,
+  request_id TEXT NOT NULL,
+  body_hash BLOB NOT NULL,
+  attempt INTEGER NOT NULL,
+  key_id TEXT NOT NULL,
+  secret_version INTEGER NOT NULL,
+  create_time INTEGER NOT NULL,
+  PRIMARY KEY (user_id, request_id)
+) STRICT;
+CREATE INDEX request_records_by_create_time ON request_records (create_time);
+
+CREATE TABLE changes (
+  revision INTEGER PRIMARY KEY,
+  time INTEGER NOT NULL,
+  account_id TEXT NOT NULL,
+  kind INTEGER NOT NULL,
+  subject_id TEXT NOT NULL
+) STRICT;
+
+CREATE TABLE audit_events (
+  seq INTEGER PRIMARY KEY,
+  id TEXT NOT NULL UNIQUE,
+  time INTEGER NOT NULL,
+  account_id TEXT NOT NULL,
+  actor_type INTEGER NOT NULL,
+  actor_key_id TEXT NOT NULL,
+  actor_user_id TEXT NOT NULL,
+  actor_user_email TEXT NOT NULL,
+  action INTEGER NOT NULL,
+  target_type INTEGER NOT NULL,
+  target_id TEXT NOT NULL,
+  changes TEXT NOT NULL,
+  request_id TEXT NOT NULL,
+  peer TEXT NOT NULL,
+  hash BLOB NOT NULL
+) STRICT;
+CREATE INDEX audit_events_by_account ON audit_events (account_id, seq);
+CREATE INDEX audit_events_by_target ON audit_events (target_id, seq);
+"""
+
+
+@migrations()
+def m001_initial(db: Database) -> None:
+    """Everything of 0.1.0."""
+    for statement in _INITIAL.split(";\n"):
+        if statement.strip():
+            db.execute(statement)
+
+
+def apply(connection: Connection) -> None:
+    """Bring the schema up to date, once, whoever else starts at the same time.
+
+    Raises:
+        StoreUnusableError: The database was written by a newer version.
+    """
+    db = Database(cast("str", connection))  # sqlite-utils takes the driver's connection as it is
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        known = {migration.name for migration in migrations._migrations}  # noqa: SLF001 - no public list
+        applied = {migration.name for migration in migrations.applied(db)}
+        _assert_known(applied - known)
+        migrations.apply(db)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _assert_known(unknown: set[str]) -> None:
+    if unknown:
+        raise StoreUnusableError(
+            "the database was written by a newer version of keybearer "
+            f"({', '.join(sorted(unknown))}); use that version"
+        )

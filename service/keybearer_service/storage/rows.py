@@ -1,0 +1,322 @@
+"""Row <-> model: the only bridge. Columns are named once, here, and read by position."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from keybearer.access import Role
+from keybearer_service.model import (
+    Account,
+    Action,
+    Actor,
+    ActorType,
+    ApiKey,
+    AuditEvent,
+    Change,
+    FieldChange,
+    Installation,
+    Pepper,
+    RequestRecord,
+    RevocationReason,
+    StoredSecret,
+    SubjectKind,
+    TargetType,
+    User,
+    UserType,
+)
+
+Row = Sequence[Any]
+Columns = dict[str, Any]
+
+INSTALLATION = "epoch, revision, prefix, retired_prefixes, operator_account_id, create_time"
+ACCOUNT = "id, name, create_time, disable_time, is_operator, row_version"
+USER = (
+    "id, account_id, email, display_name, role, type, create_time, update_time, delete_time,"
+    " row_version"
+)
+API_KEY = (
+    "k.id, k.account_id, k.owner_id, k.name, k.description, k.role, k.scopes, k.labels,"
+    " k.create_time, k.created_by, k.update_time, k.expire_time, k.disable_time, k.revoke_time,"
+    " k.revoked_by, k.revocation_reason, k.revocation_note, k.row_version, k.secret_version,"
+    " k.secret_create_time, k.secret_used, k.overlap_end_time, k.last_used_time, k.use_count,"
+    " k.old_secret_last_used_time, o.email, o.role, c.email"
+)
+API_KEY_SOURCE = "api_keys k JOIN users o ON o.id = k.owner_id JOIN users c ON c.id = k.created_by"
+TOKEN_RECORD = (
+    "k.id, k.account_id, k.owner_id, k.name, k.role, k.scopes, k.labels, k.expire_time,"
+    " k.disable_time, k.revoke_time, k.secret_version, k.secret_used, k.secret_create_time,"
+    " k.digest, k.pepper_id, k.old_digest, k.old_pepper_id, k.old_secret_version,"
+    " k.overlap_end_time, u.role, u.email, u.type, u.delete_time, a.disable_time, a.is_operator"
+)
+"""In the order of the fields of TokenRecord."""
+TOKEN_RECORD_SOURCE = (
+    "api_keys k JOIN users u ON u.id = k.owner_id JOIN accounts a ON a.id = k.account_id"
+)
+OLD_SECRET = ("old_digest", "old_pepper_id", "old_secret_version", "overlap_end_time")
+"""What is erased once an old secret is dead."""
+AUDIT_EVENT = (
+    "seq, id, time, account_id, actor_type, actor_key_id, actor_user_id, actor_user_email,"
+    " action, target_type, target_id, changes, request_id, peer, hash"
+)
+
+
+def installation_from_row(row: Row) -> Installation:
+    """Read the columns INSTALLATION."""
+    return Installation(
+        epoch=row[0],
+        revision=row[1],
+        prefix=row[2],
+        retired_prefixes=tuple(row[3].split()),
+        operator_account_id=row[4],
+        create_time=row[5],
+    )
+
+
+def row_from_installation(installation: Installation) -> Columns:
+    """Write the installation's row."""
+    return {
+        "id": 1,
+        "epoch": installation.epoch,
+        "revision": installation.revision,
+        "prefix": installation.prefix,
+        "retired_prefixes": " ".join(installation.retired_prefixes),
+        "operator_account_id": installation.operator_account_id,
+        "create_time": installation.create_time,
+    }
+
+
+def account_from_row(row: Row) -> Account:
+    """Read the columns ACCOUNT."""
+    return Account(
+        id=row[0],
+        name=row[1],
+        create_time=row[2],
+        disable_time=row[3],
+        is_operator=bool(row[4]),
+        row_version=row[5],
+    )
+
+
+def row_from_account(account: Account) -> Columns:
+    """Write an account's row."""
+    return {
+        "id": account.id,
+        "name": account.name,
+        "create_time": account.create_time,
+        "disable_time": account.disable_time,
+        "is_operator": int(account.is_operator),
+        "row_version": account.row_version,
+    }
+
+
+def user_from_row(row: Row) -> User:
+    """Read the columns USER."""
+    return User(
+        id=row[0],
+        account_id=row[1],
+        email=row[2],
+        display_name=row[3],
+        role=Role(row[4]),
+        type=UserType(row[5]),
+        create_time=row[6],
+        update_time=row[7],
+        delete_time=row[8],
+        row_version=row[9],
+    )
+
+
+def row_from_user(user: User) -> Columns:
+    """Write a user's row."""
+    return {
+        "id": user.id,
+        "account_id": user.account_id,
+        "email": user.email,
+        "display_name": user.display_name,
+        "role": int(user.role),
+        "type": int(user.type),
+        "create_time": user.create_time,
+        "update_time": user.update_time,
+        "delete_time": user.delete_time,
+        "row_version": user.row_version,
+    }
+
+
+def labels_from_text(text: str) -> dict[str, str]:
+    """Read the labels column: a JSON object, or nothing."""
+    return json.loads(text) if text else {}
+
+
+def text_from_labels(labels: Mapping[str, str]) -> str:
+    """Write the labels column, with its keys in order so that equal labels are equal text."""
+    return json.dumps(labels, sort_keys=True, separators=(",", ":")) if labels else ""
+
+
+def api_key_from_row(row: Row) -> ApiKey:
+    """Read the columns API_KEY."""
+    return ApiKey(
+        id=row[0],
+        account_id=row[1],
+        owner_id=row[2],
+        name=row[3],
+        description=row[4],
+        role=Role(row[5]),
+        scopes=tuple(row[6].split()),
+        labels=labels_from_text(row[7]),
+        create_time=row[8],
+        created_by=row[9],
+        update_time=row[10],
+        expire_time=row[11],
+        disable_time=row[12],
+        revoke_time=row[13],
+        revoked_by=row[14],
+        revocation_reason=None if row[15] is None else RevocationReason(row[15]),
+        revocation_note=row[16],
+        row_version=row[17],
+        secret_version=row[18],
+        secret_create_time=row[19],
+        secret_used=bool(row[20]),
+        overlap_end_time=row[21],
+        last_used_time=row[22],
+        use_count=row[23],
+        old_secret_last_used_time=row[24],
+        owner_email=row[25],
+        owner_role=Role(row[26]),
+        created_by_email=row[27],
+    )
+
+
+def administrative_columns(key: ApiKey) -> Columns:
+    """Write what an administrator may change of a key: no usage, no secret."""
+    return {
+        "name": key.name,
+        "description": key.description,
+        "role": int(key.role),
+        "scopes": " ".join(key.scopes),
+        "labels": text_from_labels(key.labels),
+        "update_time": key.update_time,
+        "expire_time": key.expire_time,
+        "disable_time": key.disable_time,
+        "revoke_time": key.revoke_time,
+        "revoked_by": key.revoked_by,
+        "revocation_reason": key.revocation_reason,
+        "revocation_note": key.revocation_note,
+        "row_version": key.row_version,
+        "overlap_end_time": key.overlap_end_time,
+    }
+
+
+def secret_columns(key: ApiKey, current: StoredSecret, old: StoredSecret | None) -> Columns:
+    """Write the secrets of a key and what goes with them."""
+    return {
+        "secret_version": key.secret_version,
+        "secret_create_time": key.secret_create_time,
+        "secret_used": int(key.secret_used),
+        "digest": current.digest,
+        "pepper_id": current.pepper_id,
+        "old_digest": None if old is None else old.digest,
+        "old_pepper_id": None if old is None else old.pepper_id,
+        "old_secret_version": None if old is None else old.version,
+        "overlap_end_time": key.overlap_end_time,
+        "old_secret_last_used_time": key.old_secret_last_used_time,
+        "update_time": key.update_time,
+        "row_version": key.row_version,
+    }
+
+
+def row_from_new_api_key(key: ApiKey, secret: StoredSecret) -> Columns:
+    """Write the row of a key that was just made."""
+    return {
+        "id": key.id,
+        "account_id": key.account_id,
+        "owner_id": key.owner_id,
+        "create_time": key.create_time,
+        "created_by": key.created_by,
+        **administrative_columns(key),
+        **secret_columns(key, secret, None),
+    }
+
+
+def pepper_from_row(row: Row) -> Pepper:
+    """Read id, check_value, create_time, retire_time and the number of live secrets."""
+    return Pepper(
+        id=row[0], check=row[1], create_time=row[2], retire_time=row[3], live_secrets=row[4]
+    )
+
+
+def request_record_from_row(row: Row) -> RequestRecord:
+    """Read all columns of request_records."""
+    return RequestRecord(
+        user_id=row[0],
+        request_id=row[1],
+        body_hash=row[2],
+        attempt=row[3],
+        key_id=row[4],
+        secret_version=row[5],
+        create_time=row[6],
+    )
+
+
+def row_from_request_record(record: RequestRecord) -> Columns:
+    """Write a request's row."""
+    return {
+        "user_id": record.user_id,
+        "request_id": record.request_id,
+        "body_hash": record.body_hash,
+        "attempt": record.attempt,
+        "key_id": record.key_id,
+        "secret_version": record.secret_version,
+        "create_time": record.create_time,
+    }
+
+
+def change_from_row(row: Row) -> Change:
+    """Read all columns of changes."""
+    return Change(row[0], row[1], row[2], SubjectKind(row[3]), row[4])
+
+
+def audit_event_from_row(row: Row) -> AuditEvent:
+    """Read the columns AUDIT_EVENT."""
+    return AuditEvent(
+        seq=row[0],
+        id=row[1],
+        time=row[2],
+        account_id=row[3],
+        actor=Actor(type=ActorType(row[4]), key_id=row[5], user_id=row[6], user_email=row[7]),
+        action=Action(row[8]),
+        target_type=TargetType(row[9]),
+        target_id=row[10],
+        changes=tuple(FieldChange(*change) for change in json.loads(row[11])),
+        request_id=row[12],
+        peer=row[13],
+        hash=row[14],
+    )
+
+
+def row_from_audit_event(event: AuditEvent) -> Columns:
+    """Write an event's row."""
+    return {
+        "seq": event.seq,
+        "id": event.id,
+        "time": event.time,
+        "account_id": event.account_id,
+        "actor_type": int(event.actor.type),
+        "actor_key_id": event.actor.key_id,
+        "actor_user_id": event.actor.user_id,
+        "actor_user_email": event.actor.user_email,
+        "action": int(event.action),
+        "target_type": int(event.target_type),
+        "target_id": event.target_id,
+        "changes": text_from_changes(event.changes),
+        "request_id": event.request_id,
+        "peer": event.peer,
+        "hash": event.hash,
+    }
+
+
+def text_from_changes(changes: Sequence[FieldChange]) -> str:
+    """Write the changes of an event as JSON, the form that is hashed too."""
+    return json.dumps(
+        [[change.field, change.before, change.after] for change in changes],
+        separators=(",", ":"),
+        ensure_ascii=True,
+    )

@@ -1,0 +1,690 @@
+"""The embedded store: SQLite in WAL mode, one writer at a time, a reader for each thread.
+
+`synchronous=FULL`: replaying every crash point of a recorded run loses nothing with it and loses
+acknowledged writes with NORMAL, so it is asserted when the store opens.
+"""
+
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, cast
+
+from sqlite_utils import Database
+from sqlite_utils.db import Table
+
+from keybearer_service.model import (
+    Account,
+    ApiKey,
+    AuditEvent,
+    Change,
+    Installation,
+    KeyState,
+    Pepper,
+    RequestRecord,
+    RevocationReason,
+    StoredSecret,
+    SubjectKind,
+    TokenRecord,
+    Use,
+    User,
+)
+from keybearer_service.sources import HOUR, MINUTE
+from keybearer_service.storage import (
+    APPLICATION_ID,
+    NEVER,
+    UNUSED,
+    AccountQuery,
+    AuditQuery,
+    CommitFailedError,
+    KeyQuery,
+    Page,
+    Reader,
+    Revoked,
+    StoreClosedError,
+    StoreFullError,
+    StoreLockedError,
+    StoreUnusableError,
+    UserQuery,
+    Writer,
+    dbapi,
+    migrations,
+    rows,
+)
+
+BUSY_TIMEOUT_S: Final = 2.0
+"""How long a mutation waits for another process's; afterwards UNAVAILABLE."""
+CHANGES_KEPT_FOR: Final = 10 * MINUTE
+CHANGES_KEPT: Final = 100_000
+"""Resuming watchers may ask for this much history: section 4 of the wire contract."""
+REQUESTS_KEPT_FOR: Final = 24 * HOUR
+MAX_USES: Final = 1_000_000
+"""The most uses one item may add: an oversized count would make a STRICT table refuse them all."""
+
+_LOOKUP = (
+    f"SELECT i.revision, {rows.TOKEN_RECORD} FROM installation i"
+    " LEFT JOIN api_keys k ON k.id = ? LEFT JOIN users u ON u.id = k.owner_id"
+    " LEFT JOIN accounts a ON a.id = k.account_id"
+)
+_FULL = frozenset({"SQLITE_FULL"})
+_LOCKED = frozenset({"SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_BUSY_SNAPSHOT", "SQLITE_CANTOPEN"})
+
+
+class SqliteStore:
+    """The Store over one SQLite file."""
+
+    def __init__(self, path: Path, *, migrate: bool = True) -> None:
+        """Open the database file, which must exist, and bring its schema up to date.
+
+        Raises:
+            StoreUnusableError: Not a database of ours, damaged, or written by a newer version.
+            StoreLockedError: Another process holds it.
+        """
+        self._path = path
+        self._local = threading.local()
+        self._connections: list[dbapi.Connection] = []
+        self._connections_lock = threading.Lock()
+        self._write_lock = threading.Lock()
+        self._closed = False
+        try:
+            self._writer = self._connect()
+            self._assert_ours()
+            if migrate:
+                migrations.apply(self._writer)
+            self._db = Database(cast("str", self._writer))  # it takes a connection of any driver
+        except dbapi.DatabaseError as error:
+            self.close()
+            if _name_of(error) in _LOCKED:
+                raise StoreLockedError("the database is locked by another process") from error
+            raise StoreUnusableError(f"{path.name} cannot be used: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+
+    @staticmethod
+    def create(path: Path) -> "SqliteStore":
+        """Make a new database file and open it.
+
+        Raises:
+            StoreUnusableError: The file exists already.
+        """
+        try:
+            path.touch(mode=0o600, exist_ok=False)
+        except FileExistsError:
+            raise StoreUnusableError(f"{path.name} exists already") from None
+        return SqliteStore(path)
+
+    # --- the hot path -----------------------------------------------------------------------------
+
+    def lookup(self, key_id: str) -> tuple[TokenRecord | None, int]:
+        """Answer a key's record and the revision, of one statement's snapshot."""
+        with _translated():
+            row = self._reader().execute(_LOOKUP, (key_id,)).fetchone()
+        return _record_and_revision(row)
+
+    def lookup_many(self, key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], int]:
+        """Answer the known ones of many keys and the revision, of one snapshot."""
+        found: dict[str, TokenRecord] = {}
+        with self.read() as reader:
+            for key_id in key_ids:
+                record = reader.lookup(key_id)
+                if record is not None:
+                    found[key_id] = record
+            return found, reader.installation().revision
+
+    def version(self) -> int:
+        """Answer SQLite's data_version, which moves when any other connection commits.
+
+        The writer is always another connection than the reader of the calling thread.
+        """
+        with _translated():
+            return int(self._reader().execute("PRAGMA data_version").fetchone()[0])
+
+    # --- transactions -----------------------------------------------------------------------------
+
+    @contextmanager
+    def read(self) -> Iterator[Reader]:
+        """Open a snapshot on the calling thread's connection."""
+        connection = self._reader()
+        with _translated():
+            connection.execute("BEGIN")
+        try:
+            with _translated():
+                yield _SqliteReader(connection)
+        finally:
+            connection.execute("ROLLBACK")
+
+    @contextmanager
+    def write(self) -> Iterator[Writer]:
+        """Open BEGIN IMMEDIATE; commit at the end of the block."""
+        with self._transaction():
+            yield _SqliteWriter(self._writer, self._db)
+
+    @contextmanager
+    def _transaction(self) -> Generator[None, None, None]:
+        if not self._write_lock.acquire(timeout=BUSY_TIMEOUT_S):
+            raise StoreLockedError("another write has held the store for too long")
+        try:
+            self._assert_open()
+            with _translated():
+                self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                with _translated():
+                    yield
+            except BaseException:
+                self._roll_back()
+                raise
+            self._commit()
+        finally:
+            self._write_lock.release()
+
+    def _commit(self) -> None:
+        try:
+            self._writer.execute("COMMIT")
+        except dbapi.DatabaseError as error:
+            # With WAL the pages are written here, so a full disk is noticed here: the commit frame
+            # is not in the log and the rollback is certain. Any other failure, above all of the
+            # sync, leaves the frame where recovery may find it.
+            if _name_of(error) in _FULL:
+                self._roll_back()
+                raise StoreFullError("the disk is full") from error
+            raise CommitFailedError(f"commit failed: {_name_of(error)}") from error
+
+    def _roll_back(self) -> None:
+        # Some errors end the transaction by themselves.
+        if self._writer.in_transaction:
+            self._writer.execute("ROLLBACK")
+
+    # --- usage ------------------------------------------------------------------------------------
+
+    def add_uses(self, uses: Sequence[Use]) -> None:
+        """Add uses, forward only, in one transaction; touches usage columns and nothing else."""
+        items = [
+            (
+                use.last_used_time,
+                min(max(use.uses, 1), MAX_USES),
+                use.secret_version,
+                use.key_id,
+            )
+            for use in uses
+        ]
+        with self._transaction():
+            self._writer.executemany(
+                "UPDATE api_keys SET"
+                " last_used_time = max(coalesce(last_used_time, 0), create_time, ?1),"
+                " use_count = min(use_count + ?2, 4611686018427387904),"
+                " secret_used = (secret_used OR secret_version = ?3),"
+                " old_secret_last_used_time = CASE"
+                "  WHEN old_secret_version = ?3"
+                "  THEN max(coalesce(old_secret_last_used_time, 0), ?1)"
+                "  ELSE old_secret_last_used_time END"
+                " WHERE id = ?4 AND revoke_time IS NULL",
+                items,
+            )
+
+    # --- care -------------------------------------------------------------------------------------
+
+    def check(self) -> Sequence[str]:
+        """Run SQLite's own integrity and foreign key checks."""
+        with _translated():
+            connection = self._reader()
+            damage = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
+            orphans = [
+                f"a row of {row[0]} points to a missing row of {row[2]}"
+                for row in connection.execute("PRAGMA foreign_key_check")
+            ]
+        return [finding for finding in damage if finding != "ok"] + orphans
+
+    def backup(self, path: Path) -> None:
+        """Copy the database with SQLite's online backup, page by page, while it is in use."""
+        path.touch(mode=0o600, exist_ok=False)
+        target = dbapi.connect(str(path), isolation_level=None)
+        try:
+            with _translated():
+                self._reader().backup(target, pages=4096)
+                # A copy is a file by itself: no WAL beside it.
+                target.execute("PRAGMA journal_mode = DELETE")
+        finally:
+            target.close()
+
+    def close(self) -> None:
+        """Close every connection; the last one folds the WAL into the database."""
+        self._closed = True
+        with self._connections_lock:
+            for connection in reversed(self._connections):
+                connection.close()
+            self._connections.clear()
+
+    # --- connections ------------------------------------------------------------------------------
+
+    def _reader(self) -> dbapi.Connection:
+        connection: dbapi.Connection | None = getattr(self._local, "connection", None)
+        if connection is None or self._closed:
+            self._assert_open()
+            connection = self._connect(read_only=True)
+            self._local.connection = connection
+        return connection
+
+    def _connect(self, *, read_only: bool = False) -> dbapi.Connection:
+        # Any thread may close a connection; only its own thread uses it (the writer: its lock).
+        connection = dbapi.connect(
+            f"{self._path.absolute().as_uri()}?mode=rw",
+            uri=True,
+            isolation_level=None,
+            timeout=BUSY_TIMEOUT_S,
+            check_same_thread=False,
+        )
+        with self._connections_lock:
+            self._connections.append(connection)
+        for pragma in (
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+            "secure_delete = ON",
+            "trusted_schema = OFF",
+            "cache_size = -16384",
+            *(("query_only = ON", "wal_autocheckpoint = 0") if read_only else ()),
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+        if connection.execute("PRAGMA synchronous").fetchone()[0] != 2:  # noqa: PLR2004 - FULL
+            raise StoreUnusableError("this SQLite does not take synchronous=FULL")
+        if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+            raise StoreUnusableError("the file system cannot hold a WAL; use a local disk")
+        return connection
+
+    def _assert_open(self) -> None:
+        if self._closed:
+            raise StoreClosedError("the store is closed")
+
+    def _assert_ours(self) -> None:
+        marked = self._writer.execute("PRAGMA application_id").fetchone()[0]
+        tables = self._writer.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        if tables and marked != APPLICATION_ID:
+            raise StoreUnusableError(f"{self._path.name} is a database of something else")
+
+
+class _SqliteReader:
+    """A Reader over one connection that is inside a transaction."""
+
+    def __init__(self, connection: dbapi.Connection) -> None:
+        self._connection = connection
+
+    def installation(self) -> Installation:
+        row = self._one(f"SELECT {rows.INSTALLATION} FROM installation")
+        if row is None:
+            raise StoreUnusableError("the database was never initialised; run `init`")
+        return rows.installation_from_row(row)
+
+    def lookup(self, key_id: str) -> TokenRecord | None:
+        return _record_and_revision(self._one(_LOOKUP, key_id))[0]
+
+    def account(self, account_id: str) -> Account | None:
+        row = self._one(f"SELECT {rows.ACCOUNT} FROM accounts WHERE id = ?", account_id)
+        return None if row is None else rows.account_from_row(row)
+
+    def user(self, user_id: str) -> User | None:
+        row = self._one(f"SELECT {rows.USER} FROM users WHERE id = ?", user_id)
+        return None if row is None else rows.user_from_row(row)
+
+    def user_by_email(self, account_id: str, email: str) -> User | None:
+        row = self._one(
+            f"SELECT {rows.USER} FROM users"
+            " WHERE account_id = ? AND email = ? AND delete_time IS NULL",
+            account_id,
+            email,
+        )
+        return None if row is None else rows.user_from_row(row)
+
+    def api_key(self, key_id: str) -> ApiKey | None:
+        row = self._one(f"SELECT {rows.API_KEY} FROM {rows.API_KEY_SOURCE} WHERE k.id = ?", key_id)
+        return None if row is None else rows.api_key_from_row(row)
+
+    def secrets_of(self, key_id: str) -> tuple[StoredSecret, StoredSecret | None]:
+        row = self._one(
+            "SELECT digest, pepper_id, secret_version, old_digest, old_pepper_id,"
+            " old_secret_version FROM api_keys WHERE id = ?",
+            key_id,
+        )
+        if row is None:
+            raise KeyError(key_id)
+        return StoredSecret(*row[:3]), None if row[3] is None else StoredSecret(*row[3:])
+
+    def list_accounts(self, query: AccountQuery, page: Page) -> Sequence[Account]:
+        where = _Where()
+        if query.name_contains:
+            where.add("instr(lower(name), lower(?)) > 0", query.name_contains)
+        found = self._page(
+            f"SELECT {rows.ACCOUNT} FROM accounts",
+            where,
+            page,
+            sort="create_time",
+            tie="id",
+            descending=True,
+        )
+        return [rows.account_from_row(row) for row in found]
+
+    def list_users(self, query: UserQuery, page: Page) -> Sequence[User]:
+        where = _Where("account_id = ?", query.account_id)
+        if not query.show_deleted:
+            where.add("delete_time IS NULL")
+        where.add_any("role", query.roles)
+        where.add_any("type", query.types)
+        if query.email_contains:
+            where.add("instr(email, lower(?)) > 0", query.email_contains)
+        found = self._page(
+            f"SELECT {rows.USER} FROM users",
+            where,
+            page,
+            sort="create_time",
+            tie="id",
+            descending=True,
+        )
+        return [rows.user_from_row(row) for row in found]
+
+    def list_api_keys(self, query: KeyQuery, page: Page) -> Sequence[ApiKey]:
+        where = _Where("k.account_id = ?", query.account_id)
+        if query.states:
+            tests = [_STATE_TESTS[state] for state in query.states]
+            where.add(
+                f"({' OR '.join(tests)})",
+                *(query.now for test in tests for _ in range(test.count("?"))),
+            )
+        if query.owner_id:
+            where.add("k.owner_id = ?", query.owner_id)
+        if query.name_contains:
+            where.add("instr(lower(k.name), lower(?)) > 0", query.name_contains)
+        if query.expires_before is not None:
+            where.add("k.expire_time < ?", query.expires_before)
+        if query.unused_since is not None:
+            where.add("coalesce(k.last_used_time, k.create_time) < ?", query.unused_since)
+        found = self._page(
+            f"SELECT {rows.API_KEY} FROM {rows.API_KEY_SOURCE}",
+            where,
+            page,
+            sort=_KEY_ORDERS[query.order_by],
+            tie="k.id",
+            descending=query.descending,
+        )
+        return [rows.api_key_from_row(row) for row in found]
+
+    def list_audit_events(self, query: AuditQuery, page: Page) -> Sequence[AuditEvent]:
+        where = _Where()
+        if query.account_id is not None:
+            where.add("account_id = ?", query.account_id)
+        if query.actor_id:
+            where.add("(actor_key_id = ? OR actor_user_id = ?)", query.actor_id, query.actor_id)
+        if query.target_id:
+            where.add("target_id = ?", query.target_id)
+        where.add_any("action", query.actions)
+        if query.after is not None:
+            where.add("time > ?", query.after)
+        if query.before is not None:
+            where.add("time < ?", query.before)
+        found = self._page(
+            f"SELECT {rows.AUDIT_EVENT} FROM audit_events",
+            where,
+            page,
+            sort="seq",
+            tie="id",
+            descending=True,
+        )
+        return [rows.audit_event_from_row(row) for row in found]
+
+    def live_admins(self, account_id: str) -> int:
+        return self._count(
+            "SELECT count(*) FROM users WHERE account_id = ? AND delete_time IS NULL AND role = 3",
+            account_id,
+        )
+
+    def unrevoked_keys(
+        self, *, owner_id: str = "", created_by: str = "", not_owner_id: str = "", limit: int
+    ) -> Revoked:
+        where = _keys_of(owner_id, created_by, not_owner_id)
+        count = self._count(f"SELECT count(*) FROM api_keys{where}", *where.values)
+        found = self._all(f"SELECT id FROM api_keys{where} LIMIT ?", *where.values, limit)
+        return Revoked(count=count, ids=tuple(row[0] for row in found))
+
+    def request_record(self, user_id: str, request_id: str) -> RequestRecord | None:
+        row = self._one(
+            "SELECT user_id, request_id, body_hash, attempt, key_id, secret_version, create_time"
+            " FROM request_records WHERE user_id = ? AND request_id = ?",
+            user_id,
+            request_id,
+        )
+        return None if row is None else rows.request_record_from_row(row)
+
+    def peppers(self) -> Sequence[Pepper]:
+        found = self._all(
+            "SELECT p.id, p.check_value, p.create_time, p.retire_time,"
+            " (SELECT count(*) FROM api_keys WHERE pepper_id = p.id AND revoke_time IS NULL)"
+            " + (SELECT count(*) FROM api_keys WHERE old_pepper_id = p.id AND revoke_time IS NULL)"
+            " FROM peppers p ORDER BY p.create_time DESC, p.rowid DESC"
+        )
+        return [rows.pepper_from_row(row) for row in found]
+
+    def changes_after(self, revision: int, limit: int) -> Sequence[Change]:
+        found = self._all(
+            "SELECT revision, time, account_id, kind, subject_id FROM changes"
+            " WHERE revision > ? ORDER BY revision LIMIT ?",
+            revision,
+            limit,
+        )
+        return [rows.change_from_row(row) for row in found]
+
+    def oldest_change(self) -> int:
+        oldest = self._count("SELECT coalesce(min(revision), -1) FROM changes")
+        return self.installation().revision + 1 if oldest < 0 else oldest
+
+    def audit_head(self) -> tuple[int, bytes]:
+        row = self._one("SELECT seq, hash FROM audit_events ORDER BY seq DESC LIMIT 1")
+        return (0, bytes(32)) if row is None else (row[0], row[1])
+
+    def audit_chain(self, after_seq: int, limit: int) -> Sequence[AuditEvent]:
+        found = self._all(
+            f"SELECT {rows.AUDIT_EVENT} FROM audit_events WHERE seq > ? ORDER BY seq LIMIT ?",
+            after_seq,
+            limit,
+        )
+        return [rows.audit_event_from_row(row) for row in found]
+
+    def key_count(self) -> int:
+        return self._count("SELECT count(*) FROM api_keys")
+
+    def _one(self, sql: str, *values: object) -> rows.Row | None:
+        return cast("rows.Row | None", self._connection.execute(sql, values).fetchone())
+
+    def _all(self, sql: str, *values: object) -> list[rows.Row]:
+        return cast("list[rows.Row]", self._connection.execute(sql, values).fetchall())
+
+    def _count(self, sql: str, *values: object) -> int:
+        row = self._one(sql, *values)
+        return 0 if row is None else int(row[0])
+
+    def _page(
+        self, select: str, where: "_Where", page: Page, *, sort: str, tie: str, descending: bool
+    ) -> list[rows.Row]:
+        # By key set, never by offset: rows that come or go between two pages move nothing.
+        direction = "DESC" if descending else "ASC"
+        if page.after is not None:
+            where.add(f"({sort}, {tie}) {'<' if descending else '>'} (?, ?)", *page.after)
+        return self._all(
+            f"{select}{where} ORDER BY {sort} {direction}, {tie} {direction} LIMIT ?",
+            *where.values,
+            page.limit,
+        )
+
+
+class _SqliteWriter(_SqliteReader):
+    """A Writer over the writing connection, inside BEGIN IMMEDIATE."""
+
+    def __init__(self, connection: dbapi.Connection, db: Database) -> None:
+        super().__init__(connection)
+        self._db = db
+
+    def put_installation(self, installation: Installation) -> None:
+        self._table("installation").upsert(rows.row_from_installation(installation), pk="id")
+
+    def insert_account(self, account: Account) -> None:
+        self._table("accounts").insert(rows.row_from_account(account))
+
+    def update_account(self, account: Account) -> None:
+        self._table("accounts").update(account.id, rows.row_from_account(account))
+
+    def insert_user(self, user: User) -> None:
+        self._table("users").insert(rows.row_from_user(user))
+
+    def update_user(self, user: User) -> None:
+        self._table("users").update(user.id, rows.row_from_user(user))
+
+    def insert_api_key(self, key: ApiKey, secret: StoredSecret) -> None:
+        self._table("api_keys").insert(rows.row_from_new_api_key(key, secret))
+
+    def update_api_key(self, key: ApiKey) -> None:
+        self._table("api_keys").update(key.id, rows.administrative_columns(key))
+        self._erase_dead_secret(key)
+
+    def replace_secret(self, key: ApiKey, current: StoredSecret, old: StoredSecret | None) -> None:
+        self._table("api_keys").update(key.id, rows.secret_columns(key, current, old))
+
+    def revoke_keys(
+        self,
+        *,
+        owner_id: str = "",
+        created_by: str = "",
+        not_owner_id: str = "",
+        reason: RevocationReason,
+        revoked_by: str,
+        now: int,
+    ) -> int:
+        where = _keys_of(owner_id, created_by, not_owner_id)
+        cursor = self._connection.execute(
+            "UPDATE api_keys SET revoke_time = ?, update_time = ?, revoked_by = ?,"
+            f" revocation_reason = ?, row_version = row_version + 1{where}",
+            (now, now, revoked_by, int(reason), *where.values),
+        )
+        return int(cursor.rowcount)
+
+    def append_change(
+        self, *, kind: SubjectKind, subject_id: str, account_id: str, now: int
+    ) -> int:
+        revision = self._count("UPDATE installation SET revision = revision + 1 RETURNING revision")
+        self._table("changes").insert(
+            {
+                "revision": revision,
+                "time": now,
+                "account_id": account_id,
+                "kind": int(kind),
+                "subject_id": subject_id,
+            }
+        )
+        return revision
+
+    def append_audit(self, event: AuditEvent) -> None:
+        self._table("audit_events").insert(rows.row_from_audit_event(event))
+
+    def put_request_record(self, record: RequestRecord) -> None:
+        self._table("request_records").insert(rows.row_from_request_record(record), replace=True)
+
+    def insert_pepper(self, pepper: Pepper) -> None:
+        self._table("peppers").insert(
+            {
+                "id": pepper.id,
+                "check_value": pepper.check,
+                "create_time": pepper.create_time,
+                "retire_time": pepper.retire_time,
+            }
+        )
+
+    def retire_pepper(self, pepper_id: str, now: int) -> None:
+        self._table("peppers").update(pepper_id, {"retire_time": now})
+
+    def prune(self, now: int) -> None:
+        self._connection.execute(
+            "DELETE FROM request_records WHERE create_time < ?", (now - REQUESTS_KEPT_FOR,)
+        )
+        self._connection.execute(
+            "DELETE FROM changes WHERE time < ? AND revision <="
+            " (SELECT revision FROM installation) - ?",
+            (now - CHANGES_KEPT_FOR, CHANGES_KEPT),
+        )
+
+    def _erase_dead_secret(self, key: ApiKey) -> None:
+        if not key.overlaps_at(key.update_time):
+            self._table("api_keys").update(key.id, dict.fromkeys(rows.OLD_SECRET))
+
+    def _table(self, name: str) -> Table:
+        return self._db.table(name)
+
+
+class _Where:
+    """The conditions of a statement and their values; text is never built from a value."""
+
+    def __init__(self, condition: str = "", *values: object) -> None:
+        self._conditions = [condition] if condition else []
+        self.values = list(values)
+
+    def add(self, condition: str, *values: object) -> None:
+        self._conditions.append(condition)
+        self.values.extend(values)
+
+    def add_any(self, column: str, values: Sequence[int]) -> None:
+        if values:
+            self.add(f"{column} IN ({', '.join('?' * len(values))})", *map(int, values))
+
+    def __str__(self) -> str:
+        return f" WHERE {' AND '.join(self._conditions)}" if self._conditions else ""
+
+
+_STATE_TESTS: Final = {
+    KeyState.REVOKED: "k.revoke_time IS NOT NULL",
+    KeyState.EXPIRED: "(k.revoke_time IS NULL AND k.expire_time <= ?)",
+    KeyState.DISABLED: "(k.revoke_time IS NULL AND k.disable_time IS NOT NULL"
+    " AND (k.expire_time IS NULL OR k.expire_time > ?))",
+    KeyState.ACTIVE: "(k.revoke_time IS NULL AND k.disable_time IS NULL"
+    " AND (k.expire_time IS NULL OR k.expire_time > ?))",
+}
+_KEY_ORDERS: Final = {
+    "create_time": "k.create_time",
+    "expire_time": f"coalesce(k.expire_time, {NEVER})",
+    "name": "k.name",
+    "last_used_time": f"coalesce(k.last_used_time, {UNUSED})",
+}
+
+
+def _keys_of(owner_id: str, created_by: str, not_owner_id: str) -> _Where:
+    where = _Where("revoke_time IS NULL")
+    if owner_id:
+        where.add("owner_id = ?", owner_id)
+    if created_by:
+        where.add("created_by = ?", created_by)
+    if not_owner_id:
+        where.add("owner_id <> ?", not_owner_id)
+    return where
+
+
+def _record_and_revision(row: rows.Row | None) -> tuple[TokenRecord | None, int]:
+    if row is None:
+        raise StoreUnusableError("the database was never initialised; run `init`")
+    if row[1] is None:
+        return None, row[0]
+    return TokenRecord._make(row[1:]), row[0]
+
+
+def _name_of(error: dbapi.DatabaseError) -> str:
+    return str(getattr(error, "sqlite_errorname", "unknown"))
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn the driver's errors into the store's."""
+    try:
+        yield
+    except dbapi.ProgrammingError as error:
+        if "closed" in str(error):
+            raise StoreClosedError("the store is closed") from error
+        raise
+    except dbapi.OperationalError as error:
+        name = _name_of(error)
+        if name in _FULL:
+            raise StoreFullError("the disk is full") from error
+        raise StoreLockedError(f"the store cannot be used: {name}") from error

@@ -1,0 +1,50 @@
+"""Fixtures: a clock that moves when told to, seeded entropy, and a running service."""
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fakes import FakeClock, SeededEntropy
+from harness import Service, Stubs, running
+
+
+@pytest.fixture(scope="session")
+def seed() -> int:
+    """The seed of this run, printed with every failure; KEYBEARER_TEST_SEED repeats a run."""
+    return int(os.environ.get("KEYBEARER_TEST_SEED") or random.SystemRandom().randrange(2**32))
+
+
+@pytest.hookimpl
+def pytest_report_header() -> str:
+    """Say how to repeat a run."""
+    return f"KEYBEARER_TEST_SEED={os.environ.get('KEYBEARER_TEST_SEED', '(drawn, see failures)')}"
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """A clock that moves when told to."""
+    return FakeClock()
+
+
+@pytest.fixture
+def entropy(seed: int) -> SeededEntropy:
+    """Entropy that the printed seed repeats."""
+    sys.stdout.write(f"KEYBEARER_TEST_SEED={seed}\n")
+    return SeededEntropy(seed)
+
+
+@pytest.fixture
+def service(tmp_path: Path, clock: FakeClock, entropy: SeededEntropy) -> Iterator[Service]:
+    """A running service with nothing in it but its first administrator."""
+    with running(tmp_path / "data", clock, entropy) as running_service:
+        yield running_service
+
+
+@pytest.fixture
+def admin(service: Service) -> Stubs:
+    """The operator's first administrator."""
+    return service.admin

@@ -1,0 +1,48 @@
+"""Small real classes that stand in for the machine's clock and randomness."""
+
+import random
+import threading
+
+from keybearer_service.sources import BASE62, SECOND
+
+START = 1_700_000_000 * SECOND
+"""2023-11-14T22:13:20Z: an instant with nothing special about it."""
+
+
+class FakeClock:
+    """A clock that moves when told to."""
+
+    def __init__(self, now: int = START) -> None:
+        self._now = now
+        self._monotonic = 0.0
+        self._lock = threading.Lock()
+
+    def now(self) -> int:
+        with self._lock:
+            return self._now
+
+    def monotonic(self) -> float:
+        with self._lock:
+            return self._monotonic
+
+    def advance(self, micros: int) -> None:
+        """Let time pass on both clocks."""
+        with self._lock:
+            self._now += micros
+            self._monotonic += micros / SECOND
+
+
+class SeededEntropy:
+    """Randomness that comes out the same for the same seed. Never for anything real."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._lock = threading.Lock()
+
+    def base62(self, length: int) -> str:
+        with self._lock:
+            return "".join(self._random.choices(BASE62, k=length))
+
+    def key_bytes(self, length: int) -> bytes:
+        with self._lock:
+            return self._random.randbytes(length)

@@ -1,0 +1,225 @@
+"""A running service for tests: the real server on a free port, and the stubs to call it with."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from keybearer.v1 import (
+    account_service_pb2_grpc,
+    api_key_pb2,
+    api_key_service_pb2,
+    api_key_service_pb2_grpc,
+    audit_service_pb2_grpc,
+    token_service_pb2,
+    token_service_pb2_grpc,
+    user_pb2,
+    user_service_pb2,
+    user_service_pb2_grpc,
+)
+from keybearer_service import local
+from keybearer_service.accounts import Founded, NewAccount
+from keybearer_service.app import App, AppConfig
+from keybearer_service.datadir import DataDir
+from keybearer_service.keys import Expiration
+from keybearer_service.server import Listener
+from keybearer_service.sources import Clock, Entropy
+
+CALL_TIMEOUT_S = 10.0
+
+M = TypeVar("M")
+
+
+def message(make: Callable[..., M], **fields: Any) -> M:
+    """Make a message from plain values: names of enums, dicts, timedeltas, lists."""
+    return make(**fields)
+
+
+@dataclass
+class Refusal:
+    """What a refused call answered."""
+
+    code: grpc.StatusCode
+    reason: str
+    message: str
+    fields: list[str]
+    metadata: dict[str, str]
+    retry_after: float | None
+
+
+def refusal_of(error: grpc.RpcError) -> Refusal:
+    """Read a refused call's status and details."""
+    status = rpc_status.from_call(cast("grpc.Call", error))
+    refusal = Refusal(error.code(), "", error.details() or "", [], {}, None)
+    for detail in status.details if status is not None else ():
+        info = error_details_pb2.ErrorInfo()
+        bad = error_details_pb2.BadRequest()
+        retry = error_details_pb2.RetryInfo()
+        if detail.Unpack(info):
+            assert info.domain == "keybearer.v1"
+            refusal.reason = info.reason
+            refusal.metadata = dict(info.metadata)
+        elif detail.Unpack(bad):
+            refusal.fields = [one.field for one in bad.field_violations]
+        elif detail.Unpack(retry):
+            refusal.retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+    return refusal
+
+
+def refused(call: Callable[[], Any]) -> Refusal:
+    """Make a call that must be refused, and answer how it was."""
+    try:
+        call()
+    except grpc.RpcError as error:
+        return refusal_of(error)
+    raise AssertionError("the call was not refused")
+
+
+class _Bearer(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
+    """Adds the token to every call of a channel, and a deadline to every unary one."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def _with_token(self, details: Any, timeout: float | None) -> Any:
+        metadata = [*(details.metadata or ()), ("authorization", f"Bearer {self._token}")]
+        return details._replace(metadata=metadata, timeout=details.timeout or timeout)
+
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(self._with_token(details, CALL_TIMEOUT_S), request)
+
+    def intercept_stream_stream(self, continuation: Any, details: Any, requests: Any) -> Any:
+        return continuation(self._with_token(details, None), requests)
+
+
+class Stubs:
+    """Every service, called with one token."""
+
+    def __init__(self, channel: grpc.Channel, token: str) -> None:
+        self.token = token
+        guarded = grpc.intercept_channel(channel, _Bearer(token))
+        self.accounts = account_service_pb2_grpc.AccountServiceStub(guarded)
+        self.users = user_service_pb2_grpc.UserServiceStub(guarded)
+        self.keys = api_key_service_pb2_grpc.ApiKeyServiceStub(guarded)
+        self.tokens = token_service_pb2_grpc.TokenServiceStub(guarded)
+        self.audit = audit_service_pb2_grpc.AuditServiceStub(guarded)
+
+    def create_key(self, **fields: Any) -> api_key_service_pb2.CreateApiKeyResponse:
+        """Make a DEVELOPER key that never expires, unless told otherwise."""
+        fields.setdefault("name", "a key")
+        fields.setdefault("role", "ROLE_DEVELOPER")
+        if not {"ttl", "expire_time", "never_expires"} & set(fields):
+            fields["never_expires"] = True
+        return self.keys.CreateApiKey(api_key_service_pb2.CreateApiKeyRequest(**fields))
+
+    def create_user(self, email: str, **fields: Any) -> user_pb2.User:
+        """Make an ADMIN, unless told otherwise."""
+        fields.setdefault("display_name", email)
+        fields.setdefault("role", "ROLE_ADMIN")
+        fields.setdefault("type", "USER_TYPE_PERSON")
+        request = user_service_pb2.CreateUserRequest(email=email, **fields)
+        return self.users.CreateUser(request).user
+
+    def key(self, key_id: str) -> api_key_pb2.ApiKey:
+        """Read a key."""
+        return self.keys.GetApiKey(api_key_service_pb2.GetApiKeyRequest(id=key_id)).api_key
+
+    def validate(self, token: str, **fields: Any) -> token_service_pb2.ValidateTokenResponse:
+        """Validate a token."""
+        return self.tokens.ValidateToken(
+            token_service_pb2.ValidateTokenRequest(token=token, **fields)
+        )
+
+    def outcome(self, token: str, **fields: Any) -> str:
+        """Validate a token; answer the outcome's name without its prefix."""
+        outcome = self.validate(token, **fields).outcome
+        name = token_service_pb2.ValidationOutcome.Name(outcome)
+        return name.removeprefix("VALIDATION_OUTCOME_")
+
+
+@dataclass
+class Service:
+    """A running service and who may call it."""
+
+    app: App
+    data_dir: DataDir
+    admin_token: str
+    account_id: str
+    admin_user_id: str
+    admin_key_id: str
+    _channels: list[grpc.Channel] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.app.port}"
+
+    def channel(self, options: Sequence[tuple[str, Any]] = ()) -> grpc.Channel:
+        """Open a channel; it is closed with the service."""
+        channel = grpc.insecure_channel(self.address, options=list(options))
+        self._channels.append(channel)
+        return channel
+
+    def as_token(self, token: str) -> Stubs:
+        """Answer stubs that call with a token."""
+        return Stubs(self.channel(), token)
+
+    @property
+    def admin(self) -> Stubs:
+        """Stubs that call as the operator's first administrator."""
+        return self.as_token(self.admin_token)
+
+    def close(self) -> None:
+        for channel in self._channels:
+            channel.close()
+        self.app.stop(grace_s=0)
+
+
+def initialise(path: Path, clock: Clock, entropy: Entropy) -> tuple[DataDir, Founded]:
+    """Make an installation in an empty directory."""
+    data_dir = DataDir(path)
+    founded = local.initialise(
+        data_dir,
+        clock,
+        entropy,
+        NewAccount(
+            name="operator",
+            admin_email="admin@example.com",
+            admin_display_name="Admin",
+            expiration=Expiration(),
+        ),
+        "kbear1",
+    )
+    return data_dir, founded
+
+
+@contextmanager
+def running(path: Path, clock: Clock, entropy: Entropy) -> Iterator[Service]:
+    """Run a fresh service."""
+    data_dir, founded = initialise(path, clock, entropy)
+    app = App(
+        AppConfig(data_dir=data_dir, listener=Listener(address="127.0.0.1:0")),
+        on_fatal=lambda: None,
+        clock=clock,
+        entropy=entropy,
+    )
+    app.start()
+    service = Service(
+        app=app,
+        data_dir=data_dir,
+        admin_token=founded.minted.token,
+        account_id=founded.account.id,
+        admin_user_id=founded.user.id,
+        admin_key_id=founded.minted.key.id,
+    )
+    try:
+        yield service
+    finally:
+        service.close()
