@@ -5,10 +5,13 @@ To guard a service: `AuthInterceptor` (or `AsyncAuthInterceptor`) with a `Remote
 """
 
 from keybearer.access import AccessRule, Role, RuleError
+from keybearer.aio import AsyncAuthInterceptor
 from keybearer.calls import NEVER_EXPIRES
 from keybearer.channel import TLSConfig
 from keybearer.client import AsyncKeybearerClient, KeybearerClient
 from keybearer.errors import KeybearerError
+from keybearer.guard import NoIdentityError, current_identity
+from keybearer.interceptor import AuthInterceptor
 from keybearer.models import (
     Account,
     ApiKey,
@@ -25,6 +28,12 @@ from keybearer.models import (
     UserType,
     Verdict,
 )
+from keybearer.verifier import (
+    AsyncRemoteVerifier,
+    AsyncVerifier,
+    RemoteVerifier,
+    Verifier,
+)
 
 __all__ = [
     "NEVER_EXPIRES",
@@ -32,16 +41,22 @@ __all__ = [
     "Account",
     "ApiKey",
     "ApiKeyState",
+    "AsyncAuthInterceptor",
     "AsyncKeybearerClient",
+    "AsyncRemoteVerifier",
+    "AsyncVerifier",
     "AuditAction",
     "AuditEvent",
+    "AuthInterceptor",
     "Caller",
     "Identity",
     "IssuedAccount",
     "IssuedKey",
     "KeybearerClient",
     "KeybearerError",
+    "NoIdentityError",
     "Outcome",
+    "RemoteVerifier",
     "RevocationReason",
     "Role",
     "RuleError",
@@ -49,4 +64,6 @@ __all__ = [
     "User",
     "UserType",
     "Verdict",
+    "Verifier",
+    "current_identity",
 ]

@@ -38,6 +38,8 @@ DEFAULT_TIMEOUT: Final = 10.0
 DEFAULT_TRY_TIMEOUT: Final = 3.0
 """Seconds one try of it may take."""
 MAX_TRIES: Final = {Kind.READ: 3, Kind.WRITE: 1, Kind.MINT: 8}
+MAX_READ_PAUSE: Final = 0.5
+"""Seconds a read waits at most between two tries; told to wait longer, its caller decides."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -81,6 +83,8 @@ class _Tries:
         """
         pause = random.uniform(0.5, 1) * min(1.0, 0.05 * 2.0**self._made)
         pause = max(pause, error.retry_after or 0)
+        if self._call.kind is Kind.READ and pause > MAX_READ_PAUSE:
+            raise error
         if not self._may_repeat(error) or now + pause >= self._end:
             if self._call.kind is Kind.MINT:
                 error.request_id = self._call.request.request_id  # type: ignore[attr-defined]
@@ -96,6 +100,18 @@ class _Tries:
         if self._call.kind is Kind.READ:
             return False
         return error.reason == "OVERLOADED" or (error.code in _LOST and not error.reason)
+
+
+def _read(call: Call[_R], response: Any) -> _R:
+    """Read an answer.
+
+    Raises:
+        KeybearerError: It makes no sense, such as a time beyond the year 9999.
+    """
+    try:
+        return call.read(response)
+    except (ValueError, OverflowError) as error:
+        raise KeybearerError(f"the answer of {call.path} cannot be read") from error
 
 
 def _dress(method: Callable[..., Any], plan: Callable[..., Any], listing: Any = None) -> None:
@@ -232,7 +248,7 @@ class KeybearerClient:
                 failure.__cause__ = error
                 pause = tries.pause_after(failure, time.monotonic())
             else:
-                return call.read(response)
+                return _read(call, response)
             time.sleep(pause)
 
     def iterate(self, pages: Pages[_R]) -> Iterator[_R]:
@@ -348,7 +364,7 @@ class AsyncKeybearerClient:
                 failure.__cause__ = error
                 pause = tries.pause_after(failure, time.monotonic())
             else:
-                return call.read(response)
+                return _read(call, response)
             await asyncio.sleep(pause)
 
     async def iterate(self, pages: Pages[_R]) -> AsyncIterator[_R]:
