@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent import futures
 from dataclasses import dataclass, field
@@ -161,7 +162,7 @@ def _handlers(
     return made
 
 
-def service(methods: dict[str, Handler], name: str = "test.guarded.Demo") -> grpc.GenericRpcHandler:
+def demo(methods: dict[str, Handler], name: str = "test.guarded.Demo") -> grpc.GenericRpcHandler:
     """Bundle handlers as a service."""
     return grpc.method_handlers_generic_handler(name, methods)
 
@@ -183,6 +184,45 @@ def serving(
         yield f"127.0.0.1:{port}"
     finally:
         server.stop(None).wait()
+
+
+@contextlib.contextmanager
+def calling(
+    interceptors: Sequence[Any], *services: grpc.GenericRpcHandler, workers: int = 8
+) -> Iterator[grpc.Channel]:
+    """Run a grpc.server; answers a channel to it."""
+    with (
+        serving(interceptors, *services, workers=workers) as address,
+        grpc.insecure_channel(address) as channel,
+    ):
+        yield channel
+
+
+def failure_of(call: Callable[[], Any]) -> grpc.RpcError:
+    """Make a call, read a stream to its end, and answer the error that it must fail with."""
+    try:
+        response = call()
+        if hasattr(response, "__next__"):
+            list(response)
+    except grpc.RpcError as error:
+        return error
+    raise AssertionError("the call did not fail")
+
+
+def until(condition: Callable[[], bool], timeout: float = 10) -> None:
+    """Wait for something that happens on another thread and tells nobody."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
+
+
+async def until_async(condition: Callable[[], bool], timeout: float = 10) -> None:  # noqa: ASYNC109
+    """Wait for something that happens elsewhere and tells nobody."""
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        await asyncio.sleep(0.005)
 
 
 @contextlib.asynccontextmanager

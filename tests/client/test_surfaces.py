@@ -21,9 +21,9 @@ from client.support import (
     Message,
     Reached,
     async_handlers,
+    demo,
     details_of,
     handlers,
-    service,
     serving,
     serving_async,
 )
@@ -245,7 +245,7 @@ def _grpc_answer(error: grpc.RpcError) -> Answer:
 def call_sync(verifier: RemoteVerifier, method: str, headers: Headers, reached: Reached) -> Answer:
     """A grpc.server."""
     with (
-        serving([AuthInterceptor(verifier)], service(handlers(reached))) as address,
+        serving([AuthInterceptor(verifier)], demo(handlers(reached))) as address,
         grpc.insecure_channel(address) as channel,
     ):
         call: Any = channel.unary_unary(f"/test.guarded.Demo/{method}", Message.SerializeToString)
@@ -261,9 +261,7 @@ async def call_aio(
 ) -> Answer:
     """A grpc.aio.server."""
     async with (
-        serving_async(
-            [AsyncAuthInterceptor(verifier)], service(async_handlers(reached))
-        ) as address,
+        serving_async([AsyncAuthInterceptor(verifier)], demo(async_handlers(reached))) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
         call: Any = channel.unary_unary(f"/test.guarded.Demo/{method}", Message.SerializeToString)
