@@ -1,0 +1,122 @@
+"""Bugs to plant, each a small wrong variant of the store. A harness that misses one proves nothing.
+
+Subclasses of the real store, put in its place by `doctored` in a process of its own, or by a test
+in its own process. Nothing of the product knows them.
+"""
+
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from threading import RLock
+from typing import Any, cast
+
+from keybearer_service.model import AuditEvent
+from keybearer_service.storage import Writer, dbapi
+from keybearer_service.storage.sqlite import SqliteStore
+
+
+class AnswersBeforeCommit(SqliteStore):
+    """Leaves the transaction open when it answers; the next one commits it."""
+
+    @contextmanager
+    def _transaction(self) -> Generator[None, None, None]:
+        with self._write_lock:
+            if self._writer.in_transaction:
+                self._writer.execute("COMMIT")
+        with super()._transaction():
+            yield
+
+    def _commit(self) -> None:
+        """Later."""
+
+
+class AuditsApart(SqliteStore):
+    """Writes the audit events in a transaction after that of the change."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None:
+        self._both = RLock()
+        super().__init__(*arguments, **keywords)
+
+    @contextmanager
+    def write(self) -> Iterator[Writer]:
+        held_back: list[AuditEvent] = []
+        with self._both:
+            with super().write() as tx:
+                proxy = Replaced(tx, append_audit=held_back.append)
+                yield cast("Writer", proxy)
+            time.sleep(0.002)  # what a second transaction may take on a slower disk
+            with super().write() as tx:
+                for event in held_back:
+                    tx.append_audit(event)
+
+
+class SynchronousNormal(SqliteStore):
+    """Does not wait for the disk at COMMIT."""
+
+    def _connect(self, *, read_only: bool = False) -> dbapi.Connection:
+        connection = super()._connect(read_only=read_only)
+        connection.execute("PRAGMA synchronous = NORMAL")
+        return connection
+
+
+class SmallWal(SqliteStore):
+    """No bug: folds the log into the database often, so that a short run sees it happen."""
+
+    def _connect(self, *, read_only: bool = False) -> dbapi.Connection:
+        connection = super()._connect(read_only=read_only)
+        if not read_only:
+            connection.execute("PRAGMA wal_autocheckpoint = 40")
+        return connection
+
+
+class KeepsFreedPages(SqliteStore):
+    """Leaves what was deleted in the free space of its pages."""
+
+    def _connect(self, *, read_only: bool = False) -> dbapi.Connection:
+        connection = super()._connect(read_only=read_only)
+        connection.execute("PRAGMA secure_delete = OFF")
+        return connection
+
+
+class Replaced:
+    """Something with some of its methods replaced."""
+
+    def __init__(self, original: object, **methods: Callable[..., Any]) -> None:
+        self._original = original
+        self._methods = methods
+
+    def __getattr__(self, name: str) -> Any:
+        return self._methods.get(name) or getattr(self._original, name)
+
+
+class StaleReads:
+    """A store whose writers get some answers from before their transaction began."""
+
+    def __init__(self, store: SqliteStore, *names: str) -> None:
+        self._store = store
+        self._names = names
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    @contextmanager
+    def write(self) -> Iterator[Writer]:
+        with self._store.read() as before, self._store.write() as tx:
+            stale = {name: getattr(before, name) for name in self._names}
+            yield cast("Writer", Replaced(tx, **stale))
+
+
+STORES: dict[str, tuple[type[SqliteStore], ...]] = {
+    "answer-before-commit": (AnswersBeforeCommit,),
+    "audit-apart": (AuditsApart,),
+    "synchronous-normal": (SynchronousNormal,),
+    "small-wal": (SmallWal,),
+    "keep-freed-pages": (KeepsFreedPages,),
+}
+"""The store variants by name; several of them are put on top of each other."""
+
+
+def store_with(names: list[str]) -> type[SqliteStore]:
+    """Answer a store class with these variants."""
+    bases = [base for name in names for base in STORES.get(name, ())]
+    return type("DoctoredStore", tuple(bases), {}) if bases else SqliteStore

@@ -1,0 +1,201 @@
+"""Real processes: the server and its commands, started, listened to, killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from harness import Stubs
+
+TESTS = Path(__file__).resolve().parent.parent
+START_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 60.0
+SERVER = ("-m", "keybearer_service")
+DOCTORED = ("-m", "reliability.doctored")
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """Answer the environment of a child: ours, without settings of the service."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("KEYBEARER_", "GRPC_"))
+    }
+    return {**kept, "PYTHONPATH": str(TESTS), **extra}
+
+
+def command(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run `keybearer-server` with arguments to its end."""
+    return subprocess.run(
+        [sys.executable, *SERVER, *arguments],
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        timeout=END_TIMEOUT_S,
+        check=False,
+    )
+
+
+def answer(*arguments: str) -> dict[str, Any]:
+    """Run a command that must succeed, and read its JSON."""
+    done = command(*arguments, "--output", "json")
+    assert done.returncode == 0, done.stderr
+    read: dict[str, Any] = json.loads(done.stdout)
+    return read
+
+
+def init(data_dir: Path) -> dict[str, str]:
+    """Make an installation; answers its ids and the first token."""
+    return answer(
+        "init",
+        "--data-dir",
+        str(data_dir),
+        "--account",
+        "operator",
+        "--admin-email",
+        "admin@example.com",
+    )
+
+
+class ServerProcess:
+    """A `serve` in a process of its own, on a free port that its log tells.
+
+    Args:
+        data_dir: What to serve.
+        plants: Bugs to plant, by the names in `plants`; makes it the doctored server.
+        wrapper: Words before the command, such as a tracer's, that leave its pid in place.
+        flags: More flags of `serve`.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        plants: Sequence[str] = (),
+        wrapper: Sequence[str] = (),
+        flags: Sequence[str] = (),
+    ) -> None:
+        entry = (*DOCTORED, ",".join(plants)) if plants else SERVER
+        serve = ("serve", "--data-dir", str(data_dir), "--listen", "127.0.0.1:0", *flags)
+        self._process = subprocess.Popen(
+            [*wrapper, sys.executable, *entry, *serve],
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        self._channels: list[grpc.Channel] = []
+        self.output = bytearray()
+        self._serving = threading.Event()
+        self._events: list[dict[str, Any]] = []
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def text(self) -> str:
+        """Everything it has written so far."""
+        return bytes(self.output).decode(errors="replace")
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The lines of its log so far, those that are JSON."""
+        return list(self._events)
+
+    def wait_until_serving(self) -> None:
+        """Wait for the log line that tells the port; fail when the process ends without it."""
+        assert self._serving.wait(START_TIMEOUT_S), self.text
+        assert any(event["event"] == "serving" for event in self._events), self.text
+
+    @property
+    def address(self) -> str:
+        self.wait_until_serving()
+        port = next(event["port"] for event in self._events if event["event"] == "serving")
+        return f"127.0.0.1:{port}"
+
+    def channel(self) -> grpc.Channel:
+        """Open a connection of its own; it is closed with the process."""
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        channel = grpc.insecure_channel(self.address, options=options)
+        self._channels.append(channel)
+        return channel
+
+    def stubs(self, token: str) -> Stubs:
+        """Answer stubs on a connection of their own."""
+        return Stubs(self.channel(), token)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        self._process.kill()
+        self.wait()
+
+    def terminate(self) -> None:
+        """SIGTERM, without waiting."""
+        self._process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> int:
+        """SIGTERM, and answer the exit code."""
+        self.terminate()
+        return self.wait()
+
+    def wait(self) -> int:
+        """Wait for the end; answer the exit code."""
+        code = self._process.wait(END_TIMEOUT_S)
+        self._reader.join(END_TIMEOUT_S)
+        return code
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def close(self) -> None:
+        """Make sure that nothing is left."""
+        for channel in self._channels:
+            channel.close()
+        if not self.has_ended:
+            self._process.kill()
+        self.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self.output += line
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict) and "event" in event:
+                self._events.append(event)
+                if event["event"] == "serving":
+                    self._serving.set()
+        self._serving.set()
+
+
+@contextmanager
+def serving(
+    data_dir: Path,
+    *,
+    plants: Sequence[str] = (),
+    wrapper: Sequence[str] = (),
+    flags: Sequence[str] = (),
+) -> Iterator[ServerProcess]:
+    """Run a server for a block, and wait until it serves."""
+    server = ServerProcess(data_dir, plants=plants, wrapper=wrapper, flags=flags)
+    try:
+        server.wait_until_serving()
+        yield server
+    finally:
+        server.close()
