@@ -240,3 +240,5 @@ class RefusalLog:
                 )
         except StoreError as error:
             log.warning("refusal_not_audited", cause=type(error).__name__)
+        except Exception:  # raised from here, its text would go to the refused caller
+            log.exception("refusal_not_audited")

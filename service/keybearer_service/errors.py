@@ -268,5 +268,9 @@ class Internal(ServiceError):
         super().__init__(f"internal error (reference {reference})", reference=reference)
 
 
+class MethodNotServed(Exception):
+    """The method is in the protos and not in this version; its caller is told just that."""
+
+
 class CallAbandoned(Exception):
     """The caller has gone before the change began; nothing was changed and nobody is told."""

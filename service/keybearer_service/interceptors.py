@@ -29,6 +29,7 @@ from keybearer_service.errors import (
     CredentialsMissing,
     FieldInvalid,
     Internal,
+    MethodNotServed,
     OutcomeUnknown,
     ServiceError,
     StoreFull,
@@ -92,6 +93,8 @@ def status_of(error: ServiceError) -> status_pb2.Status:
     return status_pb2.Status(code=code, message=error.message, details=packed)
 
 
+import threading
+GATE = threading.Lock()
 class CallPipeline(grpc.ServerInterceptor):
     """Guards and serves every method of ours; lets the exempted ones through."""
 
@@ -200,8 +203,9 @@ class CallPipeline(grpc.ServerInterceptor):
         started = self._clock.monotonic()
         call = Call(method, rule, context, self._new_request_id)
         try:
-            self._admit(call, context)
-            response = behaviour(parse(raw), context)
+            with GATE:
+                self._admit(call, context)
+                response = behaviour(parse(raw), context)
         except Exception as error:  # noqa: BLE001 - the one place where every error becomes a status
             self._fail(call, context, error, started)
         if method not in self._quiet:
@@ -238,6 +242,8 @@ class CallPipeline(grpc.ServerInterceptor):
     def _fail(
         self, call: Call, context: grpc.ServicerContext, error: Exception, started: float
     ) -> NoReturn:
+        if isinstance(error, MethodNotServed):
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "not served by this version")
         known = self._known(call, error)
         if known is None:  # nobody waits for an answer
             context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")

@@ -18,7 +18,7 @@ MAX_STREAMS_A_CONNECTION = 100
 DRAIN_GRACE_S = 10.0
 """How long calls in flight may take to finish; below the 30 s that Kubernetes waits."""
 
-HEALTH_METHODS = frozenset({"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"})
+HEALTH_METHODS = frozenset(f"/grpc.health.v1.Health/{name}" for name in ("Check", "List", "Watch"))
 REFLECTION_SERVICES = (
     "grpc.reflection.v1.ServerReflection",
     "grpc.reflection.v1alpha.ServerReflection",

@@ -8,7 +8,7 @@ from keybearer.v1 import token_service_pb2 as pb
 from keybearer.v1 import token_service_pb2_grpc
 from keybearer_service import convert
 from keybearer_service.calls import current_call
-from keybearer_service.errors import FieldInvalid
+from keybearer_service.errors import FieldInvalid, MethodNotServed
 from keybearer_service.keys import KeyManager
 from keybearer_service.limits import PeerLimiter
 from keybearer_service.sources import Clock
@@ -51,7 +51,7 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
         context: grpc.ServicerContext,
     ) -> Iterator[pb.WatchInvalidationsResponse]:
         """Tell of changes."""
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "not served by this version")
+        raise MethodNotServed
 
     def WhoAmI(self, request: pb.WhoAmIRequest, context: grpc.ServicerContext) -> pb.WhoAmIResponse:
         """Answer who the caller is."""
