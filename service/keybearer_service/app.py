@@ -48,7 +48,7 @@ QUIET_METHODS = frozenset(
 )
 """Called all the time: neither logged nor audited one by one, and run on threads of their own, so
 that a stuck write or a long list never makes a validation wait."""
-VALIDATION_THREADS = 32
+VALIDATION_THREADS = 4
 MANAGEMENT_THREADS = 8
 HOUSEKEEPING_INTERVAL_S = 60.0
 ABANDON_GRACE_S = 0.5

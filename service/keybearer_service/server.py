@@ -77,7 +77,7 @@ class Server:
         self._server = grpc.server(
             executors[0],
             interceptors=[interceptor],
-            options=_options(share_port=listener.share_port),
+            options=server_options(share_port=listener.share_port),
         )
         register(self._server)
         # Non-blocking, so that a Watch holds no thread.
@@ -137,7 +137,8 @@ class Server:
         return port
 
 
-def _options(*, share_port: bool) -> list[tuple[str, int]]:
+def server_options(*, share_port: bool) -> list[tuple[str, int]]:
+    """Answer the channel arguments of every server of ours."""
     return [
         # On by default: a second server would silently take half of the connections.
         ("grpc.so_reuseport", int(share_port)),

@@ -320,7 +320,10 @@ class Store(Protocol):
         ...
 
     def version(self) -> int:
-        """Answer a number that must differ, for the calling thread, after any commit of anybody."""
+        """Answer a number that must differ, for the calling thread, after a commit that was answered.
+
+        Commits of a process that is no server may be left out: they take no authority away.
+        """
         ...
 
     def read(self) -> AbstractContextManager[Reader]:
