@@ -6,7 +6,7 @@ acknowledged writes with NORMAL, so it is asserted when the store opens.
 
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, cast
 
@@ -60,6 +60,9 @@ CHANGES_KEPT: Final = 100_000
 REQUESTS_KEPT_FOR: Final = 24 * HOUR
 MAX_USES: Final = 1_000_000
 """The most uses one item may add: an oversized count would make a STRICT table refuse them all."""
+_TIMES: Final = range(253_402_300_800_000_000)
+"""The moments a use can be of, 1970 to 9999; one that is none would fail the whole batch."""
+_SECRET_VERSIONS: Final = range(2**31)
 
 _LOOKUP = (
     f"SELECT i.revision, {rows.TOKEN_RECORD} FROM installation i"
@@ -92,6 +95,7 @@ class SqliteStore:
         self._connections_lock = threading.Lock()
         self._write_lock = threading.Lock()
         self._closed = False
+        self._outcome_unknown = False
         try:
             self._writer = self._connect()
             self._assert_ours()
@@ -161,7 +165,7 @@ class SqliteStore:
             with _translated():
                 yield _SqliteReader(connection)
         finally:
-            connection.execute("ROLLBACK")
+            _roll_back(connection)
 
     @contextmanager
     def write(self) -> Iterator[Writer]:
@@ -175,13 +179,15 @@ class SqliteStore:
             raise StoreLockedError("another write has held the store for too long")
         try:
             self._assert_open()
+            if self._outcome_unknown:
+                raise CommitFailedError("an earlier commit failed")
             with _translated():
                 self._writer.execute("BEGIN IMMEDIATE")
             try:
                 with _translated():
                     yield
             except BaseException:
-                self._roll_back()
+                _roll_back(self._writer)
                 raise
             self._commit()
         finally:
@@ -195,15 +201,12 @@ class SqliteStore:
             # is not in the log and the rollback is certain. Any other failure, above all of the
             # sync, leaves the frame where recovery may find it.
             if _name_of(error) in _FULL:
-                self._roll_back()
+                _roll_back(self._writer)
                 raise StoreFullError("the disk is full") from error
+            # Whoever committed: no later write may be told that nothing was changed.
+            self._outcome_unknown = True
             raise CommitFailedError(f"commit failed: {_name_of(error)}") from error
         self._commits += 1
-
-    def _roll_back(self) -> None:
-        # Some errors end the transaction by themselves.
-        if self._writer.in_transaction:
-            self._writer.execute("ROLLBACK")
 
     # --- usage ------------------------------------------------------------------------------------
 
@@ -217,6 +220,7 @@ class SqliteStore:
                 use.key_id,
             )
             for use in uses
+            if use.last_used_time in _TIMES and use.secret_version in _SECRET_VERSIONS
         ]
         with self._transaction():
             self._writer.executemany(
@@ -307,8 +311,10 @@ class SqliteStore:
             raise StoreClosedError("the store is closed")
 
     def _assert_ours(self) -> None:
-        marked = self._writer.execute("PRAGMA application_id").fetchone()[0]
-        tables = self._writer.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
+        # One statement, so that a process that is making the schema is seen before or after it.
+        marked, tables = self._writer.execute(
+            "SELECT application_id, (SELECT count(*) FROM sqlite_schema) FROM pragma_application_id"
+        ).fetchone()
         if tables and marked != APPLICATION_ID:
             raise StoreUnusableError(f"{self._path.name} is a database of something else")
 
@@ -569,8 +575,8 @@ class _SqliteWriter(_SqliteReader):
         where = _keys_of(owner_id, created_by, not_owner_id)
         cursor = self._connection.execute(
             "UPDATE api_keys SET revoke_time = ?, update_time = ?, revoked_by = ?,"
-            f" revocation_reason = ?, row_version = row_version + 1{where}",
-            (now, now, revoked_by, int(reason), *where.values),
+            f" revocation_reason = ?, row_version = row_version + 1, {_ERASE_DEAD_SECRET}{where}",
+            (now, now, revoked_by, int(reason), *[now] * len(rows.OLD_SECRET), *where.values),
         )
         return int(cursor.rowcount)
 
@@ -645,6 +651,9 @@ class _Where:
         return f" WHERE {' AND '.join(self._conditions)}" if self._conditions else ""
 
 
+_ERASE_DEAD_SECRET: Final = ", ".join(
+    f"{column} = CASE WHEN overlap_end_time > ? THEN {column} END" for column in rows.OLD_SECRET
+)
 _STATE_TESTS: Final = {
     KeyState.REVOKED: "k.revoke_time IS NOT NULL",
     KeyState.EXPIRED: "(k.revoke_time IS NULL AND k.expire_time <= ?)",
@@ -680,6 +689,13 @@ def _record_and_revision(row: rows.Row | None) -> tuple[TokenRecord | None, int]
     return TokenRecord._make(row[1:]), row[0]
 
 
+def _roll_back(connection: dbapi.Connection) -> None:
+    # Some errors end the transaction by themselves, and so does closing the store.
+    with suppress(dbapi.ProgrammingError):
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+
+
 def _name_of(error: dbapi.DatabaseError) -> str:
     return str(getattr(error, "sqlite_errorname", "unknown"))
 
@@ -698,3 +714,7 @@ def _translated() -> Iterator[None]:
         if name in _FULL:
             raise StoreFullError("the disk is full") from error
         raise StoreLockedError(f"the store cannot be used: {name}") from error
+    except dbapi.DatabaseError as error:
+        if type(error) is not dbapi.DatabaseError:  # a mistake of ours, not of the files
+            raise
+        raise StoreUnusableError(f"the database is damaged: {_name_of(error)}") from error
