@@ -211,6 +211,10 @@ class Match(NamedTuple):
     is_current: bool
     """False for the old secret of a rotation."""
 
+    def lives_at(self, now: int) -> bool:
+        """Tell whether neither the key nor this secret of it has come to its end of itself."""
+        return self.valid_until is None or now < self.valid_until
+
 
 class Verdict(NamedTuple):
     """The answer about a token."""

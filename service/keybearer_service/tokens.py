@@ -85,8 +85,13 @@ def digest(pepper: bytes, account_id: str, key_id: str, secret: str) -> bytes:
 
     The account and the id are in it, so that a digest copied to another row opens nothing.
     """
-    message = b"v1" + b"".join(
-        len(field).to_bytes(2) + field
-        for field in (account_id.encode("ascii"), key_id.encode("ascii"), secret.encode("ascii"))
+    account, key, opened = account_id.encode(), key_id.encode(), secret.encode()
+    message = b"v1%b%b%b%b%b%b" % (
+        len(account).to_bytes(2),
+        account,
+        len(key).to_bytes(2),
+        key,
+        len(opened).to_bytes(2),
+        opened,
     )
     return hmac.digest(pepper, message, "sha256")

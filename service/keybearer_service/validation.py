@@ -7,12 +7,12 @@ long as nobody has committed anything.
 import hmac
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
+from typing import NamedTuple
 
 import structlog
 
-from keybearer.access import AccessRule, Role
+from keybearer.access import AccessRule, Decision, Role, decide
 from keybearer_service import tokens
 from keybearer_service.calls import ANY_ACCOUNT
 from keybearer_service.errors import (
@@ -47,8 +47,7 @@ MAX_REMEMBERED_CALLERS = 1000
 _NOBODY = "0" * tokens.ID_LENGTH
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """What is asked about one token."""
 
     token: str
@@ -114,19 +113,22 @@ class Validator:
             CredentialsInvalid: Anything else is wrong with the token.
             StoreError, StoreUnavailable: The store could not be asked.
         """
-        match = self._remembered(token)
-        if match is None:
-            raise CredentialsInvalid
         now = self._clock.now()
-        if match.valid_until is not None and now >= match.valid_until and not match.is_current:
-            raise CredentialsInvalid
-        outcome = outcome_at(match.record, ANY_KEY, now)
-        if outcome is Outcome.EXPIRED:
-            raise CredentialsExpired
-        if outcome is not Outcome.VALID:
-            raise CredentialsInvalid
-        self._usage.add(match, now)
-        return caller_of(match)
+        # Remembered for each thread, because the version is a thread's own view of the commits.
+        memory = self._memory
+        version = self._store.version()
+        if getattr(memory, "version", None) != version or len(memory.callers) > (
+            MAX_REMEMBERED_CALLERS
+        ):
+            memory.version = version
+            memory.callers = {}
+        callers: dict[bytes, Caller] = memory.callers
+        key = blake2b(token.encode(), key=self._memory_key, digest_size=32).digest()
+        caller = callers.get(key)
+        if caller is None or not caller.match.lives_at(now):
+            caller = callers[key] = self._identify(token, now)
+        self._usage.add(caller.match, now)
+        return caller
 
     def match(self, token: str) -> Match | None:
         """Answer which key and which secret of it a token opens, whatever the key's state."""
@@ -187,23 +189,16 @@ class Validator:
             raise StoreUnavailable from error
         return tokens.digest(pepper, record.account_id, parsed.key_id, parsed.secret)
 
-    def _remembered(self, token: str) -> Match | None:
-        # Remembered for each thread, because the version is a thread's own view of the commits.
-        memory = self._memory
-        version = self._store.version()
-        if getattr(memory, "version", None) != version or len(memory.matches) > (
-            MAX_REMEMBERED_CALLERS
-        ):
-            memory.version = version
-            memory.matches = {}
-        matches: dict[bytes, Match] = memory.matches
-        key = blake2b(token.encode(), key=self._memory_key, digest_size=32).digest()
-        match = matches.get(key)
+    def _identify(self, token: str, now: int) -> Caller:
+        match = self.match(token)
         if match is None:
-            match = self.match(token)
-            if match is not None:
-                matches[key] = match
-        return match
+            raise CredentialsInvalid
+        outcome = outcome_at(match.record, ANY_KEY, now)
+        if outcome is Outcome.EXPIRED:
+            raise CredentialsExpired
+        if outcome is not Outcome.VALID:
+            raise CredentialsInvalid
+        return caller_of(match)
 
 
 def caller_of(match: Match) -> Caller:
@@ -220,13 +215,15 @@ def caller_of(match: Match) -> Caller:
     )
 
 
-def judge_caller(caller: Caller, rule: AccessRule, now: int) -> None:
+def judge_caller(caller: Caller, rule: AccessRule) -> None:
     """Judge an authenticated caller by the rule of a method.
 
     Raises:
         OperatorOnly, RoleInsufficient, ScopeInsufficient: The rule says no.
     """
-    _raise_unless_allowed(outcome_at(caller.match.record, rule, now), rule, caller.role)
+    decision = decide(rule, caller.role, caller.match.record.scopes.split())
+    if decision is not Decision.ALLOWED:
+        raise _denial(Outcome[decision.name], rule, caller.role)
     if rule.operator_only and not caller.is_operator:
         raise OperatorOnly("only callers of the operator account may do this")
 

@@ -320,7 +320,7 @@ class Store(Protocol):
         ...
 
     def version(self) -> int:
-        """Answer a number that must differ, for the calling thread, after a commit that was answered.
+        """Answer a number that must differ, for the calling thread, after an answered commit.
 
         Commits of a process that is no server may be left out: they take no authority away.
         """

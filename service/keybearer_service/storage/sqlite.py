@@ -127,8 +127,10 @@ class SqliteStore:
 
     def lookup(self, key_id: str) -> tuple[TokenRecord | None, int]:
         """Answer a key's record and the revision, of one statement's snapshot."""
-        with _translated():
+        try:
             row = self._reader().execute(_LOOKUP, (key_id,)).fetchone()
+        except dbapi.DatabaseError as error:
+            raise _store_error(error) from error
         return _record_and_revision(row)
 
     def lookup_many(self, key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], int]:
@@ -149,6 +151,7 @@ class SqliteStore:
         SQLite is asked, which costs every validation 4 us and three hand-overs of the interpreter.
         """
         if not self._shared:
+            self._assert_open()
             return self._commits
         with _translated():
             return int(self._reader().execute("PRAGMA data_version").fetchone()[0])
@@ -230,7 +233,7 @@ class SqliteStore:
                 " secret_used = (secret_used OR secret_version = ?3),"
                 " old_secret_last_used_time = CASE"
                 "  WHEN old_secret_version = ?3"
-                "  THEN max(coalesce(old_secret_last_used_time, 0), ?1)"
+                "  THEN max(coalesce(old_secret_last_used_time, 0), create_time, ?1)"
                 "  ELSE old_secret_last_used_time END"
                 " WHERE id = ?4 AND revoke_time IS NULL",
                 items,
@@ -705,16 +708,18 @@ def _translated() -> Iterator[None]:
     """Turn the driver's errors into the store's."""
     try:
         yield
-    except dbapi.ProgrammingError as error:
-        if "closed" in str(error):
-            raise StoreClosedError("the store is closed") from error
-        raise
-    except dbapi.OperationalError as error:
-        name = _name_of(error)
-        if name in _FULL:
-            raise StoreFullError("the disk is full") from error
-        raise StoreLockedError(f"the store cannot be used: {name}") from error
     except dbapi.DatabaseError as error:
-        if type(error) is not dbapi.DatabaseError:  # a mistake of ours, not of the files
-            raise
-        raise StoreUnusableError(f"the database is damaged: {_name_of(error)}") from error
+        raise _store_error(error) from error
+
+
+def _store_error(error: dbapi.DatabaseError) -> Exception:
+    """Name a driver's error as the store's; a bug of ours stays what it is."""
+    if isinstance(error, dbapi.ProgrammingError):
+        closed = "closed" in str(error)
+        return StoreClosedError("the store is closed") if closed else cast("Exception", error)
+    if not isinstance(error, dbapi.OperationalError):
+        return cast("Exception", error)
+    name = _name_of(error)
+    if name in _FULL:
+        return StoreFullError("the disk is full")
+    return StoreLockedError(f"the store cannot be used: {name}")
