@@ -1,0 +1,1 @@
+"""The command `keybearer`: how it asks, what it answers, and its commands, a module a group."""

@@ -1,0 +1,264 @@
+"""How a command answers: JSON for programs, tables and facts for people, both on standard output.
+
+What people need besides, such as notes and progress, goes to standard error.
+"""
+
+import dataclasses
+import enum
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, TypeVar
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from keybearer import models
+from keybearer.commands.inputs import word
+
+ItemT = TypeVar("ItemT")
+
+NEVER = "never"
+PAGE = 1000
+"""The most the service answers at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column(Generic[ItemT]):
+    """A column of a list."""
+
+    title: str
+    read: Callable[[ItemT], "str | datetime | None"]
+    """What stands in it; None means never."""
+    under: bool = False
+    """On a terminal, it stands below the column before, to save width."""
+
+
+def document(value: Any) -> Any:
+    """Turn an answer of the client into what JSON can say, by the field names of the protos."""
+    if isinstance(value, enum.IntEnum):
+        return value.name
+    if isinstance(value, datetime):
+        return models.stamp_of(value).ToJsonString()
+    if isinstance(value, timedelta):
+        return models.duration_of(value).ToJsonString()
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, Mapping):
+        return {key: document(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [document(inner) for inner in value]
+    if dataclasses.is_dataclass(value):
+        return {
+            field.name: document(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
+    return value
+
+
+def to_json(answer: Mapping[str, Any]) -> str:
+    """Write an answer as one line of JSON."""
+    return json.dumps({name: document(value) for name, value in answer.items()})
+
+
+def visible(text: str) -> str:
+    """Answer text that a terminal shows instead of obeying it."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
+def note(text: str) -> None:
+    """Tell people something, beside the answer."""
+    typer.echo(text, err=True)
+
+
+# --- times ----------------------------------------------------------------------------------------
+
+
+def moment_text(moment: datetime | None, never: str = NEVER) -> str:
+    """Write a moment for people, to the second, with its distance from now."""
+    if moment is None:
+        return never
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC ({distance(moment, datetime.now(UTC))})"
+
+
+def distance(moment: datetime, now: datetime) -> str:
+    """Write how far away a moment is: `3 d ago`, `in 2 h`."""
+    seconds = (moment - now).total_seconds()
+    size = abs(seconds)
+    units = (("d", 86_400), ("h", 3_600), ("min", 60))
+    for unit, length in units:
+        if size >= length:
+            amount = f"{int(size // length)} {unit}"
+            return f"in {amount}" if seconds > 0 else f"{amount} ago"
+    return "now"
+
+
+# --- facts ----------------------------------------------------------------------------------------
+
+
+def facts_text(facts: Iterable[tuple[str, str]]) -> str:
+    """Write facts below each other; those that are empty are left out."""
+    told = [(name, value) for name, value in facts if value]
+    width = max(len(name) for name, _ in told)
+    return "\n".join(f"{name:<{width}}  {visible(value)}" for name, value in told)
+
+
+def pairs_text(pairs: Mapping[str, str]) -> str:
+    """Write labels for people."""
+    return ", ".join(f"{key}={value}" for key, value in sorted(pairs.items()))
+
+
+def person_text(email: str, user_id: str) -> str:
+    """Write who it is."""
+    return f"{email} ({user_id})" if email and user_id else email or user_id
+
+
+# --- lists ----------------------------------------------------------------------------------------
+
+
+def answer_list(
+    items: Iterator[ItemT],
+    columns: list[Column[ItemT]],
+    *,
+    name: str,
+    limit: int | None,
+    empty: str,
+    as_json: bool,
+) -> None:
+    """Answer a list; no more of it is fetched than is shown.
+
+    Args:
+        items: The list; it is fetched as it is iterated over.
+        columns: What is shown of an item.
+        name: The list's name in the protos, such as `api_keys`.
+        limit: How many are shown; None: all.
+        empty: What to say, and what to do next, when there are none.
+        as_json: For programs.
+    """
+    with _counting(items, name.replace("_", " "), shown=limit is None) as counted:
+        if as_json:
+            _stream_json(counted, name, limit)
+            return
+        shown = list(itertools.islice(counted, limit))
+        more = limit is not None and next(counted, None) is not None
+    if not shown:
+        note(empty)
+        return
+    if sys.stdout.isatty():
+        Console(highlight=False).print(_table(shown, columns))
+    else:
+        typer.echo(_lines(shown, columns))
+    if more:
+        note(f"There are more than these {limit}: --limit shows more of them, --all shows all.")
+
+
+def _stream_json(items: Iterator[Any], name: str, limit: int | None) -> None:
+    shown = itertools.islice(items, limit)
+    # Before anything is written: an error of the first page leaves standard output empty.
+    first = list(itertools.islice(shown, 1))
+    typer.echo(f'{{"{name}": [', nl=False)
+    for index, item in enumerate(itertools.chain(first, shown)):
+        typer.echo((",\n" if index else "\n") + json.dumps(document(item)), nl=False)
+    more = limit is not None and next(items, None) is not None
+    typer.echo(f'{chr(10) if first else ""}], "more": {json.dumps(more)}}}')
+
+
+@contextmanager
+def _counting(items: Iterator[ItemT], noun: str, *, shown: bool) -> Iterator[Iterator[ItemT]]:
+    """Count on a terminal's standard error while a long list comes in."""
+    console = Console(stderr=True, highlight=False)
+    if not shown or not console.is_terminal:
+        yield items
+        return
+    with console.status(f"fetching {noun}") as status:
+
+        def counted() -> Iterator[ItemT]:
+            for count, item in enumerate(items, 1):
+                if count % 100 == 0:
+                    status.update(f"fetching {noun}: {count:,} so far")
+                yield item
+
+        yield counted()
+
+
+@contextmanager
+def counting_steps(total: int, verb: str) -> Iterator[Callable[[], None]]:
+    """Show on a terminal's standard error how many of several changes are made."""
+    console = Console(stderr=True, highlight=False)
+    if total < 2 or not console.is_terminal:  # noqa: PLR2004 - one is no progress
+        yield lambda: None
+        return
+    done = itertools.count(1)
+    with console.status(f"{verb}: 0 of {total}") as status:
+        yield lambda: status.update(f"{verb}: {next(done)} of {total}")
+
+
+def _table(items: list[ItemT], columns: list[Column[ItemT]]) -> Table:
+    """Lay a list out for a terminal: columns below each other where they say so."""
+    now = datetime.now(UTC)
+    groups: list[list[Column[ItemT]]] = []
+    for column in columns:
+        if column.under:
+            groups[-1].append(column)
+        else:
+            groups.append([column])
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
+    for group in groups:
+        table.add_column(
+            "\n".join(column.title for column in group),
+            overflow="fold",
+            # An id has 16 characters and a date 10; neither is read well in two parts.
+            min_width=min(16, max(_width(column.read(items[0])) for column in group)),
+        )
+    for item in items:
+        table.add_row(*(_cell([column.read(item) for column in group], now) for group in groups))
+    return table
+
+
+def _width(value: str | datetime | None) -> int:
+    return 10 if isinstance(value, datetime) or value is None else len(value)
+
+
+def _cell(values: list[str | datetime | None], now: datetime) -> Text:
+    text = Text()
+    for index, value in enumerate(values):
+        style = "dim" if index else ""
+        if index:
+            text.append("\n")
+        if isinstance(value, datetime):
+            text.append(f"{value:%Y-%m-%d %H:%M}", style)
+            text.append(f"\n{distance(value, now)}", "dim")
+        else:
+            text.append(NEVER if value is None else visible(value), style)
+    return text
+
+
+def _lines(items: list[ItemT], columns: list[Column[ItemT]]) -> str:
+    """Lay a list out for other programs: an item a line."""
+    rows = [[column.title.upper() for column in columns]]
+    rows += [[_flat(column.read(item)) for column in columns] for item in items]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(columns))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _flat(value: str | datetime | None) -> str:
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%dT%H:%M:%SZ}"
+    return NEVER if value is None else visible(value) or "-"
+
+
+def words(members: Iterable[enum.IntEnum]) -> str:
+    """Write enum members for people."""
+    return ", ".join(word(member) for member in members)

@@ -1,0 +1,179 @@
+"""`keybearer token`."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keybearer.access import Role
+from keybearer.commands import answers, inputs
+from keybearer.commands.inputs import enum_option, word
+from keybearer.commands.options import (
+    AttemptOption,
+    NewTokenFileOption,
+    RequestIdOption,
+    YesOption,
+)
+from keybearer.commands.refusals import ExitCode
+from keybearer.commands.session import Session, command
+from keybearer.commands.terminal import confirm
+from keybearer.commands.tokens import read_token, token_sink
+from keybearer.commands.whoami import identity_facts
+from keybearer.errors import UnauthenticatedError
+from keybearer.models import Identity, Outcome, Verdict
+
+app = typer.Typer()
+
+TokenFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="The file with the token. Without: standard input, or a prompt."
+    ),
+]
+
+
+@command(
+    app,
+    "validate",
+    "keybearer token validate --token-file billing.token",
+    "keybearer token validate --required-role developer --required-scope invoices.read < token",
+)
+def validate(
+    session: Session,
+    *,
+    token_file: TokenFileOption = None,
+    required_role: Annotated[
+        Role | None, enum_option(Role, "The least role that will do.", "--required-role")
+    ] = None,
+    required_scope: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SCOPE", help="A scope that must be met; may be repeated."),
+    ] = None,
+    account: Annotated[
+        str,
+        typer.Option(
+            metavar="ID",
+            help="Whose key it must be; '-': anybody's. Operators only. Default: yours",
+        ),
+    ] = "",
+) -> None:
+    """Ask for the verdict about a token. The exit code is 0 when it is valid, and 5 when not."""
+    token = read_token(token_file)
+    verdict = session.client.validate_token(
+        token,
+        account_id=account,
+        required_role=required_role or Role.UNSPECIFIED,
+        required_scopes=required_scope or (),
+    )
+    session.answer(_document(verdict), _text(verdict))
+    if not verdict.valid:
+        raise typer.Exit(ExitCode.NOT_VALID)
+
+
+@command(app, "revoke", "keybearer token revoke --token-file found.token --yes")
+def revoke(session: Session, *, token_file: TokenFileOption = None, yes: YesOption = False) -> None:
+    """Revoke the key that a token opens. To hold the token is enough; no credential is sent.
+
+    The old secret of a rotation ends the overlap instead. A token that opens nothing is no error.
+    """
+    token = read_token(token_file)
+
+    def consequences() -> Iterator[str]:
+        try:
+            identity = session.client_with(token).who_am_i().identity
+        except UnauthenticatedError:
+            yield "The token opens no key that works."
+        else:
+            owner = identity.owner_email or identity.owner_id
+            yield f"The token opens {identity.key_name} ({identity.key_id}) of {owner}."
+
+    confirm("Revoke it? It cannot be undone.", consequences, yes=yes)
+    client = session.client_with(None)
+    with session.changing():
+        client.revoke_token(token)
+    session.answer({}, "Revoked: if the token opened a key, it no longer does.")
+
+
+@command(
+    app,
+    "rotate-self",
+    "keybearer token rotate-self --credential-file my.token --token-file my-new.token",
+)
+def rotate_self(
+    session: Session,
+    *,
+    overlap: Annotated[
+        str,
+        typer.Option(
+            metavar="DURATION",
+            help="How long the old secret lives on, at most 30d; 0s: it dies now.",
+        ),
+    ] = "10m",
+    token_file: NewTokenFileOption = None,
+    request_id: RequestIdOption = "",
+    attempt: AttemptOption = 1,
+    yes: YesOption = False,
+) -> None:
+    """Give your own key a new secret and show its token, this once; everything else stays."""
+    length = inputs.duration("--overlap", overlap)
+    client = session.client
+    if length == timedelta():
+        confirm(
+            "Rotate your own key without an overlap?",
+            lambda: [
+                "Your token dies now, and a lost answer cannot be asked for again.",
+                "--overlap 10m keeps it until you have changed.",
+            ],
+            yes=yes,
+        )
+    with token_sink(token_file) as sink:
+        with session.changing():
+            issued = client.rotate_self(overlap=length, request_id=request_id, attempt=attempt)
+        key = issued.api_key
+        facts = [
+            ("name", key.name),
+            ("id", key.id),
+            ("expires", answers.moment_text(key.expire_time)),
+            ("old secret dies", answers.moment_text(key.overlap_end_time, "now")),
+        ]
+        sink.deliver(
+            issued.token,
+            key,
+            {"api_key": key, "replayed": issued.replayed},
+            f"Rotated your key:\n\n{answers.facts_text(facts)}",
+            as_json=session.as_json,
+        )
+
+
+def _document(verdict: Verdict) -> dict[str, object]:
+    """Answer the verdict in the shape of its message: whose token it is, beside the outcome."""
+    identity = verdict.identity
+    return {
+        "valid": verdict.valid,
+        "outcome": verdict.outcome,
+        **{name: getattr(identity, name, None) for name in Identity.__slots__},
+        "cache_for": verdict.cache_for,
+        "revision": verdict.revision,
+    }
+
+
+def _text(verdict: Verdict) -> str:
+    identity = verdict.identity
+    title = word(verdict.outcome).upper().replace("-", " ")
+    meaning = _MEANINGS.get(verdict.outcome, "")
+    head = f"{title}{meaning and ': ' + meaning}"
+    if identity is None:
+        return head
+    return f"{head}\n\n{answers.facts_text(identity_facts(identity))}"
+
+
+_MEANINGS = {
+    Outcome.NOT_FOUND: "malformed, unknown, replaced by a rotation, or of another account",
+    Outcome.REVOKED: "the key is dead for good",
+    Outcome.EXPIRED: "the time of the key has come",
+    Outcome.DISABLED: "the key or its account is switched off",
+    Outcome.ROLE_INSUFFICIENT: "the token works, but its role is too low",
+    Outcome.SCOPE_INSUFFICIENT: "the token works, but a scope is missing",
+}

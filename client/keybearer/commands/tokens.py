@@ -1,0 +1,161 @@
+"""Tokens on their way in and out of the command: never through an argument, never lost unsaid."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from keybearer.commands import answers
+from keybearer.commands.refusals import Refusal, usage
+from keybearer.commands.terminal import ask_secret
+from keybearer.models import ApiKey
+
+_MAX_INPUT = 4096
+"""Bytes; no token is longer than 512."""
+
+
+def read_token_file(path: Path, name: str) -> str:
+    """Read a token from a file.
+
+    Args:
+        path: The file.
+        name: The setting that named it.
+
+    Raises:
+        Refusal: It cannot be read, or holds no single line.
+    """
+    try:
+        with path.open("rb") as file:
+            read = file.read(_MAX_INPUT + 1)
+    except OSError as error:
+        raise usage(f"{name}: {path}: {error.strerror}") from None
+    return _single_line(read, f"{name}: {path}")
+
+
+def read_token(path: Path | None) -> str:
+    """Read the token a command is about: from a file, standard input, or a prompt.
+
+    Raises:
+        Refusal: There is none.
+    """
+    if path is not None:
+        return read_token_file(path, "--token-file")
+    token = None
+    if sys.stdin is not None and sys.stdin.isatty():
+        token = ask_secret("Token: ")
+    elif sys.stdin is not None:
+        token = _single_line(sys.stdin.buffer.read(_MAX_INPUT + 1), "standard input")
+    if token is None:
+        raise usage("no token: give it on standard input or in --token-file")
+    return token
+
+
+def _single_line(read: bytes, where: str) -> str:
+    token = read.decode("utf-8", errors="replace").strip()
+    if not token:
+        raise usage(f"{where} holds no token")
+    if len(read) > _MAX_INPUT or len(token.splitlines()) > 1:
+        raise usage(f"{where} holds more than a token")
+    return token
+
+
+class TokenSink:
+    """Where a new token goes. It is ready before the token is made: see `token_sink`."""
+
+    def __init__(self, path: Path | None, descriptor: int | None) -> None:
+        self._path = path
+        self._descriptor = descriptor
+        self.filled = False
+
+    def deliver(
+        self, token: str, api_key: ApiKey, document: Mapping[str, Any], text: str, *, as_json: bool
+    ) -> None:
+        """Hand a token out.
+
+        Args:
+            token: The secret.
+            api_key: Its key, which is named when the token cannot be handed out.
+            document: The answer for programs, without the token.
+            text: The facts for people; they go to standard error, so that the token goes alone
+                into a pipe.
+            as_json: For programs.
+
+        Raises:
+            Refusal: The token could not be written, so it is lost.
+        """
+        try:
+            if self._descriptor is not None:
+                self._write(token)
+                shown = {"token_file": str(self._path)}
+            else:
+                shown = {"token": token}
+            if as_json:
+                typer.echo(answers.to_json({**document, **shown}))
+            else:
+                self._show(token, text)
+            sys.stdout.flush()
+        except OSError as error:
+            if self.filled:
+                raise
+            raise Refusal(
+                f"the token could not be written ({error.strerror}) and is lost; the key "
+                f"{api_key.id} exists: `keybearer keys rotate {api_key.id}` gives it another"
+            ) from None
+
+    def _write(self, token: str) -> None:
+        assert self._descriptor is not None  # noqa: S101 - its only caller has looked
+        with os.fdopen(self._descriptor, "w", encoding="ascii") as file:
+            file.write(token + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.filled = True
+
+    def _show(self, token: str, text: str) -> None:
+        answers.note(text)
+        if self._path is not None:
+            answers.note(f"\nThe token is in {self._path}.")
+            return
+        if sys.stdout.isatty():
+            answers.note(
+                "\nThe token, shown this once and stored nowhere. Copy it now; if it is lost, "
+                "rotate the key.\n"
+            )
+        typer.echo(token)
+
+
+@contextmanager
+def token_sink(path: Path | None) -> Iterator[TokenSink]:
+    """Prepare the place of a new token before there is one.
+
+    A file is made at once, empty and for this user alone (0600), so that no name that is taken or
+    cannot be written costs a token; it goes again when no token comes.
+
+    Args:
+        path: The new file; None: standard output.
+
+    Raises:
+        Refusal: The file exists or cannot be made, or standard output is closed.
+    """
+    if path is None:
+        if sys.stdout is None:
+            raise usage("standard output is closed, and the token has nowhere else to go")
+        yield TokenSink(None, None)
+        return
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise usage(f"--token-file: {path} exists already; nothing was made") from None
+    except OSError as error:
+        raise usage(f"--token-file: {path}: {error.strerror}; nothing was made") from None
+    sink = TokenSink(path, descriptor)
+    try:
+        yield sink
+    finally:
+        if not sink.filled:
+            with contextlib.suppress(OSError):
+                path.unlink()

@@ -1,0 +1,52 @@
+"""`keybearer whoami`."""
+
+import typer
+
+from keybearer.access import Role
+from keybearer.commands import answers
+from keybearer.commands.inputs import word
+from keybearer.commands.session import Session, command
+from keybearer.models import Identity
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    command(app, "whoami", "keybearer whoami", "keybearer whoami --output json")(whoami)
+
+
+def whoami(session: Session) -> None:
+    """Show whose credential you use, what it may do and when it expires."""
+    caller = session.client.who_am_i()
+    document = {
+        **{name: getattr(caller.identity, name) for name in Identity.__slots__},
+        "expires_soon": caller.expires_soon,
+        "overlap_end_time": caller.overlap_end_time,
+        "is_operator": caller.is_operator,
+    }
+    facts = identity_facts(caller.identity)
+    if caller.is_operator:
+        facts.append(("operator", "yes: the account manages the others"))
+    session.answer(document, answers.facts_text(facts))
+    if caller.expires_soon:
+        answers.note("The key expires within 30 days.")
+    if caller.overlap_end_time is not None:
+        end = answers.moment_text(caller.overlap_end_time)
+        answers.note(f"This is the old secret of a rotated key; it stops working {end}.")
+
+
+def identity_facts(identity: Identity) -> list[tuple[str, str]]:
+    """Answer whose token it is, for people."""
+    role = word(identity.effective_role)
+    if identity.effective_role < identity.granted_role:
+        role += f": lower than the granted {word(identity.granted_role)}, as the owner's role is"
+    scopes = ", ".join(identity.scopes)
+    return [
+        ("key", f"{identity.key_name} ({identity.key_id})"),
+        ("owner", answers.person_text(identity.owner_email, identity.owner_id)),
+        ("owner's type", word(identity.owner_type)),
+        ("account", identity.account_id),
+        ("role", role),
+        ("scopes", scopes or ("all" if identity.granted_role is Role.ADMIN else "none")),
+        ("labels", answers.pairs_text(identity.labels)),
+        ("expires", answers.moment_text(identity.expire_time)),
+    ]
