@@ -57,7 +57,9 @@ lint: $(VENV)/.dev ## Check style and format of Python and protos
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/buf lint protos
+	$(BIN)/buf lint protos/third_party
 	$(BIN)/buf format -d --exit-code protos
+	$(BIN)/buf format -d --exit-code protos/third_party
 
 .PHONY: types
 types: $(VENV)/.dev ## Check types with mypy --strict
@@ -77,9 +79,10 @@ format: $(VENV)/.dev ## Format Python and protos, apply safe fixes
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
 	$(BIN)/buf format -w protos
+	$(BIN)/buf format -w protos/third_party
 
 .PHONY: generate
-generate: .venv-generate/.installed ## Generate client/keybearer/v1 from protos/
+generate: .venv-generate/.installed ## Generate the code of protos/
 	@tools/generate.sh write $(GEN_PY)
 
 .PHONY: lock

@@ -223,7 +223,7 @@ def judge_caller(caller: Caller, rule: AccessRule) -> None:
     """
     decision = decide(rule, caller.role, caller.match.record.scopes.split())
     if decision is not Decision.ALLOWED:
-        raise _denial(Outcome[decision.name], rule, caller.role)
+        raise denial_of(Outcome[decision.name], rule, caller.role)
     if rule.operator_only and not caller.is_operator:
         raise OperatorOnly("only callers of the operator account may do this")
 
@@ -252,10 +252,11 @@ def judge_caller_again(reader: Reader, caller: Caller, rule: AccessRule, now: in
 
 def _raise_unless_allowed(outcome: Outcome, rule: AccessRule, role: Role) -> None:
     if outcome is not Outcome.VALID:
-        raise _denial(outcome, rule, role)
+        raise denial_of(outcome, rule, role)
 
 
-def _denial(outcome: Outcome, rule: AccessRule, role: Role) -> ServiceError:
+def denial_of(outcome: Outcome, rule: AccessRule, role: Role) -> ServiceError:
+    """Make the error of an outcome that is not VALID; whatever is not known is a denial too."""
     if outcome is Outcome.ROLE_INSUFFICIENT:
         allowed = rule.only_roles or tuple(one for one in Role if one >= max(rule.role, 1))
         names = ", ".join(one.name for one in allowed)
