@@ -1,0 +1,134 @@
+"""Rows to fill a store with, for tests that need a store and no service."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from fakes import START
+from keybearer.access import Role
+from keybearer_service.model import (
+    Account,
+    Action,
+    Actor,
+    ActorType,
+    ApiKey,
+    AuditEvent,
+    Installation,
+    Pepper,
+    StoredSecret,
+    TargetType,
+    User,
+    UserType,
+)
+from keybearer_service.storage import Store
+
+PEPPER = "pepper01"
+
+
+def sample_id(text: str) -> str:
+    """Make a 16 character id out of a few characters; shorter ones sort as their text does."""
+    return text.ljust(16, "0")[:16]
+
+
+def sample_account(name: str = "acct", /, **changes: Any) -> Account:
+    """Make an account whose id is its name, padded."""
+    values: dict[str, Any] = {"id": sample_id(name), "name": name, "create_time": START}
+    return Account(**{**values, **changes})
+
+
+def sample_user(name: str = "user", /, **changes: Any) -> User:
+    """Make an ADMIN of the account `acct`."""
+    values: dict[str, Any] = {
+        "id": sample_id(name),
+        "account_id": sample_id("acct"),
+        "email": f"{name.lower()}@example.com",
+        "display_name": name,
+        "role": Role.ADMIN,
+        "type": UserType.PERSON,
+        "create_time": START,
+        "update_time": START,
+    }
+    return User(**{**values, **changes})
+
+
+def sample_key(name: str = "key", /, **changes: Any) -> ApiKey:
+    """Make a DEVELOPER key of the user `user`, without an expiry."""
+    values: dict[str, Any] = {
+        "id": sample_id(name),
+        "account_id": sample_id("acct"),
+        "owner_id": sample_id("user"),
+        "name": name,
+        "description": "",
+        "role": Role.DEVELOPER,
+        "scopes": (),
+        "create_time": START,
+        "created_by": sample_id("user"),
+        "update_time": START,
+        "expire_time": None,
+        "secret_create_time": START,
+    }
+    return ApiKey(**{**values, **changes})
+
+
+def sample_secret(version: int = 1, text: str = "digest") -> StoredSecret:
+    """Make a secret under the one pepper."""
+    return StoredSecret(text.encode().ljust(32, b"."), PEPPER, version)
+
+
+def sample_event(seq: int, **changes: Any) -> AuditEvent:
+    """Make an event; its hash is none."""
+    values: dict[str, Any] = {
+        "id": sample_id(f"event{seq}"),
+        "seq": seq,
+        "time": START + seq,
+        "account_id": sample_id("acct"),
+        "actor": Actor(type=ActorType.LOCAL_COMMAND),
+        "action": Action.API_KEY_CREATED,
+        "target_type": TargetType.API_KEY,
+        "target_id": sample_id("key"),
+        "changes": (),
+        "request_id": "",
+        "peer": "",
+        "hash": bytes([seq % 256]) * 32,
+    }
+    return AuditEvent(**{**values, **changes})
+
+
+def sample_installation(**changes: Any) -> Installation:
+    """Make the installation's row."""
+    values: dict[str, Any] = {
+        "epoch": "epoch",
+        "revision": 0,
+        "prefix": "kbear1",
+        "retired_prefixes": (),
+        "operator_account_id": sample_id("acct"),
+        "create_time": START,
+    }
+    return Installation(**{**values, **changes})
+
+
+@dataclass
+class Filling:
+    """What `fill` put into a store."""
+
+    account: Account = field(default_factory=sample_account)
+    user: User = field(default_factory=sample_user)
+    key: ApiKey = field(default_factory=sample_key)
+
+
+def fill(store: Store) -> Filling:
+    """Put one account, one ADMIN user and one key into an empty store."""
+    filling = Filling()
+    with store.write() as tx:
+        tx.put_installation(sample_installation())
+        tx.insert_pepper(Pepper(id=PEPPER, check=b"check", create_time=START))
+        tx.insert_account(filling.account)
+        tx.insert_user(filling.user)
+        tx.insert_api_key(filling.key, sample_secret())
+    return filling
+
+
+def add_keys(store: Store, *keys: ApiKey) -> None:
+    """Insert keys in one transaction."""
+    with store.write() as tx:
+        for key in keys:
+            tx.insert_api_key(key, sample_secret())

@@ -1,0 +1,1187 @@
+"""One test for every "must" of `keybearer_service.storage`; every backend runs them all."""
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backends import Backend, Dump
+from fakes import START
+from keybearer.access import Role
+from keybearer_service.model import (
+    Account,
+    Action,
+    Actor,
+    ActorType,
+    ApiKey,
+    KeyState,
+    Pepper,
+    RequestRecord,
+    RevocationReason,
+    SubjectKind,
+    Use,
+    User,
+    UserType,
+)
+from keybearer_service.sources import DAY, HOUR, MINUTE, SECOND
+from keybearer_service.storage import (
+    NEVER,
+    UNUSED,
+    AccountQuery,
+    AuditQuery,
+    KeyQuery,
+    Page,
+    Reader,
+    SortKey,
+    Store,
+    StoreClosedError,
+    StoreUnusableError,
+    UserQuery,
+)
+from samples import (
+    PEPPER,
+    Filling,
+    add_keys,
+    fill,
+    sample_account,
+    sample_event,
+    sample_id,
+    sample_key,
+    sample_secret,
+    sample_user,
+)
+
+ACCT = sample_id("acct")
+USER = sample_id("user")
+KEY = sample_id("key")
+ALL = Page(limit=1000)
+USAGE_COLUMNS = {"last_used_time", "use_count", "secret_used", "old_secret_last_used_time"}
+
+
+def read_key(store: Store, key_id: str = KEY) -> ApiKey:
+    """Read a key that is there."""
+    with store.read() as reader:
+        key = reader.api_key(key_id)
+    assert key is not None
+    return key
+
+
+def keys_query(**changes: Any) -> KeyQuery:
+    """Ask for all keys of the one account."""
+    return replace(KeyQuery(account_id=ACCT, now=START), **changes)
+
+
+def listed(store: Store, query: KeyQuery) -> list[str]:
+    """Answer the names of the keys that meet a query."""
+    with store.read() as reader:
+        return [key.name for key in reader.list_api_keys(query, ALL)]
+
+
+def changed_columns(before: Dump, after: Dump) -> dict[str, set[str]]:
+    """Tell which columns of which tables differ, rows being the same in number."""
+    found: dict[str, set[str]] = {}
+    assert before.keys() == after.keys()
+    for table, rows in before.items():
+        assert len(rows) == len(after[table]), table
+        columns = {
+            column
+            for old, new in zip(rows, after[table], strict=True)
+            for column in old
+            if old[column] != new[column]
+        }
+        if columns:
+            found[table] = columns
+    return found
+
+
+# --- reading: unknown ids and what is there -------------------------------------------------------
+
+
+def test_an_empty_store_has_no_installation(store: Store) -> None:
+    """`installation` refuses a database that was never initialised."""
+    with store.read() as reader, pytest.raises(StoreUnusableError):
+        reader.installation()
+
+
+UNKNOWN: dict[str, Callable[[Reader], object]] = {
+    "lookup": lambda reader: reader.lookup("nothing"),
+    "account": lambda reader: reader.account("nothing"),
+    "user": lambda reader: reader.user("nothing"),
+    "user_by_email": lambda reader: reader.user_by_email(ACCT, "nobody@example.com"),
+    "api_key": lambda reader: reader.api_key("nothing"),
+    "request_record": lambda reader: reader.request_record(USER, "nothing"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(UNKNOWN))
+def test_what_is_unknown_is_none(store: Store, filled: Filling, name: str) -> None:
+    """Every reading by id answers None for an unknown one."""
+    with store.read() as reader:
+        assert UNKNOWN[name](reader) is None
+
+
+def test_what_was_written_is_read(store: Store, filled: Filling) -> None:
+    """Accounts, users and keys come back as they went in."""
+    with store.read() as reader:
+        assert reader.account(ACCT) == filled.account
+        assert reader.user(USER) == filled.user
+        assert reader.api_key(KEY) == replace(
+            filled.key,
+            owner_email=filled.user.email,
+            owner_role=filled.user.role,
+            created_by_email=filled.user.email,
+        )
+        assert reader.secrets_of(KEY) == (sample_secret(), None)
+        assert reader.key_count() == 1
+
+
+def test_every_field_of_a_key_is_kept(store: Store, filled: Filling) -> None:
+    """A key with every field set comes back whole."""
+    key = sample_key(
+        "full",
+        name="näme %_'\"",
+        description="text",
+        scopes=("a.*", "b:c"),
+        labels={"team": "ü", "env": ""},
+        expire_time=START + DAY,
+        disable_time=START + 1,
+        revoke_time=START + 2,
+        revoked_by=USER,
+        revocation_reason=RevocationReason.LOST,
+        revocation_note="note",
+        row_version=7,
+        secret_version=3,
+    )
+    add_keys(store, key)
+    assert read_key(store, key.id) == replace(
+        key,
+        owner_email=filled.user.email,
+        owner_role=filled.user.role,
+        created_by_email=filled.user.email,
+    )
+
+
+def test_a_deleted_user_is_answered_by_id(store: Store, filled: Filling) -> None:
+    """`user` answers deleted ones too."""
+    with store.write() as tx:
+        tx.update_user(replace(filled.user, delete_time=START + 1))
+    with store.read() as reader:
+        user = reader.user(USER)
+    assert user is not None
+    assert user.delete_time == START + 1
+
+
+def test_a_deleted_user_is_not_found_by_address(store: Store, filled: Filling) -> None:
+    """`user_by_email` skips deleted ones, and finds the live one that has the address now."""
+    with store.write() as tx:
+        tx.update_user(replace(filled.user, delete_time=START + 1))
+    with store.read() as reader:
+        assert reader.user_by_email(ACCT, filled.user.email) is None
+    with store.write() as tx:
+        tx.insert_user(sample_user("second", email=filled.user.email))
+    with store.read() as reader:
+        found = reader.user_by_email(ACCT, filled.user.email)
+    assert found is not None
+    assert found.id == sample_id("second")
+
+
+def test_two_live_users_of_an_account_never_share_an_address(store: Store, filled: Filling) -> None:
+    """The store itself refuses the second, whatever a use case believed."""
+    with pytest.raises(Exception, match=r"."), store.write() as tx:
+        tx.insert_user(sample_user("second", email=filled.user.email))
+    with store.read() as reader:
+        assert reader.user(sample_id("second")) is None
+
+
+def test_ids_are_case_sensitive(store: Store, filled: Filling) -> None:
+    """Two ids that differ in case are two things."""
+    add_keys(store, sample_key("KEY", name="upper"))
+    assert read_key(store, KEY).name == "key"
+    assert read_key(store, sample_id("KEY")).name == "upper"
+    with store.read() as reader:
+        assert reader.lookup(sample_id("Key")) is None
+        assert reader.user(sample_id("USER")) is None
+        assert reader.account(sample_id("ACCT")) is None
+
+
+def test_a_request_of_another_user_is_not_known(store: Store, filled: Filling) -> None:
+    """Request records belong to one user."""
+    record = RequestRecord(
+        user_id=USER,
+        request_id="r",
+        body_hash=b"h",
+        attempt=1,
+        key_id=KEY,
+        secret_version=1,
+        create_time=START,
+    )
+    with store.write() as tx:
+        tx.put_request_record(record)
+    with store.read() as reader:
+        assert reader.request_record(USER, "r") == record
+        assert reader.request_record(sample_id("other"), "r") is None
+
+
+def test_a_request_record_replaces_the_one_before(store: Store, filled: Filling) -> None:
+    """A replay overwrites what is remembered of its request."""
+    first = RequestRecord(
+        user_id=USER,
+        request_id="r",
+        body_hash=b"h",
+        attempt=1,
+        key_id=KEY,
+        secret_version=1,
+        create_time=START,
+    )
+    second = replace(first, attempt=2, secret_version=2)
+    with store.write() as tx:
+        tx.put_request_record(first)
+        tx.put_request_record(second)
+    with store.read() as reader:
+        assert reader.request_record(USER, "r") == second
+
+
+def test_changes_are_in_rising_order_and_after_the_revision(store: Store, filled: Filling) -> None:
+    """A watcher reads on from where it was."""
+    with store.write() as tx:
+        revisions = [
+            tx.append_change(kind=SubjectKind.KEY, subject_id=f"k{n}", account_id=ACCT, now=START)
+            for n in range(5)
+        ]
+    assert revisions == [1, 2, 3, 4, 5]
+    with store.read() as reader:
+        assert [one.revision for one in reader.changes_after(2, 2)] == [3, 4]
+        assert [one.subject_id for one in reader.changes_after(0, 100)] == [
+            "k0",
+            "k1",
+            "k2",
+            "k3",
+            "k4",
+        ]
+        assert reader.installation().revision == 5
+        assert reader.oldest_change() == 1
+
+
+def test_the_oldest_change_of_an_empty_table_is_the_next_one(store: Store, filled: Filling) -> None:
+    """Without history a watcher can resume from the head alone."""
+    with store.read() as reader:
+        assert reader.oldest_change() == reader.installation().revision + 1
+
+
+def test_the_audit_head_of_an_empty_log_is_zero(store: Store, filled: Filling) -> None:
+    """The chain begins at 0 and 32 zero bytes."""
+    with store.read() as reader:
+        assert reader.audit_head() == (0, bytes(32))
+
+
+def test_audit_events_come_back_whole_and_in_order(store: Store, filled: Filling) -> None:
+    """The chain is read in its order, in batches."""
+    events = [sample_event(seq) for seq in range(1, 6)]
+    with store.write() as tx:
+        for event in events:
+            tx.append_audit(event)
+    with store.read() as reader:
+        assert list(reader.audit_chain(0, 3)) == events[:3]
+        assert list(reader.audit_chain(3, 100)) == events[3:]
+        assert reader.audit_head() == (5, events[-1].hash)
+
+
+def test_an_audit_seq_that_exists_is_refused(store: Store, filled: Filling) -> None:
+    """No event ever takes another one's place."""
+    with store.write() as tx:
+        tx.append_audit(sample_event(1))
+    second = sample_event(1, id=sample_id("second"))
+    with pytest.raises(Exception, match=r"."), store.write() as tx:
+        tx.append_audit(second)
+    with store.read() as reader:
+        assert list(reader.audit_chain(0, 10)) == [sample_event(1)]
+
+
+def test_live_admins_leaves_out_the_deleted_the_lower_and_the_foreign(
+    store: Store, filled: Filling
+) -> None:
+    """Only undeleted ADMINs of the account count."""
+    with store.write() as tx:
+        tx.insert_account(sample_account("other"))
+        tx.insert_user(sample_user("dev", role=Role.DEVELOPER))
+        tx.insert_user(sample_user("gone", delete_time=START))
+        tx.insert_user(sample_user("foreign", account_id=sample_id("other")))
+        tx.insert_user(sample_user("second"))
+    with store.read() as reader:
+        assert reader.live_admins(ACCT) == 2
+
+
+def test_unrevoked_keys_are_counted_by_owner_and_by_creator(store: Store, filled: Filling) -> None:
+    """The plan of a deletion: what a user owns, and what the user made for others."""
+    with store.write() as tx:
+        tx.insert_user(sample_user("other"))
+    other = sample_id("other")
+    add_keys(
+        store,
+        sample_key("own2"),
+        sample_key("dead", revoke_time=START),
+        sample_key("made", owner_id=other),
+        sample_key("mine", owner_id=other, created_by=other),
+    )
+    with store.read() as reader:
+        owned = reader.unrevoked_keys(owner_id=USER, limit=10)
+        made = reader.unrevoked_keys(created_by=USER, not_owner_id=USER, limit=10)
+        limited = reader.unrevoked_keys(owner_id=USER, limit=1)
+    assert set(owned.ids) == {KEY, sample_id("own2")}
+    assert made.ids == (sample_id("made"),)
+    assert (limited.count, len(limited.ids)) == (2, 1)
+
+
+def test_peppers_are_newest_first_with_their_unrevoked_secrets(
+    store: Store, filled: Filling
+) -> None:
+    """A pepper is needed by every unrevoked secret under it, old ones of a rotation too."""
+    with store.write() as tx:
+        tx.insert_pepper(Pepper(id="pepper02", check=b"c2", create_time=START))
+        tx.insert_api_key(sample_key("dead", revoke_time=START), sample_secret())
+        rotated = replace(filled.key, secret_version=2, overlap_end_time=START + DAY)
+        tx.replace_secret(rotated, sample_secret(2)._replace(pepper_id="pepper02"), sample_secret())
+    with store.read() as reader:
+        assert [(one.id, one.live_secrets) for one in reader.peppers()] == [
+            ("pepper02", 1),
+            (PEPPER, 1),
+        ]
+
+
+def test_a_retired_pepper_says_since_when(store: Store, filled: Filling) -> None:
+    """Retiring marks, it does not remove."""
+    with store.write() as tx:
+        tx.retire_pepper(PEPPER, START + 5)
+    with store.read() as reader:
+        assert [one.retire_time for one in reader.peppers()] == [START + 5]
+
+
+# --- lists ----------------------------------------------------------------------------------------
+
+
+def test_a_list_of_users_holds_one_account(store: Store, filled: Filling) -> None:
+    """Users of other accounts are not in it."""
+    with store.write() as tx:
+        tx.insert_account(sample_account("other"))
+        tx.insert_user(sample_user("foreign", account_id=sample_id("other")))
+    with store.read() as reader:
+        assert [one.id for one in reader.list_users(UserQuery(account_id=ACCT), ALL)] == [USER]
+
+
+def test_a_list_of_keys_holds_one_account(store: Store, filled: Filling) -> None:
+    """Keys of other accounts are not in it."""
+    other = sample_id("other")
+    with store.write() as tx:
+        tx.insert_account(sample_account("other"))
+        tx.insert_user(sample_user("foreign", account_id=other))
+    add_keys(
+        store,
+        sample_key("far", account_id=other, owner_id=sample_id("foreign")),
+    )
+    assert listed(store, keys_query()) == ["key"]
+    assert listed(store, keys_query(account_id=other)) == ["far"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        ("%", ["a%b"]),
+        ("_", ["a_b"]),
+        ("a%", ["a%b"]),
+        ("A_B", ["a_b"]),
+        ("\\", ["a\\b"]),
+        ("", ["a%b", "a\\b", "a_b", "axb", "key"]),
+    ],
+)
+def test_percent_and_underscore_in_names_are_literal(
+    store: Store, filled: Filling, wanted: str, found: list[str]
+) -> None:
+    """What looks like a pattern is text, and case does not matter for ASCII."""
+    add_keys(store, *(sample_key(f"k{n}", name=f"a{c}b") for n, c in enumerate("%_x\\")))
+    query = keys_query(name_contains=wanted, order_by="name", descending=False)
+    assert listed(store, query) == found
+
+
+def test_names_are_compared_without_case_for_ascii_alone(store: Store, filled: Filling) -> None:
+    """`Ä` and `ä` differ, `A` and `a` do not."""
+    add_keys(store, sample_key("k1", name="STRÄSSE"))
+    assert listed(store, keys_query(name_contains="str")) == ["STRÄSSE"]
+    assert listed(store, keys_query(name_contains="strä")) == []
+
+
+def _many_keys() -> list[ApiKey]:
+    """Keys with ties in every order, and absent times among them."""
+    return [
+        sample_key(
+            f"m{n:02}",
+            name=f"name{n % 4}",
+            create_time=START + n % 3,
+            expire_time=None if n % 3 == 0 else START + DAY + n % 2,
+        )
+        for n in range(24)
+    ]
+
+
+SORT: dict[str, Callable[[ApiKey], SortKey]] = {
+    "create_time": lambda key: (key.create_time, key.id),
+    "expire_time": lambda key: (NEVER if key.expire_time is None else key.expire_time, key.id),
+    "name": lambda key: (key.name, key.id),
+    "last_used_time": lambda key: (
+        UNUSED if key.last_used_time is None else key.last_used_time,
+        key.id,
+    ),
+}
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("order", sorted(SORT))
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_pages_are_complete_and_ordered_while_keys_are_inserted(
+    store: Store, filled: Filling, order: str, size: int, *, descending: bool
+) -> None:
+    """Every key that was there is listed once, in order, whatever comes between the pages."""
+    add_keys(store, *_many_keys())
+    store.add_uses(
+        [Use(sample_id(f"m{n:02}"), 1, START + SECOND + n % 3, 1) for n in range(0, 24, 2)]
+    )
+    with store.read() as reader:
+        there = {key.id: key for key in reader.list_api_keys(keys_query(), ALL)}
+    query = keys_query(order_by=order, descending=descending)
+    seen: list[ApiKey] = []
+    after: SortKey | None = None
+    for number in range(60):
+        with store.read() as reader:
+            page = reader.list_api_keys(query, Page(limit=size, after=after))
+        if not page:
+            break
+        assert len(page) <= size
+        seen.extend(page)
+        after = SORT[order](page[-1])
+        # Before, between and after everything that is there, in each order.
+        if number < 8:
+            add_keys(
+                store,
+                sample_key(
+                    f"new{number}{'zA'[number % 2]}",
+                    name=f"name{number % 5}",
+                    create_time=START + number % 4 - 1,
+                    expire_time=(None, START + DAY, START + 2 * DAY)[number % 3],
+                ),
+            )
+    assert [one.id for one in seen] == [
+        one.id for one in sorted(seen, key=SORT[order], reverse=descending)
+    ]
+    assert len({one.id for one in seen}) == len(seen)
+    assert set(there) <= {one.id for one in seen}
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_absent_times_stand_at_one_end(store: Store, filled: Filling, *, descending: bool) -> None:
+    """Never-expiring keys come after all others, never-used ones before, in rising order."""
+    add_keys(store, sample_key("soon", expire_time=START + DAY))
+    store.add_uses([Use(sample_id("soon"), 1, START + SECOND, 1)])
+    for order, rising in (
+        ("expire_time", ["soon", "key"]),
+        ("last_used_time", ["key", "soon"]),
+    ):
+        found = listed(store, keys_query(order_by=order, descending=descending))
+        assert found == (rising[::-1] if descending else rising), order
+
+
+def test_ties_are_ordered_by_id(store: Store, filled: Filling) -> None:
+    """Equal values are ordered by id, so that a page has one continuation."""
+    add_keys(store, *(sample_key(f"t{n}", name="same") for n in (3, 1, 2)))
+    with store.read() as reader:
+        query = keys_query(order_by="name", descending=False, name_contains="same")
+        found = [one.id for one in reader.list_api_keys(query, ALL)]
+    assert found == sorted(found)
+
+
+def test_accounts_are_listed_newest_first_and_stable_under_inserts(
+    store: Store, filled: Filling
+) -> None:
+    """An account made between two pages moves nothing."""
+    with store.write() as tx:
+        for n in range(6):
+            tx.insert_account(sample_account(f"a{n}", create_time=START + n // 2))
+    seen: list[Account] = []
+    after: SortKey | None = None
+    for number in range(20):
+        with store.read() as reader:
+            page = reader.list_accounts(AccountQuery(), Page(limit=2, after=after))
+        if not page:
+            break
+        seen.extend(page)
+        after = (page[-1].create_time, page[-1].id)
+        with store.write() as tx:
+            tx.insert_account(sample_account(f"b{number}", create_time=START + 9))
+    ids = [one.id for one in seen]
+    assert ids == [sample_id(name) for name in ("a5", "a4", "a3", "a2", "acct", "a1", "a0")]
+
+
+def test_accounts_are_found_by_a_part_of_their_name(store: Store, filled: Filling) -> None:
+    """Case does not matter, and `%` means itself."""
+    with store.write() as tx:
+        tx.insert_account(sample_account("b", name="50% Off"))
+    with store.read() as reader:
+        for wanted, found in (("% oFF", ["50% Off"]), ("", ["50% Off", "acct"]), ("a%", [])):
+            query = AccountQuery(name_contains=wanted)
+            assert sorted(one.name for one in reader.list_accounts(query, ALL)) == found
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, ["dev", "machine", "user"]),
+        ({"roles": (Role.DEVELOPER,)}, ["dev"]),
+        ({"roles": (Role.DEVELOPER, Role.ADMIN)}, ["dev", "machine", "user"]),
+        ({"types": (UserType.SERVICE_ACCOUNT,)}, ["machine"]),
+        ({"email_contains": "DEV@"}, ["dev"]),
+        ({"email_contains": "_"}, []),
+        ({"show_deleted": True}, ["dev", "gone", "machine", "user"]),
+        ({"show_deleted": True, "roles": (Role.VALIDATOR,)}, ["gone"]),
+    ],
+)
+def test_users_are_filtered(
+    store: Store, filled: Filling, changes: dict[str, Any], found: list[str]
+) -> None:
+    """Each filter narrows, all of them together."""
+    with store.write() as tx:
+        tx.insert_user(sample_user("dev", role=Role.DEVELOPER))
+        tx.insert_user(sample_user("machine", type=UserType.SERVICE_ACCOUNT))
+        tx.insert_user(sample_user("gone", role=Role.VALIDATOR, delete_time=START))
+    with store.read() as reader:
+        users: Sequence[User] = reader.list_users(UserQuery(account_id=ACCT, **changes), ALL)
+    assert sorted(one.display_name for one in users) == found
+
+
+NOW = START + HOUR
+STATES: dict[str, dict[str, Any]] = {
+    "active": {},
+    "active, expires later": {"expire_time": NOW + 1},
+    "disabled": {"disable_time": START},
+    "disabled, expires later": {"disable_time": START, "expire_time": NOW + 1},
+    "expired": {"expire_time": NOW},
+    "expired and disabled": {"expire_time": NOW - 1, "disable_time": START},
+    "revoked": {"revoke_time": START},
+    "revoked and all else": {
+        "revoke_time": START,
+        "expire_time": START,
+        "disable_time": START,
+    },
+}
+
+
+@pytest.mark.parametrize("state", list(KeyState))
+def test_the_filter_by_state_agrees_with_the_model(
+    store: Store, filled: Filling, state: KeyState
+) -> None:
+    """The statement finds exactly the keys that the model says are in the state."""
+    keys = [sample_key(f"s{n}", name=name, **STATES[name]) for n, name in enumerate(STATES)]
+    add_keys(store, *keys)
+    expected = {key.name for key in [*keys, filled.key] if key.state_at(NOW) is state}
+    assert expected
+    assert set(listed(store, keys_query(now=NOW, states=(state,)))) == expected
+
+
+def test_several_states_are_united(store: Store, filled: Filling) -> None:
+    """A key in one of the states is listed."""
+    add_keys(
+        store, *(sample_key(f"s{n}", name=name, **STATES[name]) for n, name in enumerate(STATES))
+    )
+    query = keys_query(now=NOW, states=(KeyState.REVOKED, KeyState.ACTIVE))
+    assert len(listed(store, query)) == 2 + 2 + 1
+
+
+def test_keys_are_filtered_by_owner_expiry_and_last_use(store: Store, filled: Filling) -> None:
+    """`expires_before` and `unused_since` are exclusive; never used and created before counts."""
+    with store.write() as tx:
+        tx.insert_user(sample_user("other"))
+    add_keys(
+        store,
+        sample_key("old", create_time=START - DAY, expire_time=START + DAY),
+        sample_key("foreign", owner_id=sample_id("other"), create_time=START - DAY),
+        sample_key("used", create_time=START - DAY),
+    )
+    store.add_uses([Use(sample_id("used"), 1, START, 1)])
+    assert listed(store, keys_query(owner_id=sample_id("other"))) == ["foreign"]
+    assert listed(store, keys_query(expires_before=START + DAY)) == []
+    assert listed(store, keys_query(expires_before=START + DAY + 1)) == ["old"]
+    assert set(listed(store, keys_query(unused_since=START))) == {"old", "foreign"}
+    assert set(listed(store, keys_query(unused_since=START + 1))) == {
+        "old",
+        "foreign",
+        "used",
+        "key",
+    }
+
+
+def test_audit_events_are_filtered_newest_first(store: Store, filled: Filling) -> None:
+    """Actor (key or user), target, action and time each narrow; None asks for every account."""
+    with store.write() as tx:
+        tx.append_audit(sample_event(1, target_id="t"))
+        tx.append_audit(
+            sample_event(2, actor=Actor(type=ActorType.KEY, key_id="k", user_id="u", user_email=""))
+        )
+        tx.append_audit(sample_event(3, action=Action.USER_CREATED))
+        tx.append_audit(sample_event(4, account_id="other"))
+
+    def seqs(**changes: Any) -> list[int]:
+        query = AuditQuery(**{"account_id": ACCT, **changes})
+        with store.read() as reader:
+            return [one.seq for one in reader.list_audit_events(query, ALL)]
+
+    assert seqs() == [3, 2, 1]
+    assert seqs(account_id=None) == [4, 3, 2, 1]
+    assert seqs(actor_id="k") == seqs(actor_id="u") == [2]
+    assert seqs(target_id="t") == [1]
+    assert seqs(actions=(Action.USER_CREATED,)) == [3]
+    assert seqs(after=START + 1) == [3, 2]
+    assert seqs(before=START + 3) == [2, 1]
+    assert seqs(after=START + 1, before=START + 3) == [2]
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def test_nothing_is_visible_before_it_commits(backend: Backend, filled: Filling) -> None:
+    """Neither another thread's reader nor another process sees a write that is open."""
+    other = backend.open_another()
+    with backend.store.write() as tx:
+        tx.insert_api_key(sample_key("new"), sample_secret())
+        assert backend.store.lookup(sample_id("new"))[0] is None
+        assert other.lookup(sample_id("new"))[0] is None
+    assert backend.store.lookup(sample_id("new"))[0] is not None
+    assert other.lookup(sample_id("new"))[0] is not None
+
+
+def test_a_block_that_raises_changes_nothing(backend: Backend, filled: Filling) -> None:
+    """Every kind of write is undone together."""
+    before = backend.dump()
+    with suppress(LookupError), backend.store.write() as tx:
+        tx.insert_account(sample_account("more"))
+        tx.insert_user(sample_user("more"))
+        tx.insert_api_key(sample_key("more"), sample_secret())
+        tx.update_api_key(replace(filled.key, name="other"))
+        tx.append_change(kind=SubjectKind.KEY, subject_id=KEY, account_id=ACCT, now=START)
+        tx.append_audit(sample_event(1))
+        raise LookupError
+    assert backend.dump() == before
+
+
+def test_a_block_that_raises_leaves_the_store_usable(store: Store, filled: Filling) -> None:
+    """The next write begins afresh."""
+    for _ in range(3):
+        with suppress(LookupError), store.write():
+            raise LookupError
+    add_keys(store, sample_key("next"))
+    assert read_key(store, sample_id("next")).name == "next"
+
+
+@pytest.mark.parametrize("stores", [1, 2])
+def test_two_writers_never_lose_each_others_update(
+    backend: Backend, filled: Filling, stores: int
+) -> None:
+    """Writers that read, add one and write, in threads and over two stores, lose nothing."""
+    used = [backend.store, *(backend.open_another() for _ in range(stores - 1))]
+    rounds = 40
+    start = threading.Barrier(4)
+    failures: list[BaseException] = []
+
+    def count(store: Store) -> None:
+        start.wait()
+        try:
+            for _ in range(rounds):
+                with store.write() as tx:
+                    key = tx.api_key(KEY)
+                    assert key is not None
+                    tx.update_api_key(replace(key, row_version=key.row_version + 1))
+                    tx.append_change(
+                        kind=SubjectKind.KEY, subject_id=KEY, account_id=ACCT, now=START
+                    )
+        except BaseException as error:  # noqa: BLE001 - told by the test's own thread
+            failures.append(error)
+
+    threads = [threading.Thread(target=count, args=(used[n % stores],)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert read_key(backend.store).row_version == 1 + 4 * rounds
+    with backend.store.read() as reader:
+        assert reader.installation().revision == 4 * rounds
+        revisions = [one.revision for one in reader.changes_after(0, 1000)]
+    assert revisions == list(range(1, 4 * rounds + 1))
+
+
+def test_an_id_that_exists_is_refused(backend: Backend, filled: Filling) -> None:
+    """Inserting a key never replaces one."""
+    before = backend.dump()
+    with pytest.raises(Exception, match=r"."), backend.store.write() as tx:
+        tx.insert_api_key(sample_key("key", name="other"), sample_secret(text="other"))
+    assert backend.dump() == before
+
+
+def test_updating_a_key_touches_no_usage_and_no_secret(backend: Backend, filled: Filling) -> None:
+    """A whole key that was read before a use is written back without undoing the use."""
+    stale = read_key(backend.store)
+    backend.store.add_uses([Use(KEY, 1, START + SECOND, 5)])
+    before = backend.dump()
+    with backend.store.write() as tx:
+        tx.update_api_key(
+            replace(
+                stale,
+                name="renamed",
+                update_time=START + 2 * SECOND,
+                row_version=2,
+                use_count=0,
+                last_used_time=None,
+                secret_used=False,
+                secret_version=9,
+                secret_create_time=1,
+            )
+        )
+    assert changed_columns(before, backend.dump()) == {
+        "api_keys": {"name", "update_time", "row_version"}
+    }
+
+
+def _rotated(store: Store, key: ApiKey, end: int) -> ApiKey:
+    rotated = replace(key, secret_version=2, secret_create_time=START + 1, overlap_end_time=end)
+    with store.write() as tx:
+        tx.replace_secret(rotated, sample_secret(2, "new"), sample_secret(1))
+    return rotated
+
+
+def test_replacing_a_secret_keeps_both(store: Store, filled: Filling) -> None:
+    """The current and the old one, with their versions and times."""
+    _rotated(store, filled.key, START + DAY)
+    with store.read() as reader:
+        assert reader.secrets_of(KEY) == (sample_secret(2, "new"), sample_secret(1))
+        record = reader.lookup(KEY)
+    assert record is not None
+    assert (record.secret_version, record.old_secret_version) == (2, 1)
+    assert (record.secret_create_time, record.overlap_end_time) == (START + 1, START + DAY)
+
+
+@pytest.mark.parametrize(("moment", "erased"), [(DAY - 1, False), (DAY, True), (DAY + 1, True)])
+def test_the_next_write_erases_a_dead_old_secret(
+    store: Store, filled: Filling, moment: int, *, erased: bool
+) -> None:
+    """From the end of the overlap on the digest goes with the next write to the key."""
+    rotated = _rotated(store, filled.key, START + DAY)
+    with store.write() as tx:
+        tx.update_api_key(replace(rotated, update_time=START + moment))
+    with store.read() as reader:
+        assert (reader.secrets_of(KEY)[1] is None) == erased
+
+
+@pytest.mark.parametrize(("moment", "erased"), [(DAY - 1, False), (DAY, True)])
+def test_a_revocation_of_many_erases_dead_old_secrets_too(
+    store: Store, filled: Filling, moment: int, *, erased: bool
+) -> None:
+    """A revocation with its owner is a write to the key as any other."""
+    _rotated(store, filled.key, START + DAY)
+    with store.write() as tx:
+        tx.revoke_keys(
+            owner_id=USER,
+            reason=RevocationReason.OWNER_DELETED,
+            revoked_by=USER,
+            now=START + moment,
+        )
+    with store.read() as reader:
+        assert (reader.secrets_of(KEY)[1] is None) == erased
+
+
+def test_revoking_an_owners_keys_leaves_the_revoked_and_the_foreign(
+    backend: Backend, filled: Filling
+) -> None:
+    """Only unrevoked keys of the owner change, and only what a revocation says."""
+    store = backend.store
+    with store.write() as tx:
+        tx.insert_user(sample_user("other"))
+    add_keys(
+        store,
+        sample_key("dead", revoke_time=START - 1, revocation_reason=RevocationReason.LOST),
+        sample_key("foreign", owner_id=sample_id("other")),
+    )
+    before = backend.dump()
+    with store.write() as tx:
+        count = tx.revoke_keys(
+            owner_id=USER, reason=RevocationReason.OWNER_DELETED, revoked_by="who", now=START + 5
+        )
+    assert count == 1
+    after = backend.dump()
+    assert changed_columns(before, after) == {
+        "api_keys": {
+            "revoke_time",
+            "revoked_by",
+            "revocation_reason",
+            "update_time",
+            "row_version",
+        }
+    }
+    untouched = [one for one in before["api_keys"] if one["id"] != KEY]
+    assert [one for one in after["api_keys"] if one["id"] != KEY] == untouched
+
+
+def test_revoking_what_a_user_made_for_others_leaves_the_users_own(
+    store: Store, filled: Filling
+) -> None:
+    """`created_by` with `not_owner_id` meets keys of other owners alone."""
+    with store.write() as tx:
+        tx.insert_user(sample_user("other"))
+    add_keys(store, sample_key("made", owner_id=sample_id("other")))
+    with store.write() as tx:
+        count = tx.revoke_keys(
+            created_by=USER,
+            not_owner_id=USER,
+            reason=RevocationReason.CREATOR_DELETED,
+            revoked_by=USER,
+            now=START,
+        )
+    assert count == 1
+    assert read_key(store).revoke_time is None
+    assert read_key(store, sample_id("made")).revocation_reason is RevocationReason.CREATOR_DELETED
+
+
+def test_old_request_records_are_forgotten(store: Store, filled: Filling) -> None:
+    """A record lives 24 hours, to the microsecond."""
+    for n, age in enumerate((24 * HOUR, 24 * HOUR + 1)):
+        with store.write() as tx:
+            tx.put_request_record(
+                RequestRecord(
+                    user_id=USER,
+                    request_id=str(n),
+                    body_hash=b"",
+                    attempt=1,
+                    key_id=KEY,
+                    secret_version=1,
+                    create_time=START - age,
+                )
+            )
+    with store.write() as tx:
+        tx.prune(START)
+    with store.read() as reader:
+        assert reader.request_record(USER, "0") is not None
+        assert reader.request_record(USER, "1") is None
+
+
+def test_changes_a_watcher_may_ask_for_are_kept(store: Store, filled: Filling) -> None:
+    """Old changes stay while there are fewer than 100,000 of them."""
+    with store.write() as tx:
+        for _ in range(10):
+            tx.append_change(kind=SubjectKind.KEY, subject_id=KEY, account_id=ACCT, now=START)
+        tx.prune(START + 10 * MINUTE + 1)
+    with store.read() as reader:
+        assert reader.oldest_change() == 1
+
+
+# --- the store ------------------------------------------------------------------------------------
+
+
+def test_a_lookup_sees_every_commit_that_was_answered(backend: Backend, filled: Filling) -> None:
+    """The next lookup of anybody, in this process or another, sees the write."""
+    other = backend.open_another()
+    for n in range(5):
+        with backend.store.write() as tx:
+            tx.update_api_key(replace(filled.key, name=f"name{n}"))
+            revision = tx.append_change(
+                kind=SubjectKind.KEY, subject_id=KEY, account_id=ACCT, now=START
+            )
+        for store in (backend.store, other):
+            record, seen = store.lookup(KEY)
+            assert record is not None
+            assert (record.key_name, seen) == (f"name{n}", revision)
+
+
+def test_a_record_and_its_revision_are_of_one_snapshot(store: Store, filled: Filling) -> None:
+    """While a writer names the key after the revision, no lookup sees them apart."""
+    stop = threading.Event()
+    torn: list[tuple[str, int]] = []
+    seen: set[int] = set()
+
+    def look() -> None:
+        while not stop.is_set():
+            record, revision = store.lookup(KEY)
+            many, revision_of_many = store.lookup_many([KEY, "nothing"])
+            assert record is not None
+            for one, of in ((record, revision), (many[KEY], revision_of_many)):
+                if of and one.key_name != str(of):
+                    torn.append((one.key_name, of))
+            seen.add(revision)
+
+    threads = [threading.Thread(target=look) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(150):
+        with store.write() as tx:
+            revision = tx.append_change(
+                kind=SubjectKind.KEY, subject_id=KEY, account_id=ACCT, now=START
+            )
+            tx.update_api_key(replace(filled.key, name=str(revision)))
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert torn == []
+    assert seen
+
+
+def test_lookup_many_answers_the_known_ones(store: Store, filled: Filling) -> None:
+    """Unknown ids are left out, and nothing asked is nothing answered."""
+    found, revision = store.lookup_many([KEY, "nothing"])
+    assert (set(found), revision) == ({KEY}, 0)
+    assert store.lookup_many([]) == ({}, 0)
+
+
+def test_a_snapshot_stands_still(store: Store, filled: Filling) -> None:
+    """What is read in one block belongs together, whatever is committed meanwhile."""
+    ready, done = threading.Event(), threading.Event()
+
+    def write() -> None:
+        ready.wait()
+        add_keys(store, sample_key("later"))
+        done.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    with store.read() as reader:
+        assert reader.key_count() == 1
+        ready.set()
+        done.wait()
+        assert reader.key_count() == 1
+    thread.join()
+    with store.read() as reader:
+        assert reader.key_count() == 2
+
+
+def test_the_version_moves_with_every_commit(store: Store, filled: Filling) -> None:
+    """What a thread remembered under one version is known to be old under the next."""
+    seen = [store.version()]
+    for n in range(3):
+        add_keys(store, sample_key(f"v{n}"))
+        seen.append(store.version())
+    store.add_uses([Use(KEY, 1, START, 1)])
+    assert len(set(seen)) == len(seen)
+    assert store.version() == store.version()
+
+
+def test_uses_touch_usage_columns_and_nothing_else(backend: Backend, filled: Filling) -> None:
+    """Comparing every column of every table, only the four of usage move, of this key alone."""
+    add_keys(backend.store, sample_key("bystander"))
+    _rotated(backend.store, filled.key, START + DAY)
+    before = backend.dump()
+    backend.store.add_uses([Use(KEY, 2, START + SECOND, 3), Use(KEY, 1, START + 2 * SECOND, 4)])
+    after = backend.dump()
+    assert changed_columns(before, after) == {"api_keys": USAGE_COLUMNS}
+    bystander = [one for one in before["api_keys"] if one["id"] != KEY]
+    assert [one for one in after["api_keys"] if one["id"] != KEY] == bystander
+    key = read_key(backend.store)
+    assert (key.use_count, key.last_used_time) == (7, START + 2 * SECOND)
+    assert key.old_secret_last_used_time == START + 2 * SECOND
+    assert key.secret_used
+
+
+def test_an_old_secrets_use_does_not_make_the_new_one_used(store: Store, filled: Filling) -> None:
+    """Only a use of the current secret forbids minting it again."""
+    _rotated(store, filled.key, START + DAY)
+    store.add_uses([Use(KEY, 1, START + SECOND, 1)])
+    key = read_key(store)
+    assert not key.secret_used
+    assert key.old_secret_last_used_time == START + SECOND
+
+
+def test_uses_only_move_forward(store: Store, filled: Filling) -> None:
+    """An older use, written later, never moves the time back; its count is added."""
+    store.add_uses([Use(KEY, 1, START + 5 * SECOND, 1)])
+    store.add_uses([Use(KEY, 1, START + SECOND, 1)])
+    store.add_uses([Use(KEY, 1, START - DAY, 1)])
+    key = read_key(store)
+    assert (key.last_used_time, key.use_count) == (START + 5 * SECOND, 3)
+
+
+def test_a_use_is_never_before_the_keys_creation(store: Store, filled: Filling) -> None:
+    """A reporter with a slow clock does not make a key used before it was made."""
+    store.add_uses([Use(KEY, 1, START - DAY, 1)])
+    assert read_key(store).last_used_time == START
+
+
+def test_uses_of_unknown_and_revoked_keys_are_skipped(backend: Backend, filled: Filling) -> None:
+    """They change nothing at all, and the others of the batch are written."""
+    add_keys(backend.store, sample_key("dead", revoke_time=START))
+    before = backend.dump()
+    backend.store.add_uses([Use("nothing", 1, START, 1), Use(sample_id("dead"), 1, START, 1)])
+    assert backend.dump() == before
+    backend.store.add_uses([Use("nothing", 1, START, 1), Use(KEY, 1, START, 1)])
+    assert read_key(backend.store).use_count == 1
+
+
+BAD_USES = {
+    "count too large": Use(KEY, 1, START, 2**63),
+    "count negative": Use(KEY, 1, START, -5),
+    "time too large": Use(KEY, 1, 2**80, 1),
+    "time negative": Use(KEY, 1, -(2**80), 1),
+    "version too large": Use(KEY, 2**80, START, 1),
+    "id with a null": Use("\0" * 16, 1, START, 1),
+    "id empty": Use("", 1, START, 1),
+    "id of another case": Use(KEY.upper(), 1, START, 1),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BAD_USES))
+def test_one_bad_use_does_not_harm_the_others(store: Store, filled: Filling, name: str) -> None:
+    """Good items before and after a bad one are written."""
+    add_keys(store, sample_key("a"), sample_key("z"))
+    store.add_uses(
+        [
+            Use(sample_id("a"), 1, START + SECOND, 2),
+            BAD_USES[name],
+            Use(sample_id("z"), 1, START + SECOND, 3),
+        ]
+    )
+    assert read_key(store, sample_id("a")).use_count == 2
+    assert read_key(store, sample_id("z")).use_count == 3
+    assert 0 <= read_key(store).use_count <= 1_000_000
+
+
+def test_a_count_never_overflows(store: Store, filled: Filling) -> None:
+    """However often a key is used, its counter stays a number that can be read."""
+    for _ in range(3):
+        store.add_uses([Use(KEY, 1, START, 2**62)])
+    assert 0 < read_key(store).use_count < 2**63
+
+
+def test_a_whole_store_has_no_findings(store: Store, filled: Filling) -> None:
+    """`check` is silent when all is well."""
+    assert list(store.check()) == []
+
+
+def test_a_backup_is_whole_while_others_write(
+    backend: Backend, filled: Filling, tmp_path: Path
+) -> None:
+    """The copy is one moment of the store: as many changes as its revision says."""
+    stop = threading.Event()
+
+    def write() -> None:
+        n = 0
+        while not stop.is_set():
+            n += 1
+            with backend.store.write() as tx:
+                tx.insert_api_key(sample_key(f"b{n:05}"), sample_secret())
+                tx.append_change(kind=SubjectKind.KEY, subject_id=KEY, account_id=ACCT, now=START)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        backend.store.backup(tmp_path / "copy")
+    finally:
+        stop.set()
+        thread.join()
+    copy = backend.open_file(tmp_path / "copy")
+    assert list(copy.check()) == []
+    with copy.read() as reader:
+        assert reader.key_count() == 1 + reader.installation().revision
+
+
+def test_a_backup_replaces_no_file(store: Store, filled: Filling, tmp_path: Path) -> None:
+    """A file that is there stays as it is."""
+    target = tmp_path / "copy"
+    target.write_text("precious", "ascii")
+    with pytest.raises(FileExistsError):
+        store.backup(target)
+    assert target.read_text("ascii") == "precious"
+
+
+def _write(store: Store) -> None:
+    with store.write() as tx:
+        tx.insert_account(sample_account("late"))
+
+
+def _read(store: Store) -> None:
+    with store.read() as reader:
+        reader.account(ACCT)
+
+
+AFTER_CLOSE: dict[str, Callable[[Store], object]] = {
+    "lookup": lambda store: store.lookup(KEY),
+    "lookup_many": lambda store: store.lookup_many([KEY]),
+    "version": lambda store: store.version(),
+    "read": _read,
+    "write": _write,
+    "add_uses": lambda store: store.add_uses([Use(KEY, 1, START, 1)]),
+    "check": lambda store: store.check(),
+    "backup": lambda store: store.backup(Path("never")),
+}
+
+
+@pytest.mark.parametrize("name", sorted(AFTER_CLOSE))
+def test_use_after_close_is_refused(
+    store: Store, filled: Filling, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every operation of a closed store raises StoreClosedError, on a thread that had used it."""
+    monkeypatch.chdir(tmp_path)
+    _read(store)
+    store.close()
+    with pytest.raises(StoreClosedError):
+        AFTER_CLOSE[name](store)
+
+
+def test_use_after_close_is_refused_on_a_new_thread(store: Store, filled: Filling) -> None:
+    """A thread that never used the store cannot open it again."""
+    store.close()
+    caught: list[BaseException] = []
+
+    def look() -> None:
+        try:
+            store.lookup(KEY)
+        except BaseException as error:  # noqa: BLE001 - told by the test's own thread
+            caught.append(error)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert [type(one) for one in caught] == [StoreClosedError]
+
+
+def test_a_reader_that_is_open_when_the_store_closes_is_told_so(
+    store: Store, filled: Filling
+) -> None:
+    """Closing under an open snapshot ends it with the same error."""
+    with pytest.raises(StoreClosedError), store.read() as reader:  # noqa: PT012 - the block is it
+        store.close()
+        reader.account(ACCT)
+
+
+def test_a_writer_that_is_open_when_the_store_closes_is_told_so(
+    store: Store, filled: Filling
+) -> None:
+    """Closing under an open write ends it with the same error."""
+    with pytest.raises(StoreClosedError), store.write() as tx:  # noqa: PT012 - the block is it
+        store.close()
+        tx.insert_account(sample_account("late"))
+
+
+def test_closing_twice_is_harmless(store: Store, filled: Filling) -> None:
+    """The second time does nothing."""
+    store.close()
+    store.close()
+
+
+def test_what_was_written_is_there_after_reopening(backend: Backend) -> None:
+    """A new process finds everything, and counts on where the old one stopped."""
+    fill(backend.store)
+    with backend.store.write() as tx:
+        tx.append_change(kind=SubjectKind.KEY, subject_id=KEY, account_id=ACCT, now=START)
+    before = backend.dump()
+    backend.store.close()
+    reopened = backend.open_another()
+    assert backend.dump() == before
+    with reopened.write() as tx:
+        assert (
+            tx.append_change(kind=SubjectKind.KEY, subject_id=KEY, account_id=ACCT, now=START) == 2
+        )

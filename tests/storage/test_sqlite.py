@@ -1,0 +1,412 @@
+"""What holds for SQLite alone: how files are opened, shared, filled up and damaged."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes import START
+from keybearer_service.model import SubjectKind, Use
+from keybearer_service.storage import (
+    APPLICATION_ID,
+    CommitFailedError,
+    StoreError,
+    StoreFullError,
+    StoreLockedError,
+    StoreUnusableError,
+    dbapi,
+    sqlite,
+)
+from keybearer_service.storage.sqlite import SqliteStore
+from samples import Filling, add_keys, fill, sample_id, sample_key, sample_secret
+
+KEY = sample_id("key")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the database is."""
+    return tmp_path / "store.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[SqliteStore]:
+    """An open database with one account, user and key."""
+    opened = SqliteStore.create(path)
+    fill(opened)
+    yield opened
+    opened.close()
+
+
+def pragma(connection: Any, name: str) -> Any:
+    """Ask a connection how it is set."""
+    return connection.execute(f"PRAGMA {name}").fetchone()[0]
+
+
+# --- how it is opened -----------------------------------------------------------------------------
+
+SETTINGS = {
+    "journal_mode": "wal",
+    "synchronous": 2,
+    "foreign_keys": 1,
+    "secure_delete": 1,
+    "trusted_schema": 0,
+    "application_id": APPLICATION_ID,
+}
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS))
+def test_every_connection_is_set_up_alike(store: SqliteStore, name: str) -> None:
+    """The writer's and the readers' connections have the settings that durability rests on."""
+    store.lookup(KEY)
+    assert len(store._connections) == 2
+    assert [pragma(one, name) for one in store._connections] == [SETTINGS[name]] * 2
+
+
+class _HalfDeafConnection(dbapi.Connection):  # type: ignore[misc]  # the driver has no types
+    """Takes every statement but the one that asks for synchronous=FULL."""
+
+    def execute(self, sql: str, *values: Any) -> Any:
+        if sql == "PRAGMA synchronous = FULL":
+            sql = "PRAGMA synchronous = NORMAL"
+        return super().execute(sql, *values)
+
+
+def test_a_driver_that_does_not_sync_every_commit_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With less than FULL acknowledged writes get lost, so the store does not open."""
+    monkeypatch.setattr(dbapi, "connect", partial(dbapi.connect, factory=_HalfDeafConnection))
+    with pytest.raises(StoreUnusableError, match="synchronous"):
+        SqliteStore.create(path)
+
+
+def test_every_table_is_strict(store: SqliteStore) -> None:
+    """No column takes a value of another type."""
+    loose = store._writer.execute(
+        "SELECT name FROM pragma_table_list"
+        " WHERE schema = 'main' AND type = 'table' AND NOT strict"
+        " AND name NOT LIKE 'sqlite_%' AND name NOT LIKE '\\_%' ESCAPE '\\'"
+    ).fetchall()
+    assert loose == []
+
+
+def test_readers_cannot_write(store: SqliteStore) -> None:
+    """A reader's connection refuses every change."""
+    store.lookup(KEY)
+    with pytest.raises(dbapi.OperationalError, match=r"readonly|read-only|attempt to write"):
+        store._connections[1].execute("DELETE FROM api_keys")
+
+
+def test_a_new_database_is_for_its_user_alone(store: SqliteStore, path: Path) -> None:
+    """The file and what SQLite puts beside it are closed to everybody else."""
+    beside = sorted(path.parent.iterdir())
+    assert len(beside) == 3
+    assert {one.stat().st_mode & 0o777 for one in beside} == {0o600}
+
+
+def test_creating_over_a_file_is_refused(store: SqliteStore, path: Path) -> None:
+    """An existing database is never begun afresh."""
+    with pytest.raises(StoreUnusableError, match="exists already"):
+        SqliteStore.create(path)
+
+
+def test_a_file_that_is_not_there_is_not_made(path: Path) -> None:
+    """Opening never creates an empty database under a mistyped name."""
+    with pytest.raises(StoreError):
+        SqliteStore(path)
+    assert not path.exists()
+
+
+def _as_something_else(connection: Any) -> None:
+    connection.execute("CREATE TABLE songs (title TEXT)")
+    connection.execute("PRAGMA application_id = 1234")
+
+
+def _as_unmarked(connection: Any) -> None:
+    connection.execute("CREATE TABLE songs (title TEXT)")
+
+
+@pytest.mark.parametrize("make", [_as_something_else, _as_unmarked])
+def test_a_database_of_something_else_is_refused_and_left_alone(
+    path: Path, make: Callable[[Any], None]
+) -> None:
+    """Neither the marker nor the tables are touched."""
+    connection = dbapi.connect(str(path), isolation_level=None)
+    make(connection)
+    connection.close()
+    with pytest.raises(StoreUnusableError, match="something else"):
+        SqliteStore(path)
+    connection = dbapi.connect(str(path))
+    tables = connection.execute("SELECT name FROM sqlite_schema").fetchall()
+    connection.close()
+    assert tables == [("songs",)]
+
+
+def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
+    """The error names the file and not a place in the code."""
+    path.write_bytes(b"not a database" * 1000)
+    with pytest.raises(StoreUnusableError, match=path.name):
+        SqliteStore(path)
+
+
+def test_a_newer_schema_is_refused(store: SqliteStore, path: Path) -> None:
+    """An older version does not write into what it does not understand, and says what would."""
+    store._writer.execute(
+        "INSERT INTO _sqlite_migrations (migration_set, name, applied_at)"
+        " VALUES ('keybearer', 'm999_from_the_future', '')"
+    )
+    with pytest.raises(StoreUnusableError, match=r"newer version.*m999_from_the_future"):
+        SqliteStore(path)
+
+
+def test_a_damaged_page_is_no_verdict(store: SqliteStore, path: Path) -> None:
+    """Reading a damaged database raises a StoreError, and `check` finds the damage."""
+    store.close()
+    content = bytearray(path.read_bytes())
+    for page in range(4096, len(content), 4096):
+        content[page : page + 64] = b"\xff" * 64
+    path.write_bytes(content)
+    with pytest.raises(StoreError):
+        SqliteStore(path).lookup(KEY)
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+_OPEN_WHEN_TOLD = """
+import sys
+from pathlib import Path
+from keybearer_service.storage.sqlite import SqliteStore
+print("ready", flush=True)
+sys.stdin.readline()
+SqliteStore(Path(sys.argv[1])).close()
+print("opened", flush=True)
+"""
+PROCESSES = 4
+
+
+def test_processes_that_start_at_once_migrate_once(path: Path) -> None:
+    """On an empty file all of them open, and each step was applied a single time."""
+    path.touch()
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", _OPEN_WHEN_TOLD, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(PROCESSES)
+    ]
+    for one in started:
+        assert one.stdout is not None
+        assert one.stdout.readline() == "ready\n"
+    for one in started:
+        assert one.stdin is not None
+        one.stdin.write("\n")
+        one.stdin.flush()
+    answers = [one.communicate() for one in started]
+    assert [(out, err) for out, err in answers] == [("opened\n", "")] * PROCESSES
+    connection = dbapi.connect(str(path))
+    applied = connection.execute("SELECT name FROM _sqlite_migrations").fetchall()
+    connection.close()
+    assert len(applied) == len(set(applied)) > 0
+
+
+def test_a_shared_store_notices_the_commits_of_others(store: SqliteStore, path: Path) -> None:
+    """With other servers on the file, the version moves when one of them commits."""
+    shared = SqliteStore(path, shared=True)
+    try:
+        before = shared.version()
+        add_keys(store, sample_key("new"))
+        moved = shared.version()
+        assert moved != before
+        add_keys(shared, sample_key("own"))
+        assert shared.version() != moved
+    finally:
+        shared.close()
+
+
+def test_a_write_waits_no_longer_than_the_busy_timeout(
+    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process that holds the store makes a write fail as locked, and changes nothing."""
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.05)
+    waiting = SqliteStore(path)
+    holder = dbapi.connect(str(path), isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    try:
+        with pytest.raises(StoreLockedError):
+            add_keys(waiting, sample_key("late"))
+        assert waiting.lookup(KEY)[0] is not None
+    finally:
+        holder.execute("ROLLBACK")
+        holder.close()
+    add_keys(waiting, sample_key("later"))
+    waiting.close()
+    assert store.lookup(sample_id("late"))[0] is None
+
+
+def test_a_write_of_another_thread_is_waited_for_no_longer_either(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stuck writer makes other mutations fail as locked while lookups go on."""
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.05)
+    caught: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            add_keys(store, sample_key("late"))
+        except StoreError as error:
+            caught.append(error)
+
+    with store.write():
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+        assert store.lookup(KEY)[0] is not None
+    assert [type(one) for one in caught] == [StoreLockedError]
+    add_keys(store, sample_key("later"))
+
+
+# --- a full disk ----------------------------------------------------------------------------------
+
+
+def _fill_up(store: SqliteStore, room: int) -> None:
+    pages = pragma(store._writer, "page_count")
+    store._writer.execute(f"PRAGMA max_page_count = {pages + room}")
+
+
+def _write_much(store: SqliteStore, name: str) -> None:
+    with store.write() as tx:
+        for n in range(40):
+            tx.insert_api_key(sample_key(f"{name}{n:02}x", description="x" * 900), sample_secret())
+            tx.append_change(kind=SubjectKind.KEY, subject_id=KEY, account_id="", now=START)
+
+
+def test_a_full_disk_is_told_and_changes_nothing(store: SqliteStore) -> None:
+    """The write is undone as a whole and lookups go on."""
+    _fill_up(store, 4)
+    with pytest.raises(StoreFullError):
+        _write_much(store, "big")
+    record, revision = store.lookup(KEY)
+    assert record is not None
+    assert revision == 0
+    with store.read() as reader:
+        assert reader.key_count() == 1
+
+
+def test_writes_go_on_when_there_is_room_again(store: SqliteStore) -> None:
+    """Nothing has to be restarted after a full disk."""
+    _fill_up(store, 4)
+    for _ in range(3):
+        with pytest.raises(StoreFullError):
+            _write_much(store, "big")
+    store._writer.execute("PRAGMA max_page_count = 4294967294")
+    _write_much(store, "big")
+    assert store.lookup(KEY)[1] == 40
+    assert list(store.check()) == []
+
+
+# --- failures of COMMIT ---------------------------------------------------------------------------
+
+
+class FaultyConnection(dbapi.Connection):  # type: ignore[misc]  # the driver has no types
+    """A connection whose next COMMIT fails when told so, before or after it was carried out."""
+
+    failure: str = ""
+    commits_first: bool = False
+
+    def execute(self, sql: str, *values: Any) -> Any:
+        if sql == "COMMIT" and self.failure:
+            name, self.failure = self.failure, ""
+            if self.commits_first:
+                super().execute(sql)
+            error = dbapi.OperationalError(name)
+            error.sqlite_errorname = name
+            raise error
+        return super().execute(sql, *values)
+
+
+@pytest.fixture
+def faulty(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SqliteStore]:
+    """A store whose connections are faulty ones."""
+    monkeypatch.setattr(dbapi, "connect", partial(dbapi.connect, factory=FaultyConnection))
+    opened = SqliteStore.create(path)
+    fill(opened)
+    yield opened
+    opened.close()
+
+
+def _fail_next_commit(store: SqliteStore, failure: str, *, commits_first: bool = False) -> None:
+    writer = store._writer
+    assert isinstance(writer, FaultyConnection)
+    writer.failure, writer.commits_first = failure, commits_first
+
+
+FAILURES = ["SQLITE_IOERR_FSYNC", "SQLITE_IOERR_WRITE", "SQLITE_BUSY", "SQLITE_CORRUPT"]
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("commits_first", [False, True])
+def test_a_commit_that_fails_has_an_unknown_outcome(
+    faulty: SqliteStore, failure: str, *, commits_first: bool
+) -> None:
+    """Whatever the reason, if it is not a full disk nobody may say that nothing changed."""
+    _fail_next_commit(faulty, failure, commits_first=commits_first)
+    with pytest.raises(CommitFailedError):
+        add_keys(faulty, sample_key("maybe"))
+
+
+def test_after_a_failed_commit_every_write_has_an_unknown_outcome(faulty: SqliteStore) -> None:
+    """The process is to end, whoever's commit it was that failed; lookups go on until then."""
+    _fail_next_commit(faulty, "SQLITE_IOERR_FSYNC")
+    with pytest.raises(CommitFailedError):
+        faulty.add_uses([Use(KEY, 1, START, 1)])
+    for _ in range(2):
+        with pytest.raises(CommitFailedError):
+            add_keys(faulty, sample_key("later"))
+    assert faulty.lookup(KEY)[0] is not None
+
+
+def test_a_fresh_process_can_write_after_a_failed_commit(faulty: SqliteStore, path: Path) -> None:
+    """The failed process leaves nothing that keeps the next one out."""
+    _fail_next_commit(faulty, "SQLITE_IOERR_FSYNC")
+    with pytest.raises(CommitFailedError):
+        add_keys(faulty, sample_key("maybe"))
+    faulty.close()
+    fresh = SqliteStore(path)
+    add_keys(fresh, sample_key("new"))
+    assert list(fresh.check()) == []
+    fresh.close()
+
+
+def test_a_commit_on_a_full_disk_changed_nothing(faulty: SqliteStore) -> None:
+    """With a WAL the pages are written at COMMIT; a full disk there is a sure rollback."""
+    _fail_next_commit(faulty, "SQLITE_FULL")
+    with pytest.raises(StoreFullError):
+        add_keys(faulty, sample_key("never"))
+    assert faulty.lookup(sample_id("never"))[0] is None
+    add_keys(faulty, sample_key("next"))
+    assert faulty.lookup(sample_id("next"))[0] is not None
+
+
+def test_a_failed_use_is_not_a_failed_verdict(faulty: SqliteStore) -> None:
+    """Lookups need nothing of the writer."""
+    _fail_next_commit(faulty, "SQLITE_FULL")
+    with pytest.raises(StoreFullError):
+        faulty.add_uses([Use(KEY, 1, START, 1)])
+    record, _ = faulty.lookup(KEY)
+    assert record is not None
+    assert not record.secret_used
+
+
+def test_filling_is_what_the_tests_believe(store: SqliteStore) -> None:
+    """The sample data is there."""
+    with store.read() as reader:
+        assert reader.account(Filling().account.id) == Filling().account
