@@ -78,6 +78,7 @@ class AsyncAuthInterceptor(grpc.aio.ServerInterceptor):
         self._rules = Rules(services, rules, public_methods)
         self._rejudge_after = rejudge_after
         self._kept: dict[str, tuple[Any, Any]] = {}
+        self._endings: set[asyncio.Task[None]] = set()
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Wrap the handler of a method; an unknown method stays unknown.
@@ -131,8 +132,10 @@ class AsyncAuthInterceptor(grpc.aio.ServerInterceptor):
         self, rule: AccessRule | None, handler: Any, behaviour: Behaviour
     ) -> Behaviour:
         async def guarded(incoming: Any, context: Any) -> Any:
-            request = await self._enter(rule, handler, incoming, context)
+            request, sending = await self._enter(rule, handler, incoming, context)
             try:
+                if handler.response_streaming:
+                    return await behaviour(request, _SendingContext(context, sending))
                 return await behaviour(request, context)
             except _MalformedError:
                 await _abort(context, MALFORMED_MESSAGE)
@@ -143,11 +146,12 @@ class AsyncAuthInterceptor(grpc.aio.ServerInterceptor):
         self, rule: AccessRule | None, handler: Any, behaviour: Behaviour
     ) -> Behaviour:
         async def guarded(incoming: Any, context: Any) -> AsyncIterator[Any]:
-            request = await self._enter(rule, handler, incoming, context)
+            request, sending = await self._enter(rule, handler, incoming, context)
             try:
                 async with contextlib.aclosing(behaviour(request, context)) as responses:
                     async for response in responses:
-                        yield response
+                        async with sending:
+                            yield response
             except _MalformedError:
                 await _abort(context, MALFORMED_MESSAGE)
 
@@ -155,8 +159,12 @@ class AsyncAuthInterceptor(grpc.aio.ServerInterceptor):
 
     async def _enter(
         self, rule: AccessRule | None, handler: Any, incoming: Any, context: Any
-    ) -> Any:
-        """Let the caller in and answer the request, or abort the call."""
+    ) -> tuple[Any, asyncio.Lock]:
+        """Let the caller in, or abort the call.
+
+        Answers the request, and the lock to be held while a message is sent: a stream that is
+        denied meanwhile would else send its status into the message, and neither would arrive.
+        """
         judgement = await self._judge(rule, context)
         if not isinstance(judgement, Identity):
             await _abort(context, judgement)
@@ -166,12 +174,16 @@ class AsyncAuthInterceptor(grpc.aio.ServerInterceptor):
                 request = handler.request_deserializer(incoming)
             except Exception:  # noqa: BLE001 - any parser, any error: the bytes are wrong
                 await _abort(context, MALFORMED_MESSAGE)
+        sending = asyncio.Lock()
         if handler.request_streaming or handler.response_streaming:
-            watch = asyncio.create_task(self._watch(rule, context, asyncio.current_task()))
+            watch = asyncio.create_task(self._until_denied(rule, context))
+            watch.add_done_callback(
+                functools.partial(self._watch_ended, context, sending, asyncio.current_task())
+            )
             context.add_done_callback(lambda _: watch.cancel())
         # The call has a task, and so a context, of its own: nothing to be reset.
         enter_identity(judgement)
-        return request
+        return request, sending
 
     async def _judge(self, rule: AccessRule | None, context: Any) -> Identity | Denial:
         if rule is None:
@@ -182,22 +194,57 @@ class AsyncAuthInterceptor(grpc.aio.ServerInterceptor):
             return denial_of(error)
         return await check_async(self._verifier, authorization, rule)
 
-    async def _watch(
-        self, rule: AccessRule | None, context: Any, call: asyncio.Task[Any] | None
-    ) -> None:
-        """Judge an open stream again and again; end it when it is denied."""
+    async def _until_denied(self, rule: AccessRule | None, context: Any) -> Denial:
+        """Judge an open stream again and again, and answer the first denial."""
         while True:
             await asyncio.sleep(self._rejudge_after)
             judgement = await self._judge(rule, context)
-            if isinstance(judgement, Identity):
-                continue
-            try:
-                # Aborting by itself sends the status, but does not stop the handler.
-                await _abort(context, judgement)
-            except Exception:  # noqa: BLE001 - that is how abort ends, and so does a dead call
-                if call is not None:
-                    call.cancel()
-                return
+            if not isinstance(judgement, Identity):
+                return judgement
+
+    def _watch_ended(
+        self,
+        context: Any,
+        sending: asyncio.Lock,
+        call: asyncio.Task[Any] | None,
+        watch: asyncio.Task[Denial],
+    ) -> None:
+        """End a stream that is denied, or that nobody watches any more for whatever reason."""
+        if watch.cancelled():
+            return
+        error = watch.exception()
+        denial = denial_of(error) if isinstance(error, Exception) else watch.result()
+        ending = asyncio.create_task(_end_call(context, sending, call, denial))
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+
+
+async def _end_call(
+    context: Any, sending: asyncio.Lock, call: asyncio.Task[Any] | None, denial: Denial
+) -> None:
+    """Deny a call from beside it: that sends the status, but does not stop its handler."""
+    try:
+        with contextlib.suppress(Exception):  # that is how it ends, and so does a dead call
+            async with sending:
+                await _abort(context, denial)
+    finally:
+        if call is not None:
+            call.cancel()
+
+
+class _SendingContext:
+    """The context of a call, except that it holds a lock while it sends a message."""
+
+    def __init__(self, context: Any, sending: asyncio.Lock) -> None:
+        self._context = context
+        self._sending = sending
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def write(self, message: Any) -> None:
+        async with self._sending:
+            await self._context.write(message)
 
 
 class _MalformedError(Exception):

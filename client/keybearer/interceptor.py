@@ -252,6 +252,16 @@ class _Watchdog:
             self._streams.discard(stream)
 
     def _run(self) -> None:
+        try:
+            self._judge_until_idle()
+        except Exception:
+            log.exception("open streams cannot be judged any more and are ended")
+            with self._lock:
+                unwatched, self._streams, self._running = self._streams, set(), False
+            for stream in unwatched:
+                stream.context.cancel()
+
+    def _judge_until_idle(self) -> None:
         """Look at all streams, ten times between two judgements of one."""
         pause = self._rejudge_after / 10
         with futures.ThreadPoolExecutor(_MAX_JUDGES, "keybearer-stream-judge") as judges:
@@ -267,11 +277,7 @@ class _Watchdog:
                         for stream in self._streams
                         if stream.is_due(time.monotonic() - pause)
                     ]
-                try:
-                    list(judges.map(_end_if_denied, overdue))
-                except RuntimeError:  # no more threads to be had
-                    for stream in overdue:
-                        _end_if_denied(stream)
+                list(judges.map(_end_if_denied, overdue))
 
 
 def _end_if_denied(stream: _Stream) -> None:

@@ -24,7 +24,10 @@ from client.support import (
 from keybearer import (
     AsyncAuthInterceptor,
     AuthInterceptor,
+    Identity,
+    Outcome,
     Role,
+    Verdict,
     current_identity,
 )
 from keybearer.testing import FakeKeybearer
@@ -288,3 +291,50 @@ async def test_an_open_stream_of_a_live_key_stays_open(fake_keybearer: FakeKeybe
         await until_async(lambda: fake_keybearer.questions >= before + 5)
         judged.set()
         assert len([one async for one in stream]) == 2
+
+
+class Forgetful:
+    """Knows every token for one question."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    async def verify(self, token: str) -> Verdict:
+        if token in self._known:
+            return Verdict(outcome=Outcome.REVOKED)
+        self._known.add(token)
+        identity = Identity(
+            key_id="key",
+            account_id="account",
+            owner_id="owner",
+            effective_role=Role.DEVELOPER,
+            granted_role=Role.DEVELOPER,
+        )
+        return Verdict(outcome=Outcome.VALID, identity=identity)
+
+
+@pytest.mark.parametrize("style", ["generator", "writer"])
+async def test_a_stream_that_never_pauses_ends_with_the_reason(style: str) -> None:
+    """A denial that comes while a message is being sent, even the first one, arrives."""
+
+    async def generate(request: Message, context: Any) -> AsyncIterator[Message]:
+        while True:
+            yield Message(value="x" * 10_000)
+
+    async def write(request: Message, context: Any) -> None:
+        while True:
+            await context.write(Message(value="x" * 10_000))
+
+    behaviour = generate if style == "generator" else write
+    method = grpc.unary_stream_rpc_method_handler(behaviour, CODEC[1], CODEC[0])
+    interceptor = AsyncAuthInterceptor(Forgetful(), rejudge_after=0)
+    async with (
+        serving_async([interceptor], demo({"Lines": method})) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        call: Any = channel.unary_stream(f"{METHOD}Lines", *CODEC)
+        for number in range(50):
+            stream = call(Message(), metadata=_metadata(f"token{number}"), timeout=SOON)
+            error = await _failure_of(stream)
+            assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert details_of(error).reason == "CREDENTIALS_INVALID"
