@@ -8,6 +8,7 @@ error would open a path without a sound. It is the gateway's mistake, so its cli
 and the log says what is wrong with it.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -168,7 +169,7 @@ def requirement_of(asked: Iterable[tuple[str, str]]) -> Requirement:
         if name == ROLE:
             role = max(role, _role(value))
         elif name == SCOPES:
-            # An empty one in the list, as of a template without its value, is refused as ill-formed.
+            # An empty one, as of a template without its value, is refused as ill-formed.
             scopes.extend(scope.strip(" \t") for scope in value.split(","))
         elif name == ACCOUNT:
             if value != ANY_ACCOUNT and not tokens.is_id(value):
@@ -192,6 +193,11 @@ def challenge_of(error: ServiceError) -> str:
     if isinstance(error, ScopeInsufficient):
         scope = f', scope="{error.metadata["required_scopes"].replace(",", "")}"'
     return f'{REALM}, error="insufficient_scope", {description}{scope}'
+
+
+def denial_body(error: ServiceError) -> str:
+    """Write the body of a denial: the reason for programs, the message for people."""
+    return json.dumps({"error": error.reason, "message": error.message})
 
 
 def identity_of(match: Match) -> tuple[str, ...]:

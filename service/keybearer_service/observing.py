@@ -28,7 +28,7 @@ class Observer(Protocol):
         ...
 
     def refused(self, where: str, reason: str) -> None:
-        """Hear of one refusal: at a door or in front of our own methods (`grpc`), and the reason."""
+        """Hear of one refusal: at a door, or in front of our own methods (`grpc`)."""
         ...
 
     def watching(self, streams: int, lag_seconds: float) -> None:

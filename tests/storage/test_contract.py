@@ -960,6 +960,22 @@ def test_a_snapshot_stands_still(store: Store, filled: Filling) -> None:
         assert reader.key_count() == 2
 
 
+def test_live_keys_are_counted_by_when_they_expire(store: Store, filled: Filling) -> None:
+    """Revoked and expired keys are left out; a key that expires at a moment counts for it."""
+    now = START + DAY
+    with store.write() as tx:
+        for name, changes in {
+            "soon": {"expire_time": now + HOUR},
+            "later": {"expire_time": now + DAY},
+            "much": {"expire_time": now + 2 * DAY},
+            "gone": {"expire_time": now},
+            "dead": {"revoke_time": START, "expire_time": now + HOUR},
+        }.items():
+            tx.insert_api_key(sample_key(name, **changes), sample_secret())
+    with store.read() as reader:
+        assert list(reader.live_keys(now, [now + HOUR, now + DAY])) == [1, 2, 3, 4]
+
+
 def test_the_version_moves_with_every_commit(store: Store, filled: Filling) -> None:
     """What a thread remembered under one version is known to be old under the next."""
     seen = [store.version()]

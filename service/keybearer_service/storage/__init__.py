@@ -225,6 +225,14 @@ class Reader(Protocol):
         """Count all keys."""
         ...
 
+    def live_keys(self, now: int, expiring_by: Sequence[int]) -> Sequence[int]:
+        """Count the keys neither revoked nor expired at `now`; must leave out all others.
+
+        Answers how many of them expire up to each moment of `expiring_by`, how many expire at all,
+        and how many there are.
+        """
+        ...
+
 
 class Writer(Reader, Protocol):
     """One write transaction. Nothing is visible to anybody before it commits."""

@@ -509,6 +509,15 @@ class _SqliteReader:
     def key_count(self) -> int:
         return self._count("SELECT count(*) FROM api_keys")
 
+    def live_keys(self, now: int, expiring_by: Sequence[int]) -> Sequence[int]:
+        counts = ", ".join("count(*) FILTER (WHERE expire_time <= ?)" for _ in expiring_by)
+        return self._all(
+            f"SELECT {counts}, count(expire_time), count(*) FROM api_keys"
+            " WHERE revoke_time IS NULL AND (expire_time IS NULL OR expire_time > ?)",
+            *expiring_by,
+            now,
+        )[0]
+
     def _one(self, sql: str, *values: object) -> rows.Row | None:
         return cast("rows.Row | None", self._connection.execute(sql, values).fetchone())
 
