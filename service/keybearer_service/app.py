@@ -32,6 +32,7 @@ from keybearer_service.servicers.audit import AuditServicer
 from keybearer_service.servicers.tokens import TokenServicer
 from keybearer_service.servicers.users import UserServicer
 from keybearer_service.sources import Clock, Entropy, SystemClock, SystemEntropy
+from keybearer_service.watch import MAX_WATCHERS
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +49,9 @@ QUIET_METHODS = frozenset(
 )
 """Called all the time: neither logged nor audited one by one, and run on threads of their own, so
 that a stuck write or a long list never makes a validation wait."""
+WATCH_METHOD = "/keybearer.v1.TokenService/WatchInvalidations"
+SPARE_WATCH_THREADS = 16
+"""Beyond one for each open stream: they refuse the streams that are too many."""
 VALIDATION_THREADS = 4
 MANAGEMENT_THREADS = 8
 HOUSEKEEPING_INTERVAL_S = 60.0
@@ -62,6 +66,8 @@ class AppConfig:
     data_dir: DataDir
     listener: Listener
     reflection: bool = True
+    shared: bool = False
+    """Whether other processes serve the same data."""
 
 
 class App:
@@ -87,7 +93,12 @@ class App:
             DataDirError, StoreError, KeyringError, TlsError, ListenError: It cannot start.
             RuleError: A method of ours has no access rule.
         """
-        self.core = open_core(config.data_dir, clock or SystemClock(), entropy or SystemEntropy())
+        self.core = open_core(
+            config.data_dir,
+            clock or SystemClock(),
+            entropy or SystemEntropy(),
+            shared=config.shared,
+        )
         try:
             self._pipeline, self._server = self._build(config, on_fatal)
         except BaseException:
@@ -105,6 +116,7 @@ class App:
     def start(self) -> None:
         """Begin to serve."""
         self.core.usage.start()
+        self.core.watches.start()
         self._housekeeper.start()
         self._server.start()
         log.info("serving", port=self.port, keys=self._count_keys())
@@ -113,6 +125,7 @@ class App:
         """Finish what is in flight, write what is in memory, and close everything."""
         log.info("draining", grace_s=grace_s)
         self._stopping.set()
+        self.core.watches.close()
         self._server.stop(grace_s)
         self._housekeeper.join()
         self._tell(everything=True)
@@ -122,6 +135,7 @@ class App:
     def abandon(self) -> None:
         """End at once and write nothing more: what the store holds is no longer known."""
         self._stopping.set()
+        self.core.watches.close()
         self._server.stop(ABANDON_GRACE_S)
         log.critical("abandoned")
 
@@ -131,12 +145,18 @@ class App:
         core = self.core
         rules = rules_of(SERVICES)
         management = ThreadPoolExecutor(MANAGEMENT_THREADS, thread_name_prefix="management")
+        # A stream holds its thread for a quarter of an hour; four would stop all validation.
+        streams = ThreadPoolExecutor(
+            MAX_WATCHERS + SPARE_WATCH_THREADS, thread_name_prefix="watch-stream"
+        )
+        pools = {method: management for method in rules if method not in QUIET_METHODS}
         pipeline = CallPipeline(
             rules,
             exempt=EXEMPT_METHODS,
-            quiet=QUIET_METHODS,
-            pools={method: management for method in rules if method not in QUIET_METHODS},
+            quiet=QUIET_METHODS | {WATCH_METHOD},
+            pools={**pools, WATCH_METHOD: streams},
             validator=core.validator,
+            authenticate_stream=core.watches.authenticate,
             refusals=core.refusals,
             clock=core.clock,
             entropy=core.entropy,
@@ -150,6 +170,7 @@ class App:
             executors=[
                 ThreadPoolExecutor(VALIDATION_THREADS, thread_name_prefix="validation"),
                 management,
+                streams,
             ],
             with_reflection=config.reflection,
         )
@@ -187,7 +208,8 @@ def register_servicers(server: grpc.Server, core: Core) -> None:
         ApiKeyServicer(core.keys, core.clock), server
     )
     token_service_pb2_grpc.add_TokenServiceServicer_to_server(
-        TokenServicer(core.validator, core.keys, PeerLimiter(core.clock), core.clock), server
+        TokenServicer(core.validator, core.keys, core.watches, PeerLimiter(core.clock), core.clock),
+        server,
     )
     audit_service_pb2_grpc.add_AuditServiceServicer_to_server(
         AuditServicer(core.store, core.page_tokens), server

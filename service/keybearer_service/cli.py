@@ -4,9 +4,7 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -21,9 +19,8 @@ from rich.table import Table
 
 from keybearer.access import RuleError
 from keybearer.durations import parse_duration
-from keybearer_service import fields, local, logs
+from keybearer_service import fields, local, logs, process
 from keybearer_service.accounts import NewAccount
-from keybearer_service.app import App, AppConfig
 from keybearer_service.config import ConfigError, Settings, load
 from keybearer_service.core import Core, open_core
 from keybearer_service.datadir import DataDir, DataDirError, write_secret_file
@@ -31,7 +28,7 @@ from keybearer_service.errors import ServiceError
 from keybearer_service.keyring import KeyringError
 from keybearer_service.keys import Expiration
 from keybearer_service.local import LocalError
-from keybearer_service.server import Listener, ListenError
+from keybearer_service.server import ListenError
 from keybearer_service.sources import SECOND, SystemClock, SystemEntropy
 from keybearer_service.storage import StoreError, dbapi
 from keybearer_service.tls import TlsError
@@ -52,8 +49,6 @@ QUICKSTART_ACCOUNT = "default"
 QUICKSTART_EMAIL = "admin@localhost"
 EXIT_REFUSED = 1
 EXIT_FINDINGS = 2
-EXIT_OUTCOME_UNKNOWN = 3
-"""A commit failed: start again, recovery decides."""
 
 
 class Output(StrEnum):
@@ -255,40 +250,7 @@ def serve(
 
 def _serve(settings: Settings) -> None:
     logs.configure(settings.log_level, json=settings.log_format == "json")
-    directory = DataDir(settings.data_dir)
-    directory.assert_initialised()
-    with directory.locked():
-        code = _run(settings, directory)
-    raise typer.Exit(code)
-
-
-def _run(settings: Settings, directory: DataDir) -> int:
-    ending = threading.Event()
-    unknown = threading.Event()
-
-    def on_signal(_number: int, _frame: object) -> None:
-        ending.set()
-
-    def on_fatal() -> None:
-        unknown.set()
-        ending.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
-    listener = Listener(address=settings.listen, tls=settings.tls)
-    service = App(
-        AppConfig(data_dir=directory, listener=listener, reflection=settings.reflection),
-        on_fatal=on_fatal,
-    )
-    service.start()
-    ending.wait()
-    if unknown.is_set():
-        # Whatever this process believes of the store may be wrong now: answer what is in flight,
-        # write nothing more, and let recovery at the next start tell what happened.
-        service.abandon()
-        return EXIT_OUTCOME_UNKNOWN
-    service.stop()
-    return 0
+    raise typer.Exit(process.serve(settings))
 
 
 # --- break glass, keep, bring back, look after ----------------------------------------------------

@@ -16,6 +16,7 @@ from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.usage import UsageRecorder
 from keybearer_service.users import UserManager
 from keybearer_service.validation import Validator
+from keybearer_service.watch import WatchHub
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class Core:
     mint: Mint
     usage: UsageRecorder
     validator: Validator
+    watches: WatchHub
     page_tokens: PageTokens
     keys: KeyManager
     users: UserManager
@@ -45,15 +47,15 @@ class Core:
         self.store.close()
 
 
-def open_core(data_dir: DataDir, clock: Clock, entropy: Entropy) -> Core:
-    """Open an installation.
+def open_core(data_dir: DataDir, clock: Clock, entropy: Entropy, *, shared: bool = False) -> Core:
+    """Open an installation, that other servers may have open too when it is `shared`.
 
     Raises:
         DataDirError, StoreError, KeyringError: It cannot be used; the text says why.
     """
     data_dir.assert_initialised()
     keyring = Keyring(data_dir.peppers)
-    store = SqliteStore(data_dir.database)
+    store = SqliteStore(data_dir.database, shared=shared)
     try:
         return build_core(store, keyring, clock, entropy)
     except BaseException:
@@ -71,12 +73,13 @@ def build_core(store: Store, keyring: Keyring, clock: Clock, entropy: Entropy) -
         installation = reader.installation()
         keyring.verify(reader.peppers())
     audit = AuditLog(keyring.audit_key, entropy)
-    changes = Changes(store, audit, clock)
     mint = Mint(keyring, entropy, installation.prefix)
     usage = UsageRecorder(store)
     page_tokens = PageTokens(keyring.derived_key(b"page tokens"))
     prefixes = frozenset((installation.prefix, *installation.retired_prefixes))
     validator = Validator(store, keyring, usage, clock, entropy, prefixes)
+    watches = WatchHub(store, validator, usage, clock, entropy)
+    changes = Changes(store, audit, clock, on_commit=watches.wake)
     return Core(
         installation=installation,
         store=store,
@@ -89,6 +92,7 @@ def build_core(store: Store, keyring: Keyring, clock: Clock, entropy: Entropy) -
         mint=mint,
         usage=usage,
         validator=validator,
+        watches=watches,
         page_tokens=page_tokens,
         keys=KeyManager(store, changes, mint, validator, usage, page_tokens),
         users=UserManager(store, changes, mint, page_tokens),

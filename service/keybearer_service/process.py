@@ -1,0 +1,170 @@
+"""Serving processes: one that serves, or one that looks after several which share the port.
+
+A process ends on SIGTERM or SIGINT with exit code 0 and nothing lost, or by itself with
+EXIT_OUTCOME_UNKNOWN when a commit failed and only a fresh process can tell what happened.
+"""
+
+import multiprocessing
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnContext, SpawnProcess
+from typing import cast
+
+import structlog
+
+from keybearer_service import logs
+from keybearer_service.app import App, AppConfig
+from keybearer_service.config import ConfigError, Settings
+from keybearer_service.datadir import DataDir
+from keybearer_service.server import Listener, ListenError
+from keybearer_service.storage import dbapi
+
+log = structlog.get_logger(__name__)
+
+EXIT_OUTCOME_UNKNOWN = 3
+"""A commit failed: start again, recovery decides."""
+RESTART_DELAY_S = 1.0
+"""Between the end of a worker and its replacement, so that one that cannot start does not spin."""
+
+
+def serve(settings: Settings) -> int:
+    """Serve an installation until the end; answer the exit code.
+
+    Raises:
+        ConfigError, DataDirError, StoreError, KeyringError, TlsError, ListenError, RuleError: It
+            cannot start; the text says why.
+    """
+    directory = DataDir(settings.data_dir)
+    directory.assert_initialised()
+    if settings.workers > 1 and dbapi.has_wal_reset_bug():
+        raise ConfigError(
+            f"workers: this SQLite ({'.'.join(map(str, dbapi.VERSION))}) can damage a database "
+            "that several processes write; install pysqlite3, or serve with one"
+        )
+    with directory.locked():
+        if settings.workers == 1:
+            return _serve_alone(settings, settings.listen, shared=False)
+        with _reserved(settings.listen) as address:
+            return _Supervisor(settings, address).run()
+
+
+def _serve_alone(settings: Settings, address: str, *, shared: bool) -> int:
+    ending = threading.Event()
+    unknown = threading.Event()
+
+    def on_outcome_unknown() -> None:
+        unknown.set()
+        ending.set()
+
+    _on_end_signal(ending)
+    service = App(
+        AppConfig(
+            data_dir=DataDir(settings.data_dir),
+            listener=Listener(address=address, tls=settings.tls, share_port=shared),
+            reflection=settings.reflection,
+            shared=shared,
+        ),
+        on_fatal=on_outcome_unknown,
+    )
+    service.start()
+    ending.wait()
+    if unknown.is_set():
+        # Whatever this process believes of the store may be wrong now: answer what is in flight,
+        # write nothing more, and let recovery at the next start tell what happened.
+        service.abandon()
+        return EXIT_OUTCOME_UNKNOWN
+    service.stop()
+    return 0
+
+
+def _on_end_signal(ending: threading.Event) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: ending.set())
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+class _Supervisor:
+    """Keeps workers running until it is told to end, and ends them in order."""
+
+    def __init__(self, settings: Settings, address: str) -> None:
+        self._settings = settings
+        self._address = address
+        self._context: SpawnContext = multiprocessing.get_context("spawn")
+        self._workers: list[SpawnProcess] = []
+        self._ending = threading.Event()
+
+    def run(self) -> int:
+        _on_end_signal(self._ending)
+        self._workers = [self._start() for _ in range(self._settings.workers)]
+        log.info("supervising", workers=len(self._workers), address=self._address)
+        while not self._ending.is_set():
+            # A signal does not interrupt the wait of a thread, so it is a short one.
+            wait([worker.sentinel for worker in self._workers], timeout=0.2)
+            self._replace_the_dead()
+        for worker in self._workers:
+            worker.terminate()
+        for worker in self._workers:
+            worker.join()
+        # One that was told to end before it could listen for that is told by the signal itself.
+        told = (0, -signal.SIGTERM)
+        return int(any(worker.exitcode not in told for worker in self._workers))
+
+    def _replace_the_dead(self) -> None:
+        for index, worker in enumerate(self._workers):
+            if worker.is_alive() or self._ending.is_set():
+                continue
+            log.error("worker_ended", pid=worker.pid, exit_code=worker.exitcode)
+            if not self._ending.wait(RESTART_DELAY_S):
+                self._workers[index] = self._start()
+
+    def _start(self) -> SpawnProcess:
+        worker = self._context.Process(
+            target=_work, args=(self._settings.model_dump(), self._address), daemon=False
+        )
+        worker.start()
+        return worker
+
+
+def _work(values: dict[str, object], address: str) -> None:
+    settings = Settings.model_validate(values)
+    logs.configure(settings.log_level, json=settings.log_format == "json")
+    raise SystemExit(_serve_alone(settings, address, shared=True))
+
+
+@contextmanager
+def _reserved(address: str) -> Iterator[str]:
+    """Hold a port for the workers, so that all get the same and nobody else gets it.
+
+    The socket never listens, so the kernel gives it no connection.
+
+    Raises:
+        ConfigError: A Unix socket, which processes cannot share.
+        ListenError: The port is in use, or not to be had.
+    """
+    if address.startswith("unix:"):
+        raise ConfigError("workers: a unix socket cannot be shared; listen on a port")
+    host, _, port = address.rpartition(":")
+    name = host.strip("[]")
+    family = socket.AF_INET6 if ":" in name else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            _refuse_if_taken(family, name, int(port))
+            holder.bind((name, int(port)))
+        except OSError as error:
+            raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
+        yield f"{host}:{cast('int', holder.getsockname()[1])}"
+
+
+def _refuse_if_taken(family: int, name: str, port: int) -> None:
+    # Without SO_REUSEPORT, which would let us in beside a stranger that has set it too.
+    if port:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((name, port))
