@@ -267,6 +267,12 @@ class VerifierUnavailableError(UnavailableError):
     default_reason = "VERIFIER_UNAVAILABLE"
 
 
+class StreamEndedError(UnavailableError):
+    """A stream ends although nothing is wrong: it is old, or the server stops. Open it again."""
+
+    default_reason = "STREAM_ENDED"
+
+
 class DeadlineExceededError(KeybearerError):
     """No answer came in time. A change may or may not have happened."""
 

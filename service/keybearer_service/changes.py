@@ -4,7 +4,7 @@ A change begins only while somebody waits for it, judges its caller once more in
 transaction, and reads the time there, so that the order of times is the order of commits.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from keybearer.access import Role
@@ -85,11 +85,18 @@ class Change:
 class Changes:
     """Begins changes."""
 
-    def __init__(self, store: Store, audit: AuditLog, clock: Clock) -> None:
-        """Take what every change needs."""
+    def __init__(
+        self,
+        store: Store,
+        audit: AuditLog,
+        clock: Clock,
+        on_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take what every change needs, and who wants to know at once that there was one."""
         self._store = store
         self._audit = audit
         self._clock = clock
+        self._on_commit = on_commit
 
     @contextmanager
     def begin(self, call: Call) -> Iterator[Change]:
@@ -106,6 +113,7 @@ class Changes:
             role = judge_caller_again(tx, call.identity, call.rule, now)
             yield Change(tx, self._audit, call.actor, now, role=role, call=call)
             tx.prune(now)
+        self._on_commit()
 
     @contextmanager
     def begin_for_holder(self, call: Call, key_id: str) -> Iterator[Change]:
@@ -117,6 +125,7 @@ class Changes:
             yield Change(
                 tx, self._audit, actor, self._clock.now(), role=Role.UNSPECIFIED, call=call
             )
+        self._on_commit()
 
     @contextmanager
     def begin_local(self) -> Iterator[Change]:

@@ -32,9 +32,11 @@ from keybearer_service.model import (
     Action,
     ApiKey,
     AuditEvent,
+    Change,
     KeyState,
     Outcome,
     RevocationReason,
+    SubjectKind,
     TokenRecord,
     User,
     UserType,
@@ -46,6 +48,17 @@ from keybearer_service.storage import AccountQuery, AuditQuery, KeyQuery, UserQu
 from keybearer_service.storage.rows import labels_from_text
 from keybearer_service.users import Deletion, NewUser, UserUpdate
 from keybearer_service.validation import Question
+from keybearer_service.watch import (
+    Hello,
+    Incoming,
+    Outgoing,
+    Ping,
+    Pong,
+    Reset,
+    Subscribe,
+    UsageItem,
+    UsageReport,
+)
 
 MAX_BATCH = 100
 EXPIRES_SOON = 30 * DAY
@@ -358,6 +371,25 @@ def audited_account(call: Call, requested: str) -> str | None:
     return call.account(requested)
 
 
+def watch_message(request: token_service_pb2.WatchInvalidationsRequest) -> Incoming:
+    """Read a message of a watcher. A bad usage item is left out and harms no other."""
+    match request.WhichOneof("message"):
+        case "subscribe":
+            return Subscribe(request.subscribe.epoch, request.subscribe.from_revision)
+        case "ping":
+            return Ping(request.ping.sent_at)
+        case "usage":
+            return UsageReport([_usage_item(item) for item in request.usage.items])
+    raise FieldInvalid("message", "one of subscribe, ping, usage is required")
+
+
+def _usage_item(item: token_service_pb2.WatchInvalidationsRequest.UsageItem) -> UsageItem:
+    time = item.last_used_time
+    # Any number will do: the time is clamped to what is possible.
+    micros = min(max(time.seconds, MIN_SECONDS), MAX_SECONDS) * SECOND
+    return UsageItem(item.key_id, item.secret_version, micros + time.nanos // 1000, item.count)
+
+
 # --- writing --------------------------------------------------------------------------------------
 
 
@@ -519,6 +551,36 @@ def verdict_to_proto(verdict: Verdict) -> token_service_pb2.ValidateTokenRespons
         revision=verdict.revision,
         secret_version=verdict.match.secret_version,
     )
+
+
+def watch_response_to_proto(told: Outgoing) -> token_service_pb2.WatchInvalidationsResponse:
+    """Write what a watcher is told."""
+    response = token_service_pb2.WatchInvalidationsResponse()
+    match told:
+        case Hello():
+            response.hello.epoch, response.hello.head_revision = told
+        case Reset():
+            response.reset.epoch, response.reset.head_revision = told
+        case Pong():
+            response.pong.sent_at, response.pong.head_revision = told
+        case Change():
+            _write_invalidation(told, response.invalidation)
+    return response
+
+
+def _write_invalidation(
+    change: Change, told: token_service_pb2.WatchInvalidationsResponse.Invalidation
+) -> None:
+    told.revision = change.revision
+    match change.kind:
+        case SubjectKind.KEY:
+            told.key_id = change.subject_id
+        case SubjectKind.OWNER:
+            told.owner_id = change.subject_id
+        case SubjectKind.ACCOUNT:
+            told.account_id = change.subject_id
+        case SubjectKind.EVERYTHING:
+            told.everything = True
 
 
 def identity_to_proto(call: Call, revision: int, now: int) -> token_service_pb2.WhoAmIResponse:

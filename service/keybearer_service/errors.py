@@ -257,6 +257,14 @@ class OutcomeUnknown(ServiceError):
         )
 
 
+class StreamEnded(ServiceError):
+    """A stream ends although nothing is wrong: it is old, or the server stops."""
+
+    code = grpc.StatusCode.UNAVAILABLE
+    reason = "STREAM_ENDED"
+    retry_after = 0.1
+
+
 class Internal(ServiceError):
     """Unforeseen. The reference stands in the log too."""
 
@@ -266,10 +274,6 @@ class Internal(ServiceError):
     def __init__(self, reference: str) -> None:
         """Carry the reference and nothing of the cause."""
         super().__init__(f"internal error (reference {reference})", reference=reference)
-
-
-class MethodNotServed(Exception):
-    """The method is in the protos and not in this version; its caller is told just that."""
 
 
 class CallAbandoned(Exception):

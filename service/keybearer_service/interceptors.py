@@ -29,14 +29,15 @@ from keybearer_service.errors import (
     CredentialsMissing,
     FieldInvalid,
     Internal,
-    MethodNotServed,
     OutcomeUnknown,
     ServiceError,
     StoreFull,
     StoreUnavailable,
+    StreamEnded,
 )
 from keybearer_service.keyring import KeyringError
 from keybearer_service.limits import MinuteQuota
+from keybearer_service.model import Caller
 from keybearer_service.sources import Clock, Entropy
 from keybearer_service.storage import CommitFailedError, StoreError, StoreFullError
 from keybearer_service.tokens import ID_LENGTH
@@ -104,6 +105,7 @@ class CallPipeline(grpc.ServerInterceptor):
         quiet: frozenset[str],
         pools: Mapping[str, ThreadPoolExecutor],
         validator: Validator,
+        authenticate_stream: Callable[[str], Caller],
         refusals: RefusalLog,
         clock: Clock,
         entropy: Entropy,
@@ -117,6 +119,8 @@ class CallPipeline(grpc.ServerInterceptor):
             quiet: Paths too frequent to log or audit one by one: the validating ones.
             pools: The executor of each method that is not to run on the server's own.
             validator: Authenticates callers.
+            authenticate_stream: Authenticates those of streams, whose threads are too many to have
+                a database connection each.
             refusals: Audits refused management calls.
             clock: Measures calls.
             entropy: Draws request ids.
@@ -126,7 +130,8 @@ class CallPipeline(grpc.ServerInterceptor):
         self._exempt = exempt
         self._quiet = quiet
         self._pools = pools
-        self._validator = validator
+        self._authenticate = validator.authenticate
+        self._authenticate_stream = authenticate_stream
         self._refusals = refusals
         self._clock = clock
         self._entropy = entropy
@@ -201,7 +206,7 @@ class CallPipeline(grpc.ServerInterceptor):
         started = self._clock.monotonic()
         call = Call(method, rule, context, self._new_request_id)
         try:
-            self._admit(call, context)
+            self._admit(call, context, self._authenticate)
             response = behaviour(parse(raw), context)
         except Exception as error:  # noqa: BLE001 - the one place where every error becomes a status
             self._fail(call, context, error, started)
@@ -221,7 +226,7 @@ class CallPipeline(grpc.ServerInterceptor):
         started = self._clock.monotonic()
         call = Call(method, rule, context, self._new_request_id)
         try:
-            self._admit(call, context)
+            self._admit(call, context, self._authenticate_stream)
             yield from behaviour(parse(raw), context)
         except Exception as error:  # noqa: BLE001 - as in _serve
             self._fail(call, context, error, started)
@@ -229,25 +234,29 @@ class CallPipeline(grpc.ServerInterceptor):
 
     # --- the steps --------------------------------------------------------------------------------
 
-    def _admit(self, call: Call, context: grpc.ServicerContext) -> None:
+    def _admit(
+        self,
+        call: Call,
+        context: grpc.ServicerContext,
+        authenticate: Callable[[str], Caller],
+    ) -> None:
         if not call.rule.public:
-            token = bearer_token(context.invocation_metadata())
-            call.caller = self._validator.authenticate(token)
-            judge_caller(call.caller, call.rule, self._clock.now())
+            call.caller = authenticate(bearer_token(context.invocation_metadata()))
+            judge_caller(call.caller, call.rule)
         set_current_call(call)
 
     def _fail(
         self, call: Call, context: grpc.ServicerContext, error: Exception, started: float
     ) -> NoReturn:
-        if isinstance(error, MethodNotServed):
-            context.abort(grpc.StatusCode.UNIMPLEMENTED, "not served by this version")
         known = self._known(call, error)
         if known is None:  # nobody waits for an answer
             context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
         refused = known.code in _REFUSALS
         if refused and call.method not in self._quiet:
             self._refusals.refused(call, known.reason)
-        if not refused or self._logged_refusals.admit(call.peer):
+        if isinstance(known, StreamEnded):
+            self._log_served(call, started)
+        elif not refused or self._logged_refusals.admit(call.peer):
             log.warning(
                 "call_refused" if refused else "call_failed",
                 method=call.method,

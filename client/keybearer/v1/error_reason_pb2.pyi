@@ -86,6 +86,8 @@ class _ErrorReasonEnumTypeWrapper(_EnumTypeWrapper[_ErrorReason.ValueType], type
     """UNAVAILABLE, at a guarded service: keybearer cannot be asked and no cached answer is usable."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 23
     """INTERNAL: unforeseen. Metadata: `reference`, which the server's log carries too."""
+    ERROR_REASON_STREAM_ENDED: _ErrorReason.ValueType  # 24
+    """UNAVAILABLE: a stream ends although nothing is wrong: it is old, or the server stops. Resume."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason a caller may branch on. It travels in google.rpc.ErrorInfo with the domain
@@ -147,3 +149,5 @@ ERROR_REASON_VERIFIER_UNAVAILABLE: ErrorReason.ValueType  # 22
 """UNAVAILABLE, at a guarded service: keybearer cannot be asked and no cached answer is usable."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 23
 """INTERNAL: unforeseen. Metadata: `reference`, which the server's log carries too."""
+ERROR_REASON_STREAM_ENDED: ErrorReason.ValueType  # 24
+"""UNAVAILABLE: a stream ends although nothing is wrong: it is old, or the server stops. Resume."""

@@ -90,7 +90,8 @@ class TokenServiceServicer(object):
     def WatchInvalidations(self, request_iterator, context):
         """Tells of every change that can make an earlier answer wrong, in order, and proves with every
         pong that nothing was missed. `subscribe` comes first. Errors: FIELD_INVALID,
-        CREDENTIALS_INVALID (the stream's own key stopped being valid), STORE_UNAVAILABLE, OVERLOADED.
+        CREDENTIALS_INVALID (the stream's own key stopped being valid), STORE_UNAVAILABLE, OVERLOADED,
+        STREAM_ENDED (after 15 minutes or so: resume).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

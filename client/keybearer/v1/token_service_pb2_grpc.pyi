@@ -193,7 +193,8 @@ class TokenServiceStub(typing.Generic[_TokenServiceValidateTokenType, _TokenServ
     WatchInvalidations: _TokenServiceWatchInvalidationsType
     """Tells of every change that can make an earlier answer wrong, in order, and proves with every
     pong that nothing was missed. `subscribe` comes first. Errors: FIELD_INVALID,
-    CREDENTIALS_INVALID (the stream's own key stopped being valid), STORE_UNAVAILABLE, OVERLOADED.
+    CREDENTIALS_INVALID (the stream's own key stopped being valid), STORE_UNAVAILABLE, OVERLOADED,
+    STREAM_ENDED (after 15 minutes or so: resume).
     """
 
     WhoAmI: _TokenServiceWhoAmIType
@@ -268,7 +269,8 @@ class TokenServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[keybearer.v1.token_service_pb2.WatchInvalidationsResponse], collections.abc.AsyncIterator[keybearer.v1.token_service_pb2.WatchInvalidationsResponse]]:
         """Tells of every change that can make an earlier answer wrong, in order, and proves with every
         pong that nothing was missed. `subscribe` comes first. Errors: FIELD_INVALID,
-        CREDENTIALS_INVALID (the stream's own key stopped being valid), STORE_UNAVAILABLE, OVERLOADED.
+        CREDENTIALS_INVALID (the stream's own key stopped being valid), STORE_UNAVAILABLE, OVERLOADED,
+        STREAM_ENDED (after 15 minutes or so: resume).
         """
 
     @abc.abstractmethod

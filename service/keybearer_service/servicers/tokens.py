@@ -8,22 +8,29 @@ from keybearer.v1 import token_service_pb2 as pb
 from keybearer.v1 import token_service_pb2_grpc
 from keybearer_service import convert
 from keybearer_service.calls import current_call
-from keybearer_service.errors import FieldInvalid, MethodNotServed
+from keybearer_service.errors import FieldInvalid
 from keybearer_service.keys import KeyManager
 from keybearer_service.limits import PeerLimiter
 from keybearer_service.sources import Clock
 from keybearer_service.validation import Validator
+from keybearer_service.watch import WatchHub
 
 
 class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
     """Questions about tokens."""
 
     def __init__(
-        self, validator: Validator, keys: KeyManager, limiter: PeerLimiter, clock: Clock
+        self,
+        validator: Validator,
+        keys: KeyManager,
+        watches: WatchHub,
+        limiter: PeerLimiter,
+        clock: Clock,
     ) -> None:
         """Take the use cases, and what bounds the one public method."""
         self._validator = validator
         self._keys = keys
+        self._watches = watches
         self._limiter = limiter
         self._clock = clock
 
@@ -51,7 +58,10 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
         context: grpc.ServicerContext,
     ) -> Iterator[pb.WatchInvalidationsResponse]:
         """Tell of changes."""
-        raise MethodNotServed
+        watcher = self._watches.open(current_call(), context.cancel)
+        context.add_callback(watcher.end)
+        messages = map(convert.watch_message, request_iterator)
+        yield from map(convert.watch_response_to_proto, watcher.serve(messages))
 
     def WhoAmI(self, request: pb.WhoAmIRequest, context: grpc.ServicerContext) -> pb.WhoAmIResponse:
         """Answer who the caller is."""

@@ -1,0 +1,547 @@
+"""WatchInvalidations: what changed, told in order to every open stream.
+
+A stream holds two threads, and there may be a thousand streams. None of them touches the store: one
+thread, the hub's, reads it for all of them, so that neither database connections nor reads grow
+with the watchers. In each turn it reads one snapshot, puts the new changes into the streams'
+queues, and only then answers the pings that had arrived before the turn began. That order is the
+promise of a pong: nothing up to its head, read after its ping had arrived, is missing before it.
+"""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import structlog
+
+from keybearer_service.calls import Call
+from keybearer_service.errors import FieldInvalid, Overloaded, ServiceError, StreamEnded
+from keybearer_service.model import Caller, Change, Installation, SubjectKind, TokenRecord
+from keybearer_service.sources import Clock, Entropy
+from keybearer_service.storage import Reader, Store, StoreError
+from keybearer_service.usage import UsageRecorder
+from keybearer_service.validation import Validator, judge_caller_again
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+MAX_WATCHERS = 1000
+"""Open streams in all; beyond, RESOURCE_EXHAUSTED."""
+MAX_QUEUED = 1000
+"""Messages that wait for a slow watcher; beyond, its stream is cut and it resumes by revision."""
+MAX_USAGE_ITEMS = 500
+"""In one message: section 4 of the wire contract."""
+MAX_AGE_S = 900.0
+AGE_SPREAD = 0.2
+"""Streams end after 15 min ± 20 %: watchers spread over servers, and do not all move at once."""
+POLL_S = 0.025
+"""How long a commit of another process may go unnoticed. Commits of this one wake the hub."""
+SILENCE_S = 5.0
+"""The credential of a stream that does not ping is judged this often all the same."""
+MAX_USES = 1_000_000
+_PAGE = 500
+_USAGE_BACKLOG = 64
+_NO_SECRET = 0
+"""Stands for a secret that is not told apart; versions begin with 1."""
+
+
+class Subscribe(NamedTuple):
+    """The first message of a stream."""
+
+    epoch: str
+    from_revision: int
+
+
+class Ping(NamedTuple):
+    """Asks for a pong."""
+
+    sent_at: int
+
+
+class UsageItem(NamedTuple):
+    """Uses of one secret that a watcher reports."""
+
+    key_id: str
+    secret_version: int
+    last_used_time: int
+    uses: int
+
+
+class UsageReport(NamedTuple):
+    """One message of them."""
+
+    items: Sequence[UsageItem]
+
+
+class Hello(NamedTuple):
+    """The stream starts where it was asked to."""
+
+    epoch: str
+    head: int
+
+
+class Reset(NamedTuple):
+    """The stream starts afresh: what changed since is not known."""
+
+    epoch: str
+    head: int
+
+
+class Pong(NamedTuple):
+    """Every change up to the head was told."""
+
+    sent_at: int
+    head: int
+
+
+Incoming = Subscribe | Ping | UsageReport
+Outgoing = Hello | Reset | Change | Pong
+
+
+class Watcher:
+    """One open stream. Made by `WatchHub.open`."""
+
+    def __init__(
+        self, hub: "WatchHub", call: Call, cancel: Callable[[], object], age: float
+    ) -> None:
+        """Take who watches, and what cuts the stream off."""
+        self.caller = call.identity
+        self.rule = call.rule
+        self.cancel = cancel
+        self.ends_at = hub.clock.monotonic() + age
+        self.judged_at = hub.clock.monotonic()
+        self.position: int | None = None
+        """While the stream is behind: the last revision that was told. The hub's own."""
+        self.waiting: list[int] = []
+        """Pings that arrived while it was behind. The hub's own."""
+        self._hub = hub
+        self._call = call
+        self._outbox: queue.SimpleQueue[Outgoing | Exception | None] = queue.SimpleQueue()
+
+    def serve(self, messages: Iterator[Incoming]) -> Iterator[Outgoing]:
+        """Yield what the watcher is to be told, until the stream ends.
+
+        Raises:
+            FieldInvalid: A message was out of place.
+            CredentialsInvalid, CredentialsExpired, RoleInsufficient: The caller may not any more.
+            StreamEnded: The stream is old enough, or the server stops.
+            StoreError: It could not be started.
+        """
+        try:
+            # Reading blocks, and so does writing; grpc gives a stream one thread for both.
+            threading.Thread(
+                target=self._listen, args=(messages,), name="watch-listen", daemon=True
+            ).start()
+            while True:
+                item = self._outbox.get()
+                if item is None or (isinstance(item, Exception) and not self._call.is_alive):
+                    return
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            self._hub.leave(self)
+
+    def put(self, item: Outgoing) -> None:
+        """Tell something, when it is its turn."""
+        self._outbox.put(item)
+
+    def end(self, error: Exception | None = None) -> None:
+        """End the stream with an error; with none when the call is over already."""
+        self._outbox.put(error)
+
+    @property
+    def queued(self) -> int:
+        """How many messages wait to be sent."""
+        return self._outbox.qsize()
+
+    def sees(self, change: Change) -> bool:
+        """Tell whether a change is any business of the watcher."""
+        return (
+            self.caller.is_operator
+            or change.account_id == self.caller.account_id
+            or change.kind is SubjectKind.EVERYTHING
+        )
+
+    def _listen(self, messages: Iterator[Incoming]) -> None:
+        try:
+            for number, message in enumerate(messages):
+                self._take(message, is_first=number == 0)
+            # Half-closed: the watcher will not ping again, and may go on listening.
+        except Exception as error:  # noqa: BLE001 - the thread that writes raises it, once
+            self.end(error)
+
+    def _take(self, message: Incoming, *, is_first: bool) -> None:
+        if is_first != isinstance(message, Subscribe):
+            raise FieldInvalid("subscribe", "must be the first message, and only the first")
+        match message:
+            case Subscribe():
+                self._hub.subscribe(self, message)
+            case Ping():
+                self._hub.ping(self, message)
+            case UsageReport():
+                self._hub.report(self, message)
+
+
+@dataclass(slots=True)
+class _Turn:
+    """What arrived since the last turn of the hub."""
+
+    subscriptions: list[tuple[Watcher, Subscribe]]
+    pings: list[tuple[Watcher, Ping]]
+    credentials: list[tuple[str, Future[Caller]]]
+
+
+class WatchHub:
+    """Reads the change table for all streams."""
+
+    def __init__(
+        self,
+        store: Store,
+        validator: Validator,
+        usage: UsageRecorder,
+        clock: Clock,
+        entropy: Entropy,
+        *,
+        max_watchers: int = MAX_WATCHERS,
+    ) -> None:
+        """Take what streams are served from. `start` begins to serve them."""
+        self.clock = clock
+        self._store = store
+        self._validator = validator
+        self._entropy = entropy
+        self._max_watchers = max_watchers
+        self._uses = _ReportedUses(store, usage, clock)
+        self._lock = threading.Lock()
+        self._open: set[Watcher] = set()
+        self._subscriptions: deque[tuple[Watcher, Subscribe]] = deque()
+        self._pings: deque[tuple[Watcher, Ping]] = deque()
+        self._credentials: deque[tuple[str, Future[Caller]]] = deque()
+        self._wake = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        # The hub's thread alone touches these.
+        self._live: set[Watcher] = set()
+        self._behind: set[Watcher] = set()
+        self._told: tuple[str, int] | None = None
+        self._looked_after = clock.monotonic()
+        self._in_trouble = False
+
+    @property
+    def watchers(self) -> int:
+        """How many streams are open."""
+        return len(self._open)
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._uses.start()
+        self._thread.start()
+
+    def close(self) -> None:
+        """End all streams, so that a server that stops need not wait for them."""
+        with self._lock:
+            self._closing = True
+            streams = list(self._open)
+        for watcher in streams:
+            watcher.end(StreamEnded("the server stops"))
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        for _, caller in _drained(self._credentials):
+            caller.set_exception(StreamEnded("the server stops"))
+        self._uses.stop()
+
+    def wake(self) -> None:
+        """Say that something was committed."""
+        self._wake.set()
+
+    def authenticate(self, token: str) -> Caller:
+        """Answer who opens a stream; as `Validator.authenticate`, without a database connection.
+
+        Raises:
+            CredentialsExpired, CredentialsInvalid, StoreError, StoreUnavailable: As there.
+        """
+        caller: Future[Caller] = Future()
+        with self._lock:
+            if self._closing:
+                raise StreamEnded("the server stops")
+            self._credentials.append((token, caller))
+        self._wake.set()
+        return caller.result()
+
+    def open(self, call: Call, cancel: Callable[[], object]) -> Watcher:
+        """Begin a stream.
+
+        Args:
+            call: Its caller was authenticated and judged.
+            cancel: Cuts the stream off, also while it is stuck in a send.
+
+        Raises:
+            Overloaded: There are too many.
+            StreamEnded: The server stops.
+        """
+        spread = (self._entropy.key_bytes(1)[0] / 255 * 2 - 1) * AGE_SPREAD
+        watcher = Watcher(self, call, cancel, MAX_AGE_S * (1 + spread))
+        with self._lock:
+            if self._closing:
+                raise StreamEnded("the server stops")
+            if len(self._open) >= self._max_watchers:
+                raise Overloaded("too many watch streams; try again later")
+            self._open.add(watcher)
+        return watcher
+
+    def leave(self, watcher: Watcher) -> None:
+        """Forget a stream that has ended."""
+        with self._lock:
+            self._open.discard(watcher)
+
+    def subscribe(self, watcher: Watcher, message: Subscribe) -> None:
+        """Start to tell a watcher of changes."""
+        self._subscriptions.append((watcher, message))
+        self._wake.set()
+
+    def ping(self, watcher: Watcher, message: Ping) -> None:
+        """Answer a ping, in the next turn."""
+        self._pings.append((watcher, message))
+        self._wake.set()
+
+    def report(self, watcher: Watcher, message: UsageReport) -> None:
+        """Count what a watcher answered from its cache.
+
+        Raises:
+            FieldInvalid: Too many items.
+        """
+        if len(message.items) > MAX_USAGE_ITEMS:
+            raise FieldInvalid("usage.items", f"at most {MAX_USAGE_ITEMS}")
+        self._uses.put(watcher.caller, message)
+
+    # --- the hub's thread -------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._wake.wait(POLL_S)
+            self._wake.clear()
+            # Pings first: one whose subscription comes between the two lines is of the next turn.
+            pings = _drained(self._pings)
+            turn = _Turn(_drained(self._subscriptions), pings, _drained(self._credentials))
+            try:
+                self._serve(turn)
+                self._feel(None)
+            except Exception as error:  # noqa: BLE001 - the hub outlives what it cannot foresee
+                self._feel(error)
+                # No store, no pong; and nobody waits in vain.
+                for watcher, _ in turn.subscriptions:
+                    watcher.end(error)
+                for _, caller in turn.credentials:
+                    if not caller.done():
+                        caller.set_exception(error)
+
+    def _serve(self, turn: _Turn) -> None:
+        for token, caller in turn.credentials:
+            try:
+                caller.set_result(self._validator.authenticate(token))
+            except Exception as error:  # noqa: BLE001 - the thread that asked raises it
+                caller.set_exception(error)
+        self._live &= self._open
+        self._behind &= self._open
+        with self._store.read() as reader:
+            installation = reader.installation()
+            self._tell(reader, installation)
+            for watcher, subscription in turn.subscriptions:
+                self._begin(reader, installation, watcher, subscription)
+            for watcher in list(self._behind):
+                self._catch_up(reader, installation.revision, watcher)
+            self._judge(reader, turn.pings)
+            for watcher, ping in turn.pings:
+                if watcher in self._live:
+                    watcher.put(Pong(ping.sent_at, installation.revision))
+                elif watcher in self._behind:
+                    watcher.waiting.append(ping.sent_at)
+        self._look_after()
+
+    def _tell(self, reader: Reader, installation: Installation) -> None:
+        """Tell the live streams what is new."""
+        epoch, head = installation.epoch, installation.revision
+        told, self._told = self._told, (epoch, head)
+        if told is None or told == self._told:
+            return
+        changes = _between(reader, told[1], head) if told[0] == epoch else None
+        if changes is None:
+            # So late that the change table begins later: they are to start afresh.
+            self._end_all(self._live, StreamEnded("the stream fell behind"))
+            return
+        for watcher in list(self._live):
+            for change in changes:
+                if watcher.sees(change):
+                    watcher.put(change)
+            if watcher.queued > MAX_QUEUED:
+                log.warning("watcher_dropped", key_id=watcher.caller.key_id, queued=watcher.queued)
+                self._live.discard(watcher)
+                watcher.cancel()
+
+    def _begin(
+        self, reader: Reader, installation: Installation, watcher: Watcher, wanted: Subscribe
+    ) -> None:
+        epoch, head = installation.epoch, installation.revision
+        self._live.add(watcher)
+        if not wanted.epoch:
+            watcher.put(Hello(epoch, head))
+        elif wanted.epoch == epoch and reader.oldest_change() - 1 <= wanted.from_revision <= head:
+            watcher.put(Hello(epoch, head))
+            if wanted.from_revision < head:
+                self._live.discard(watcher)
+                self._behind.add(watcher)
+                watcher.position = wanted.from_revision
+        else:
+            watcher.put(Reset(epoch, head))
+
+    def _catch_up(self, reader: Reader, head: int, watcher: Watcher) -> None:
+        """Tell a stream that resumed the next part of what it missed, as fast as it reads."""
+        if watcher.position is None or watcher.queued > MAX_QUEUED - _PAGE:
+            return
+        until = min(watcher.position + _PAGE, head)
+        changes = _between(reader, watcher.position, until)
+        if changes is None:
+            self._end_all({watcher}, StreamEnded("the stream fell behind"))
+            return
+        for change in changes:
+            if watcher.sees(change):
+                watcher.put(change)
+        watcher.position = until
+        if until == head:
+            self._behind.discard(watcher)
+            self._live.add(watcher)
+            for sent_at in watcher.waiting:
+                watcher.put(Pong(sent_at, head))
+            watcher.waiting.clear()
+        else:
+            self._wake.set()
+
+    def _judge(self, reader: Reader, pings: Sequence[tuple[Watcher, Ping]]) -> None:
+        """Judge the credentials of those who ping, and of those who have been silent."""
+        monotonic, now = self.clock.monotonic(), self.clock.now()
+        verdicts: dict[tuple[str, int], ServiceError | None] = {}
+        for watcher in {watcher for watcher, _ in pings} | {
+            watcher
+            for watcher in self._live | self._behind
+            if monotonic - watcher.judged_at >= SILENCE_S
+        }:
+            watcher.judged_at = monotonic
+            caller = watcher.caller
+            secret = (caller.key_id, caller.match.secret_version)
+            if secret not in verdicts:
+                try:
+                    judge_caller_again(reader, caller, watcher.rule, now)
+                    verdicts[secret] = None
+                except ServiceError as error:
+                    verdicts[secret] = error
+            denial = verdicts[secret]
+            if denial is not None:
+                self._end_all({watcher}, denial)
+
+    def _look_after(self) -> None:
+        """End the streams that are old enough; once a second."""
+        now = self.clock.monotonic()
+        if now - self._looked_after < 1:
+            return
+        self._looked_after = now
+        old = {watcher for watcher in self._live | self._behind if now >= watcher.ends_at}
+        self._end_all(old, StreamEnded("the stream is old enough; resume"))
+
+    def _end_all(self, watchers: Iterable[Watcher], error: ServiceError) -> None:
+        for watcher in list(watchers):
+            self._live.discard(watcher)
+            self._behind.discard(watcher)
+            watcher.end(error)
+
+    def _feel(self, error: Exception | None) -> None:
+        """Log trouble when it begins and when it ends, not at every turn."""
+        if error is not None and not self._in_trouble:
+            foreseen = isinstance(error, StoreError)
+            log.error(
+                "watch_hub_stands", cause=type(error).__name__, exc_info=None if foreseen else error
+            )
+        elif error is None and self._in_trouble:
+            log.warning("watch_hub_runs_again")
+        self._in_trouble = error is not None
+
+
+class _ReportedUses:
+    """Counts the uses that watchers report, on a thread of its own: a decision never waits for it.
+
+    No decision reads them either: a secret that was never seen to work by the server itself stays
+    unused, so that a report can not keep a lost answer from being minted again.
+    """
+
+    def __init__(self, store: Store, usage: UsageRecorder, clock: Clock) -> None:
+        self._store = store
+        self._usage = usage
+        self._clock = clock
+        self._inbox: queue.Queue[tuple[Caller, UsageReport] | None] = queue.Queue(_USAGE_BACKLOG)
+        self._thread = threading.Thread(target=self._run, name="watch-usage", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def put(self, caller: Caller, report: UsageReport) -> None:
+        try:
+            self._inbox.put_nowait((caller, report))
+        except queue.Full:
+            log.warning("usage_report_dropped", key_id=caller.key_id, items=len(report.items))
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self._inbox.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (item := self._inbox.get()) is not None:
+            try:
+                self._count(*item)
+            except StoreError as error:
+                log.warning("usage_report_lost", cause=type(error).__name__)
+            except Exception:  # the thread outlives what it cannot foresee; it is logged
+                log.exception("usage_report_failed")
+
+    def _count(self, caller: Caller, report: UsageReport) -> None:
+        records, _ = self._store.lookup_many(list({item.key_id for item in report.items}))
+        now = self._clock.now()
+        for item in report.items:
+            record = records.get(item.key_id)
+            if record is None or record.revoke_time is not None:
+                continue
+            if not (caller.is_operator or record.account_id == caller.account_id):
+                continue
+            self._usage.add_many(
+                item.key_id,
+                _secret_of(record, item.secret_version),
+                # The store keeps it from being before the key's create_time.
+                min(item.last_used_time, now),
+                min(max(item.uses, 1), MAX_USES),
+            )
+
+
+def _drained(inbox: deque[T]) -> list[T]:
+    """Take what is there by now; others go on adding."""
+    return [inbox.popleft() for _ in range(len(inbox))]
+
+
+def _secret_of(record: TokenRecord, version: int) -> int:
+    if version == record.secret_version and record.secret_used:
+        return version
+    return version if version == record.old_secret_version else _NO_SECRET
+
+
+def _between(reader: Reader, after: int, until: int) -> list[Change] | None:
+    """Read the changes in (after, until]; None when some of them are no longer there."""
+    changes: list[Change] = []
+    while after < until:
+        page = reader.changes_after(after, min(_PAGE, until - after))
+        if not page or page[0].revision != after + 1 or page[-1].revision != after + len(page):
+            return None
+        changes.extend(page)
+        after = page[-1].revision
+    return changes
