@@ -1,0 +1,373 @@
+"""`keybearer keys`, run as a process against a running service."""
+
+import json
+import re
+import stat
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from cliharness import COMMAND, Cli, command_line
+
+TOKEN = re.compile(r"kbear1_[0-9A-Za-z]{16}_[0-9A-Za-z]{49}")
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Iterator[Cli]:
+    """The command for a fresh service."""
+    with command_line(tmp_path) as command:
+        yield command
+
+
+def test_a_new_token_goes_alone_into_a_pipe(cli: Cli) -> None:
+    """Standard output holds the token and nothing else; the facts are on standard error."""
+    answer = cli.done("keys", "create", "billing", "--role", "developer", "--ttl", "30d")
+    assert TOKEN.fullmatch(answer.out.strip())
+    assert "billing" in answer.err
+    assert answer.out.strip() not in answer.err
+
+
+def test_the_token_that_was_shown_works(cli: Cli) -> None:
+    """What create answers is what validate accepts."""
+    token = cli.done("keys", "create", "k", "--role", "validator", "--never-expires").out
+    assert cli("token", "validate", stdin=token).code == 0
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        (("--ttl", "30d"), timedelta(days=30)),
+        (("--expires", "12h"), timedelta(hours=12)),
+        (("--never-expires",), None),
+    ],
+)
+def test_an_expiry_from_now_is_counted_by_the_service(
+    cli: Cli, choice: tuple[str, ...], expected: timedelta | None
+) -> None:
+    """Each way to choose an expiry gives that expiry."""
+    key = cli.json("keys", "create", "k", "--role", "developer", *choice)["api_key"]
+    if expected is None:
+        assert key["expire_time"] is None
+    else:
+        made, end = (datetime.fromisoformat(key[name]) for name in ("create_time", "expire_time"))
+        assert end - made == expected
+
+
+def test_an_expiry_date_is_midnight_in_utc(cli: Cli) -> None:
+    """A day without a time is the moment at which it begins."""
+    made = cli.json("keys", "create", "k", "--role", "developer", "--expires", "2090-12-31")
+    assert made["api_key"]["expire_time"] == "2090-12-31T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("choice", "hint"),
+    [
+        ((), "Give --ttl 30d, --expires 2030-12-31 or --never-expires"),
+        (("--ttl", "1d", "--never-expires"), "give one of --ttl, --expires and --never-expires"),
+        (("--ttl", "soon"), "--ttl: 'soon' is not a duration"),
+        (("--expires", "tomorrow"), "--expires: 'tomorrow' is no time"),
+        (("--ttl", "99999w"), "more than 36500 days"),
+    ],
+)
+def test_a_key_without_one_clear_expiry_is_refused_with_what_to_give(
+    cli: Cli, choice: tuple[str, ...], hint: str
+) -> None:
+    """The expiry is always a choice, and the refusal is one line."""
+    answer = cli("keys", "create", "k", "--role", "developer", *choice)
+    assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
+    assert hint in answer.err
+
+
+def test_every_option_of_create_arrives(cli: Cli) -> None:
+    """Description, owner by address, scopes and labels are those of the key."""
+    cli.done("users", "create", "dana@example.com", "--role", "admin")
+    made = cli.json(
+        *("keys", "create", "k", "--role", "developer", "--never-expires"),
+        *("--description", "for invoices", "--owner", "Dana@example.com"),
+        *("--scope", "a.read", "--scope", "b.*", "--label", "team=pay", "--label", "empty="),
+    )
+    key = made["api_key"]
+    assert (key["description"], key["owner_email"]) == ("for invoices", "dana@example.com")
+    assert (key["scopes"], key["labels"]) == (["a.read", "b.*"], {"team": "pay", "empty": ""})
+
+
+def test_a_token_file_is_for_its_user_alone(cli: Cli) -> None:
+    """The file has mode 0600, holds the token, and standard output stays empty."""
+    answer = cli.done(
+        *("keys", "create", "k", "--role", "developer", "--never-expires", "--token-file", "t")
+    )
+    path = cli.directory / "t"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert TOKEN.fullmatch(path.read_text().strip())
+    assert answer.out == ""
+
+
+def test_a_token_file_that_exists_is_refused_before_anything_is_made(cli: Cli) -> None:
+    """No key is made whose token could not be written, and the file is left as it is."""
+    (cli.directory / "t").write_text("precious")
+    answer = cli(
+        *("keys", "create", "k", "--role", "developer", "--never-expires", "--token-file", "t")
+    )
+    assert (answer.code, (cli.directory / "t").read_text()) == (2, "precious")
+    assert "exists already; nothing was made" in answer.err
+    assert len(cli.json("keys", "list")["api_keys"]) == 1
+
+
+def test_a_refused_create_leaves_no_token_file(cli: Cli) -> None:
+    """The name reserved for the token is free again when no token comes."""
+    answer = cli(
+        *("keys", "create", "", "--role", "developer", "--never-expires", "--token-file", "t")
+    )
+    assert answer.code == 2
+    assert not (cli.directory / "t").exists()
+
+
+def test_a_token_that_cannot_be_written_is_said_to_be_lost(cli: Cli) -> None:
+    """The key exists, so its id and the way out are named."""
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [COMMAND, "keys", "create", "k", "--role", "developer", "--never-expires"],
+            env=cli.environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    key = cli.json("keys", "list", "--name", "k", "--limit", "1")["api_keys"][0]
+    assert done.returncode == 1
+    assert f"is lost; the key {key['id']} exists" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_the_list_has_the_columns_of_the_product(cli: Cli) -> None:
+    """Name, id, state, role, creator, owner and the three dates; 'never' where there is none."""
+    cli.create_key("unused")
+    header, row, *_ = cli.done("keys", "list").out.splitlines()
+    assert re.split(r"  +", header) == [
+        *("NAME", "ID", "STATE", "ROLE", "CREATOR", "OWNER", "CREATED", "LAST USED", "EXPIRES")
+    ]
+    cells = re.split(r"  +", row)
+    assert (cells[0], cells[2], cells[3]) == ("unused", "active", "developer")
+    assert (cells[4], cells[7], cells[8]) == ("admin@example.com", "never", "never")
+    assert cells[6].startswith(f"{datetime.now(UTC):%Y-%m-}")
+
+
+def test_an_empty_list_says_what_to_do_next(cli: Cli) -> None:
+    """Nothing on standard output, a hint on standard error."""
+    answer = cli.done("keys", "list", "--name", "nothing")
+    assert answer.out == ""
+    assert "leave out a filter" in answer.err
+
+
+def test_an_empty_list_is_an_empty_list_for_programs(cli: Cli) -> None:
+    """The document has its shape whatever it holds."""
+    assert cli.json("keys", "list", "--name", "x") == {"api_keys": [], "more": False}
+
+
+@pytest.mark.parametrize(
+    ("filters", "names"),
+    [
+        (("--state", "revoked"), ["gone"]),
+        (("--state", "revoked", "--state", "disabled"), ["gone", "off"]),
+        (("--name", "SHO"), ["short"]),
+        (("--expires-before", "2d"), ["short"]),
+        (("--expires-before", "2090-01-01", "--sort", "name"), ["danas", "short"]),
+        (("--unused-since", "1h"), []),
+        (("--unused-since", "2090-01-01", "--state", "disabled"), ["off"]),
+        (("--owner", "dana@example.com"), ["danas"]),
+        (
+            ("--sort", "name desc", "--state", "active", "--expires-before", "90d"),
+            ["short", "danas"],
+        ),
+    ],
+)
+def test_filters_and_orders(many: Cli, filters: tuple[str, ...], names: list[str]) -> None:
+    """Each filter leaves the keys it names, in the order asked for."""
+    listed = many.json("keys", "list", *filters)["api_keys"]
+    assert [key["name"] for key in listed] == names
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
+    """A service with keys of several kinds, for lists alone."""
+    with command_line(tmp_path_factory.mktemp("many")) as command:
+        command.done("users", "create", "dana@example.com", "--role", "admin")
+        command.done("keys", "create", "short", "--role", "developer", "--ttl", "1d")
+        command.done(
+            *("keys", "create", "danas", "--role", "developer", "--ttl", "30d"),
+            *("--owner", "dana@example.com"),
+        )
+        off, _ = command.create_key("off")
+        command.done("keys", "disable", off)
+        gone, _ = command.create_key("gone")
+        command.done("keys", "revoke", gone, "--reason", "lost", "--yes")
+        yield command
+
+
+def test_a_limited_list_says_that_there_is_more(many: Cli) -> None:
+    """People are told how to see more, programs get `more`."""
+    answer = many.done("keys", "list", "--limit", "2")
+    assert len(answer.out.splitlines()) == 3
+    assert "--all shows all" in answer.err
+    assert many.json("keys", "list", "--limit", "2")["more"] is True
+
+
+def test_all_shows_more_than_a_page(cli: Cli) -> None:
+    """Pages are followed to the end."""
+    admin = cli.service.admin
+    for number in range(60):
+        admin.create_key(name=f"key {number}")
+    listed = cli.json("keys", "list", "--all")
+    assert (len(listed["api_keys"]), listed["more"]) == (61, False)
+
+
+def test_a_reader_that_has_enough_ends_the_list_quietly(cli: Cli) -> None:
+    """A broken pipe is no error message; the exit code is that of the signal."""
+    admin = cli.service.admin
+    for _ in range(300):
+        admin.create_key(description="long " * 150)
+    done = subprocess.run(
+        ["bash", "-c", "keybearer keys list --all -o json | head -1; echo ${PIPESTATUS[0]}"],
+        env=cli.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == ('{"api_keys": [\n141\n', "")
+
+
+def test_show_tells_which_role_counts_and_why(cli: Cli) -> None:
+    """A key granted more than its owner has says so."""
+    cli.done("users", "create", "dana@example.com", "--role", "developer")
+    made = cli.json(
+        *("keys", "create", "k", "--role", "admin", "--never-expires"),
+        *("--owner", "dana@example.com"),
+    )
+    shown = cli.done("keys", "show", made["api_key"]["id"]).out
+    assert "admin, of which developer counts: the owner's role is lower" in shown
+
+
+def test_update_changes_what_is_given_and_nothing_else(cli: Cli) -> None:
+    """The fields not named stay as they were."""
+    key_id, _ = cli.create_key("before", "--label", "a=b", "--scope", "x")
+    key = cli.json("keys", "update", key_id, "--name", "after", "--scope", "y", "--ttl", "1d")
+    assert key["api_key"]["name"] == "after"
+    assert key["api_key"]["scopes"] == ["y"]
+    assert key["api_key"]["labels"] == {"a": "b"}
+    assert key["api_key"]["expire_time"] is not None
+
+
+def test_update_can_take_scopes_and_labels_away(cli: Cli) -> None:
+    """Emptying a list is a change too."""
+    key_id, _ = cli.create_key("k", "--label", "a=b", "--scope", "x")
+    key = cli.json("keys", "update", key_id, "--no-scopes", "--no-labels")["api_key"]
+    assert (key["scopes"], key["labels"]) == ([], {})
+
+
+def test_update_without_a_change_is_refused(cli: Cli) -> None:
+    """It says what could be given."""
+    answer = cli("keys", "update", "4f9QzVbT1xKc8LmN")
+    assert (answer.code, "say what is to change" in answer.err) == (2, True)
+
+
+def test_update_with_a_stale_etag_is_refused(cli: Cli) -> None:
+    """Nobody else's change is overwritten unseen."""
+    key_id, _ = cli.create_key("k")
+    answer = cli("keys", "update", key_id, "--name", "n", "--etag", "other", "-o", "json")
+    assert (answer.code, answer.error["reason"]) == (1, "ETAG_MISMATCH")
+
+
+def test_disable_and_enable(cli: Cli) -> None:
+    """A disabled key does not validate, an enabled one does again."""
+    key_id, token = cli.create_key("k")
+    cli.done("keys", "disable", key_id)
+    assert cli("token", "validate", stdin=token).out.startswith("DISABLED")
+    cli.done("keys", "enable", key_id)
+    assert cli("token", "validate", stdin=token).code == 0
+
+
+def test_rotate_with_an_overlap_needs_no_confirmation(cli: Cli) -> None:
+    """Both tokens work, and show tells until when."""
+    key_id, old = cli.create_key("k")
+    new = cli.done("keys", "rotate", key_id, "--overlap", "1h").out
+    assert cli("token", "validate", stdin=old).code == cli("token", "validate", stdin=new).code == 0
+    assert "lives until" in cli.done("keys", "show", key_id).out
+
+
+def test_rotate_without_an_overlap_needs_a_yes(cli: Cli) -> None:
+    """Without a terminal nobody can be asked, so nothing is done."""
+    key_id, old = cli.create_key("k")
+    assert cli("keys", "rotate", key_id).code == 2
+    assert cli("token", "validate", stdin=old).code == 0
+    cli.done("keys", "rotate", key_id, "--yes")
+    assert cli("token", "validate", stdin=old).out.startswith("NOT FOUND")
+
+
+def test_an_overlap_can_be_shortened(cli: Cli) -> None:
+    """`--overlap-until` brings the end of the old secret forward."""
+    key_id, _ = cli.create_key("k")
+    cli.done("keys", "rotate", key_id, "--overlap", "10h")
+    before = cli.json("keys", "show", key_id)["api_key"]["overlap_end_time"]
+    after = cli.json("keys", "update", key_id, "--overlap-until", "1h")["api_key"]
+    assert after["overlap_end_time"] < before
+
+
+def test_revoke_needs_a_yes(cli: Cli) -> None:
+    """Without a terminal and without --yes the key lives on."""
+    key_id, token = cli.create_key("k")
+    answer = cli("keys", "revoke", key_id, "--reason", "lost")
+    assert (answer.code, "add --yes" in answer.err) == (2, True)
+    assert cli("token", "validate", stdin=token).code == 0
+
+
+def test_revoke_kills_several_keys(cli: Cli) -> None:
+    """Programs get one object a key, with the reason and the note."""
+    ids = [cli.create_key(f"k{number}")[0] for number in range(3)]
+    answer = cli.done(
+        *("keys", "revoke", *ids, "--reason", "no-longer-used", "--note", "tidy", "--yes"),
+        *("--output", "json"),
+    )
+    revoked = [json.loads(line)["api_key"] for line in answer.out.splitlines()]
+    assert [key["id"] for key in revoked] == ids
+    assert {
+        (key["state"], key["revocation_reason"], key["revocation_note"]) for key in revoked
+    } == {("REVOKED", "NO_LONGER_USED", "tidy")}
+
+
+def test_revoke_looks_all_keys_up_before_the_first_is_revoked(cli: Cli) -> None:
+    """A slip in one id costs no other key."""
+    key_id, token = cli.create_key("k")
+    answer = cli("keys", "revoke", key_id, "nosuchkey0000000", "--reason", "lost", "--yes")
+    assert (answer.code, "RESOURCE_NOT_FOUND" in answer.err) == (1, True)
+    assert cli("token", "validate", stdin=token).code == 0
+
+
+def test_revoking_twice_answers_the_first_revocation(cli: Cli) -> None:
+    """It is no error, needs no confirmation, and says when it was done."""
+    key_id, _ = cli.create_key("k")
+    cli.done("keys", "revoke", key_id, "--reason", "lost", "--yes")
+    answer = cli.done("keys", "revoke", key_id, "--reason", "compromised")
+    assert "was revoked already" in answer.out
+    assert "lost" in answer.out
+
+
+def test_a_lost_answer_can_be_gone_on_with(cli: Cli) -> None:
+    """The same request id with a greater attempt gives the same key a fresh token."""
+    request = ("--request-id", "0b0e7a0c-5a5e-4f0e-9d51-1df4a4b2f3aa")
+    create = ("keys", "create", "k", "--role", "developer", "--never-expires", *request)
+    first = cli.json(*create)
+    second = cli.json(*create, "--attempt", "2")
+    assert (first["api_key"]["id"], True) == (second["api_key"]["id"], second["replayed"])
+    assert cli("token", "validate", stdin=second["token"]).code == 0
+
+
+def test_names_are_shown_and_not_obeyed(cli: Cli) -> None:
+    """What looks like markup or needs another encoding comes out as it went in."""
+    cli.create_key("[red]größe[/red]")
+    assert "[red]größe[/red]" in cli.done("keys", "list").out
+    ascii_only = cli("keys", "list", environment={"PYTHONIOENCODING": "ascii"})
+    assert (ascii_only.code, "gr\\xf6\\xdfe" in ascii_only.out) == (0, True)
