@@ -18,10 +18,11 @@ from keybearer.v1 import account_service_pb2, api_key_service_pb2, user_service_
 from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service import watch as watch_module
 from keybearer_service.app import App, AppConfig
-from keybearer_service.model import SubjectKind
+from keybearer_service.model import Caller, SubjectKind
 from keybearer_service.server import Listener
 from keybearer_service.sources import MINUTE, SECOND
 from keybearer_service.storage import StoreLockedError
+from keybearer_service.watch import UsageReport
 
 TIMEOUT_S = 10.0
 WATCH = "/keybearer.v1.TokenService/WatchInvalidations"
@@ -71,7 +72,7 @@ class Watch:
     def ping(self, sent_at: int = 1) -> tuple[list[pb.WatchInvalidationsResponse], int]:
         """Ping; answer what came before the pong, and the pong's head."""
         self.send(ping={"sent_at": sent_at})
-        before = []
+        before: list[pb.WatchInvalidationsResponse] = []
         while True:
             response = self.next()
             if response.WhichOneof("message") == "pong":
@@ -99,7 +100,7 @@ def watcher(service: Service, admin: Stubs) -> Stubs:
 
 def told(responses: list[pb.WatchInvalidationsResponse]) -> list[tuple[str, Any]]:
     """Name what invalidations are about."""
-    found = []
+    found: list[tuple[str, Any]] = []
     for response in responses:
         assert response.WhichOneof("message") == "invalidation", response
         subject = response.invalidation.WhichOneof("subject")
@@ -172,9 +173,8 @@ def test_a_second_subscribe_is_refused(watcher: Stubs) -> None:
 
 def test_bytes_that_do_not_parse_are_refused(service: Service, watcher: Stubs) -> None:
     """They get our own error, as everywhere."""
-    call = service.channel().stream_stream(WATCH)(
-        iter([b"\xff\xff"]), metadata=[("authorization", f"Bearer {watcher.token}")]
-    )
+    raw: Any = service.channel().stream_stream(WATCH)
+    call = raw(iter([b"\xff\xff"]), metadata=[("authorization", f"Bearer {watcher.token}")])
     with pytest.raises(grpc.RpcError) as caught:
         list(call)
     assert refusal_of(caught.value).fields == ["(message)"]
@@ -585,7 +585,7 @@ def test_a_watcher_that_does_not_read_is_dropped_and_the_others_are_not(
         response_deserializer=pb.WatchInvalidationsResponse.FromString,
     )(
         iter([message(pb.WatchInvalidationsRequest, subscribe={})]),
-        metadata=[("authorization", f"Bearer {watcher.token}")],
+        metadata=(("authorization", f"Bearer {watcher.token}"),),
     )
     assert next(stuck).HasField("hello")
     hub = service.app.core.watches
@@ -666,8 +666,8 @@ def _reported(service: Service, stubs: Stubs, items: list[dict[str, Any]]) -> No
     counted = threading.Event()
     count = hub._uses._count
 
-    def counting(*args: Any) -> None:
-        count(*args)
+    def counting(caller: Caller, report: UsageReport) -> None:
+        count(caller, report)
         counted.set()
 
     hub._uses._count = counting  # type: ignore[method-assign]
