@@ -60,6 +60,21 @@ class DataDir:
         except OSError as error:
             raise DataDirError(f"{self.path}: {error.strerror}") from None
 
+    def publish(self, unfinished: Path, target: Path) -> None:
+        """Give a finished file or directory its name, and make the name last.
+
+        Raises:
+            DataDirError: A database that still has a log beside it, which the name would lose.
+        """
+        if unfinished.with_name(unfinished.name + "-wal").exists():
+            raise DataDirError(f"{unfinished} was not closed; its last changes are in its log")
+        unfinished.rename(target)
+        directory = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the directory against another `serve`.

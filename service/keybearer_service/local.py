@@ -51,18 +51,21 @@ def initialise(
 ) -> Founded:
     """Make an installation: key files, database, operator account, administrator, key.
 
-    The database appears under its name only when it is complete, so that a beginning that was cut
-    off can be begun again.
+    The database appears under its name last and complete, so that a beginning that was cut off is
+    never taken for an installation.
 
     Raises:
-        DataDirError: There is an installation already.
+        DataDirError: There is an installation already, or the key files of one.
         LocalError: The prefix is none.
     """
     if not tokens.is_prefix(prefix):
         raise LocalError(f"prefix {prefix!r}: [a-z][a-z0-9], 2 to 16 characters")
     data_dir.create()
     if data_dir.peppers.exists():
-        raise DataDirError(f"{data_dir.peppers} exists; an installation needs key files of its own")
+        raise DataDirError(
+            f"{data_dir.peppers} exists without a database: keep it if a backup needs it, remove it "
+            "if not"
+        )
     unfinished = data_dir.path / "keybearer.db.new"
     for left_over in data_dir.path.glob("keybearer.db.new*"):
         left_over.unlink()
@@ -92,8 +95,8 @@ def initialise(
             change.invalidate(SubjectKind.EVERYTHING, "", founded.account.id)
     finally:
         store.close()
-    unfinished_keys.rename(data_dir.peppers)
-    unfinished.rename(data_dir.database)
+    data_dir.publish(unfinished_keys, data_dir.peppers)
+    data_dir.publish(unfinished, data_dir.database)
     return founded
 
 
@@ -271,7 +274,7 @@ def _restore(data_dir: DataDir, file: Path, keys: Path, clock: Clock, entropy: E
             change.invalidate(SubjectKind.EVERYTHING, "", before.operator_account_id)
     finally:
         store.close()
-    unfinished.rename(data_dir.database)
+    data_dir.publish(unfinished, data_dir.database)
     return Restored(last_change, epoch, count)
 
 

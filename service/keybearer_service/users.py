@@ -88,7 +88,6 @@ class UserManager:
                 target_id=user.id,
                 changes=created_changes(user),
             )
-            change.invalidate(SubjectKind.OWNER, user.id, account_id)
             return user
 
     def get(self, call: Call, user_id: str) -> User:
