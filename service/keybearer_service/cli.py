@@ -179,7 +179,8 @@ def _buf() -> str:
     beside = Path(sys.executable).parent / "buf"
     if shutil.which("buf") or not beside.exists():
         return "buf"
-    return shlex.quote(os.path.relpath(beside))
+    nearby = os.path.relpath(beside)
+    return shlex.quote(str(beside) if nearby.startswith("..") else nearby)
 
 
 @app.command()

@@ -90,7 +90,6 @@ class SqliteStore:
         self._path = path
         self._shared = shared
         self._commits = 0
-        self._commit_failed = False
         self._local = threading.local()
         self._connections: list[dbapi.Connection] = []
         self._connections_lock = threading.Lock()
@@ -209,7 +208,6 @@ class SqliteStore:
                 raise StoreFullError("the disk is full") from error
             # Whoever committed: no later write may be told that nothing was changed.
             self._outcome_unknown = True
-            self._commit_failed = True
             raise CommitFailedError(f"commit failed: {_name_of(error)}") from error
         self._commits += 1
 
