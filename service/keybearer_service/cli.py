@@ -5,7 +5,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -129,12 +129,13 @@ def quickstart(
             f"{settings.data_dir} holds an installation: serving it. Its first token was shown "
             "once; `keybearer-server admin-token` issues another."
         )
-    else:
-        _first_start(settings, directory)
-    _serve(settings)
+        _serve(settings)
+        return
+    _first_start(directory)
+    _serve(settings, on_serving=_show_first_commands)
 
 
-def _first_start(settings: Settings, directory: DataDir) -> None:
+def _first_start(directory: DataDir) -> None:
     founded = local.initialise(
         directory,
         SystemClock(),
@@ -149,14 +150,18 @@ def _first_start(settings: Settings, directory: DataDir) -> None:
     )
     token = founded.minted.token
     if sys.stdout.isatty():
-        typer.echo("The admin token, shown this once:\n")
+        typer.echo("The admin token, shown this once. In another shell:\n")
         export = f"export KEYBEARER_TOKEN={token}"
     else:
         write_secret_file(directory.admin_token, token)
-        typer.echo(f"The admin token is in {directory.admin_token}. Take it into your shell:\n")
+        typer.echo(f"The admin token is in {directory.admin_token}. In another shell:\n")
         export = f'export KEYBEARER_TOKEN="$(cat {shlex.quote(str(directory.admin_token))})"'
-    typer.echo(f"  {export}\n\nThen, in that shell:\n")
-    for command in first_commands(settings.listen):
+    typer.echo(f"  {export}\n")
+
+
+def _show_first_commands(address: str) -> None:
+    typer.echo("Then, in that shell:\n")
+    for command in first_commands(address):
         typer.echo(f"  {command}")
     typer.echo("")
 
@@ -249,9 +254,9 @@ def serve(
     _serve(load(config, flags))
 
 
-def _serve(settings: Settings) -> None:
+def _serve(settings: Settings, on_serving: Callable[[str], None] = lambda _address: None) -> None:
     logs.configure(settings.log_level, json=settings.log_format == "json")
-    raise typer.Exit(process.serve(settings))
+    raise typer.Exit(process.serve(settings, on_serving))
 
 
 # --- break glass, keep, bring back, look after ----------------------------------------------------

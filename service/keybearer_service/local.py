@@ -63,8 +63,8 @@ def initialise(
     data_dir.create()
     if data_dir.peppers.exists():
         raise DataDirError(
-            f"{data_dir.peppers} exists without a database: keep it elsewhere if a backup needs it, "
-            "and remove it here"
+            f"{data_dir.peppers} exists without a database: move it away if a backup needs it, "
+            "remove it if none does"
         )
     unfinished = data_dir.path / "keybearer.db.new"
     for left_over in data_dir.path.glob("keybearer.db.new*"):

@@ -8,7 +8,7 @@ import multiprocessing
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -31,8 +31,12 @@ RESTART_DELAY_S = 1.0
 """Between the end of a worker and its replacement, so that one that cannot start does not spin."""
 
 
-def serve(settings: Settings) -> int:
+def serve(settings: Settings, on_serving: Callable[[str], None] = lambda _address: None) -> int:
     """Serve an installation until the end; answer the exit code.
+
+    Args:
+        settings: What to serve, where and how.
+        on_serving: Told the address once it is listened on, with the port that was taken.
 
     Raises:
         ConfigError, DataDirError, StoreError, KeyringError, TlsError, ListenError, RuleError: It
@@ -47,12 +51,15 @@ def serve(settings: Settings) -> int:
         )
     with directory.locked():
         if settings.workers == 1:
-            return _serve_alone(settings, settings.listen, shared=False)
+            return _serve_alone(settings, settings.listen, on_serving, shared=False)
         with _reserved(settings.listen) as address:
+            on_serving(address)
             return _Supervisor(settings, address).run()
 
 
-def _serve_alone(settings: Settings, address: str, *, shared: bool) -> int:
+def _serve_alone(
+    settings: Settings, address: str, on_serving: Callable[[str], None], *, shared: bool
+) -> int:
     ending = threading.Event()
     unknown = threading.Event()
 
@@ -71,6 +78,7 @@ def _serve_alone(settings: Settings, address: str, *, shared: bool) -> int:
         on_fatal=on_outcome_unknown,
     )
     service.start()
+    on_serving(_with_port(address, service.port))
     ending.wait()
     if unknown.is_set():
         # Whatever this process believes of the store may be wrong now: answer what is in flight,
@@ -79,6 +87,10 @@ def _serve_alone(settings: Settings, address: str, *, shared: bool) -> int:
         return EXIT_OUTCOME_UNKNOWN
     service.stop()
     return 0
+
+
+def _with_port(address: str, port: int) -> str:
+    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
 
 def _on_end_signal(ending: threading.Event) -> None:
@@ -134,7 +146,7 @@ class _Supervisor:
 def _work(values: dict[str, object], address: str) -> None:
     settings = Settings.model_validate(values)
     logs.configure(settings.log_level, json=settings.log_format == "json")
-    raise SystemExit(_serve_alone(settings, address, shared=True))
+    raise SystemExit(_serve_alone(settings, address, lambda _address: None, shared=True))
 
 
 @contextmanager
