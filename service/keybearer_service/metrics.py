@@ -162,14 +162,14 @@ class PrometheusMetrics:
             self._thread.join()
         self._fold()
 
-    def render(self) -> bytes:
-        """Answer every figure, of all processes, in Prometheus' text format."""
+    def render(self) -> tuple[bytes, str]:
+        """Answer every figure, of all processes, in Prometheus' text format, and its name."""
         self._fold()
         registry = self._registry
         if os.environ.get(DIRECTORY_VARIABLE):
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return prometheus_client.generate_latest(registry)
+        return prometheus_client.generate_latest(registry), CONTENT_TYPE
 
     def _run(self, probe: Probe, expiries: Callable[[], Mapping[str, int]]) -> None:
         turn = 0

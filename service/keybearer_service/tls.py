@@ -1,5 +1,6 @@
-"""TLS for the gRPC port, with certificates that may be replaced while the server runs."""
+"""TLS for every port, with certificates that may be replaced while the server runs."""
 
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,45 @@ def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
         fetch,  # type: ignore[arg-type]  # None means unchanged; the stubs have forgotten it
         require_client_authentication=files.client_ca is not None,
     )
+
+
+def server_context(files: TlsFiles) -> ssl.SSLContext:
+    """Make the same for a port that grpc does not serve.
+
+    Raises:
+        TlsError: A file cannot be read.
+    """
+    stamp = _stamp(files)
+    first = current = _context(files)
+
+    def renew(connection: ssl.SSLObject, _name: str | None, _first: ssl.SSLContext) -> None:
+        # Called in every handshake, with or without a name.
+        nonlocal stamp, current
+        try:
+            new = _stamp(files)
+            if new != stamp:
+                current, stamp = _context(files), new
+                log.info("tls_files_reloaded")
+        except TlsError as error:
+            log.error("tls_files_unreadable", cause=str(error))  # noqa: TRY400 - no traceback needed
+        connection.context = current
+
+    first.sni_callback = renew
+    return first
+
+
+def _context(files: TlsFiles) -> ssl.SSLContext:
+    _configuration(files)  # names the file that is none
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(files.certificate, files.key)
+        if files.client_ca is not None:
+            context.load_verify_locations(files.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as error:
+        raise TlsError(f"{files.certificate}: {error.strerror or error}") from None
+    return context
 
 
 def _stamp(files: TlsFiles) -> tuple[tuple[int, int], ...]:

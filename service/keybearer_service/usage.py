@@ -42,6 +42,11 @@ class UsageRecorder:
         """Begin to write every few seconds."""
         self._thread.start()
 
+    @property
+    def pending(self) -> int:
+        """How many secrets have uses that are not written yet."""
+        return len(self._pending)
+
     def add(self, match: Match, now: int) -> None:
         """Count one use. Wakes the writer for the first success of a young secret."""
         record = match.record
