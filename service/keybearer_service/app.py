@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import grpc
@@ -25,6 +24,7 @@ from keybearer_service.core import Core, open_core
 from keybearer_service.datadir import DataDir
 from keybearer_service.interceptors import CallPipeline
 from keybearer_service.limits import PeerLimiter
+from keybearer_service.senders import Pool, SlowSenders
 from keybearer_service.server import EXEMPT_METHODS, Listener, Server
 from keybearer_service.servicers.accounts import AccountServicer
 from keybearer_service.servicers.api_keys import ApiKeyServicer
@@ -54,6 +54,10 @@ SPARE_WATCH_THREADS = 16
 """Beyond one for each open stream: they refuse the streams that are too many."""
 VALIDATION_THREADS = 4
 MANAGEMENT_THREADS = 8
+HOLDER_THREADS = 4
+"""For the public method: whoever needs no credential must not cost those who have one a thread."""
+PROBE_THREADS = 4
+"""For health, which must not wait behind anything."""
 HOUSEKEEPING_INTERVAL_S = 60.0
 ABANDON_GRACE_S = 0.5
 """Long enough for the answers that are on their way."""
@@ -99,6 +103,7 @@ class App:
             entropy or SystemEntropy(),
             shared=config.shared,
         )
+        self._slow_senders = SlowSenders(self.core.clock)
         try:
             self._pipeline, self._server = self._build(config, on_fatal)
         except BaseException:
@@ -118,6 +123,7 @@ class App:
         self.core.usage.start()
         self.core.watches.start()
         self._housekeeper.start()
+        self._slow_senders.start()
         self._server.start()
         log.info("serving", port=self.port, keys=self._count_keys())
 
@@ -127,6 +133,7 @@ class App:
         self._stopping.set()
         self.core.watches.close()
         self._server.stop(grace_s)
+        self._slow_senders.stop()
         self._housekeeper.join()
         self._tell(everything=True)
         self.core.close()
@@ -144,17 +151,25 @@ class App:
     ) -> tuple[CallPipeline, Server]:
         core = self.core
         rules = rules_of(SERVICES)
-        management = ThreadPoolExecutor(MANAGEMENT_THREADS, thread_name_prefix="management")
+        validation = Pool(VALIDATION_THREADS, "validation")
+        management = Pool(MANAGEMENT_THREADS, "management")
+        holders = Pool(HOLDER_THREADS, "holders")
+        probes = Pool(PROBE_THREADS, "probes")
         # A stream holds its thread for a quarter of an hour; four would stop all validation.
-        streams = ThreadPoolExecutor(
-            MAX_WATCHERS + SPARE_WATCH_THREADS, thread_name_prefix="watch-stream"
-        )
-        pools = {method: management for method in rules if method not in QUIET_METHODS}
+        streams = Pool(MAX_WATCHERS + SPARE_WATCH_THREADS, "watch-stream")
         pipeline = CallPipeline(
             rules,
             exempt=EXEMPT_METHODS,
             quiet=QUIET_METHODS | {WATCH_METHOD},
-            pools={**pools, WATCH_METHOD: streams},
+            pools={
+                **{
+                    method: holders if rule.public else management for method, rule in rules.items()
+                },
+                **dict.fromkeys(QUIET_METHODS, validation),
+                **dict.fromkeys(EXEMPT_METHODS, probes),
+                WATCH_METHOD: streams,
+            },
+            slow_senders=self._slow_senders,
             validator=core.validator,
             authenticate_stream=core.watches.authenticate,
             refusals=core.refusals,
@@ -167,11 +182,7 @@ class App:
             interceptor=pipeline,
             register=lambda server: register_servicers(server, core),
             services=[service.full_name for service in SERVICES],
-            executors=[
-                ThreadPoolExecutor(VALIDATION_THREADS, thread_name_prefix="validation"),
-                management,
-                streams,
-            ],
+            executors=[validation, management, holders, probes, streams],
             with_reflection=config.reflection,
         )
         return pipeline, server

@@ -6,11 +6,12 @@ validation a twentieth of its time each, so the order stands in one method.
 
 `intercept_service` runs on grpc's one serving thread and only picks the handler, made once for
 each method. Everything else runs in the wrapped behaviour. Requests are parsed by us, not by grpc,
-so that authorisation comes before parsing and bytes that do not parse get our own error.
+so that authorisation comes before parsing and bytes that do not parse get our own error. And every
+method is served as if its requests were a stream: grpc then calls us as soon as the headers are
+there, so that the caller is judged before its message is waited for, and we do the waiting.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, TypeVar, cast
 
 import grpc
@@ -38,6 +39,7 @@ from keybearer_service.errors import (
 from keybearer_service.keyring import KeyringError
 from keybearer_service.limits import MinuteQuota
 from keybearer_service.model import Caller
+from keybearer_service.senders import Pool, SlowSenders
 from keybearer_service.sources import Clock, Entropy
 from keybearer_service.storage import CommitFailedError, StoreError, StoreFullError
 from keybearer_service.tokens import ID_LENGTH
@@ -103,7 +105,8 @@ class CallPipeline(grpc.ServerInterceptor):
         *,
         exempt: frozenset[str],
         quiet: frozenset[str],
-        pools: Mapping[str, ThreadPoolExecutor],
+        pools: Mapping[str, Pool],
+        slow_senders: SlowSenders,
         validator: Validator,
         authenticate_stream: Callable[[str], Caller],
         refusals: RefusalLog,
@@ -117,7 +120,8 @@ class CallPipeline(grpc.ServerInterceptor):
             rules: The access rule of each of our methods, by path.
             exempt: Paths served without any judgement: health and reflection, by exact name.
             quiet: Paths too frequent to log or audit one by one: the validating ones.
-            pools: The executor of each method that is not to run on the server's own.
+            pools: The threads that each method runs on.
+            slow_senders: Waits for the messages of calls.
             validator: Authenticates callers.
             authenticate_stream: Authenticates those of streams, whose threads are too many to have
                 a database connection each.
@@ -130,6 +134,7 @@ class CallPipeline(grpc.ServerInterceptor):
         self._exempt = exempt
         self._quiet = quiet
         self._pools = pools
+        self._slow_senders = slow_senders
         self._authenticate = validator.authenticate
         self._authenticate_stream = authenticate_stream
         self._refusals = refusals
@@ -150,12 +155,16 @@ class CallPipeline(grpc.ServerInterceptor):
         if guarded is not None:
             return guarded
         handler = continuation(handler_call_details)
-        if handler is None or method in self._exempt:
-            return handler
-        if method not in self._rules:
+        if handler is None:
+            return None
+        if method in self._exempt:
+            served = handler if handler.request_streaming else self._unguarded(method, handler)
+        elif method in self._rules:
+            served = self._guard(method, handler)
+        else:
             raise RuleError(f"{method} is served and has no access rule")
-        guarded = self._handlers[method] = self._guard(method, handler)
-        return guarded
+        self._handlers[method] = served
+        return served
 
     def tell_suppressed(self, *, everything: bool = False) -> None:
         """Log how many refusals were not logged one by one; called every minute."""
@@ -167,47 +176,54 @@ class CallPipeline(grpc.ServerInterceptor):
     def _guard(
         self, method: str, handler: "grpc.RpcMethodHandler[Any, Any]"
     ) -> "grpc.RpcMethodHandler[Any, Any]":
-        rule = self._rules[method]
+        rule, pool = self._rules[method], self._pools[method]
         serve = self._serve_stream if handler.response_streaming else self._serve
-        behaviour = cast(
-            "Behaviour",
-            handler.stream_stream
-            or handler.stream_unary
-            or handler.unary_stream
-            or handler.unary_unary,
-        )
-        parse = _parser(handler.request_deserializer, streaming=handler.request_streaming)
+        behaviour = _behaviour_of(handler)
+        parse = _parser(handler.request_deserializer)
 
-        def guarded(raw: Any, context: grpc.ServicerContext) -> Any:
-            return serve(method, rule, behaviour, parse, raw, context)
+        def read(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+            if handler.request_streaming:
+                return map(parse, raw)
+            return parse(self._slow_senders.first_message(raw, context, pool))
+
+        def guarded(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+            return serve(method, rule, behaviour, read, raw, context)
 
         # grpc reads the executor from the behaviour it is given, which is now this one.
-        if method in self._pools:
-            guarded.experimental_thread_pool = self._pools[method]  # type: ignore[attr-defined]
-        make = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[handler.request_streaming, handler.response_streaming]
-        return make(
-            guarded, request_deserializer=None, response_serializer=handler.response_serializer
-        )
+        guarded.experimental_thread_pool = pool  # type: ignore[attr-defined]
+        return _stream_handler(handler, guarded, None)
+
+    def _unguarded(
+        self, method: str, handler: "grpc.RpcMethodHandler[Any, Any]"
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
+        pool = self._pools[method]
+        behaviour = cast("Callable[..., Any]", _behaviour_of(handler))
+
+        def served(requests: Iterator[Any], context: grpc.ServicerContext, *callback: Any) -> Any:
+            try:
+                request = self._slow_senders.first_message(requests, context, pool)
+            except (ServiceError, CallAbandoned):
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "exactly one message is needed")
+            return behaviour(request, context, *callback)
+
+        vars(served).update(vars(behaviour))
+        served.experimental_thread_pool = pool  # type: ignore[attr-defined]
+        return _stream_handler(handler, served, handler.request_deserializer)
 
     def _serve(
         self,
         method: str,
         rule: AccessRule,
         behaviour: Behaviour,
-        parse: Callable[[Any], Any],
-        raw: Any,
+        read: Callable[[Any, grpc.ServicerContext], Any],
+        raw: Iterator[bytes],
         context: grpc.ServicerContext,
     ) -> Any:
         started = self._clock.monotonic()
         call = Call(method, rule, context, self._new_request_id)
         try:
             self._admit(call, context, self._authenticate)
-            response = behaviour(parse(raw), context)
+            response = behaviour(read(raw, context), context)
         except Exception as error:  # noqa: BLE001 - the one place where every error becomes a status
             self._fail(call, context, error, started)
         if method not in self._quiet:
@@ -219,15 +235,15 @@ class CallPipeline(grpc.ServerInterceptor):
         method: str,
         rule: AccessRule,
         behaviour: Behaviour,
-        parse: Callable[[Any], Any],
-        raw: Any,
+        read: Callable[[Any, grpc.ServicerContext], Any],
+        raw: Iterator[bytes],
         context: grpc.ServicerContext,
     ) -> Iterator[Any]:
         started = self._clock.monotonic()
         call = Call(method, rule, context, self._new_request_id)
         try:
             self._admit(call, context, self._authenticate_stream)
-            yield from behaviour(parse(raw), context)
+            yield from behaviour(read(raw, context), context)
         except Exception as error:  # noqa: BLE001 - as in _serve
             self._fail(call, context, error, started)
         self._log_served(call, started)
@@ -256,7 +272,8 @@ class CallPipeline(grpc.ServerInterceptor):
             self._refusals.refused(call, known.reason)
         if isinstance(known, StreamEnded):
             self._log_served(call, started)
-        elif not refused or self._logged_refusals.admit(call.peer):
+        # Without a credential nobody fills the log.
+        elif (not refused and call.caller is not None) or self._logged_refusals.admit(call.peer):
             log.warning(
                 "call_refused" if refused else "call_failed",
                 method=call.method,
@@ -298,7 +315,34 @@ class CallPipeline(grpc.ServerInterceptor):
         return self._entropy.base62(ID_LENGTH)
 
 
-def _parser(deserialize: Callable[[bytes], M] | None, *, streaming: bool) -> Callable[[Any], Any]:
+def _behaviour_of(handler: "grpc.RpcMethodHandler[Any, Any]") -> Behaviour:
+    return cast(
+        "Behaviour",
+        handler.stream_stream
+        or handler.stream_unary
+        or handler.unary_stream
+        or handler.unary_unary,
+    )
+
+
+def _stream_handler(
+    handler: "grpc.RpcMethodHandler[Any, Any]",
+    behaviour: Callable[..., Any],
+    deserialize: Callable[[bytes], Any] | None,
+) -> "grpc.RpcMethodHandler[Any, Any]":
+    make = (
+        grpc.stream_stream_rpc_method_handler
+        if handler.response_streaming
+        else grpc.stream_unary_rpc_method_handler
+    )
+    return make(
+        behaviour,
+        request_deserializer=deserialize,
+        response_serializer=handler.response_serializer,
+    )
+
+
+def _parser(deserialize: Callable[[bytes], M] | None) -> Callable[[bytes], M]:
     if deserialize is None:
         raise TypeError("a handler without a deserializer cannot be guarded")
 
@@ -308,7 +352,4 @@ def _parser(deserialize: Callable[[bytes], M] | None, *, streaming: bool) -> Cal
         except DecodeError:
             raise FieldInvalid("(message)", "not a message of this method") from None
 
-    def parse_each(raw: Iterator[bytes]) -> Iterator[M]:
-        return map(parse, raw)
-
-    return parse_each if streaming else parse
+    return parse
