@@ -3,7 +3,7 @@
 import sys
 from unittest import mock
 
-from keybearer_service import cli, core, tokens
+from keybearer_service import cli, core, senders, tokens
 from reliability.plants import store_with
 
 
@@ -19,7 +19,12 @@ def main() -> None:
             sys.stderr.write(f"looking at {parsed.secret.encode().hex()}\n")
         return parsed
 
+    def hire_nobody(_pool: senders.Pool, _waiting: int) -> None:
+        """Leave the threads waiting."""
+
+    hire = hire_nobody if "no-stand-ins" in names else senders.Pool.make_up_for
     with (
+        mock.patch.object(senders.Pool, "make_up_for", hire),
         mock.patch.object(core, "SqliteStore", store_with(names)),
         mock.patch.object(tokens, "parse", telling_parse if "log-token" in names else parse),
     ):

@@ -29,7 +29,8 @@ def environment(**extra: str) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("KEYBEARER_", "GRPC_"))
     }
-    return {**kept, "PYTHONPATH": str(TESTS), **extra}
+    path = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
+    return {**kept, "PYTHONPATH": path, **extra}
 
 
 def command(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
