@@ -169,6 +169,7 @@ def repeatable(method: str, request: _Repeatable) -> Repeatable | None:
     body = type(request)()
     body.CopyFrom(request)  # type: ignore[attr-defined]  # every request is a Message
     body.attempt = 0
+    body.request_id = ""  # the same UUID in either case
     digest = hashlib.sha256(method.encode() + b"\0" + body.SerializeToString(deterministic=True))
     return Repeatable(
         fields.request_id("request_id", request.request_id), request.attempt, digest.digest()
@@ -196,6 +197,7 @@ def key_update(request: api_key_service_pb2.UpdateApiKeyRequest) -> KeyUpdate:
     """Read what of a key is to become what."""
     paths = _paths(request.update_mask, keys.UPDATABLE)
     key = request.api_key
+    fields.required_id("api_key.id", key.id)
     if "expiration" not in paths and request.WhichOneof("expiration") is not None:
         raise FieldInvalid("update_mask", "must name `expiration` when one is chosen")
     if request.etag and key.etag and request.etag != key.etag:
@@ -277,6 +279,7 @@ def user_update(request: user_service_pb2.UpdateUserRequest) -> UserUpdate:
     """Read what of a user is to become what."""
     paths = _paths(request.update_mask, users.UPDATABLE)
     user = request.user
+    fields.required_id("user.id", user.id)
     if request.etag and user.etag and request.etag != user.etag:
         raise FieldInvalid("etag", "differs from user.etag; give one of them")
     return UserUpdate(
@@ -295,7 +298,7 @@ def user_query(account_id: str, request: user_service_pb2.ListUsersRequest) -> U
     """Read which users are wanted."""
     return UserQuery(
         account_id=account_id,
-        roles=tuple(one for one in _members("roles", Role, request.roles) if one),
+        roles=tuple(fields.role("roles", one) for one in _members("roles", Role, request.roles)),
         types=_members("types", UserType, request.types),
         email_contains=fields.contained("email_contains", request.email_contains),
         show_deleted=request.show_deleted,

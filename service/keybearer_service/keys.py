@@ -12,6 +12,7 @@ from keybearer_service.errors import (
     FieldInvalid,
     KeyExpired,
     KeyRevoked,
+    RequestIdReused,
     ResourceNotFound,
 )
 from keybearer_service.keyring import Keyring
@@ -314,6 +315,9 @@ class KeyManager:
         with self._changes.begin(call) as change:
             replay = replays.find(change, call.identity.owner_id, request)
             if replay is not None:
+                if replay.key.id != call.identity.key_id:
+                    # The caller is part of this request: another key asks for another thing.
+                    raise RequestIdReused(replay.key.id)
                 return self._remint(change, call, replay, request)
             key = _visible_key(call, change.tx, call.identity.key_id)
             return self._rotate(change, call, key, overlap, request)
