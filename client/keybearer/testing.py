@@ -55,12 +55,15 @@ class _Key:
 
 
 class FakeKeybearer:
-    """An in-process keybearer on a free loopback port, in plaintext. Use it as a context manager.
+    """An in-process keybearer on a free loopback port. Use it as a context manager.
 
     Its methods may be called from any thread while calls are served.
+
+    Args:
+        credentials: For TLS; None listens in plaintext.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
         self._lock = threading.RLock()
         self._keys: dict[str, _Key] = {}
         self._now = START
@@ -76,7 +79,10 @@ class FakeKeybearer:
             options=(("grpc.so_reuseport", 0),),
         )
         self._server.add_generic_rpc_handlers((self._handlers(),))
-        port = self._server.add_insecure_port("127.0.0.1:0")
+        if credentials is None:
+            port = self._server.add_insecure_port("127.0.0.1:0")
+        else:
+            port = self._server.add_secure_port("127.0.0.1:0", credentials)
         self.address = f"127.0.0.1:{port}"
         """Where it listens."""
 

@@ -169,7 +169,10 @@ def demo(methods: dict[str, Handler], name: str = "test.guarded.Demo") -> grpc.G
 
 @contextlib.contextmanager
 def serving(
-    interceptors: Sequence[Any], *services: grpc.GenericRpcHandler, workers: int = 8
+    interceptors: Sequence[Any],
+    *services: grpc.GenericRpcHandler,
+    workers: int = 8,
+    credentials: grpc.ServerCredentials | None = None,
 ) -> Iterator[str]:
     """Run a grpc.server on a free port; answers its address."""
     server = grpc.server(
@@ -178,7 +181,10 @@ def serving(
         options=(("grpc.so_reuseport", 0),),
     )
     server.add_generic_rpc_handlers(services)
-    port = server.add_insecure_port("127.0.0.1:0")
+    if credentials is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", credentials)
     server.start()
     try:
         yield f"127.0.0.1:{port}"
