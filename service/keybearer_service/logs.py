@@ -3,13 +3,12 @@
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
 
-_TOKEN_LIKE = re.compile(r"\b([a-z][a-z0-9]{1,15}_[0-9A-Za-z]{16})_[0-9A-Za-z]{20,}")
-"""A token, or a cut-off one. The id before it is public and stays."""
+_TOKEN_LIKE = re.compile(r"([a-z][a-z0-9]{1,15}_[0-9A-Za-z]{16})_[0-9A-Za-z]{20,}")
+"""A token, or a cut-off one, whatever stands before it. Its id is public and stays."""
 
 
 def configure(level: str, *, json: bool = True) -> None:
@@ -25,9 +24,9 @@ def configure(level: str, *, json: bool = True) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     last: list[structlog.typing.Processor] = (
-        [structlog.processors.dict_tracebacks, _redact, structlog.processors.JSONRenderer()]
+        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
         if json
-        else [structlog.processors.format_exc_info, _redact, structlog.dev.ConsoleRenderer()]
+        else [structlog.processors.format_exc_info, structlog.dev.ConsoleRenderer()]
     )
     threshold = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
@@ -40,7 +39,7 @@ def configure(level: str, *, json: bool = True) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last, _redact],
         )
     )
     root = logging.getLogger()
@@ -53,18 +52,7 @@ def redact(text: str) -> str:
     return _TOKEN_LIKE.sub(r"\1_[redacted]", text)
 
 
-def _redact(
-    _logger: Any, _method: str, event: MutableMapping[str, Any]
-) -> MutableMapping[str, Any]:
-    # Nothing of ours logs a secret; this is for what a library may quote.
-    return {key: _redacted(value) for key, value in event.items()}
-
-
-def _redacted(value: Any) -> Any:
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, dict):
-        return {key: _redacted(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_redacted(inner) for inner in value]
-    return value
+def _redact(_logger: Any, _method: str, line: Any) -> str:
+    # Nothing of ours logs a secret; this is for what a library may quote. The whole line, as it
+    # will be written, because a value may be bytes, a set, or an object that prints itself.
+    return redact(str(line))
