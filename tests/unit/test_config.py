@@ -1,0 +1,144 @@
+"""Settings: which source wins, and what is refused."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keybearer_service.config import ConfigError, load
+
+FILE = "listen = '127.0.0.1:1'\nlog_level = 'error'\ndata_dir = 'from-file'\n"
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("KEYBEARER_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A TOML file."""
+    path = tmp_path / "keybearer.toml"
+    path.write_text(FILE, "utf-8")
+    return path
+
+
+def test_defaults_serve_on_loopback() -> None:
+    """Without any setting nothing is reachable from outside, in one process."""
+    settings = load(None, {})
+    assert settings.listen == "127.0.0.1:50051"
+    assert settings.data_dir == Path("data")
+    assert settings.workers == 1
+    assert settings.tls is None
+
+
+def test_a_flag_wins_over_the_environment_and_that_over_the_file(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of three settings comes from the highest source that says it."""
+    monkeypatch.setenv("KEYBEARER_LISTEN", "127.0.0.1:2")
+    monkeypatch.setenv("KEYBEARER_LOG_LEVEL", "debug")
+    settings = load(file, {"listen": "127.0.0.1:3", "log_level": None})
+    assert settings.listen == "127.0.0.1:3"
+    assert settings.log_level == "debug"
+    assert settings.data_dir == Path("from-file")
+
+
+def test_one_load_does_not_leave_its_file_behind(file: Path) -> None:
+    """The next load without a file has the defaults."""
+    load(file, {})
+    assert load(None, {}).log_level == "info"
+
+
+def test_flags_that_are_not_given_say_nothing(file: Path) -> None:
+    """None is not a value."""
+    assert load(file, {"insecure": None, "log_level": None}).log_level == "error"
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown setting": ({"speed": 9}, "speed"),
+    "no address": ({"listen": "nowhere"}, "listen"),
+    "no port": ({"listen": "127.0.0.1:"}, "listen"),
+    "port too large": ({"listen": "127.0.0.1:65536"}, "listen"),
+    "port not a number": ({"listen": "127.0.0.1:http"}, "listen"),
+    "port in other digits": ({"listen": "127.0.0.1:\u0661\u0662"}, "listen"),
+    "plaintext everywhere": ({"listen": "0.0.0.0:50051"}, "plain text"),
+    "plaintext on a network": ({"listen": "192.0.2.1:50051"}, "plain text"),
+    "plaintext on a name": ({"listen": "keybearer.example.com:50051"}, "plain text"),
+    "plaintext on all of IPv6": ({"listen": "[::]:50051"}, "plain text"),
+    "a certificate without its key": ({"tls_cert": "c.pem"}, "tls_cert and tls_key"),
+    "a key without its certificate": ({"tls_key": "k.pem"}, "tls_cert and tls_key"),
+    "an authority without a certificate": ({"tls_client_ca": "ca.pem"}, "tls_client_ca"),
+    "no workers": ({"workers": 0}, "workers"),
+    "too many workers": ({"workers": 65}, "workers"),
+    "workers that are no number": ({"workers": "two"}, "workers"),
+    "an unknown level": ({"log_level": "loud"}, "log_level"),
+    "an unknown format": ({"log_format": "xml"}, "log_format"),
+    "no boolean": ({"insecure": "perhaps"}, "insecure"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_a_wrong_setting_is_refused_by_name(name: str) -> None:
+    """One line that names the setting and says what would be right."""
+    flags, said = REFUSED[name]
+    with pytest.raises(ConfigError, match=said) as caught:
+        load(None, flags)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_a_wrong_setting_is_refused_in_a_file_too(name: str, tmp_path: Path) -> None:
+    """Whatever the source, the same rules."""
+    flags, said = REFUSED[name]
+    file = tmp_path / "keybearer.toml"
+    file.write_text(
+        "".join(
+            f"{key} = {value!r}\n" if isinstance(value, str) else f"{key} = {value}\n"
+            for key, value in flags.items()
+        ),
+        "utf-8",
+    )
+    with pytest.raises(ConfigError, match=said):
+        load(file, {})
+
+
+ALLOWED: dict[str, dict[str, Any]] = {
+    "IPv4 loopback": {"listen": "127.0.0.2:1"},
+    "IPv6 loopback": {"listen": "[::1]:1"},
+    "the name of loopback": {"listen": "localhost:1"},
+    "a free port": {"listen": "127.0.0.1:0"},
+    "a socket in the file system": {"listen": "unix:run/keybearer.sock"},
+    "plaintext that was asked for": {"listen": "0.0.0.0:1", "insecure": True},
+    "TLS": {"listen": "0.0.0.0:1", "tls_cert": "c.pem", "tls_key": "k.pem"},
+}
+
+
+@pytest.mark.parametrize("name", sorted(ALLOWED))
+def test_what_is_safe_is_allowed(name: str) -> None:
+    """Loopback, sockets, TLS, and plaintext only when it was asked for by name."""
+    assert load(None, ALLOWED[name]).listen == ALLOWED[name]["listen"]
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """A mistyped name is not an empty file."""
+    with pytest.raises(ConfigError, match="is no file"):
+        load(tmp_path / "nothing.toml", {})
+
+
+def test_a_file_that_is_no_toml_is_refused(tmp_path: Path) -> None:
+    """With a line that names the flag."""
+    file = tmp_path / "keybearer.toml"
+    file.write_text("listen: 1\n", "utf-8")
+    with pytest.raises(ConfigError, match="--config"):
+        load(file, {})
+
+
+def test_a_refused_value_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was mistyped into an environment variable may be a secret."""
+    monkeypatch.setenv("KEYBEARER_LOG_LEVEL", "hunter2")
+    with pytest.raises(ConfigError) as caught:
+        load(None, {})
+    assert "hunter2" not in str(caught.value)

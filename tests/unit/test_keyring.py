@@ -1,0 +1,121 @@
+"""The key files: wrong, open, missing."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fakes import START, SeededEntropy
+from keybearer_service.keyring import Keyring, KeyringError, PepperMissingError
+from keybearer_service.model import Pepper
+
+ENTROPY = SeededEntropy(11)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A directory of key files with one pepper."""
+    Keyring.create(tmp_path / "peppers", ENTROPY).add_pepper("first", ENTROPY)
+    return tmp_path / "peppers"
+
+
+def known(directory: Path, pepper_id: str = "first") -> Pepper:
+    """What a database says of a pepper, made with the file as it is."""
+    check = Keyring(directory.parent / directory.name).add_pepper("probe", ENTROPY)
+    (directory / "probe.pepper").rename(directory / f"{pepper_id}.pepper")
+    return Pepper(id=pepper_id, check=check, create_time=START)
+
+
+def test_key_files_are_for_their_user_alone(directory: Path) -> None:
+    """0600 in a directory of 0700."""
+    assert directory.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in directory.iterdir()} == {0o600}
+
+
+def test_the_files_are_read_back(directory: Path) -> None:
+    """A new process has the same keys."""
+    first, second = Keyring(directory), Keyring(directory)
+    assert first.pepper("first") == second.pepper("first")
+    assert first.audit_key == second.audit_key
+    assert first.derived_key(b"a") == second.derived_key(b"a")
+
+
+def test_every_purpose_has_a_key_of_its_own(directory: Path) -> None:
+    """Nothing derived tells the audit key."""
+    keyring = Keyring(directory)
+    assert len({keyring.derived_key(b"a"), keyring.derived_key(b"b"), keyring.audit_key}) == 3
+
+
+def test_the_right_pepper_is_accepted(directory: Path) -> None:
+    """The check value of the database fits the file."""
+    pepper = known(directory)
+    Keyring(directory).verify([pepper])
+
+
+def test_a_wrong_pepper_is_refused_by_name(directory: Path) -> None:
+    """A file of another installation is not taken, and the error says which file it is."""
+    pepper = replace(known(directory), check=b"x" * 32)
+    with pytest.raises(KeyringError, match=r"first\.pepper is not the pepper"):
+        Keyring(directory).verify([pepper])
+
+
+def test_a_missing_pepper_is_refused_by_name(directory: Path) -> None:
+    """A pepper that live secrets need must be there."""
+    pepper = Pepper(id="gone", check=b"", create_time=START, live_secrets=1)
+    with pytest.raises(KeyringError, match="gone"):
+        Keyring(directory).verify([pepper])
+
+
+def test_a_retired_pepper_that_nothing_needs_may_be_missing(directory: Path) -> None:
+    """Its file may be removed after `pepper retire`."""
+    pepper = Pepper(id="gone", check=b"", create_time=START, retire_time=START)
+    Keyring(directory).verify([pepper])
+
+
+def test_a_pepper_that_is_added_later_is_found(directory: Path) -> None:
+    """Another process's `pepper add` is seen by looking once more."""
+    running = Keyring(directory)
+    Keyring(directory).add_pepper("second", ENTROPY)
+    assert len(running.pepper("second")) == 32
+
+
+def test_a_pepper_that_is_nowhere_is_an_error_and_no_verdict(directory: Path) -> None:
+    """After looking again."""
+    with pytest.raises(PepperMissingError, match="nowhere"):
+        Keyring(directory).pepper("nowhere")
+
+
+@pytest.mark.parametrize("name", ["audit.key", "first.pepper"])
+@pytest.mark.parametrize("mode", [0o604, 0o602, 0o666, 0o644])
+def test_a_file_that_is_open_to_everybody_is_refused(directory: Path, name: str, mode: int) -> None:
+    """The error says what to run."""
+    (directory / name).chmod(mode)
+    with pytest.raises(KeyringError, match=rf"{name} is open to everybody; run: chmod 600"):
+        Keyring(directory)
+
+
+def test_a_missing_audit_key_is_refused(directory: Path) -> None:
+    """Without it the log cannot be continued."""
+    (directory / "audit.key").unlink()
+    with pytest.raises(KeyringError, match=r"audit\.key is missing"):
+        Keyring(directory)
+
+
+@pytest.mark.parametrize("content", ["", "zz", "ab" * 31, "é", "ab" * 32 + "x"])
+@pytest.mark.parametrize("name", ["audit.key", "first.pepper"])
+def test_a_file_that_holds_no_key_is_refused(directory: Path, name: str, content: str) -> None:
+    """Too short, or not hexadecimal; the error names the file and not its content."""
+    (directory / name).write_text(content, "utf-8")
+    with pytest.raises(KeyringError, match=name) as caught:
+        Keyring(directory)
+    assert len(content) < 3 or content not in str(caught.value)
+
+
+def test_a_key_file_is_never_replaced(directory: Path) -> None:
+    """Neither the audit key nor a pepper."""
+    before = {path.name: path.read_bytes() for path in directory.iterdir()}
+    with pytest.raises(KeyringError, match="exists already"):
+        Keyring.create(directory, ENTROPY)
+    with pytest.raises(KeyringError, match="exists already"):
+        Keyring(directory).add_pepper("first", ENTROPY)
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == before

@@ -1,0 +1,196 @@
+"""Counting uses: in memory, behind everybody's back, without ever failing anybody."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fakes import START
+from keybearer_service import usage
+from keybearer_service.model import Match, Use
+from keybearer_service.sources import DAY, MINUTE, SECOND
+from keybearer_service.storage import StoreLockedError
+from keybearer_service.storage.sqlite import SqliteStore
+from keybearer_service.usage import UsageRecorder
+from samples import add_keys, fill, sample_id, sample_key
+
+KEY = sample_id("key")
+WAIT_S = 10.0
+
+
+class WatchedStore:
+    """A store that tells when uses were written, and refuses them when told to."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+        self.refusal: Exception | None = None
+        self.batches: list[Sequence[Use]] = []
+        self.written = threading.Event()
+
+    def add_uses(self, uses: Sequence[Use]) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self._store.add_uses(uses)
+        self.batches.append(uses)
+        self.written.set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[WatchedStore]:
+    """A store with one key."""
+    opened = SqliteStore.create(tmp_path / "store.db")
+    fill(opened)
+    yield WatchedStore(opened)
+    opened.close()
+
+
+@pytest.fixture
+def recorder(store: WatchedStore) -> Iterator[UsageRecorder]:
+    """A recorder that writes when it is told or woken, and not of itself."""
+    made = UsageRecorder(store, flush_interval_s=3600)
+    yield made
+    store.refusal = None
+    made.stop()
+
+
+def match(store: WatchedStore, key: str = "key", *, is_current: bool = True) -> Match:
+    """Match a key as a validation does."""
+    record, _ = store.lookup(sample_id(key))
+    assert record is not None
+    return Match(record, record.secret_version, None, is_current=is_current)
+
+
+def counted(store: WatchedStore, key: str = "key") -> tuple[int, int | None]:
+    """Answer the count and the time that are stored."""
+    with store.read() as reader:
+        found = reader.api_key(sample_id(key))
+    assert found is not None
+    return found.use_count, found.last_used_time
+
+
+def test_uses_are_added_up_and_written_together(
+    store: WatchedStore, recorder: UsageRecorder
+) -> None:
+    """Three uses of one secret are one item with the newest time."""
+    for moment in (START + 2, START + 9, START + 5):
+        recorder.add(match(store), moment)
+    recorder.flush()
+    assert counted(store) == (3, START + 9)
+    assert [len(batch) for batch in store.batches] == [1]
+
+
+def test_nothing_is_written_twice(store: WatchedStore, recorder: UsageRecorder) -> None:
+    """A second flush has nothing left."""
+    recorder.add(match(store), START)
+    recorder.flush()
+    recorder.flush()
+    assert counted(store) == (1, START)
+
+
+def test_uses_of_each_secret_are_apart(store: WatchedStore, recorder: UsageRecorder) -> None:
+    """The old secret of a rotation is counted by itself."""
+    recorder.add_many(KEY, 1, START, 2)
+    recorder.add_many(KEY, 2, START, 3)
+    recorder.flush()
+    assert [sorted(batch) for batch in store.batches] == [
+        [Use(KEY, 1, START, 2), Use(KEY, 2, START, 3)]
+    ]
+
+
+def test_what_the_store_refuses_is_kept_for_later(
+    store: WatchedStore, recorder: UsageRecorder
+) -> None:
+    """A store that is locked for a while costs no count, and nobody hears of it."""
+    recorder.add(match(store), START)
+    store.refusal = StoreLockedError("locked")
+    recorder.flush()
+    recorder.add(match(store), START + 1)
+    store.refusal = None
+    recorder.flush()
+    assert counted(store) == (2, START + 1)
+
+
+def test_memory_is_bounded(
+    store: WatchedStore, recorder: UsageRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the limit new secrets are not counted, while known ones are."""
+    monkeypatch.setattr(usage, "MAX_PENDING", 1)
+    recorder.add_many(KEY, 1, START, 1)
+    recorder.add_many("other", 1, START, 1)
+    recorder.add_many(KEY, 1, START, 1)
+    recorder.flush()
+    assert [list(batch) for batch in store.batches] == [[Use(KEY, 1, START, 2)]]
+
+
+def test_many_uses_are_written_in_batches(
+    store: WatchedStore, recorder: UsageRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No mutation waits long behind them, and none is lost."""
+    monkeypatch.setattr(usage, "_BATCH", 3)
+    keys = [sample_key(f"k{n}x") for n in range(8)]
+    add_keys(store, *keys)
+    for key in keys:
+        recorder.add_many(key.id, 1, START, 1)
+    recorder.flush()
+    assert [len(batch) for batch in store.batches] == [3, 3, 2]
+
+
+def test_the_first_use_of_a_young_secret_is_written_at_once(
+    store: WatchedStore, recorder: UsageRecorder
+) -> None:
+    """It must forbid a replay, so it does not wait for the interval."""
+    recorder.start()
+    recorder.add(match(store), START + 10 * MINUTE - 1)
+    assert store.written.wait(WAIT_S)
+    record, _ = store.lookup(KEY)
+    assert record is not None
+    assert record.secret_used
+
+
+@pytest.mark.parametrize("case", ["old", "known", "overlap"])
+def test_other_uses_wait_for_the_interval(
+    store: WatchedStore, recorder: UsageRecorder, case: str
+) -> None:
+    """An old secret, a use that is known, and the old one of a rotation wake nobody."""
+    add_keys(store, sample_key("used", secret_used=True))
+    key = "used" if case == "known" else "key"
+    now = START + (10 * MINUTE if case == "old" else SECOND)
+    recorder.add(match(store, key, is_current=case != "overlap"), now)
+    assert not recorder._wake.is_set()
+
+
+def test_the_interval_writes_what_was_counted(store: WatchedStore) -> None:
+    """Without any wake-up the writer comes round."""
+    recorder = UsageRecorder(store, flush_interval_s=0.01)
+    recorder.start()
+    recorder.add_many(KEY, 1, START + DAY, 4)
+    assert store.written.wait(WAIT_S)
+    recorder.stop()
+    assert counted(store) == (4, START + DAY)
+
+
+def test_stopping_writes_what_is_left(store: WatchedStore, recorder: UsageRecorder) -> None:
+    """A shutdown loses no count."""
+    recorder.start()
+    recorder.add_many(KEY, 1, START + DAY, 4)
+    recorder.stop()
+    assert counted(store) == (4, START + DAY)
+
+
+def test_the_writer_outlives_what_it_cannot_foresee(store: WatchedStore) -> None:
+    """An error of another kind ends neither the thread nor a caller."""
+    recorder = UsageRecorder(store, flush_interval_s=0.01)
+    store.refusal = RuntimeError("unforeseen")
+    recorder.start()
+    recorder.add_many(KEY, 1, START, 1)
+    while recorder._pending:
+        threading.Event().wait(0.001)
+    store.refusal = None
+    recorder.add_many(KEY, 1, START, 1)
+    assert store.written.wait(WAIT_S)
+    recorder.stop()
