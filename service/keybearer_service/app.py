@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 import structlog
@@ -22,10 +22,12 @@ from keybearer.v1 import (
 )
 from keybearer_service.core import Core, open_core
 from keybearer_service.datadir import DataDir
+from keybearer_service.http_ports import HttpConfig, HttpPorts
 from keybearer_service.interceptors import CallPipeline
 from keybearer_service.limits import PeerLimiter
 from keybearer_service.senders import Pool, SlowSenders
 from keybearer_service.server import EXEMPT_METHODS, Listener, Server
+from keybearer_service.servicers import ext_authz
 from keybearer_service.servicers.accounts import AccountServicer
 from keybearer_service.servicers.api_keys import ApiKeyServicer
 from keybearer_service.servicers.audit import AuditServicer
@@ -44,8 +46,13 @@ SERVICES = (
     audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"],
 )
 QUIET_METHODS = frozenset(
-    f"/keybearer.v1.TokenService/{name}"
-    for name in ("ValidateToken", "BatchValidateTokens", "WhoAmI")
+    {
+        *(
+            f"/keybearer.v1.TokenService/{name}"
+            for name in ("ValidateToken", "BatchValidateTokens", "WhoAmI")
+        ),
+        ext_authz.CHECK_METHOD,
+    }
 )
 """Called all the time: neither logged nor audited one by one, and run on threads of their own, so
 that a stuck write or a long list never makes a validation wait."""
@@ -69,6 +76,7 @@ class AppConfig:
 
     data_dir: DataDir
     listener: Listener
+    http: HttpConfig = field(default_factory=HttpConfig)
     reflection: bool = True
     shared: bool = False
     """Whether other processes serve the same data."""
@@ -104,9 +112,13 @@ class App:
             shared=config.shared,
         )
         self._slow_senders = SlowSenders(self.core.clock)
+        self._data_dir = config.data_dir
+        self._http = HttpPorts(config.http, self.core)
         try:
+            self._http.bind()
             self._pipeline, self._server = self._build(config, on_fatal)
         except BaseException:
+            self._http.stop(0)
             self.core.close()
             raise
         self._housekeeper = threading.Thread(target=self._keep_house, name="house", daemon=True)
@@ -118,6 +130,16 @@ class App:
         """The port that is listened on."""
         return self._server.port
 
+    @property
+    def http_port(self) -> int:
+        """The port of the HTTP doors; 0 when there is none."""
+        return self._http.port
+
+    @property
+    def metrics_port(self) -> int:
+        """The port of the figures alone; 0 when there is none."""
+        return self._http.metrics_port
+
     def start(self) -> None:
         """Begin to serve."""
         self.core.usage.start()
@@ -125,14 +147,17 @@ class App:
         self._housekeeper.start()
         self._slow_senders.start()
         self._server.start()
+        self._http.start(lambda: self._server.queued_calls, lambda: self._data_dir.store_bytes)
         log.info("serving", port=self.port, keys=self._count_keys())
 
     def stop(self, grace_s: float = 10.0) -> None:
         """Finish what is in flight, write what is in memory, and close everything."""
         log.info("draining", grace_s=grace_s)
         self._stopping.set()
+        self._http.drain()
         self.core.watches.close()
         self._server.stop(grace_s)
+        self._http.stop(grace_s)
         self._slow_senders.stop()
         self._housekeeper.join()
         self._tell(everything=True)
@@ -144,13 +169,14 @@ class App:
         self._stopping.set()
         self.core.watches.close()
         self._server.stop(ABANDON_GRACE_S)
+        self._http.stop(ABANDON_GRACE_S)
         log.critical("abandoned")
 
     def _build(
         self, config: AppConfig, on_fatal: Callable[[], None]
     ) -> tuple[CallPipeline, Server]:
         core = self.core
-        rules = rules_of(SERVICES)
+        rules = {**rules_of(SERVICES), ext_authz.CHECK_METHOD: ext_authz.RULE}
         validation = Pool(VALIDATION_THREADS, "validation")
         management = Pool(MANAGEMENT_THREADS, "management")
         holders = Pool(HOLDER_THREADS, "holders")
@@ -175,12 +201,13 @@ class App:
             refusals=core.refusals,
             clock=core.clock,
             entropy=core.entropy,
+            observer=self._http.observer,
             on_outcome_unknown=on_fatal,
         )
         server = Server(
             config.listener,
             interceptor=pipeline,
-            register=lambda server: register_servicers(server, core),
+            register=lambda server: register_servicers(server, core, self._http),
             services=[service.full_name for service in SERVICES],
             executors=[validation, management, holders, probes, streams],
             with_reflection=config.reflection,
@@ -197,6 +224,7 @@ class App:
     def _tell(self, *, everything: bool = False) -> None:
         self.core.refusals.flush(everything=everything)
         self._pipeline.tell_suppressed(everything=everything)
+        self._http.tell_suppressed(everything=everything)
         with self.core.store.read() as reader:
             seq, head = reader.audit_head()
         if seq != self._told_head:
@@ -209,7 +237,7 @@ class App:
             return reader.key_count()
 
 
-def register_servicers(server: grpc.Server, core: Core) -> None:
+def register_servicers(server: grpc.Server, core: Core, http: HttpPorts) -> None:
     """Add every servicer of ours."""
     account_service_pb2_grpc.add_AccountServiceServicer_to_server(
         AccountServicer(core.accounts, core.clock), server
@@ -219,9 +247,17 @@ def register_servicers(server: grpc.Server, core: Core) -> None:
         ApiKeyServicer(core.keys, core.clock), server
     )
     token_service_pb2_grpc.add_TokenServiceServicer_to_server(
-        TokenServicer(core.validator, core.keys, core.watches, PeerLimiter(core.clock), core.clock),
+        TokenServicer(
+            core.validator,
+            core.keys,
+            core.watches,
+            PeerLimiter(core.clock),
+            core.clock,
+            http.observer,
+        ),
         server,
     )
     audit_service_pb2_grpc.add_AuditServiceServicer_to_server(
         AuditServicer(core.store, core.page_tokens), server
     )
+    ext_authz.add_to_server(ext_authz.AuthorizationServicer(http.doors), server)

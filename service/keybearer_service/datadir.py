@@ -2,6 +2,7 @@
 
 DATA/keybearer.db     the database, with its -wal and -shm beside it
 DATA/peppers/         the key files; keep a copy of them apart from the backups
+DATA/metrics/         figures of several processes; emptied at every start
 DATA/lock             held by the one `serve`
 DATA/admin-token      written by a first `quickstart` without a terminal
 """
@@ -28,12 +29,19 @@ class DataDir:
         self.database = path / "keybearer.db"
         self.peppers = path / "peppers"
         self.admin_token = path / "admin-token"
+        self.metrics = path / "metrics"
         self._lock = path / "lock"
 
     @property
     def is_initialised(self) -> bool:
         """Whether there is a database."""
         return self.database.exists()
+
+    @property
+    def store_bytes(self) -> int:
+        """The size of the database and of the log beside it."""
+        files = (self.database, self.database.with_name(self.database.name + "-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
 
     def assert_initialised(self) -> None:
         """Refuse a directory without a database.

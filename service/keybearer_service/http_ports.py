@@ -91,16 +91,21 @@ class HttpPorts:
         """
         self._serving = True
         if self._metrics is not None:
-            usage, validator = self._core.usage, self._core.validator
-            self._metrics.start(
-                lambda: {
+            core = self._core
+
+            def probe() -> dict[str, float]:
+                told = core.watches.told_revision
+                revision = core.validator.revision()
+                return {
                     "queued_calls": queued_calls(),
-                    "queued_uses": usage.pending,
+                    "queued_uses": core.usage.pending,
                     "store_bytes": store_bytes(),
-                    "store_revision": validator.revision(),
-                },
-                self._live_keys,
-            )
+                    "store_revision": revision,
+                    "watch_streams": core.watches.watchers,
+                    "watch_lag_revisions": revision - told if told else 0,
+                }
+
+            self._metrics.start(probe, self._live_keys)
         for name, server in self._servers.items():
             server.start()
             log.info("serving_http", port=server.port, name=name)

@@ -39,6 +39,7 @@ from keybearer_service.errors import (
 from keybearer_service.keyring import KeyringError
 from keybearer_service.limits import MinuteQuota
 from keybearer_service.model import Caller
+from keybearer_service.observing import Observer
 from keybearer_service.senders import Pool, SlowSenders
 from keybearer_service.sources import Clock, Entropy
 from keybearer_service.storage import CommitFailedError, StoreError, StoreFullError
@@ -112,6 +113,7 @@ class CallPipeline(grpc.ServerInterceptor):
         refusals: RefusalLog,
         clock: Clock,
         entropy: Entropy,
+        observer: Observer,
         on_outcome_unknown: Callable[[], None],
     ) -> None:
         """Take what calls are judged by.
@@ -128,6 +130,7 @@ class CallPipeline(grpc.ServerInterceptor):
             refusals: Audits refused management calls.
             clock: Measures calls.
             entropy: Draws request ids.
+            observer: Is told of every call that is not quiet, and of refused callers.
             on_outcome_unknown: Called when a commit failed; the process is to end.
         """
         self._rules = rules
@@ -140,6 +143,7 @@ class CallPipeline(grpc.ServerInterceptor):
         self._refusals = refusals
         self._clock = clock
         self._entropy = entropy
+        self._observer = observer
         self._on_outcome_unknown = on_outcome_unknown
         self._logged_refusals = MinuteQuota(clock, REFUSALS_LOGGED_A_MINUTE)
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -227,6 +231,7 @@ class CallPipeline(grpc.ServerInterceptor):
         except Exception as error:  # noqa: BLE001 - the one place where every error becomes a status
             self._fail(call, context, error, started)
         if method not in self._quiet:
+            self._observer.called(method, "OK")
             self._log_served(call, started)
         return response
 
@@ -270,6 +275,10 @@ class CallPipeline(grpc.ServerInterceptor):
         refused = known.code in _REFUSALS
         if refused and call.method not in self._quiet:
             self._refusals.refused(call, known.reason)
+        if refused:
+            self._observer.refused("grpc", known.reason)
+        if call.method not in self._quiet:
+            self._observer.called(call.method, known.code.name)
         if isinstance(known, StreamEnded):
             self._log_served(call, started)
         # Without a credential nobody fills the log.

@@ -53,7 +53,7 @@ LATENCY_BOUNDS = (
 
 _GAUGES: tuple[tuple[str, str, Literal["livesum", "livemax", "livemostrecent"]], ...] = (
     ("watch_streams", "Open watch streams.", "livesum"),
-    ("watch_lag_seconds", "How far the slowest watch stream is behind.", "livemax"),
+    ("watch_lag_revisions", "Revisions that watch streams were not told yet.", "livemax"),
     ("store_bytes", "Size of the database and its log.", "livemostrecent"),
     ("store_revision", "The newest revision.", "livemostrecent"),
     ("queued_calls", "Validations that wait for a thread.", "livesum"),
@@ -135,11 +135,6 @@ class PrometheusMetrics:
     def refused(self, where: str, reason: str) -> None:
         """Count one refusal."""
         self._refusals.labels(where, reason).inc()
-
-    def watching(self, streams: int, lag_seconds: float) -> None:
-        """Note the state of the watch streams."""
-        self._gauges["watch_streams"].set(streams)
-        self._gauges["watch_lag_seconds"].set(lag_seconds)
 
     # --- what Prometheus is told ------------------------------------------------------------------
 

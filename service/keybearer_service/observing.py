@@ -31,10 +31,6 @@ class Observer(Protocol):
         """Hear of one refusal: at a door, or in front of our own methods (`grpc`)."""
         ...
 
-    def watching(self, streams: int, lag_seconds: float) -> None:
-        """Hear how many watch streams are open, and how far behind the slowest one is."""
-        ...
-
 
 class NoObserver:
     """Listens to nothing: for a server whose figures nobody can ask for."""
@@ -46,7 +42,4 @@ class NoObserver:
         """Ignore it."""
 
     def refused(self, where: str, reason: str) -> None:
-        """Ignore it."""
-
-    def watching(self, streams: int, lag_seconds: float) -> None:
         """Ignore it."""

@@ -88,6 +88,11 @@ class Server:
             self._add_reflection([*services, health.SERVICE_NAME, *REFLECTION_SERVICES[1:]])
         self.port = self._bind(listener)
 
+    @property
+    def queued_calls(self) -> int:
+        """How many calls wait for a thread of the first executor."""
+        return self._executors[0]._work_queue.qsize()  # noqa: SLF001 - it is told nowhere else
+
     def start(self) -> None:
         """Begin to serve, and say so to those who ask for health."""
         self._server.start()

@@ -235,6 +235,11 @@ class WatchHub:
         """How many streams are open."""
         return len(self._open)
 
+    @property
+    def told_revision(self) -> int:
+        """Up to which revision the streams were told; 0 before the first look."""
+        return self._told[1] if self._told else 0
+
     def start(self) -> None:
         """Begin to read."""
         self._uses.start()

@@ -10,6 +10,7 @@ SERVICE = Path(__file__).parents[2] / "service/keybearer_service"
 MODULES = {
     str(path.relative_to(SERVICE)): ast.parse(path.read_text("utf-8"), str(path))
     for path in sorted(SERVICE.rglob("*.py"))
+    if not path.stem.endswith("_pb2")  # generated
 }
 
 DRIVERS = ("sqlite3", "pysqlite3")

@@ -11,6 +11,7 @@ from keybearer_service.calls import current_call
 from keybearer_service.errors import FieldInvalid
 from keybearer_service.keys import KeyManager
 from keybearer_service.limits import PeerLimiter
+from keybearer_service.observing import Door, Observer
 from keybearer_service.sources import Clock
 from keybearer_service.validation import Validator
 from keybearer_service.watch import WatchHub
@@ -26,13 +27,15 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
         watches: WatchHub,
         limiter: PeerLimiter,
         clock: Clock,
+        observer: Observer,
     ) -> None:
-        """Take the use cases, and what bounds the one public method."""
+        """Take the use cases, what bounds the one public method, and who hears of verdicts."""
         self._validator = validator
         self._keys = keys
         self._watches = watches
         self._limiter = limiter
         self._clock = clock
+        self._observer = observer
 
     def ValidateToken(
         self, request: pb.ValidateTokenRequest, context: grpc.ServicerContext
@@ -41,13 +44,22 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
         question = convert.question(current_call(), request)
         if not question.token:
             raise FieldInvalid("token", "required")
-        return convert.verdict_to_proto(self._validator.judge(question))
+        started = self._clock.monotonic()
+        verdict = self._validator.judge(question)
+        elapsed = self._clock.monotonic() - started
+        self._observer.judged(Door.VALIDATE, verdict.outcome, elapsed)
+        return convert.verdict_to_proto(verdict)
 
     def BatchValidateTokens(
         self, request: pb.BatchValidateTokensRequest, context: grpc.ServicerContext
     ) -> pb.BatchValidateTokensResponse:
         """Judge many tokens against one snapshot."""
-        verdicts = self._validator.judge_many(convert.questions(current_call(), request))
+        questions = convert.questions(current_call(), request)
+        started = self._clock.monotonic()
+        verdicts = self._validator.judge_many(questions)
+        each = (self._clock.monotonic() - started) / len(verdicts)
+        for verdict in verdicts:
+            self._observer.judged(Door.BATCH, verdict.outcome, each)
         return pb.BatchValidateTokensResponse(
             responses=[convert.verdict_to_proto(verdict) for verdict in verdicts]
         )
