@@ -1,11 +1,12 @@
 """API keys for gRPC services: check them, issue them, revoke them.
 
-To guard a service: `AuthInterceptor` (or `AsyncAuthInterceptor`) with a `RemoteVerifier`, and
+To guard a service: `AuthInterceptor` (or `AsyncAuthInterceptor`) with a `CachingVerifier`, and
 `current_identity()` in its handlers. To manage keys: `KeybearerClient`.
 """
 
 from keybearer.access import AccessRule, Role, RuleError
 from keybearer.aio import AsyncAuthInterceptor
+from keybearer.caching import AsyncCachingVerifier, CacheStats, CachingVerifier
 from keybearer.calls import NEVER_EXPIRES
 from keybearer.channel import TLSConfig
 from keybearer.client import AsyncKeybearerClient, KeybearerClient
@@ -42,12 +43,15 @@ __all__ = [
     "ApiKey",
     "ApiKeyState",
     "AsyncAuthInterceptor",
+    "AsyncCachingVerifier",
     "AsyncKeybearerClient",
     "AsyncRemoteVerifier",
     "AsyncVerifier",
     "AuditAction",
     "AuditEvent",
     "AuthInterceptor",
+    "CacheStats",
+    "CachingVerifier",
     "Caller",
     "Identity",
     "IssuedAccount",

@@ -57,6 +57,19 @@ class TLSConfig:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where the service is and how to get there; for a further connection to the same place."""
+
+    address: str
+    tls: bool | TLSConfig
+    options: ChannelOptions
+
+    def open(self, more: ChannelOptions = ()) -> grpc.Channel:
+        """Open a channel of its own, with further channel arguments."""
+        return open_channel(self.address, tls=self.tls, options=[*self.options, *more])
+
+
 def open_channel(
     address: str, *, tls: bool | TLSConfig = True, options: ChannelOptions = ()
 ) -> grpc.Channel:

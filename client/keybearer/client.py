@@ -23,6 +23,7 @@ from keybearer.calls import Call, Kind, Pages
 from keybearer.channel import (
     AsyncTokenSource,
     ChannelOptions,
+    Endpoint,
     TLSConfig,
     TokenSource,
     authorization_of,
@@ -197,8 +198,10 @@ class KeybearerClient:
         try_timeout: float = DEFAULT_TRY_TIMEOUT,
         options: ChannelOptions = (),
     ) -> None:
-        self._address = address
-        self._token = token
+        self.endpoint = Endpoint(address=address, tls=tls, options=options)
+        """Where it connects to."""
+        self.token_source = token
+        """Where its credential comes from."""
         self._open = functools.partial(open_channel, address, tls=tls, options=options)
         self._timeout = timeout
         self._try_timeout = try_timeout
@@ -208,7 +211,7 @@ class KeybearerClient:
         self._pid = 0
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._address!r})"
+        return f"{type(self).__name__}({self.endpoint.address!r})"
 
     def __enter__(self) -> Self:
         return self
@@ -265,8 +268,8 @@ class KeybearerClient:
 
     def _try(self, call: Call[Any], timeout: float) -> Any:
         metadata: tuple[tuple[str, str], ...] = ()
-        if call.needs_token and self._token is not None:
-            metadata = (authorization_of(current_token(self._token)),)
+        if call.needs_token and self.token_source is not None:
+            metadata = (authorization_of(current_token(self.token_source)),)
         return self._stub(call)(call.request, timeout=timeout, metadata=metadata)
 
     def _stub(self, call: Call[Any]) -> Callable[..., Any]:
@@ -325,8 +328,10 @@ class AsyncKeybearerClient:
         try_timeout: float = DEFAULT_TRY_TIMEOUT,
         options: ChannelOptions = (),
     ) -> None:
-        self._address = address
-        self._token = token
+        self.endpoint = Endpoint(address=address, tls=tls, options=options)
+        """Where it connects to."""
+        self.token_source = token
+        """Where its credential comes from."""
         self._open = functools.partial(open_async_channel, address, tls=tls, options=options)
         self._timeout = timeout
         self._try_timeout = try_timeout
@@ -334,7 +339,7 @@ class AsyncKeybearerClient:
         self._stubs: dict[str, Any] = {}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._address!r})"
+        return f"{type(self).__name__}({self.endpoint.address!r})"
 
     async def __aenter__(self) -> Self:
         return self
@@ -383,8 +388,8 @@ class AsyncKeybearerClient:
 
     async def _try(self, call: Call[Any], seconds: float) -> Any:
         metadata = grpc.aio.Metadata()
-        if call.needs_token and self._token is not None:
-            metadata.add(*authorization_of(await current_token_async(self._token)))
+        if call.needs_token and self.token_source is not None:
+            metadata.add(*authorization_of(await current_token_async(self.token_source)))
         return await self._stub(call)(call.request, timeout=seconds, metadata=metadata)
 
     def _stub(self, call: Call[Any]) -> Callable[..., Any]:

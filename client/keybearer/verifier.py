@@ -62,7 +62,7 @@ class RemoteVerifier:
         self._client = client
         self._account_id = account_id
         self._timeout = timeout
-        self._trouble = _Trouble()
+        self._trouble = Trouble()
 
     def verify(self, token: str) -> Verdict:
         """Answer the verdict about a token.
@@ -71,7 +71,7 @@ class RemoteVerifier:
             VerifierUnavailableError: keybearer could not be asked, for whatever reason: it does not
                 answer, it is overloaded, or it does not accept our own credential.
         """
-        if not _may_be_token(token):
+        if not may_be_token(token):
             return Verdict(outcome=Outcome.NOT_FOUND)
         question = calls.validate_token(token, account_id=self._account_id)
         try:
@@ -79,7 +79,7 @@ class RemoteVerifier:
         except Exception as error:
             raise self._trouble.begins(error) from error
         self._trouble.ends()
-        return _of_account(verdict, self._account_id)
+        return of_account(verdict, self._account_id)
 
 
 class AsyncRemoteVerifier:
@@ -95,7 +95,7 @@ class AsyncRemoteVerifier:
         self._client = client
         self._account_id = account_id
         self._timeout = timeout
-        self._trouble = _Trouble()
+        self._trouble = Trouble()
 
     async def verify(self, token: str) -> Verdict:
         """Answer the verdict about a token.
@@ -103,7 +103,7 @@ class AsyncRemoteVerifier:
         Raises:
             VerifierUnavailableError: As `RemoteVerifier.verify`.
         """
-        if not _may_be_token(token):
+        if not may_be_token(token):
             return Verdict(outcome=Outcome.NOT_FOUND)
         question = calls.validate_token(token, account_id=self._account_id)
         try:
@@ -111,10 +111,10 @@ class AsyncRemoteVerifier:
         except Exception as error:
             raise self._trouble.begins(error) from error
         self._trouble.ends()
-        return _of_account(verdict, self._account_id)
+        return of_account(verdict, self._account_id)
 
 
-class _Trouble:
+class Trouble:
     """Whether keybearer could be asked the last time; logged when it changes, not at every call."""
 
     def __init__(self) -> None:
@@ -130,17 +130,18 @@ class _Trouble:
         )
 
     def ends(self) -> None:
+        """Note that it could be asked."""
         if self._present:
             self._present = False
             log.warning("keybearer can be asked again")
 
 
-def _may_be_token(token: str) -> bool:
+def may_be_token(token: str) -> bool:
     """Tell whether asking makes sense; what is certainly no token is not sent."""
     return 0 < len(token) <= MAX_TOKEN_LENGTH and token.isascii() and token.isprintable()
 
 
-def _of_account(verdict: Verdict, account_id: str) -> Verdict:
+def of_account(verdict: Verdict, account_id: str) -> Verdict:
     """Refuse an identity of another account than the one asked about, whoever answered it."""
     identity = verdict.identity
     if identity is None or account_id in ("", "-", identity.account_id):
