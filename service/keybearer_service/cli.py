@@ -74,6 +74,10 @@ ListenOption = Annotated[
         help="host:port, or unix:/path. [env: KEYBEARER_LISTEN] [default: 127.0.0.1:50051]"
     ),
 ]
+HttpListenOption = Annotated[
+    str | None,
+    typer.Option(help="host:port for gateways, health and metrics. [env: KEYBEARER_HTTP_LISTEN]"),
+]
 OutputOption = Annotated[Output, typer.Option("--output", help="How to answer.")]
 TokenFileOption = Annotated[
     Path | None,
@@ -117,11 +121,17 @@ def quickstart(
     *,
     data_dir: DataDirOption = None,
     listen: ListenOption = None,
+    http_listen: HttpListenOption = None,
     config: ConfigOption = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error")] = None,
 ) -> None:
     """Set everything up at the first start, then serve."""
-    flags = {"data_dir": data_dir, "listen": listen, "log_level": log_level}
+    flags = {
+        "data_dir": data_dir,
+        "listen": listen,
+        "http_listen": http_listen,
+        "log_level": log_level,
+    }
     settings = load(config, flags)
     directory = DataDir(settings.data_dir)
     if directory.is_initialised:
@@ -231,6 +241,17 @@ def serve(
     *,
     data_dir: DataDirOption = None,
     listen: ListenOption = None,
+    http_listen: HttpListenOption = None,
+    metrics_listen: Annotated[
+        str | None, typer.Option(help="host:port for metrics and health alone.")
+    ] = None,
+    http_open: Annotated[
+        bool | None,
+        typer.Option("--http-open", help="Ask gateways for no credential. Needs --http-account."),
+    ] = None,
+    http_account: Annotated[
+        str | None, typer.Option(help="The one account that --http-open opens, by id.")
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes to serve with. [default: 1]")
     ] = None,

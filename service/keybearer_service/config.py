@@ -28,6 +28,10 @@ class Settings(BaseSettings):
 
     data_dir: Path = Path("data")
     listen: str = "127.0.0.1:50051"
+    http_listen: str | None = None
+    metrics_listen: str | None = None
+    http_open: bool = False
+    http_account: str = ""
     workers: int = Field(default=1, ge=1, le=64)
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -93,6 +97,22 @@ def _assert_consistent(settings: Settings) -> None:
     if settings.tls_client_ca is not None and settings.tls_cert is None:
         raise ConfigError("tls_client_ca: needs tls_cert and tls_key")
     assert_may_listen("listen", settings.listen, settings)
+    _assert_http_consistent(settings)
+
+
+def _assert_http_consistent(settings: Settings) -> None:
+    for name in ("http_listen", "metrics_listen"):
+        address: str | None = getattr(settings, name)
+        if address is not None:
+            if address.startswith("unix:"):
+                raise ConfigError(f"{name}: a unix socket is for --listen alone; give host:port")
+            assert_may_listen(name, address, settings)
+    if settings.http_open and settings.http_listen is None:
+        raise ConfigError("http_open: needs http_listen")
+    if settings.http_open and not settings.http_account:
+        raise ConfigError("http_open: needs http_account, the account that is opened")
+    if settings.http_account and not settings.http_open:
+        raise ConfigError("http_account: is for http_open; gateways name accounts themselves")
 
 
 def assert_may_listen(name: str, address: str, settings: Settings) -> None:

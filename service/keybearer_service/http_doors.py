@@ -76,6 +76,9 @@ _STATUS = {
     "RESOURCE_EXHAUSTED": 503,
 }
 _DENIALS = (401, 403)
+_GATEWAY_REFUSED = (
+    f"the gateway needs a VALIDATOR key of its own, in {CALLER_HEADER}: Bearer <token>"
+)
 _GRPC_MESSAGE_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 _REFUSALS_LOGGED_A_MINUTE = 10
 
@@ -141,8 +144,7 @@ class HttpDoors:
                 raise
             # Never 401 nor a challenge: the gateway passes the answer on to a client whose own key
             # may be a good one, and would be thrown away.
-            known = RoleInsufficient(f"{CALLER_HEADER}: this gateway may not ask; {error.message}")
-            return _refusal(known, is_grpc=_is_grpc(request))
+            return _refusal(RoleInsufficient(_GATEWAY_REFUSED), is_grpc=_is_grpc(request))
         try:
             match = self._doors.admit(
                 Door.FORWARD_AUTH,

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import structlog
 from starlette.routing import Route
@@ -11,13 +10,11 @@ from keybearer_service.core import Core
 from keybearer_service.doors import Doors
 from keybearer_service.http_doors import HttpDoors, application, health_routes, metrics_route
 from keybearer_service.http_server import HttpServer
+from keybearer_service.metrics import PrometheusMetrics
 from keybearer_service.observing import NoObserver, Observer
 from keybearer_service.server import Listener, ListenError
 from keybearer_service.sources import DAY
 from keybearer_service.storage import StoreError
-
-if TYPE_CHECKING:
-    from keybearer_service.metrics import PrometheusMetrics
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +46,7 @@ class HttpPorts:
         """
         self._config = config
         self._core = core
-        self._metrics = _metrics() if config.doors or config.metrics else None
+        self._metrics = PrometheusMetrics() if config.doors or config.metrics else None
         self.observer: Observer = self._metrics or NoObserver()
         self.doors = Doors(core.validator, self.observer, core.clock)
         self._http_doors: HttpDoors | None = None
@@ -168,11 +165,3 @@ class HttpPorts:
             counts[f"{least}-{days}"] = count - before
             before, least = count, days
         return {**counts, f"{least}+": expiring - before, "never": everything - expiring}
-
-
-def _metrics() -> "PrometheusMetrics":
-    # Not before it is wanted: prometheus_client decides when it is imported whether there are
-    # several processes.
-    from keybearer_service.metrics import PrometheusMetrics  # noqa: PLC0415
-
-    return PrometheusMetrics()

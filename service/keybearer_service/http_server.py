@@ -32,6 +32,8 @@ class HttpServer:
             ws="none",
             lifespan="off",
             log_config=None,
+            # Its warnings are about bytes that are no HTTP: anybody could fill the log with them.
+            log_level="error",
             access_log=False,
             server_header=False,
             proxy_headers=False,

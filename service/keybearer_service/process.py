@@ -5,21 +5,23 @@ EXIT_OUTCOME_UNKNOWN when a commit failed and only a fresh process can tell what
 """
 
 import multiprocessing
+import os
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import cast
 
 import structlog
 
-from keybearer_service import logs
+from keybearer_service import logs, metrics
 from keybearer_service.app import App, AppConfig
 from keybearer_service.config import ConfigError, Settings
 from keybearer_service.datadir import DataDir
+from keybearer_service.http_ports import HttpConfig
 from keybearer_service.server import Listener, ListenError
 from keybearer_service.storage import dbapi
 
@@ -52,9 +54,18 @@ def serve(settings: Settings, on_serving: Callable[[str], None] = lambda _addres
     with directory.locked():
         if settings.workers == 1:
             return _serve_alone(settings, settings.listen, on_serving, shared=False)
-        with _reserved(settings.listen) as address:
+        with ExitStack() as ports:
+            address = ports.enter_context(_reserved(settings.listen))
+            http = {
+                name: ports.enter_context(_reserved(wanted))
+                for name in ("http_listen", "metrics_listen")
+                if (wanted := getattr(settings, name)) is not None
+            }
+            if http:
+                # Read by prometheus_client when a worker imports it.
+                os.environ.update(metrics.prepare(directory.metrics))
             on_serving(address)
-            return _Supervisor(settings, address).run()
+            return _Supervisor(settings.model_copy(update=http), directory, address).run()
 
 
 def _serve_alone(
@@ -72,6 +83,7 @@ def _serve_alone(
         AppConfig(
             data_dir=DataDir(settings.data_dir),
             listener=Listener(address=address, tls=settings.tls, share_port=shared),
+            http=_http(settings, shared=shared),
             reflection=settings.reflection,
             shared=shared,
         ),
@@ -89,6 +101,19 @@ def _serve_alone(
     return 0
 
 
+def _http(settings: Settings, *, shared: bool) -> HttpConfig:
+    def listener(address: str | None) -> Listener | None:
+        if address is None:
+            return None
+        return Listener(address=address, tls=settings.tls, share_port=shared)
+
+    return HttpConfig(
+        doors=listener(settings.http_listen),
+        metrics=listener(settings.metrics_listen),
+        open_account=settings.http_account,
+    )
+
+
 def _with_port(address: str, port: int) -> str:
     return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
@@ -104,8 +129,9 @@ def _on_end_signal(ending: threading.Event) -> None:
 class _Supervisor:
     """Keeps workers running until it is told to end, and ends them in order."""
 
-    def __init__(self, settings: Settings, address: str) -> None:
+    def __init__(self, settings: Settings, directory: DataDir, address: str) -> None:
         self._settings = settings
+        self._directory = directory
         self._address = address
         self._context: SpawnContext = multiprocessing.get_context("spawn")
         self._workers: list[SpawnProcess] = []
@@ -132,6 +158,7 @@ class _Supervisor:
             if worker.is_alive() or self._ending.is_set():
                 continue
             log.error("worker_ended", pid=worker.pid, exit_code=worker.exitcode)
+            metrics.forget(self._directory.metrics, worker.pid or 0)
             if not self._ending.wait(RESTART_DELAY_S):
                 self._workers[index] = self._start()
 

@@ -14,11 +14,15 @@ from keybearer_service.cli import app
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = {
-    "quickstart": {"--data-dir", "--listen"},
+    "quickstart": {"--data-dir", "--listen", "--http-listen"},
     "init": {"--data-dir", "--account", "--admin-email", "--prefix", "--token-file", "--output"},
     "serve": {
         "--data-dir",
         "--listen",
+        "--http-listen",
+        "--metrics-listen",
+        "--http-open",
+        "--http-account",
         "--workers",
         "--tls-cert",
         "--tls-key",
@@ -36,7 +40,7 @@ DOCUMENTED = {
     "pepper retire": {"--data-dir", "--output"},
     "healthcheck": {"--data-dir", "--listen"},
 }
-"""Section 9 of the wire contract, but for the HTTP doors, which have an issue of their own."""
+"""Section 9 of the wire contract."""
 
 
 def _commands(group: Any, path: str = "") -> dict[str, Any]:
