@@ -59,7 +59,9 @@ that a stuck write or a long list never makes a validation wait."""
 WATCH_METHOD = "/keybearer.v1.TokenService/WatchInvalidations"
 SPARE_WATCH_THREADS = 16
 """Beyond one for each open stream: they refuse the streams that are too many."""
-VALIDATION_THREADS = 4
+VALIDATION_THREADS = 2
+"""The interpreter runs one at a time, and SQLite hands it over several times in a read: with more
+threads a validation costs more. Those that wait for slow senders are made up for."""
 MANAGEMENT_THREADS = 8
 HOLDER_THREADS = 4
 """For the public method: whoever needs no credential must not cost those who have one a thread."""
