@@ -1,0 +1,107 @@
+"""The kit for those who depend on keybearer: what the table of surfaces does not use."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from keybearer import AccessRule, KeybearerClient, Outcome, RemoteVerifier, Role, errors
+from keybearer.testing import FakeKeybearer
+
+CONFTEST = 'pytest_plugins = ["keybearer.testing"]\n'
+TEST = """
+def test_readers_read(fake_keybearer):
+    token = fake_keybearer.issue(scopes=["clusters.read"])
+    assert fake_keybearer.verifier().verify(token).valid
+    fake_keybearer.revoke(token)
+    assert not fake_keybearer.verifier().verify(token).valid
+"""
+
+
+def test_the_fixture_comes_with_the_plugin(tmp_path: Path) -> None:
+    """As the documentation says, in somebody else's test suite."""
+    (tmp_path / "conftest.py").write_text(CONFTEST)
+    (tmp_path / "test_it.py").write_text(TEST)
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:asyncio"]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout
+    assert "1 passed" in ran.stdout
+
+
+def test_keys_change_while_the_fake_runs(fake_keybearer: FakeKeybearer) -> None:
+    """Disable, enable, less authority, forced outcomes and back."""
+    verifier = fake_keybearer.verifier()
+    token = fake_keybearer.issue(Role.ADMIN)
+    fake_keybearer.disable(token)
+    assert verifier.verify(token).outcome is Outcome.DISABLED
+    fake_keybearer.enable(token)
+    fake_keybearer.change(token, role=Role.DEVELOPER, scopes=["a"])
+    identity = verifier.verify(token).identity
+    assert identity is not None
+    assert (identity.effective_role, identity.granted_role) == (Role.DEVELOPER, Role.ADMIN)
+    assert identity.scopes == ("a",)
+    fake_keybearer.force(token, Outcome.EXPIRED)
+    assert verifier.verify(token).outcome is Outcome.EXPIRED
+    fake_keybearer.force(token, None)
+    assert verifier.verify(token).valid
+
+
+def test_the_fake_judges_roles_and_scopes_when_asked(fake_keybearer: FakeKeybearer) -> None:
+    """As the service does, for programs that leave it to the service."""
+    token = fake_keybearer.issue(Role.DEVELOPER, scopes=["a.*"])
+    with KeybearerClient(
+        fake_keybearer.address, token=fake_keybearer.validator_token, tls=False
+    ) as client:
+        assert client.validate_token(token, required_scopes=["a.b"]).valid
+        lacking = client.validate_token(token, required_scopes=["b"])
+        assert lacking.outcome is Outcome.SCOPE_INSUFFICIENT
+        too_low = client.validate_token(token, required_role=Role.ADMIN)
+        assert too_low.outcome is Outcome.ROLE_INSUFFICIENT
+
+
+def test_the_fake_asks_for_a_credential_itself(fake_keybearer: FakeKeybearer) -> None:
+    """Only validators and administrators may ask about tokens."""
+    developer = fake_keybearer.issue(Role.DEVELOPER)
+    with (
+        KeybearerClient(fake_keybearer.address, token=developer, tls=False) as client,
+        pytest.raises(errors.RoleInsufficientError),
+    ):
+        client.validate_token(developer)
+
+
+@pytest.mark.parametrize(
+    ("account_id", "valid"), [("", False), ("-", True), ("Other", True), ("Else", False)]
+)
+def test_a_verifier_accepts_keys_of_the_accounts_it_is_restricted_to(
+    account_id: str,
+    valid: bool,  # noqa: FBT001
+    fake_keybearer: FakeKeybearer,
+) -> None:
+    """Its own, any, or one; the fake's validator belongs to none of these."""
+    token = fake_keybearer.issue(account_id="Other")
+    assert fake_keybearer.verifier(account_id=account_id).verify(token).valid is valid
+
+
+def test_a_verifier_does_not_believe_an_answer_about_another_account(
+    fake_keybearer: FakeKeybearer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever answers: a key of another account than asked about is not known."""
+    token = fake_keybearer.issue(account_id="Other")
+    honest = fake_keybearer._judge
+
+    def judge(token: str, account_id: str, rule: AccessRule) -> object:
+        return honest(token, "-", rule)
+
+    monkeypatch.setattr(fake_keybearer, "_judge", judge)
+    verdict = fake_keybearer.verifier(account_id="Mine").verify(token)
+    assert verdict.outcome is Outcome.NOT_FOUND
+    assert verdict.identity is None
+
+
+def test_what_is_no_token_is_not_sent(fake_keybearer: FakeKeybearer) -> None:
+    """Too long, not ASCII, or nothing: NOT_FOUND, without a question."""
+    verifier: RemoteVerifier = fake_keybearer.verifier()
+    for token in ("", "k" * 513, "ä", "a\nb"):
+        assert verifier.verify(token).outcome is Outcome.NOT_FOUND
+    assert fake_keybearer.questions == 0

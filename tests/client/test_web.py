@@ -1,0 +1,135 @@
+"""What the web guards do beside judging a request, which the table of surfaces covers."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from keybearer import AccessRule, NoIdentityError, Role, RuleError, current_identity
+from keybearer.fastapi import KeyAuth
+from keybearer.testing import FakeKeybearer
+from keybearer.web import AuthMiddleware, WSGIAuthMiddleware
+
+Sent = list[dict[str, Any]]
+
+
+def _connect(
+    keybearer: FakeKeybearer, scope: dict[str, Any], token: str = "", **arguments: Any
+) -> tuple[Sent, list[str]]:
+    """Open an ASGI connection; answers what was sent, and which scopes the application saw."""
+    sent: Sent = []
+    seen: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(scope["type"])
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        raise AssertionError("nothing is read before the guard has decided")
+
+    headers = [(b"authorization", f"Bearer {token}".encode())] if token else []
+    guarded = AuthMiddleware(app, keybearer.async_verifier(), **arguments)
+    asyncio.run(guarded({"path": "/", "headers": headers, **scope}, receive, send))
+    return sent, seen
+
+
+def test_a_web_socket_is_refused_before_it_is_accepted(fake_keybearer: FakeKeybearer) -> None:
+    """The server makes a 403 of it; where it can, the guard answers 401 itself."""
+    sent, seen = _connect(fake_keybearer, {"type": "websocket"})
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+    extensions: dict[str, Any] = {"websocket.http.response": {}}
+    sent, _ = _connect(fake_keybearer, {"type": "websocket", "extensions": extensions})
+    assert sent[0]["type"] == "websocket.http.response.start"
+    assert sent[0]["status"] == 401
+    assert seen == []
+
+
+def test_a_web_socket_with_a_key_is_let_in(fake_keybearer: FakeKeybearer) -> None:
+    """Its method, for the rule, is WEBSOCKET."""
+    token = fake_keybearer.issue()
+
+    def rule(method: str, path: str) -> AccessRule | None:
+        return AccessRule() if (method, path) == ("WEBSOCKET", "/") else None
+
+    _, seen = _connect(fake_keybearer, {"type": "websocket"}, token, rule=rule)
+    assert seen == ["websocket"]
+
+
+def test_the_lifespan_passes(fake_keybearer: FakeKeybearer) -> None:
+    """It is the server's own, not a caller's."""
+    _, seen = _connect(fake_keybearer, {"type": "lifespan"})
+    assert seen == ["lifespan"]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [lambda method, path: 1 / 0, lambda method, path: AccessRule(operator_only=True)],
+    ids=["raises", "for operators"],
+)
+def test_a_rule_that_cannot_be_judged_denies(
+    rule: Callable[[str, str], AccessRule | None], fake_keybearer: FakeKeybearer
+) -> None:
+    """500 to everybody, at either door, and the application is not reached."""
+    token = fake_keybearer.issue(Role.ADMIN)
+    sent, seen = _connect(fake_keybearer, {"type": "http", "method": "GET"}, token, rule=rule)
+    assert sent[0]["status"] == 500
+    assert seen == []
+
+    statuses: list[str] = []
+    environ = {"REQUEST_METHOD": "GET", "HTTP_AUTHORIZATION": f"Bearer {token}"}
+    guarded = WSGIAuthMiddleware(_never, fake_keybearer.verifier(), rule=rule)
+    list(guarded(environ, lambda status, _: statuses.append(status)))
+    assert statuses == ["500 Internal Server Error"]
+
+
+def _never(*_: Any) -> Any:
+    raise AssertionError("the application is not to be reached")
+
+
+def test_a_connection_of_an_unknown_type_is_denied(fake_keybearer: FakeKeybearer) -> None:
+    """What the guard does not know it does not let in, key or not."""
+    _, seen = _connect(fake_keybearer, {"type": "smoke-signals"}, fake_keybearer.issue())
+    assert seen == []
+
+
+def test_the_body_of_a_wsgi_application_is_closed(fake_keybearer: FakeKeybearer) -> None:
+    """As PEP 3333 asks; and outside of the request there is no caller."""
+    closed: list[bool] = []
+
+    class Body:
+        def __iter__(self) -> Iterator[bytes]:
+            yield current_identity().key_name.encode()
+
+        def close(self) -> None:
+            closed.append(True)
+
+    token = fake_keybearer.issue(name="mine")
+    environ = {"REQUEST_METHOD": "GET", "HTTP_AUTHORIZATION": f"Bearer {token}"}
+    guarded = WSGIAuthMiddleware(lambda *_: Body(), fake_keybearer.verifier())
+    body: Any = guarded(environ, _never)
+    assert next(body) == b"mine"
+    with pytest.raises(NoIdentityError):
+        current_identity()
+    body.close()
+    assert closed == [True]
+
+
+def test_a_verifier_of_the_wrong_flavour_is_refused(fake_keybearer: FakeKeybearer) -> None:
+    """A blocking one would stop the loop, an asynchronous one would answer a coroutine."""
+    blocking: Any = fake_keybearer.verifier()
+    asynchronous: Any = fake_keybearer.async_verifier()
+    with pytest.raises(TypeError, match="for asyncio"):
+        AuthMiddleware(_never, blocking)
+    with pytest.raises(TypeError, match="for asyncio"):
+        KeyAuth(blocking)
+    with pytest.raises(TypeError, match="for threads"):
+        WSGIAuthMiddleware(_never, asynchronous)
+
+
+def test_scopes_are_a_list(fake_keybearer: FakeKeybearer) -> None:
+    """One string would be read as a scope for each of its letters."""
+    with pytest.raises(RuleError, match="list"):
+        KeyAuth(fake_keybearer.async_verifier())(scopes="clusters.read")
