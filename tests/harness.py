@@ -11,10 +11,13 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from keybearer.v1 import (
+    account_service_pb2,
     account_service_pb2_grpc,
     api_key_pb2,
     api_key_service_pb2,
     api_key_service_pb2_grpc,
+    audit_event_pb2,
+    audit_service_pb2,
     audit_service_pb2_grpc,
     token_service_pb2,
     token_service_pb2_grpc,
@@ -144,6 +147,99 @@ class Stubs:
         name = token_service_pb2.ValidationOutcome.Name(outcome)
         return name.removeprefix("VALIDATION_OUTCOME_")
 
+    def list_keys(self, **fields: Any) -> api_key_service_pb2.ListApiKeysResponse:
+        """List keys."""
+        return self.keys.ListApiKeys(api_key_service_pb2.ListApiKeysRequest(**fields))
+
+    def update_key(
+        self, key_id: str, values: dict[str, Any] | None = None, **fields: Any
+    ) -> api_key_pb2.ApiKey:
+        """Update the fields of a key that `values` names; `paths` may say others."""
+        values = values or {}
+        paths = fields.pop("paths", list(values))
+        return self.keys.UpdateApiKey(
+            message(
+                api_key_service_pb2.UpdateApiKeyRequest,
+                api_key={"id": key_id, **values},
+                update_mask={"paths": paths},
+                **fields,
+            )
+        ).api_key
+
+    def disable_key(self, key_id: str) -> api_key_pb2.ApiKey:
+        """Switch a key off."""
+        return self.keys.DisableApiKey(api_key_service_pb2.DisableApiKeyRequest(id=key_id)).api_key
+
+    def enable_key(self, key_id: str) -> api_key_pb2.ApiKey:
+        """Switch a key on."""
+        return self.keys.EnableApiKey(api_key_service_pb2.EnableApiKeyRequest(id=key_id)).api_key
+
+    def rotate(self, key_id: str, **fields: Any) -> api_key_service_pb2.RotateApiKeyResponse:
+        """Give a key a new secret."""
+        return self.keys.RotateApiKey(api_key_service_pb2.RotateApiKeyRequest(id=key_id, **fields))
+
+    def revoke(
+        self, key_id: str, reason: str = "REVOCATION_REASON_LOST", **fields: Any
+    ) -> api_key_pb2.ApiKey:
+        """Kill a key."""
+        return self.keys.RevokeApiKey(
+            message(api_key_service_pb2.RevokeApiKeyRequest, id=key_id, reason=reason, **fields)
+        ).api_key
+
+    def user(self, user_id: str) -> user_pb2.User:
+        """Read a user."""
+        return self.users.GetUser(user_service_pb2.GetUserRequest(id=user_id)).user
+
+    def list_users(self, **fields: Any) -> user_service_pb2.ListUsersResponse:
+        """List users."""
+        return self.users.ListUsers(user_service_pb2.ListUsersRequest(**fields))
+
+    def update_user(
+        self, user_id: str, values: dict[str, Any] | None = None, **fields: Any
+    ) -> user_pb2.User:
+        """Update the fields of a user that `values` names; `paths` may say others."""
+        values = values or {}
+        paths = fields.pop("paths", list(values))
+        return self.users.UpdateUser(
+            message(
+                user_service_pb2.UpdateUserRequest,
+                user={"id": user_id, **values},
+                update_mask={"paths": paths},
+                **fields,
+            )
+        ).user
+
+    def delete_user(self, user_id: str, **fields: Any) -> user_service_pb2.DeleteUserResponse:
+        """Delete a user."""
+        return self.users.DeleteUser(user_service_pb2.DeleteUserRequest(id=user_id, **fields))
+
+    def who_am_i(self) -> token_service_pb2.WhoAmIResponse:
+        """Ask who calls."""
+        return self.tokens.WhoAmI(token_service_pb2.WhoAmIRequest())
+
+    def rotate_self(self, **fields: Any) -> token_service_pb2.RotateSelfResponse:
+        """Give the calling key a new secret."""
+        return self.tokens.RotateSelf(token_service_pb2.RotateSelfRequest(**fields))
+
+    def revoke_token(self, token: str) -> token_service_pb2.RevokeTokenResponse:
+        """Revoke what a token opens."""
+        return self.tokens.RevokeToken(token_service_pb2.RevokeTokenRequest(token=token))
+
+    def create_account(
+        self, name: str = "tenant", **fields: Any
+    ) -> account_service_pb2.CreateAccountResponse:
+        """Make an account with its first administrator."""
+        fields.setdefault("admin_email", f"admin@{name}.example.com")
+        fields.setdefault("admin_display_name", f"Admin of {name}")
+        return self.accounts.CreateAccount(
+            account_service_pb2.CreateAccountRequest(name=name, **fields)
+        )
+
+    def events(self, **fields: Any) -> list[audit_event_pb2.AuditEvent]:
+        """List audit events, newest first."""
+        request = message(audit_service_pb2.ListAuditEventsRequest, **fields)
+        return list(self.audit.ListAuditEvents(request).audit_events)
+
 
 @dataclass
 class Service:
@@ -176,10 +272,34 @@ class Service:
         """Stubs that call as the operator's first administrator."""
         return self.as_token(self.admin_token)
 
+    def tenant(self, name: str = "tenant") -> "Tenant":
+        """Make another account."""
+        made = self.admin.create_account(name)
+        return Tenant(
+            account_id=made.account.id,
+            user_id=made.user.id,
+            key_id=made.api_key.id,
+            stubs=self.as_token(made.token),
+        )
+
+    def with_role(self, role: str, **fields: Any) -> Stubs:
+        """Answer stubs that call with a new key of the first administrator."""
+        return self.as_token(self.admin.create_key(role=role, **fields).token)
+
     def close(self) -> None:
         for channel in self._channels:
             channel.close()
         self.app.stop(grace_s=0)
+
+
+@dataclass
+class Tenant:
+    """An account that is not the operator's, and its first administrator."""
+
+    account_id: str
+    user_id: str
+    key_id: str
+    stubs: Stubs
 
 
 def initialise(path: Path, clock: Clock, entropy: Entropy) -> tuple[DataDir, Founded]:
