@@ -65,7 +65,8 @@ class Operation:
     """One change asked for."""
 
     action: Action
-    kind: SubjectKind
+    kind: SubjectKind | None
+    """What its revision makes stale; None when no verdict can change."""
     subject: KeyFacts | UserFacts
     send: Callable[[], Any]
     apply: Callable[[], None]
@@ -201,7 +202,7 @@ class Writer:
         user = UserFacts(f"{self._name()}@example.com")
         return Operation(
             Action.USER_CREATED,
-            SubjectKind.OWNER,
+            None,
             user,
             lambda: stubs.create_user(user.email, role=user.role),
             lambda: self.users.append(user),
@@ -319,7 +320,8 @@ def _state(disable_time: int | None, revoke_time: int | None) -> str:
     return "ACTIVE" if disable_time is None else "DISABLED"
 
 
-def _row_from(subject: KeyFacts | UserFacts) -> tuple[Any, ...]:
+def row_from(subject: KeyFacts | UserFacts) -> tuple[Any, ...]:
+    """Answer what StoreImage must say of it."""
     if isinstance(subject, KeyFacts):
         return (subject.name, subject.id, subject.owner, subject.state, subject.version)
     roles = {"ROLE_VALIDATOR": 1, "ROLE_DEVELOPER": 2, "ROLE_ADMIN": 3}
@@ -343,8 +345,8 @@ class Judge:
             verdict.halves += [f"refused: {refusal}" for refusal in writer.refusals]
             subjects: list[KeyFacts | UserFacts] = [*writer.keys, *writer.users]
             for subject in subjects:
-                if image.row_of(subject) != _row_from(subject):
-                    verdict.lost.append(f"{_row_from(subject)} is {image.row_of(subject)}")
+                if image.row_of(subject) != row_from(subject):
+                    verdict.lost.append(f"{row_from(subject)} is {image.row_of(subject)}")
         self._compare_traces(writers, image, verdict)
         if not image.revision == image.highest == image.counted:
             verdict.halves.append(
@@ -359,7 +361,7 @@ class Judge:
             return
         subject = operation.subject
         row = image.row_of(subject)
-        before = _row_from(subject) if subject.id else None
+        before = row_from(subject) if subject.id else None
         if row == before:
             verdict.not_applied += 1
             return
@@ -382,7 +384,8 @@ class Judge:
         for writer in writers:
             for operation in writer.done:
                 actions[operation.subject.id].append(operation.action)
-                changes[operation.kind, operation.subject.id] += 1
+                if operation.kind is not None:
+                    changes[operation.kind, operation.subject.id] += 1
         for target in actions.keys() | image.actions.keys():
             if actions[target] != image.actions[target]:
                 verdict.halves.append(
