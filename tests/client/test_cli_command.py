@@ -88,9 +88,7 @@ def test_tls_settings_that_cannot_be_used_are_refused(cli: Cli) -> None:
 
 @pytest.mark.parametrize("number", range(4))
 def test_the_credential_comes_from_the_nearest_source(cli: Cli, number: int) -> None:
-    """The option wins over the token in the environment, over the file named there, over the file
-    of settings.
-    """
+    """The option wins over the token in the environment, over the files named there."""
     names = ["option", "variable", "file-variable", "config"]
     tokens = {name: cli.create_key(name)[1] for name in names}
     for name in names:
@@ -194,7 +192,7 @@ def test_a_file_of_settings_that_makes_no_sense_is_refused(
 
 def test_an_error_of_the_service_is_one_line_with_reason_and_field(cli: Cli) -> None:
     """What it refuses as an argument is a usage error."""
-    answer = cli("keys", "list", "--sort", "colour")
+    answer = cli.process("keys", "list", "--sort", "colour")
     assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
     assert answer.err.startswith("keybearer: FIELD_INVALID: order_by: ")
 
@@ -313,7 +311,7 @@ class _mute_server:  # noqa: N801 - reads as a function
 
 def test_the_version_is_told(cli: Cli) -> None:
     """One line."""
-    assert re.fullmatch(r"keybearer \d+\.\d+\S*\n", cli("--version").out)
+    assert re.fullmatch(r"keybearer \d+\.\d+\S*\n", cli.process("--version").out)
 
 
 @pytest.mark.parametrize("group", [(), ("keys",), ("token",)])
@@ -354,7 +352,7 @@ def test_bash_completes_commands_and_the_values_of_enums(
         read -ra COMP_WORDS <<< "$1"
         [[ $1 == *' ' ]] && COMP_WORDS+=('')
         COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
-        _keybearer_completion
+        _keybearer_completion keybearer
         printf '%s\n' "${COMPREPLY[@]}"
     """
     done = subprocess.run(

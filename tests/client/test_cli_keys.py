@@ -361,5 +361,5 @@ def test_names_are_shown_and_not_obeyed(cli: Cli) -> None:
     """What looks like markup or needs another encoding comes out as it went in."""
     cli.create_key("[red]鍵[/red]")
     assert "[red]鍵[/red]" in cli.done("keys", "list").out
-    latin = cli("keys", "list", environment={"PYTHONIOENCODING": "latin-1"})
+    latin = cli.process("keys", "list", environment={"PYTHONIOENCODING": "latin-1"})
     assert (latin.code, "[red]\\u9375[/red]" in latin.out) == (0, True)

@@ -8,7 +8,7 @@ import typer
 
 from keybearer.client import KeybearerClient
 from keybearer.commands import answers, inputs
-from keybearer.commands.answers import PAGE, Column, moment_text
+from keybearer.commands.answers import ID_WIDTH, PAGE, Column, moment_text
 from keybearer.commands.options import (
     DEFAULT_LIMIT,
     AllOption,
@@ -40,7 +40,7 @@ def _state(account: Account) -> str:
 
 _COLUMNS: list[Column[Account]] = [
     Column("name", lambda account: account.name),
-    Column("id", lambda account: account.id, under=True),
+    Column("id", lambda account: account.id, under=True, least=ID_WIDTH),
     Column("state", _state),
     Column("created", lambda account: account.create_time),
 ]

@@ -26,6 +26,8 @@ from keybearer.commands.inputs import word
 ItemT = TypeVar("ItemT")
 
 NEVER = "never"
+ID_WIDTH = 16
+_GAP = "  "
 PAGE = 1000
 """The most the service answers at once."""
 
@@ -39,6 +41,8 @@ class Column(Generic[ItemT]):
     """What stands in it; None means never."""
     under: bool = False
     """On a terminal, it stands below the column before, to save width."""
+    least: int = 10
+    """The fewest characters it may be squeezed to on a terminal. 10 is a date."""
 
 
 def document(value: Any) -> Any:
@@ -154,7 +158,7 @@ def answer_list(
         note(empty)
         return
     if sys.stdout.isatty():
-        Console(highlight=False).print(_table(shown, columns))
+        _print_table(shown, columns)
     else:
         typer.echo(_lines(shown, columns))
     if more:
@@ -202,7 +206,7 @@ def counting_steps(total: int, verb: str) -> Iterator[Callable[[], None]]:
         yield lambda: status.update(f"{verb}: {next(done)} of {total}")
 
 
-def _table(items: list[ItemT], columns: list[Column[ItemT]]) -> Table:
+def _print_table(items: list[ItemT], columns: list[Column[ItemT]]) -> None:
     """Lay a list out for a terminal: columns below each other where they say so."""
     now = datetime.now(UTC)
     groups: list[list[Column[ItemT]]] = []
@@ -211,21 +215,41 @@ def _table(items: list[ItemT], columns: list[Column[ItemT]]) -> Table:
             groups[-1].append(column)
         else:
             groups.append([column])
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
-    for group in groups:
-        table.add_column(
-            "\n".join(column.title for column in group),
-            overflow="fold",
-            # An id has 16 characters and a date 10; neither is read well in two parts.
-            min_width=min(16, max(_width(column.read(items[0])) for column in group)),
-        )
-    for item in items:
-        table.add_row(*(_cell([column.read(item) for column in group], now) for group in groups))
-    return table
+    titles = ["\n".join(column.title for column in group) for group in groups]
+    rows = [
+        [_cell([column.read(item) for column in group], now) for group in groups] for item in items
+    ]
+    console = Console(highlight=False)
+    widths = _fit(
+        [
+            max(
+                Text(title).cell_len,
+                *(line.cell_len for row in rows for line in row[index].split()),
+            )
+            for index, title in enumerate(titles)
+        ],
+        [max(column.least for column in group) for group in groups],
+        console.width - len(_GAP) * (len(groups) - 1),
+    )
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for title, width in zip(titles, widths, strict=True):
+        table.add_column(title, width=width, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    # Too narrow for the least widths: the terminal breaks the lines, and nothing is cut off.
+    console.width = max(console.width, sum(widths) + len(_GAP) * len(widths))
+    console.print(table)
 
 
-def _width(value: str | datetime | None) -> int:
-    return 10 if isinstance(value, datetime) or value is None else len(value)
+def _fit(widths: list[int], least: list[int], room: int) -> list[int]:
+    """Make the widest column narrower until all fit, but none narrower than its least."""
+    fitted = list(widths)
+    while sum(fitted) > room:
+        spare = [width if width > low else 0 for width, low in zip(fitted, least, strict=True)]
+        if not any(spare):
+            break
+        fitted[spare.index(max(spare))] -= 1
+    return fitted
 
 
 def _cell(values: list[str | datetime | None], now: datetime) -> Text:

@@ -93,11 +93,14 @@ def _of_usage(error: Exception) -> Refusal:
     """Answer the refusal that a complaint of Typer means."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "keybearer"
-    message: str = error.format_message()  # type: ignore[attr-defined]
+    message: str = error.format_message().rstrip(".")  # type: ignore[attr-defined]
     if path.startswith("keybearer token") and "unexpected extra argument" in message:
         # What somebody gave there may be a token, whatever it looks like.
         message = "no token as an argument: give it on standard input or in --token-file"
-    return usage(f"{path}: {message.rstrip('.')}; see `{path} --help`")
+    if path == "keybearer" and message.startswith("No such option"):
+        message += "; the options of a command go after it"
+    _, space, name = path.partition(" ")
+    return usage(f"{name}{space and ': '}{message}; see `{path} --help`")
 
 
 def _refuse(refusal: Refusal, arguments: list[str]) -> int:

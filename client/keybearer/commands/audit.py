@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from keybearer.commands import answers, inputs
-from keybearer.commands.answers import Column
+from keybearer.commands.answers import ID_WIDTH, Column
 from keybearer.commands.inputs import enum_option, word
 from keybearer.commands.options import (
     DEFAULT_LIMIT,
@@ -32,11 +32,11 @@ def _changes(event: AuditEvent) -> str:
 
 _COLUMNS: list[Column[AuditEvent]] = [
     Column("time", lambda event: event.time),
-    Column("action", lambda event: word(event.action)),
+    Column("action", lambda event: word(event.action), least=16),
     Column("actor", lambda event: event.actor.user_email or word(event.actor.type)),
-    Column("key", lambda event: event.actor.key_id, under=True),
+    Column("key", lambda event: event.actor.key_id, under=True, least=ID_WIDTH),
     Column("target", lambda event: word(event.target.type)),
-    Column("target id", lambda event: event.target.id, under=True),
+    Column("target id", lambda event: event.target.id, under=True, least=ID_WIDTH),
     Column("changes", _changes),
 ]
 

@@ -127,7 +127,7 @@ def _moment_from(
 
 
 def _is_duration(text: str) -> bool:
-    return text.strip()[-1:].lower() in set("smhdw") and "-" not in text
+    return text[:1].isdigit() and text[-1:].lower() in set("smhdw") and "-" not in text
 
 
 def expiration(ttl: str | None, expires: str | None, *, never: bool) -> Expiration | None:

@@ -7,7 +7,7 @@ import typer
 
 from keybearer.access import Role
 from keybearer.commands import answers, inputs
-from keybearer.commands.answers import Column, moment_text
+from keybearer.commands.answers import ID_WIDTH, Column, moment_text
 from keybearer.commands.inputs import enum_option, word
 from keybearer.commands.options import (
     DEFAULT_LIMIT,
@@ -40,9 +40,9 @@ _BY_THE_SERVICE = (
 
 COLUMNS: list[Column[ApiKey]] = [
     Column("name", lambda key: key.name),
-    Column("id", lambda key: key.id, under=True),
-    Column("state", lambda key: word(key.state)),
-    Column("role", lambda key: word(key.effective_role), under=True),
+    Column("id", lambda key: key.id, under=True, least=ID_WIDTH),
+    Column("state", lambda key: word(key.state), least=9),
+    Column("role", lambda key: word(key.effective_role), under=True, least=9),
     Column("creator", lambda key: key.created_by_email or key.created_by),
     Column("owner", lambda key: key.owner_email or key.owner_id, under=True),
     Column("created", lambda key: key.create_time),

@@ -8,7 +8,7 @@ import typer
 from keybearer.access import Role
 from keybearer.client import KeybearerClient
 from keybearer.commands import answers
-from keybearer.commands.answers import Column, moment_text
+from keybearer.commands.answers import ID_WIDTH, Column, moment_text
 from keybearer.commands.inputs import enum_argument, enum_option, word
 from keybearer.commands.keys import lines_of
 from keybearer.commands.options import (
@@ -35,7 +35,7 @@ _MAX_NAMED = 20
 
 _COLUMNS: list[Column[User]] = [
     Column("e-mail", lambda user: user.email),
-    Column("id", lambda user: user.id, under=True),
+    Column("id", lambda user: user.id, under=True, least=ID_WIDTH),
     Column("name", lambda user: user.display_name),
     Column("role", lambda user: word(user.role)),
     Column("type", lambda user: word(user.type), under=True),
