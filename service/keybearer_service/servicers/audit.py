@@ -6,6 +6,7 @@ from keybearer.v1 import audit_service_pb2 as pb
 from keybearer.v1 import audit_service_pb2_grpc
 from keybearer_service import convert
 from keybearer_service.calls import current_call
+from keybearer_service.errors import ResourceNotFound
 from keybearer_service.pages import PageTokens
 from keybearer_service.storage import Store
 
@@ -27,6 +28,8 @@ class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
         bound_to = ("audit", query)
         page = self._page_tokens.page(request.page_size, request.page_token, bound_to)
         with self._store.read() as reader:
+            if query.account_id is not None and reader.account(query.account_id) is None:
+                raise ResourceNotFound("account", query.account_id)
             found = reader.list_audit_events(query, page)
         events, next_page = self._page_tokens.split(
             found, page, bound_to, lambda event: (event.seq, event.id)
