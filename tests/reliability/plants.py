@@ -11,7 +11,7 @@ from threading import RLock
 from typing import Any, cast
 
 from keybearer_service.model import AuditEvent
-from keybearer_service.storage import Writer, dbapi
+from keybearer_service.storage import Reader, Writer, dbapi
 from keybearer_service.storage.sqlite import SqliteStore
 
 
@@ -101,9 +101,22 @@ class StaleReads:
 
     @contextmanager
     def write(self) -> Iterator[Writer]:
-        with self._store.read() as before, self._store.write() as tx:
-            stale = {name: getattr(before, name) for name in self._names}
-            yield cast("Writer", Replaced(tx, **stale))
+        with self._store.read() as before:
+            before.installation()  # a snapshot begins with its first read
+            with self._store.write() as tx:
+                stale = {name: self._once_stale(before, tx, name) for name in self._names}
+                yield cast("Writer", Replaced(tx, **stale))
+
+    @staticmethod
+    def _once_stale(before: Reader, tx: Writer, name: str) -> Callable[..., Any]:
+        asked: set[tuple[Any, ...]] = set()
+
+        def read(*arguments: Any) -> Any:
+            known = None if arguments in asked else getattr(before, name)(*arguments)
+            asked.add(arguments)
+            return getattr(tx, name)(*arguments) if known is None else known
+
+        return read
 
 
 STORES: dict[str, tuple[type[SqliteStore], ...]] = {

@@ -58,10 +58,10 @@ def record(path: Path, seed: int, plants: str) -> Recording:
     before = {file.name: file.read_bytes() for file in data.glob("keybearer.db*")}
     first = StoreImage(data / DATABASE)
     arguments = [str(data), ids["token"], ids["user_id"], str(seed), str(CHANGES), plants]
-    trace = ["strace", "-f", "--seccomp-bpf", "-y", "-xx", "-s", "70000", "-o", str(path / "trace")]
+    trace = ["strace", "-f", "--seccomp-bpf", "-y", "-xx", "-s", "70000"]
+    trace += ["-e", f"trace={RECORDED}", "-o", str(path / "trace")]
     subprocess.run(
-        [*trace, "-e", f"trace={RECORDED}", sys.executable, "-m", "reliability.recorded"]
-        + arguments,
+        [*trace, sys.executable, "-m", "reliability.recorded", *arguments],
         env=environment(),
         check=True,
         timeout=120,

@@ -1,0 +1,196 @@
+"""Races in one process: use cases on threads, let go together, with delays swept between them."""
+
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from harness import initialise
+from keybearer.access import AccessRule, Role
+from keybearer_service.calls import Call
+from keybearer_service.core import Core, build_core
+from keybearer_service.errors import ServiceError
+from keybearer_service.keyring import Keyring
+from keybearer_service.keys import Expiration, Minted, NewKey
+from keybearer_service.model import RequestRecord, User, UserType
+from keybearer_service.sources import SystemClock, SystemEntropy
+from keybearer_service.storage import AuditQuery, Page, Store, Writer
+from keybearer_service.storage.sqlite import SqliteStore
+from keybearer_service.validation import ANY_KEY, Question
+from reliability.plants import Replaced, StaleReads
+
+LONGEST_DELAY_S = 0.005
+STEPS = 21
+"""Delays go from none to the longest in so many steps, each with each."""
+MOST_AT_ONCE = 8
+ADMINS_ONLY = AccessRule(role=Role.ADMIN)
+
+
+class Pauses(threading.local):
+    """How long the calling thread waits at the edges of its transactions."""
+
+    before_begin = 0.0
+    before_commit = 0.0
+
+
+class PausingStore:
+    """A store that lets each thread be late for its BEGIN and for its COMMIT."""
+
+    def __init__(self, store: SqliteStore, pauses: Pauses) -> None:
+        self._store = store
+        self._pauses = pauses
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    @contextmanager
+    def write(self) -> Iterator[Writer]:
+        time.sleep(self._pauses.before_begin)
+        with self._store.write() as tx:
+            yield tx
+            time.sleep(self._pauses.before_commit)
+
+
+class ForgetsAttempts:
+    """A plant: a store that does not tell which attempt was answered last."""
+
+    def __init__(self, store: PausingStore) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    @contextmanager
+    def write(self) -> Iterator[Writer]:
+        with self._store.write() as tx:
+
+            def forgetful(user_id: str, request_id: str) -> RequestRecord | None:
+                record = tx.request_record(user_id, request_id)
+                return None if record is None else replace(record, attempt=-1)
+
+            yield cast("Writer", Replaced(tx, request_record=forgetful))
+
+
+class Nowhere:
+    """A connection without a network."""
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
+    def is_active(self) -> bool:
+        return True
+
+    def time_remaining(self) -> float | None:
+        return None
+
+
+class Arena:
+    """An installation whose use cases are raced."""
+
+    def __init__(self, path: Path, seed: int, plant: Sequence[str] = ()) -> None:
+        """Make it; `plant` names reads that are taken before the transaction, or `attempts`."""
+        data_dir, founded = initialise(path, SystemClock(), SystemEntropy())
+        self._pauses = Pauses()
+        self._store = SqliteStore(data_dir.database)
+        store: Any = PausingStore(self._store, self._pauses)
+        if "attempts" in plant:
+            store = ForgetsAttempts(store)
+        elif plant:
+            store = StaleReads(store, *plant)
+        self.core: Core = build_core(
+            cast("Store", store), Keyring(data_dir.peppers), SystemClock(), SystemEntropy()
+        )
+        self.admin = founded.minted.token
+        self.account_id = founded.account.id
+        self.random = random.Random(seed)
+        self.seen: Counter[str] = Counter()
+        """How often each way to end was seen: a race that only ever ends one way proves little."""
+        self.findings: list[str] = []
+        self._threads = ThreadPoolExecutor(MOST_AT_ONCE)
+        self._trial = 0
+
+    def close(self) -> None:
+        self._threads.shutdown()
+        self.core.close()
+
+    def call(self, token: str) -> Call:
+        """Begin a call, as the pipeline does."""
+        call = Call("/test", ADMINS_ONLY, Nowhere(), lambda: self.core.entropy.base62(16))
+        call.caller = self.core.validator.authenticate(token)
+        return call
+
+    def race(self, *actions: Callable[[], Any]) -> list[Any]:
+        """Let all actions go at once; answers what each returned, or the refusal it met."""
+        self._trial += 1
+        barrier = threading.Barrier(len(actions))
+        step = LONGEST_DELAY_S / (STEPS - 1)
+        swept = [self._trial % STEPS * step, self._trial // STEPS % STEPS * step]
+
+        def run(number: int, action: Callable[[], Any], late: float) -> Any:
+            barrier.wait(30)
+            self._pauses.before_begin = swept[number] if number < len(swept) else late
+            self._pauses.before_commit = late / 5
+            try:
+                return action()
+            except ServiceError as refusal:
+                return refusal
+
+        futures = [
+            self._threads.submit(run, number, action, self.random.uniform(0, LONGEST_DELAY_S))
+            for number, action in enumerate(actions)
+        ]
+        return [future.result(60) for future in futures]
+
+    # --- what is raced about ----------------------------------------------------------------------
+
+    @contextmanager
+    def setting_up(self) -> Iterator[Any]:
+        """Open a change that is no part of the race."""
+        self._pauses.before_begin = self._pauses.before_commit = 0.0
+        with self.core.changes.begin_local() as change:
+            yield change
+
+    def new_user(self, change: Any, role: Role, account_id: str = "") -> User:
+        user = User(
+            id=self.core.mint.new_id(),
+            account_id=account_id or self.account_id,
+            email=f"{self.core.mint.new_id()}@example.com".lower(),
+            display_name="somebody",
+            role=role,
+            type=UserType.PERSON,
+            create_time=change.now,
+            update_time=change.now,
+        )
+        change.tx.insert_user(user)
+        return user
+
+    def new_key(self, change: Any, owner: User, role: Role) -> Minted:
+        minted: Minted = self.core.mint.issue(
+            change, self.key_of(owner, role), owner=owner, created_by=owner.id
+        )
+        return minted
+
+    def key_of(self, owner: User, role: Role) -> NewKey:
+        return NewKey(
+            name=self.core.mint.new_id(),
+            role=role,
+            expiration=Expiration(),
+            owner_id=owner.id,
+            labels={},
+        )
+
+    def newest_event(self, target_id: str) -> int:
+        """Answer where the newest event about something stands in the order of commits."""
+        query = AuditQuery(account_id=None, target_id=target_id)
+        with self._store.read() as reader:
+            return reader.list_audit_events(query, Page(limit=1))[0].seq
+
+    def outcome(self, token: str) -> str:
+        question = Question(token=token, account_id="-", rule=ANY_KEY)
+        return self.core.validator.judge(question).outcome.name
