@@ -8,14 +8,18 @@ import pty
 import select
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
+
+import grpc
 
 from harness import Service, running
 from keybearer_service.sources import SystemClock, SystemEntropy
@@ -226,3 +230,31 @@ def command_line(path: Path) -> Iterator[Cli]:
     """Run a fresh service, with the time of the machine, and answer the command for it."""
     with running(path / "data", SystemClock(), SystemEntropy()) as service:
         yield Cli(service, path / "here")
+
+
+class MuteServer(grpc.GenericRpcHandler):
+    """A server on a unix socket that takes every call and never answers."""
+
+    def __init__(self, directory: Path) -> None:
+        self.address = f"unix:{directory}/mute"
+        self.called = threading.Event()
+        self._server = grpc.server(ThreadPoolExecutor(8))
+        self._server.add_generic_rpc_handlers((self,))
+        self._server.add_insecure_port(self.address)
+
+    def __enter__(self) -> Self:
+        self._server.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop(None).wait()
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        return grpc.unary_unary_rpc_method_handler(self._wait)
+
+    def _wait(self, _request: bytes, context: grpc.ServicerContext) -> bytes:
+        self.called.set()
+        over = threading.Event()
+        if context.add_callback(over.set):
+            over.wait(PATIENCE_S)
+        return b""

@@ -5,16 +5,13 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
-from concurrent import futures
 from pathlib import Path
 
-import grpc
 import pytest
 
-from cliharness import COMMAND, Cli, command_line
+from cliharness import COMMAND, Cli, MuteServer, command_line
 from keybearer.commands import connection
 from keybearer.commands.refusals import Refusal
-from keybearer.v1 import api_key_service_pb2
 
 
 @pytest.fixture(scope="module")
@@ -259,8 +256,8 @@ def test_a_change_whose_answer_is_lost_says_that_it_may_have_happened(
     cli: Cli, tmp_path: Path
 ) -> None:
     """A revoke that nobody answers: look before you repeat it."""
-    with _mute_server(tmp_path) as address:
-        silent = ("--address", address, "--timeout", "0.3")
+    with MuteServer(tmp_path) as mute:
+        silent = ("--address", mute.address, "--timeout", "0.3")
         answer = cli("users", "create", "a@example.com", "--role", "admin", *silent)
     assert answer.code == 4
     assert "it may have happened all the same: look before you repeat it" in answer.err
@@ -268,42 +265,13 @@ def test_a_change_whose_answer_is_lost_says_that_it_may_have_happened(
 
 def test_a_create_whose_answer_is_lost_says_how_to_go_on(cli: Cli, tmp_path: Path) -> None:
     """The request id and the next attempt are in the line and in the object."""
-    with _mute_server(tmp_path) as address:
+    with MuteServer(tmp_path) as mute:
         create = ("keys", "create", "k", "--role", "developer", "--ttl", "1d")
-        answer = cli(*create, "--address", address, "--timeout", "0.3", "-o", "json")
+        answer = cli(*create, "--address", mute.address, "--timeout", "0.3", "-o", "json")
     error = answer.error
     assert (answer.code, answer.out) == (4, "")
     attempt = error["attempt"] + 1
     assert f"--request-id {error['request_id']} --attempt {attempt}" in error["message"]
-
-
-class _mute_server:  # noqa: N801 - reads as a function
-    """A server that takes every call and never answers."""
-
-    def __init__(self, directory: Path) -> None:
-        self._address = f"unix:{directory}/mute"
-
-    def __enter__(self) -> str:
-        class Mute(grpc.GenericRpcHandler):
-            def service(
-                self, handler_call_details: grpc.HandlerCallDetails
-            ) -> "grpc.RpcMethodHandler[bytes, bytes]":
-                return grpc.unary_unary_rpc_method_handler(self._wait)
-
-            def _wait(self, _request: bytes, context: grpc.ServicerContext) -> bytes:
-                ended = futures.Future[None]()
-                if context.add_callback(lambda: ended.set_result(None)):
-                    ended.result(20)
-                return api_key_service_pb2.CreateApiKeyResponse().SerializeToString()
-
-        self._server = grpc.server(futures.ThreadPoolExecutor(8))
-        self._server.add_generic_rpc_handlers((Mute(),))
-        self._server.add_insecure_port(self._address)
-        self._server.start()
-        return self._address
-
-    def __exit__(self, *_: object) -> None:
-        self._server.stop(None).wait()
 
 
 # --- help, version, completion --------------------------------------------------------------------
