@@ -29,6 +29,7 @@ MAX_SUBJECTS: Final = 10_000
 MAX_UNREPORTED: Final = 10_000
 """Uses of dropped answers that wait to be reported; beyond, they are not counted."""
 
+_NEVER = -1
 _MEMORY_KEY_LENGTH = 32
 _MAC_LENGTH = 16
 _SECOND_CHANCES = 8
@@ -127,7 +128,7 @@ class Answers:
         self._by_subject: dict[Subject, set[bytes]] = {}
         self._changed: OrderedDict[Subject, int] = OrderedDict()
         self._unreported: list[Used] = []
-        self._lease_until = 0
+        self._lease_until = _NEVER
         self._pinged_at: int | None = None
         self._epoch = ""
         self._seen = 0
@@ -295,7 +296,7 @@ class Answers:
             self._started = False
 
     def _start_over(self, epoch: str, head: int) -> None:
-        self._lease_until = 0
+        self._lease_until = _NEVER
         self._pinged_at = None
         for mac in list(self._positive):
             self._drop(mac)
