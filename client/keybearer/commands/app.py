@@ -60,7 +60,9 @@ def _completion(
     shell: Annotated[
         str,
         typer.Argument(
-            metavar="[bash|zsh|fish]", autocompletion=lambda: list(_SHELLS), help="For which shell."
+            metavar="SHELL",
+            autocompletion=lambda: list(_SHELLS),
+            help=f"One of: {', '.join(_SHELLS)}",
         ),
     ],
 ) -> None:

@@ -50,8 +50,12 @@ def confirm(question: str, consequences: Callable[[], Iterable[str]], *, yes: bo
         note(redact(visible(line)))
     sys.stderr.write(f"{question} [y/N] ")
     sys.stderr.flush()
-    answer = sys.stdin.readline()
-    if not answer.endswith("\n"):
-        note("")
+    answer = ""
+    try:
+        answer = sys.stdin.readline()
+    finally:
+        # What comes next starts on a line of its own, after Ctrl-C and Ctrl-D too.
+        if not answer.endswith("\n"):
+            note("")
     if answer.strip().lower() not in {"y", "yes"}:
         raise Refusal("nothing was changed")

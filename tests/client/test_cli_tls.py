@@ -1,0 +1,126 @@
+"""The command speaks TLS with a real server, which asks for a certificate in return."""
+
+import datetime as dt
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from cliharness import Cli
+from harness import Service, initialise
+from keybearer_service.app import App, AppConfig
+from keybearer_service.server import Listener
+from keybearer_service.sources import SystemClock, SystemEntropy
+from keybearer_service.tls import TlsFiles
+
+
+@dataclass(frozen=True)
+class Secured:
+    """The command, and the options with which it gets in."""
+
+    cli: Cli
+    ca: tuple[str, ...]
+    client: tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    """A service on a loopback port, behind mutual TLS, as `keys.example.com`."""
+    path = tmp_path_factory.mktemp("tls")
+    server_cert, server_key = _pair(path, "keys.example.com")
+    client_cert, client_key = _pair(path, "operator.example.com")
+    clock, entropy = SystemClock(), SystemEntropy()
+    data_dir, founded = initialise(path / "data", clock, entropy)
+    files = TlsFiles(certificate=server_cert, key=server_key, client_ca=client_cert)
+    app = App(
+        AppConfig(data_dir=data_dir, listener=Listener(address="127.0.0.1:0", tls=files)),
+        on_fatal=lambda: None,
+        clock=clock,
+        entropy=entropy,
+    )
+    app.start()
+    service = Service(
+        app=app,
+        data_dir=data_dir,
+        admin_token=founded.minted.token,
+        account_id=founded.account.id,
+        admin_user_id=founded.user.id,
+        admin_key_id=founded.minted.key.id,
+    )
+    try:
+        yield Secured(
+            cli=Cli(service, path / "here"),
+            ca=("--ca", str(server_cert)),
+            client=("--client-cert", str(client_cert), "--client-key", str(client_key)),
+        )
+    finally:
+        service.close()
+
+
+def _pair(path: Path, name: str) -> tuple[Path, Path]:
+    """Write a certificate that signs itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = dt.datetime.now(dt.UTC)
+    names = [x509.DNSName(name), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    cert_path, key_path = path / f"{name}.pem", path / f"{name}.key"
+    cert_path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    key_path.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    return cert_path, key_path
+
+
+def test_a_ca_makes_it_tls_on_loopback_too(secured: Secured) -> None:
+    """With both certificates the call goes through."""
+    answer = secured.cli("whoami", *secured.ca, *secured.client)
+    assert (answer.code, answer.err) == (0, "")
+
+
+def test_the_server_may_be_named(secured: Secured) -> None:
+    """The name in the certificate counts instead of that of the address."""
+    named = ("--server-name", "keys.example.com")
+    assert secured.cli("whoami", *secured.ca, *secured.client, *named).code == 0
+    wrong = ("--server-name", "other.example.com", "--timeout", "1")
+    assert secured.cli("whoami", *secured.ca, *secured.client, *wrong).code == 4
+
+
+def test_a_server_that_nobody_vouches_for_is_not_spoken_to(secured: Secured) -> None:
+    """The system's authorities do not know it."""
+    address = f"https://{secured.cli.service.address}"
+    answer = secured.cli("whoami", "--address", address, "--timeout", "1")
+    assert (answer.code, "(TLS)" in answer.err) == (4, True)
+
+
+def test_a_client_without_its_certificate_gets_nowhere(secured: Secured) -> None:
+    """One line, which says how it was tried."""
+    answer = secured.cli("whoami", *secured.ca, "--timeout", "1")
+    assert (answer.code, answer.err.count("\n")) == (4, 1)
+
+
+def test_plaintext_to_a_tls_port_says_that_it_was_plaintext(secured: Secured) -> None:
+    """So that whoever reads it knows what to change."""
+    answer = secured.cli("whoami", "--timeout", "1")
+    assert (answer.code, "(plaintext)" in answer.err) == (4, True)
