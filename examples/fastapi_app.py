@@ -10,14 +10,14 @@ from typing import Annotated
 
 from fastapi import Depends, FastAPI
 
-from keybearer import AsyncKeybearerClient, AsyncRemoteVerifier, Identity, Role
+from keybearer import AsyncCachingVerifier, AsyncKeybearerClient, Identity, Role
 from keybearer.fastapi import KeyAuth
 
 # Plaintext, because keybearer is on this machine; without `tls=False` the client speaks TLS.
 client = AsyncKeybearerClient(
     os.environ["KEYBEARER_ADDRESS"], token=os.environ["KEYBEARER_TOKEN"], tls=False
 )
-require = KeyAuth(AsyncRemoteVerifier(client))
+require = KeyAuth(AsyncCachingVerifier(client))
 
 Reader = Annotated[Identity, Depends(require(scopes=["clusters.read"]))]
 Admin = Annotated[Identity, Depends(require(role=Role.ADMIN))]

@@ -16,7 +16,7 @@ from concurrent import futures
 import grpc
 from clusters.v1 import clusters_pb2, clusters_pb2_grpc
 
-from keybearer import AuthInterceptor, KeybearerClient, RemoteVerifier, current_identity
+from keybearer import AuthInterceptor, CachingVerifier, KeybearerClient, current_identity
 
 
 class Clusters(clusters_pb2_grpc.ClustersServicer):
@@ -64,7 +64,7 @@ def main() -> None:
         os.environ["KEYBEARER_ADDRESS"], token=os.environ["KEYBEARER_TOKEN"], tls=False
     )
     auth = AuthInterceptor(
-        RemoteVerifier(client),
+        CachingVerifier(client),
         # A method without a rule is found now, not when somebody calls it.
         services=[clusters_pb2.DESCRIPTOR.services_by_name["Clusters"]],
     )

@@ -1,7 +1,7 @@
 """Guards a `grpc.aio.server`: one interceptor in front of it, and handlers know who calls.
 
 client = AsyncKeybearerClient("keybearer:443", token=token)
-server = grpc.aio.server(interceptors=[AsyncAuthInterceptor(AsyncRemoteVerifier(client))])
+server = grpc.aio.server(interceptors=[AsyncAuthInterceptor(AsyncCachingVerifier(client))])
 """
 
 import asyncio
@@ -93,6 +93,8 @@ class AsyncAuthInterceptor(grpc.aio.ServerInterceptor):
         return self._intercept(continuation, handler_call_details)
 
     async def _intercept(self, continuation: Any, handler_call_details: Any) -> Any:
+        # The task of a call inherits what was set where the server was started.
+        enter_identity(None)
         handler = await continuation(handler_call_details)
         if handler is None:
             return None

@@ -1,6 +1,6 @@
 """Guards FastAPI routes: a dependency that answers who calls.
 
-    require = KeyAuth(AsyncRemoteVerifier(client))
+    require = KeyAuth(AsyncCachingVerifier(client))
 
     @app.get("/clusters")
     async def clusters(caller: Annotated[Identity, Depends(require(scopes=["clusters.read"]))]):

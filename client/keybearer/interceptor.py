@@ -1,6 +1,6 @@
 """Guards a `grpc.server`: one interceptor in front of it, and handlers know who calls.
 
-    auth = AuthInterceptor(RemoteVerifier(KeybearerClient("keybearer:443", token=token)))
+    auth = AuthInterceptor(CachingVerifier(KeybearerClient("keybearer:443", token=token)))
     server = grpc.server(futures.ThreadPoolExecutor(), interceptors=[auth])
 
 `intercept_service` runs on the one thread that serves all calls, so it only wraps handlers. The

@@ -6,13 +6,15 @@
         ...
         keybearer.revoke(token)
 
-It answers every outcome, its clock stands until it is moved, and it can be out of order. For
+It answers every outcome, its clock stands until it is moved, it tells of changes those who keep
+answers, and it can be out of order. For
 pytest, `pytest_plugins = ["keybearer.testing"]` brings it as the fixture `fake_keybearer`; pytest
 is not needed otherwise. It keeps no accounts, users or audit log: to test the management of keys,
 start the service itself.
 """
 
 import contextlib
+import queue
 import secrets
 import threading
 import zlib
@@ -42,6 +44,11 @@ START: Final = datetime(2030, 1, 1, tzinfo=UTC)
 CACHE_FOR: Final = timedelta(seconds=60)
 NEGATIVE_CACHE_FOR: Final = timedelta(seconds=1)
 
+_Request = token_service_pb2.WatchInvalidationsRequest
+_Response = token_service_pb2.WatchInvalidationsResponse
+_Heard = _Response | _Request.Ping | None
+"""What a watch stream has to deal with: an answer to send, a ping, or the end."""
+
 _BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
 
@@ -70,12 +77,17 @@ class FakeKeybearer:
         self._revision = 0
         self._questions = 0
         self._trouble: Callable[[grpc.ServicerContext], None] | None = None
+        self._epoch = secrets.token_hex(8)
+        self._watches: set[queue.SimpleQueue[_Heard]] = set()
         self._clients: list[KeybearerClient] = []
         self.validator_token = self.issue(Role.VALIDATOR, name="validator")
         """A credential that may ask about tokens."""
         self._server = grpc.server(
-            futures.ThreadPoolExecutor(max_workers=16, thread_name_prefix="fake-keybearer"),
-            interceptors=[_Troubled(self._feel_trouble), AuthInterceptor(_Own(self._judge_own))],
+            futures.ThreadPoolExecutor(max_workers=32, thread_name_prefix="fake-keybearer"),
+            interceptors=[
+                _Troubled(self._feel_trouble),
+                AuthInterceptor(_Own(self._judge_own), rejudge_after=0.5),
+            ],
             options=(("grpc.so_reuseport", 0),),
         )
         self._server.add_generic_rpc_handlers((self._handlers(),))
@@ -208,9 +220,10 @@ class FakeKeybearer:
             return self._now
 
     def advance(self, by: timedelta) -> None:
-        """Move the clock."""
+        """Move the clock. Those who keep answers are told to forget them."""
         with self._lock:
             self._now += by
+            self._tell(everything=True)
 
     @property
     def questions(self) -> int:
@@ -265,8 +278,15 @@ class FakeKeybearer:
 
     def _change(self, token: str, **changes: Any) -> None:
         with self._lock:
-            self._keys[token] = replace(self._keys[token], **changes)
-            self._revision += 1
+            key = self._keys[token] = replace(self._keys[token], **changes)
+            self._tell(key_id=key.identity.key_id)
+
+    def _tell(self, **subject: Any) -> None:
+        """Count a change, and tell it to those who watch."""
+        self._revision += 1
+        invalidation = _Response.Invalidation(revision=self._revision, **subject)
+        for heard in self._watches:
+            heard.put(_Response(invalidation=invalidation))
 
     def _judge(self, token: str, account_id: str, rule: AccessRule) -> tuple[int, Identity | None]:
         """Answer outcome and identity, in the order of section 3 of the wire contract."""
@@ -311,6 +331,11 @@ class FakeKeybearer:
                     self._who_am_i,
                     token_service_pb2.WhoAmIRequest.FromString,
                     token_service_pb2.WhoAmIResponse.SerializeToString,
+                ),
+                "WatchInvalidations": grpc.stream_stream_rpc_method_handler(
+                    self._watch_invalidations,
+                    _Request.FromString,
+                    _Response.SerializeToString,
                 ),
                 "RevokeToken": grpc.unary_unary_rpc_method_handler(
                     self._revoke_token,
@@ -363,6 +388,50 @@ class FakeKeybearer:
             self.revoke(request.token)
         return token_service_pb2.RevokeTokenResponse()
 
+    def _watch_invalidations(
+        self,
+        requests: Iterator[_Request],
+        context: grpc.ServicerContext,
+    ) -> Iterator[_Response]:
+        """Answer every ping, behind the changes before it; section 4 of the wire contract."""
+        heard: queue.SimpleQueue[_Heard] = queue.SimpleQueue()
+        subscribe = next(requests).subscribe
+        with self._lock:
+            self._watches.add(heard)
+            head = self._revision
+
+        def end() -> None:
+            with self._lock:
+                self._watches.discard(heard)
+            heard.put(None)
+
+        if not context.add_callback(end):
+            end()
+        # It keeps no changes: whoever was away is told to forget everything.
+        if subscribe.epoch:
+            yield _Response(reset=_Response.Reset(epoch=self._epoch, head_revision=head))
+        else:
+            yield _Response(hello=_Response.Hello(epoch=self._epoch, head_revision=head))
+        threading.Thread(target=_listen, args=(requests, heard), daemon=True).start()
+        while (one := heard.get()) is not None:
+            if isinstance(one, _Response):
+                yield one
+                continue
+            self._feel_trouble(context)
+            with self._lock:
+                # Every change up to this head is in the queue before it.
+                pong = _Response.Pong(sent_at=one.sent_at, head_revision=self._revision)
+                heard.put(_Response(pong=pong))
+
+
+def _listen(requests: Iterator[_Request], heard: "queue.SimpleQueue[_Heard]") -> None:
+    """Pass on the pings of a stream; what was used is of no interest here."""
+    with contextlib.suppress(Exception):
+        for request in requests:
+            if request.HasField("ping"):
+                heard.put(request.ping)
+    heard.put(None)
+
 
 class _Own:
     """Judges the credentials of those who call the fake itself."""
@@ -382,7 +451,7 @@ class _Troubled(grpc.ServerInterceptor):
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         handler = continuation(handler_call_details)
-        if handler is None:
+        if handler is None or handler.request_streaming:
             return handler
 
         def behaviour(request: Any, context: grpc.ServicerContext) -> Any:

@@ -1,7 +1,7 @@
 """Guards web applications: pure ASGI and WSGI middleware, without any framework.
 
-    app = AuthMiddleware(app, AsyncRemoteVerifier(client))        # ASGI: Starlette, FastAPI, Django
-    app = WSGIAuthMiddleware(app, RemoteVerifier(client))         # WSGI: Flask, Django
+    app = AuthMiddleware(app, AsyncCachingVerifier(client))  # ASGI: Starlette, Django
+    app = WSGIAuthMiddleware(app, CachingVerifier(client))       # WSGI: Flask, Django
 
 The application finds the caller with `current_identity()`, and in `scope` or `environ` under
 IDENTITY_KEY. A denial is 401, 403, 503 or 500, in JSON, with the challenge of RFC 6750.

@@ -29,6 +29,7 @@ from keybearer import (
     Role,
     Verdict,
     current_identity,
+    guard,
 )
 from keybearer.testing import FakeKeybearer
 
@@ -215,6 +216,22 @@ async def test_a_public_handler_need_not_be_asynchronous(fake_keybearer: FakeKey
             stub: Any = health_pb2_grpc.HealthStub(channel)
             assert (await stub.Check(health_pb2.HealthCheckRequest())).status == 1
         await server.stop(None)
+
+
+async def test_a_public_handler_does_not_inherit_an_identity(
+    fake_keybearer: FakeKeybearer,
+) -> None:
+    """Not even that of whoever started the server."""
+    token = fake_keybearer.issue()
+    before = guard.enter_identity(fake_keybearer.identity_of(token))
+    interceptor = AsyncAuthInterceptor(fake_keybearer.async_verifier())
+    async with (
+        serving_async([interceptor], demo(async_handlers(Reached()))) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        call: Any = channel.unary_unary(f"{METHOD}Public", *CODEC)
+        assert (await call(Message())).value == "nobody "
+    guard.leave_identity(before)
 
 
 async def test_the_interceptor_for_threads_is_refused_by_grpc_aio(

@@ -30,15 +30,19 @@ from client.support import (
 from keybearer import (
     AccessRule,
     AsyncAuthInterceptor,
+    AsyncCachingVerifier,
     AsyncKeybearerClient,
     AsyncRemoteVerifier,
+    AsyncVerifier,
     AuthInterceptor,
+    CachingVerifier,
     Identity,
     KeybearerClient,
     Outcome,
     RemoteVerifier,
     Role,
     Verdict,
+    Verifier,
     current_identity,
 )
 from keybearer.fastapi import KeyAuth
@@ -242,7 +246,7 @@ def _grpc_answer(error: grpc.RpcError) -> Answer:
     return Answer(error.code().name, details.reason, details.challenge or None, "")
 
 
-def call_sync(verifier: RemoteVerifier, method: str, headers: Headers, reached: Reached) -> Answer:
+def call_sync(verifier: Verifier, method: str, headers: Headers, reached: Reached) -> Answer:
     """A grpc.server."""
     with (
         serving([AuthInterceptor(verifier)], demo(handlers(reached))) as address,
@@ -257,7 +261,7 @@ def call_sync(verifier: RemoteVerifier, method: str, headers: Headers, reached: 
 
 
 async def call_aio(
-    verifier: AsyncRemoteVerifier, method: str, headers: Headers, reached: Reached
+    verifier: AsyncVerifier, method: str, headers: Headers, reached: Reached
 ) -> Answer:
     """A grpc.aio.server."""
     async with (
@@ -289,7 +293,7 @@ def _caller() -> str:
 
 
 async def call_asgi(
-    verifier: AsyncRemoteVerifier, method: str, headers: Headers, reached: Reached
+    verifier: AsyncVerifier, method: str, headers: Headers, reached: Reached
 ) -> Answer:
     """A pure ASGI application."""
 
@@ -304,7 +308,7 @@ async def call_asgi(
 
 
 async def call_fastapi(
-    verifier: AsyncRemoteVerifier, method: str, headers: Headers, reached: Reached
+    verifier: AsyncVerifier, method: str, headers: Headers, reached: Reached
 ) -> Answer:
     """A FastAPI application."""
     app = fastapi.FastAPI()
@@ -339,7 +343,7 @@ async def _get(app: Any, method: str, headers: Headers) -> Answer:
     return _http_answer(response.status_code, dict(response.headers), response.content)
 
 
-def call_wsgi(verifier: RemoteVerifier, method: str, headers: Headers, reached: Reached) -> Answer:
+def call_wsgi(verifier: Verifier, method: str, headers: Headers, reached: Reached) -> Answer:
     """A WSGI application, behind a real server."""
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterator[bytes]:
@@ -386,7 +390,13 @@ ASYNC = {"grpc.aio": call_aio, "asgi": call_asgi, "fastapi": call_fastapi}
 
 
 def call(
-    surface: str, keybearer: FakeKeybearer, case: Case, headers: Headers, reached: Reached
+    surface: str,
+    keybearer: FakeKeybearer,
+    case: Case,
+    headers: Headers,
+    reached: Reached,
+    *,
+    caching: bool,
 ) -> Answer:
     """Make the call of a case at a surface."""
     validator = case.validator(keybearer)
@@ -395,19 +405,26 @@ def call(
             case.trouble(keybearer),
             KeybearerClient(keybearer.address, token=validator, tls=False) as client,
         ):
+            if caching:
+                with CachingVerifier(client, timeout=CHECK_TIMEOUT) as caching_verifier:
+                    return SYNC[surface](caching_verifier, case.method, headers, reached)
             verifier = RemoteVerifier(client, timeout=CHECK_TIMEOUT)
             return SYNC[surface](verifier, case.method, headers, reached)
 
     async def run() -> Answer:
         async with AsyncKeybearerClient(keybearer.address, token=validator, tls=False) as client:
-            verifier = AsyncRemoteVerifier(client, timeout=CHECK_TIMEOUT)
             with case.trouble(keybearer):
+                if caching:
+                    async with AsyncCachingVerifier(client, timeout=CHECK_TIMEOUT) as caching_one:
+                        return await ASYNC[surface](caching_one, case.method, headers, reached)
+                verifier = AsyncRemoteVerifier(client, timeout=CHECK_TIMEOUT)
                 return await ASYNC[surface](verifier, case.method, headers, reached)
 
     return asyncio.run(run())
 
 
-@pytest.mark.parametrize("surface", [*SYNC, *ASYNC])
+# The verifiers that keep answers are tried at one surface of each flavour; all take either.
+@pytest.mark.parametrize("surface", [*SYNC, *ASYNC, "grpc with a cache", "grpc.aio with a cache"])
 @pytest.mark.parametrize("name", CASES)
 def test_every_situation_has_its_answer_at_every_surface(
     name: str, surface: str, fake_keybearer: FakeKeybearer
@@ -417,7 +434,9 @@ def test_every_situation_has_its_answer_at_every_surface(
     if surface == "fastapi" and case.method in ("Unruled", "Operators"):
         pytest.skip("a route is guarded by a dependency or not: it has no rule to lack")
     headers, reached = case.present(fake_keybearer), Reached()
-    answer = call(surface, fake_keybearer, case, headers, reached)
+    caching = surface.endswith(" with a cache")
+    surface = surface.removesuffix(" with a cache")
+    answer = call(surface, fake_keybearer, case, headers, reached, caching=caching)
 
     expected = case.expected
     assert answer.status == (expected.code if surface.startswith("grpc") else expected.http)
@@ -452,11 +471,9 @@ def test_a_bug_in_a_verifier_is_a_denial_that_tells_nothing(surface: str) -> Non
     """An unforeseen exception is INTERNAL or 500, without its text."""
     reached = Reached()
     if surface in SYNC:
-        answer = SYNC[surface](Broken(), "Any", _bearer("secret"), reached)  # type: ignore[arg-type]
+        answer = SYNC[surface](Broken(), "Any", _bearer("secret"), reached)
     else:
-        answer = asyncio.run(
-            ASYNC[surface](AsyncBroken(), "Any", _bearer("secret"), reached)  # type: ignore[arg-type]
-        )
+        answer = asyncio.run(ASYNC[surface](AsyncBroken(), "Any", _bearer("secret"), reached))
     assert answer.status in ("INTERNAL", 500)
     assert answer.reason == "INTERNAL"
     assert "secret" not in answer.body

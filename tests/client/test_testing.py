@@ -2,11 +2,22 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from keybearer import AccessRule, KeybearerClient, Outcome, RemoteVerifier, Role, errors
+from client.support import until
+from keybearer import (
+    AccessRule,
+    CachingVerifier,
+    KeybearerClient,
+    Outcome,
+    RemoteVerifier,
+    Role,
+    errors,
+)
 from keybearer.testing import FakeKeybearer
 
 CONFTEST = 'pytest_plugins = ["keybearer.testing"]\n'
@@ -97,6 +108,57 @@ def test_a_verifier_does_not_believe_an_answer_about_another_account(
     verdict = fake_keybearer.verifier(account_id="Mine").verify(token)
     assert verdict.outcome is Outcome.NOT_FOUND
     assert verdict.identity is None
+
+
+def test_who_keeps_answers_is_told_of_every_change(fake_keybearer: FakeKeybearer) -> None:
+    """The stream of changes and its pongs are there, so that guards are tested as they run."""
+    changes: dict[str, Callable[[str], None]] = {
+        "revoke": fake_keybearer.revoke,
+        "disable": fake_keybearer.disable,
+        "lower": lambda token: fake_keybearer.change(token, role=Role.VALIDATOR),
+        "expire": lambda _: fake_keybearer.advance(timedelta(hours=1)),
+    }
+    with (
+        KeybearerClient(
+            fake_keybearer.address, token=fake_keybearer.validator_token, tls=False
+        ) as client,
+        CachingVerifier(client) as verifier,
+    ):
+        assert verifier.wait_for_lease(10)
+        for change in changes.values():
+            token = fake_keybearer.issue(expires_in=timedelta(hours=1))
+            known = [verifier.verify(token) for _ in range(3)]
+            assert known[0].valid
+            assert known[0] == known[2]
+            change(token)
+            until(lambda token=token, known=known: verifier.verify(token) != known[0])  # type: ignore[misc]
+        assert verifier.stats().hits >= 2 * len(changes)
+        fake_keybearer.revoke(fake_keybearer.validator_token)
+        until(lambda: "CREDENTIALS_INVALID" in verifier.describe()["stream"])
+
+
+def test_who_keeps_answers_feels_an_outage(fake_keybearer: FakeKeybearer) -> None:
+    """No pong, no lease: what is kept is not answered for long, and then nothing is."""
+    token = fake_keybearer.issue()
+
+    def is_answered(verifier: CachingVerifier) -> bool:
+        try:
+            return verifier.verify(token).valid
+        except errors.VerifierUnavailableError:
+            return False
+
+    with (
+        KeybearerClient(
+            fake_keybearer.address, token=fake_keybearer.validator_token, tls=False
+        ) as client,
+        CachingVerifier(client, timeout=0.3) as verifier,
+    ):
+        assert verifier.wait_for_lease(10)
+        for trouble in (fake_keybearer.outage, fake_keybearer.stall):
+            assert is_answered(verifier)
+            with trouble():
+                until(lambda: not is_answered(verifier))
+            until(lambda: is_answered(verifier))
 
 
 def test_what_is_no_token_is_not_sent(fake_keybearer: FakeKeybearer) -> None:
