@@ -10,9 +10,10 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
+from queue import Empty, SimpleQueue
 from typing import cast
 
 import structlog
@@ -71,14 +72,9 @@ def serve(settings: Settings, on_serving: Callable[[str], None] = lambda _addres
 def _serve_alone(
     settings: Settings, address: str, on_serving: Callable[[str], None], *, shared: bool
 ) -> int:
-    ending = threading.Event()
-    unknown = threading.Event()
-
-    def on_outcome_unknown() -> None:
-        unknown.set()
-        ending.set()
-
-    _on_end_signal(ending)
+    # Put into by signal handlers and by threads; unlike an Event it may be used in both.
+    ends: SimpleQueue[int] = SimpleQueue()
+    _on_end_signal(lambda: ends.put(0))
     service = App(
         AppConfig(
             data_dir=DataDir(settings.data_dir),
@@ -87,18 +83,26 @@ def _serve_alone(
             reflection=settings.reflection,
             shared=shared,
         ),
-        on_fatal=on_outcome_unknown,
+        on_fatal=lambda: ends.put(EXIT_OUTCOME_UNKNOWN),
     )
     service.start()
     on_serving(_with_port(address, service.port))
-    ending.wait()
-    if unknown.is_set():
+    code = _first_of(ends)
+    if code == EXIT_OUTCOME_UNKNOWN:
         # Whatever this process believes of the store may be wrong now: answer what is in flight,
         # write nothing more, and let recovery at the next start tell what happened.
         service.abandon()
-        return EXIT_OUTCOME_UNKNOWN
-    service.stop()
-    return 0
+    else:
+        service.stop()
+    return code
+
+
+def _first_of(ends: SimpleQueue[int]) -> int:
+    # The system may give a signal to any thread, and then nothing interrupts the wait of this one,
+    # which alone runs handlers: so it is a short one, again and again.
+    while True:
+        with suppress(Empty):
+            return ends.get(timeout=0.2)
 
 
 def _http(settings: Settings, *, shared: bool) -> HttpConfig:
@@ -118,9 +122,9 @@ def _with_port(address: str, port: int) -> str:
     return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
 
-def _on_end_signal(ending: threading.Event) -> None:
+def _on_end_signal(tell: Callable[[], None]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: ending.set())
+        signal.signal(number, lambda _number, _frame: tell())
 
 
 # --- several processes ----------------------------------------------------------------------------
@@ -138,7 +142,7 @@ class _Supervisor:
         self._ending = threading.Event()
 
     def run(self) -> int:
-        _on_end_signal(self._ending)
+        _on_end_signal(self._ending.set)
         self._workers = [self._start() for _ in range(self._settings.workers)]
         log.info("supervising", workers=len(self._workers), address=self._address)
         while not self._ending.is_set():
