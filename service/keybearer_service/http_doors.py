@@ -59,8 +59,9 @@ REQUIREMENT_HEADERS = {
     "x-keybearer-account": ACCOUNT,
 }
 _OURS = "x-keybearer-"
-_IGNORED = frozenset({CALLER_HEADER, *IDENTITY_HEADERS})
-"""A client may send these; a gateway that passes them on harms nobody, as they are not read."""
+_IGNORED = frozenset({CALLER_HEADER, *IDENTITY_HEADERS}) - REQUIREMENT_HEADERS.keys()
+"""A client may send these; a gateway that passes them on harms nobody, as they are not read. Only
+`x-keybearer-account` is both: what it says of the identity it also asks for."""
 MAX_FORM_BYTES = 8 * 1024
 THREADS = 8
 """Each has a database connection of its own. A verdict takes some 20 us, so few are enough."""

@@ -1,0 +1,377 @@
+"""The HTTP port: methods, paths, introspection, health, outages, TLS, and what is refused."""
+
+import json
+import ssl
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from fakes import FakeClock, SeededEntropy
+from gateway.asking import DOORS, check_request, forward_auth_request, reason_in, send_check
+from gateway.support import Cast, Gated, cast, gated, tls_files
+from harness import refused
+from keybearer_service.config import ConfigError, load
+from keybearer_service.http_ports import HttpConfig, HttpPorts
+from keybearer_service.server import Listener, ListenError
+from keybearer_service.tls import TlsFiles
+
+
+@pytest.mark.parametrize("path", ["/v1/auth", "/v1/auth/", "/v1/auth/orders/7?page=2"])
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PROPFIND"])
+def test_a_gateway_may_ask_with_its_clients_method_and_path(
+    world: Gated, keys: Cast, method: str, path: str
+) -> None:
+    """Envoy asks with its client's method behind its client's path; the answer is the same."""
+    answer = world.http.request(
+        method, path, headers=forward_auth_request(keys.gateway, keys.good, ())
+    )
+    assert answer.status_code == 200
+    assert answer.content == b""
+    assert answer.headers["x-keybearer-key-id"] == keys.good_key_id
+    assert answer.headers["cache-control"] == "no-store"
+
+
+def test_a_body_is_ignored(world: Gated, keys: Cast) -> None:
+    """What a gateway passes on of its client's body changes nothing."""
+    headers = forward_auth_request(keys.gateway, keys.good, ())
+    body = b"required_role=ADMIN" * 1000
+    assert world.http.post("/v1/auth", headers=headers, content=body).status_code == 200
+
+
+def test_nobody_is_admitted_without_a_gateways_credential(world: Gated, keys: Cast) -> None:
+    """A good key alone is worth nothing at the doors, and neither is two credentials."""
+    mine = forward_auth_request(None, keys.good, ())
+    twice = [*mine, *[("x-keybearer-caller", f"Bearer {keys.gateway}")] * 2]
+    for headers in (mine, twice, [*mine, ("x-keybearer-caller", keys.gateway)]):
+        answer = world.http.get("/v1/auth", headers=headers)
+        assert answer.status_code == 403
+        assert "x-keybearer-key-id" not in answer.headers
+    request = check_request({"authorization": f"Bearer {keys.good}"}, {})
+    assert refused(lambda: send_check(world, None, request)).reason == "CREDENTIALS_MISSING"
+
+
+def test_a_clients_identity_headers_are_not_read(world: Gated, keys: Cast) -> None:
+    """What a client says about itself neither helps nor harms."""
+    spoofed = [("x-keybearer-role", "ADMIN"), ("x-keybearer-key-id", "evil")]
+    headers = [*forward_auth_request(keys.gateway, keys.good, ()), *spoofed]
+    answer = world.http.get("/v1/auth", headers=headers)
+    assert answer.headers["x-keybearer-role"] == "DEVELOPER"
+    assert answer.headers["x-keybearer-key-id"] == keys.good_key_id
+
+
+def test_a_grpc_client_behind_a_relaying_gateway_gets_the_whole_status(
+    world: Gated, keys: Cast
+) -> None:
+    """A denial of a gRPC request is a gRPC status with its details, in headers."""
+    headers = [
+        *forward_auth_request(keys.gateway, keys.good, [("required_role", "ADMIN")]),
+        ("content-type", "application/grpc+proto"),
+    ]
+    answer = world.http.get("/v1/auth", headers=headers)
+    assert (answer.status_code, answer.content) == (403, b"")
+    assert answer.headers["content-type"] == "application/grpc"
+    assert answer.headers["grpc-status"] == "7"
+    assert answer.headers["grpc-message"].startswith("this needs the role ADMIN")
+    assert reason_in(answer.headers["grpc-status-details-bin"]) == "ROLE_INSUFFICIENT"
+
+
+# --- Envoy's answer -------------------------------------------------------------------------------
+
+
+def test_envoy_is_told_to_take_the_token_off(world: Gated, keys: Cast) -> None:
+    """The upstream sees the client's token only where the route says so."""
+    headers = {"authorization": f"Bearer {keys.good}"}
+    for extensions, removed in (
+        ({}, ["authorization"]),
+        ({"keep_authorization": "false"}, ["authorization"]),
+        ({"keep_authorization": "true"}, []),
+    ):
+        answer = send_check(world, keys.gateway, check_request(headers, extensions))
+        assert list(answer.ok_response.headers_to_remove) == removed
+
+
+def test_envoy_is_told_who_came_for_its_log(world: Gated, keys: Cast) -> None:
+    """Dynamic metadata names the key, and holds no secret."""
+    headers = {"authorization": f"Bearer {keys.good}"}
+    answer = send_check(world, keys.gateway, check_request(headers, {}))
+    facts = {name: one.string_value for name, one in answer.dynamic_metadata.fields.items()}
+    assert facts["key_id"] == keys.good_key_id
+    assert facts["role"] == "DEVELOPER"
+    assert keys.good not in str(answer)
+
+
+def test_envoy_may_send_raw_headers(world: Gated, keys: Cast) -> None:
+    """With `encode_raw_headers` they come in another field; two credentials are none there too."""
+    request = check_request({}, {})
+    headers = request.attributes.request.http.header_map.headers
+    headers.add(key="authorization", raw_value=f"Bearer {keys.good}".encode())
+    assert send_check(world, keys.gateway, request).status.code == 0
+    headers.add(key="authorization", raw_value=f"Bearer {keys.good}".encode())
+    assert send_check(world, keys.gateway, request).status.code == 16
+
+
+def test_an_http_client_of_envoy_is_denied_in_json(world: Gated, keys: Cast) -> None:
+    """A denial has a body for programs and the challenge."""
+    headers = {"authorization": f"Bearer {keys.revoked}"}
+    denied = send_check(world, keys.gateway, check_request(headers, {})).denied_response
+    names = {one.header.key: one.header.value for one in denied.headers}
+    assert denied.status.code == 401
+    assert json.loads(denied.body)["error"] == "CREDENTIALS_INVALID"
+    assert names["content-type"] == "application/json"
+    assert 'error="invalid_token"' in names["www-authenticate"]
+
+
+# --- introspection --------------------------------------------------------------------------------
+
+
+def test_introspection_tells_whose_token_it_is(world: Gated, keys: Cast) -> None:
+    """The names of RFC 7662 and ours."""
+    answer = DOORS["introspection"](world, keys.gateway, keys.good, ()).identity
+    assert answer == {
+        "active": True,
+        "token_type": "Bearer",
+        "client_id": keys.good_key_id,
+        "sub": world.service.admin_user_id,
+        "username": "admin@example.com",
+        "scope": "clusters.read logs.*",
+        "key_id": keys.good_key_id,
+        "key_name": "Schlüssel 100%",
+        "account_id": world.service.account_id,
+        "owner_id": world.service.admin_user_id,
+        "owner_email": "admin@example.com",
+        "role": "DEVELOPER",
+    }
+
+
+def test_introspection_tells_when_a_token_ends(world: Gated, keys: Cast) -> None:
+    """`exp` in seconds, as RFC 7519 counts."""
+    until = world.clock.now() // 1_000_000 + 3600
+    token = world.admin.create_key(expire_time={"seconds": until}).token
+    assert DOORS["introspection"](world, keys.gateway, token, ()).identity["exp"] == until
+
+
+def introspect(world: Gated, keys: Cast, **request: Any) -> httpx.Response:
+    """Ask, in whatever form."""
+    request.setdefault("headers", {"x-keybearer-caller": f"Bearer {keys.gateway}"})
+    return world.http.post("/oauth2/introspect", **request)
+
+
+def test_a_resource_server_may_authenticate_as_the_rfc_has_it(world: Gated, keys: Cast) -> None:
+    """Existing clients know `Authorization` alone; both together are two credentials."""
+    token = {"token": keys.good, "token_type_hint": "access_token"}
+    headers = {"authorization": f"Bearer {keys.gateway}"}
+    assert introspect(world, keys, headers=headers, data=token).json()["active"] is True
+    both = {**headers, "x-keybearer-caller": f"Bearer {keys.gateway}"}
+    refusal = introspect(world, keys, headers=both, data=token)
+    assert refusal.status_code == 401
+    assert refusal.headers["www-authenticate"] == 'Bearer realm="keybearer"'
+
+
+def test_a_requirement_in_the_form_counts(world: Gated, keys: Cast) -> None:
+    """It would be sad to have it ignored."""
+    for name, value in (
+        ("required_role", "ADMIN"),
+        ("required_scopes", "a.b"),
+        ("account_id", "x"),
+    ):
+        answer = introspect(world, keys, data={"token": keys.good, name: value})
+        assert (answer.status_code, answer.json()) == (200, {"active": False})
+
+
+MALFORMED: dict[str, dict[str, Any]] = {
+    "no token": {"data": {"other": "x"}},
+    "an empty token": {"data": {"token": ""}},
+    "two tokens": {"data": {"token": ["a", "b"]}},
+    "json": {"json": {"token": "a"}},
+    "no body": {},
+    "a token in the query": {"params": {"token": "a"}, "data": {"token": "a"}},
+    "too much": {"data": {"token": "a" * 9000}},
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_malformed_introspection_is_400(world: Gated, keys: Cast, case: str) -> None:
+    """What is no question gets no verdict."""
+    answer = introspect(world, keys, **MALFORMED[case])
+    assert answer.status_code == 400
+    assert answer.json()["error"] == "FIELD_INVALID"
+
+
+def test_introspection_is_never_a_get(world: Gated, keys: Cast) -> None:
+    """A token in a URL stands in every log."""
+    headers = {"x-keybearer-caller": f"Bearer {keys.gateway}"}
+    answer = world.http.get(f"/oauth2/introspect?token={keys.good}", headers=headers)
+    assert answer.status_code == 405
+
+
+# --- outages --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_an_outage_is_no_verdict_at_any_door(world: Gated, keys: Cast, door: str) -> None:
+    """Without the store everybody hears UNAVAILABLE or 503, and nobody that a key is bad."""
+    with world.outage():
+        for token in (keys.good, keys.unknown):
+            answer = DOORS[door](world, keys.gateway, token, ())
+            assert (answer.kind, answer.reason) == ("unavailable", "STORE_UNAVAILABLE")
+        assert world.http.get("/readyz").status_code == 503
+        assert world.http.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_an_outage_between_gateway_and_client_is_no_verdict(
+    world: Gated, keys: Cast, monkeypatch: pytest.MonkeyPatch, door: str
+) -> None:
+    """The same when the gateway is still known and its client cannot be looked up."""
+    validator = world.service.app.core.validator
+    known = validator.authenticate(keys.gateway)
+    monkeypatch.setattr(validator, "authenticate", lambda _token: known)
+    pipeline = world.service.app._pipeline
+    monkeypatch.setattr(pipeline, "_authenticate", validator.authenticate)
+    with world.outage():
+        answer = DOORS[door](world, keys.gateway, keys.good, ())
+    assert (answer.kind, answer.reason) == ("unavailable", "STORE_UNAVAILABLE")
+
+
+def test_what_nobody_foresaw_is_no_verdict_and_tells_nothing(
+    world: Gated, keys: Cast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of ours is 500 with a reference, never 401, and never an exception's text."""
+
+    def broken(_question: object) -> None:
+        raise ValueError(keys.good)
+
+    monkeypatch.setattr(world.service.app.core.validator, "judge", broken)
+    answer = world.http.get("/v1/auth", headers=forward_auth_request(keys.gateway, keys.good, ()))
+    assert answer.status_code == 500
+    assert answer.json()["error"] == "INTERNAL"
+    assert keys.good not in answer.text
+
+
+def test_a_server_that_ends_says_so_to_probes(
+    tmp_path: Path, clock: FakeClock, entropy: SeededEntropy
+) -> None:
+    """`/readyz` turns before the port closes."""
+    with gated(tmp_path / "data", clock, entropy) as world:
+        assert world.http.get("/readyz").text == "ready\n"
+        world.service.app._http.drain()
+        assert world.http.get("/readyz").status_code == 503
+
+
+# --- what is refused at the start -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["listen", "http_listen", "metrics_listen"])
+def test_plaintext_off_loopback_is_refused_on_every_port(name: str) -> None:
+    """Tokens, and figures, do not go over a network in plain text by accident."""
+    with pytest.raises(ConfigError, match=f"^{name}: .*plain text"):
+        load(None, {name: "0.0.0.0:8081"})
+    load(None, {name: "0.0.0.0:8081", "insecure": True})
+    load(None, {name: "127.0.0.1:8081"})
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"http_open": True, "http_account": "A" * 16},
+        {"http_open": True, "http_listen": "127.0.0.1:0"},
+        {"http_account": "A" * 16, "http_listen": "127.0.0.1:0"},
+        {"http_listen": "unix:/tmp/keybearer"},
+        {"http_listen": "8081"},
+    ],
+    ids=str,
+)
+def test_contradicting_flags_are_refused(flags: dict[str, Any]) -> None:
+    """An open port is opened for one account, said twice."""
+    with pytest.raises(ConfigError, match=r"^http_(open|account|listen): "):
+        load(None, flags)
+
+
+def test_a_port_in_use_is_refused_and_leaves_nothing_open(world: Gated) -> None:
+    """One line, and no second port left behind."""
+    taken = Listener(address=f"127.0.0.1:{world.service.app.http_port}")
+    ports = HttpPorts(
+        HttpConfig(doors=Listener(address="127.0.0.1:0"), metrics=taken), world.service.app.core
+    )
+    with pytest.raises(ListenError, match="in use"):
+        ports.bind()
+    ports.stop(0)
+
+
+def test_an_account_that_does_not_exist_cannot_be_opened(world: Gated) -> None:
+    """A typing error in --http-account is told at the start."""
+    config = HttpConfig(doors=Listener(address="127.0.0.1:0"), open_account="B" * 16)
+    ports = HttpPorts(config, world.service.app.core)
+    with pytest.raises(ListenError, match="http-account"):
+        ports.bind()
+    ports.stop(0)
+
+
+# --- the open port --------------------------------------------------------------------------------
+
+
+def test_an_open_port_answers_for_its_one_account_and_warns(
+    tmp_path: Path,
+    clock: FakeClock,
+    entropy: SeededEntropy,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """No credential is asked, no other account is reached, a wrong credential is still wrong."""
+    with gated(tmp_path / "data", clock, entropy, is_open=True) as world:
+        keys = cast(world)
+
+        def status(token: str, *headers: tuple[str, str]) -> int:
+            mine = [("authorization", f"Bearer {token}"), *headers]
+            return world.http.get("/v1/auth", headers=mine).status_code
+
+        assert status(keys.good) == 200
+        assert status(keys.tenant) == 401
+        assert status(keys.tenant, ("x-keybearer-account", "-")) == 403
+        assert status(keys.tenant, ("x-keybearer-account", keys.tenant_account)) == 403
+        assert status(keys.good, ("x-keybearer-caller", f"Bearer {keys.unknown}")) == 403
+        assert status(keys.tenant, ("x-keybearer-caller", f"Bearer {keys.tenant_gateway}")) == 200
+        request = check_request({"authorization": f"Bearer {keys.good}"}, {})
+        assert refused(lambda: send_check(world, None, request)).reason == "CREDENTIALS_MISSING"
+    assert "http_port_open" in capfd.readouterr().out
+
+
+# --- TLS ------------------------------------------------------------------------------------------
+
+
+def test_the_http_port_serves_tls_and_takes_new_files(
+    tmp_path: Path, clock: FakeClock, entropy: SeededEntropy
+) -> None:
+    """A renewed certificate is served without a restart."""
+    files = tls_files(tmp_path / "tls", "first.example.com")
+    with gated(tmp_path / "data", clock, entropy, tls=files) as world:
+        assert world.http.get("/healthz").status_code == 200
+        port = world.service.app.http_port
+        first = ssl.get_server_certificate(("127.0.0.1", port))
+        assert first == files.certificate.read_text()
+        tls_files(tmp_path / "tls", "second.example.com")
+        second = ssl.get_server_certificate(("127.0.0.1", port))
+        assert second == files.certificate.read_text() != first
+        files.certificate.write_text("no certificate")
+        assert ssl.get_server_certificate(("127.0.0.1", port)) == second
+
+
+def trusting(files: TlsFiles) -> ssl.SSLContext:
+    """Trust one certificate and no other."""
+    return ssl.create_default_context(cafile=files.certificate)
+
+
+def test_a_client_certificate_is_asked_for_on_the_http_port_too(
+    tmp_path: Path, clock: FakeClock, entropy: SeededEntropy
+) -> None:
+    """With --tls-client-ca nobody reaches any port without one."""
+    files = tls_files(tmp_path / "tls", "localhost", with_client_ca=True)
+    with gated(tmp_path / "data", clock, entropy, tls=files, metrics=True) as world:
+        for port in (world.service.app.http_port, world.service.app.metrics_port):
+            with pytest.raises(httpx.HTTPError):
+                httpx.get(f"https://localhost:{port}/healthz", verify=trusting(files))
+            context = trusting(files)
+            context.load_cert_chain(files.certificate, files.key)
+            answer = httpx.get(f"https://localhost:{port}/healthz", verify=context)
+            assert answer.status_code == 200
