@@ -168,10 +168,12 @@ class _Stream:
         self._unanswered: deque[int] = deque()
         self._pending: deque[pb.WatchInvalidationsRequest] = deque()
         self._wake = threading.Event()
+        self._last_ping: int | None = None
+        """The one that ends the stream; nothing follows it."""
         self._finishing = False
         self._closed = False
         self.finished = threading.Event()
-        """Set when everything was sent after `finish`."""
+        """Set when, after `finish`, the server has read everything."""
         epoch, revision = answers.position
         subscribe = pb.WatchInvalidationsRequest.Subscribe(epoch=epoch, from_revision=revision)
         self._pending.append(pb.WatchInvalidationsRequest(subscribe=subscribe))
@@ -186,8 +188,11 @@ class _Stream:
             if self._pending:
                 return self._pending.popleft()
             now = time.monotonic()
-            if self._finishing:
+            if self._last_ping is not None:
                 break
+            if self._finishing:
+                self._last_ping = self._clock()
+                return self._ping(self._last_ping)
             if now >= self._next_usage:
                 self._next_usage = now + USAGE_EVERY
                 self._report()
@@ -199,14 +204,9 @@ class _Stream:
                     if self.call is not None:
                         self.call.cancel()
                     break
-                sent_at = self._clock()
-                self._unanswered.append(sent_at)
-                return pb.WatchInvalidationsRequest(
-                    ping=pb.WatchInvalidationsRequest.Ping(sent_at=sent_at)
-                )
+                return self._ping(self._clock())
             else:
                 self._wake.wait(min(self._next_ping, self._next_usage) - now)
-        self.finished.set()
         raise StopIteration
 
     def take(self, response: pb.WatchInvalidationsResponse) -> None:
@@ -228,6 +228,8 @@ class _Stream:
                     raise OutOfOrderError("a pong to a ping that was not sent")
                 answers.pong(pong.sent_at, pong.head_revision)
                 self.answered += 1
+                if pong.sent_at == self._last_ping:
+                    self.finished.set()
             case "hello":
                 answers.hello(response.hello.epoch, response.hello.head_revision)
             case "reset":
@@ -236,15 +238,27 @@ class _Stream:
                 raise OutOfOrderError("a message this version does not know")
 
     def finish(self) -> None:
-        """Report what was not reported yet, and send nothing more."""
+        """Report what was not reported yet, and send nothing more.
+
+        What was sent is lost when the stream is cancelled before the server has read it, so a last
+        ping follows: its pong says that it has.
+        """
         self._report()
-        self._finishing = True
+        if self._pending:
+            self._finishing = True
+        else:
+            self.finished.set()
         self._wake.set()
 
     def close(self) -> None:
         """Send nothing more."""
         self._closed = True
         self._wake.set()
+
+    def _ping(self, sent_at: int) -> pb.WatchInvalidationsRequest:
+        self._unanswered.append(sent_at)
+        ping = pb.WatchInvalidationsRequest.Ping(sent_at=sent_at)
+        return pb.WatchInvalidationsRequest(ping=ping)
 
     def _report(self) -> None:
         items = _usage_items(self._answers.take_usage(), self._clock())
