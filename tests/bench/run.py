@@ -122,7 +122,7 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--connections", type=int, default=8)
-    parser.add_argument("--in-flight", type=int, default=4)
+    parser.add_argument("--in-flight", type=int, default=1)
     parser.add_argument(
         "--root", type=Path, default=Path(tempfile.gettempdir()) / "keybearer-bench"
     )
