@@ -32,6 +32,7 @@ from keybearer_service.model import (
     Action,
     ApiKey,
     AuditEvent,
+    Caller,
     Change,
     KeyState,
     Outcome,
@@ -586,9 +587,9 @@ def _write_invalidation(
             told.everything = True
 
 
-def identity_to_proto(call: Call, revision: int, now: int) -> token_service_pb2.WhoAmIResponse:
+def identity_to_proto(caller: Caller, revision: int, now: int) -> token_service_pb2.WhoAmIResponse:
     """Write who calls."""
-    match = call.identity.match
+    match = caller.match
     record: TokenRecord = match.record
     return token_service_pb2.WhoAmIResponse(
         key_id=record.key_id,
@@ -608,5 +609,5 @@ def identity_to_proto(call: Call, revision: int, now: int) -> token_service_pb2.
         valid=True,
         outcome=_wire(Outcome.VALID),
         overlap_end_time=timestamp(None if match.is_current else match.valid_until),
-        is_operator=call.identity.is_operator,
+        is_operator=caller.is_operator,
     )

@@ -40,7 +40,7 @@ from keybearer_service.keyring import KeyringError
 from keybearer_service.limits import MinuteQuota
 from keybearer_service.model import Caller
 from keybearer_service.observing import Observer
-from keybearer_service.senders import Pool, SlowSenders
+from keybearer_service.senders import SLOW_AFTER_S, Pool, SlowSenders
 from keybearer_service.sources import Clock, Entropy
 from keybearer_service.storage import CommitFailedError, StoreError, StoreFullError
 from keybearer_service.tokens import ID_LENGTH
@@ -227,7 +227,11 @@ class CallPipeline(grpc.ServerInterceptor):
         call = Call(method, rule, context, self._new_request_id)
         try:
             self._admit(call, context, self._authenticate)
-            response = behaviour(read(raw, context), context)
+            request = read(raw, context)
+            if self._clock.monotonic() - started > SLOW_AFTER_S:
+                # Whoever holds a message back must not outlive a revocation by it.
+                self._admit(call, context, self._authenticate)
+            response = behaviour(request, context)
         except Exception as error:  # noqa: BLE001 - the one place where every error becomes a status
             self._fail(call, context, error, started)
         if method not in self._quiet:

@@ -130,6 +130,24 @@ class Validator:
         self._usage.add(caller.match, now)
         return caller
 
+    def identify_again(self, caller: Caller, rule: AccessRule) -> tuple[Caller, int]:
+        """Answer who a caller is by now, with the revision of the same snapshot.
+
+        Raises:
+            ServiceError: The caller may no longer make the call.
+            StoreError: The store could not be asked.
+        """
+        with self._store.read() as reader:
+            judge_caller_again(reader, caller, rule, self._clock.now())
+            record = reader.lookup(caller.key_id)
+            revision = reader.installation().revision
+        if record is None:
+            raise CredentialsInvalid
+        version = caller.match.secret_version
+        is_current = version == record.secret_version
+        end = record.expire_time if is_current else record.overlap_end_time
+        return caller_of(Match(record, version, end, is_current=is_current)), revision
+
     def match(self, token: str) -> Match | None:
         """Answer which key and which secret of it a token opens, whatever the key's state."""
         parsed = tokens.parse(token, self._prefixes)

@@ -78,7 +78,8 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
     def WhoAmI(self, request: pb.WhoAmIRequest, context: grpc.ServicerContext) -> pb.WhoAmIResponse:
         """Answer who the caller is."""
         call = current_call()
-        return convert.identity_to_proto(call, self._validator.revision(), self._clock.now())
+        caller, revision = self._validator.identify_again(call.identity, call.rule)
+        return convert.identity_to_proto(caller, revision, self._clock.now())
 
     def RotateSelf(
         self, request: pb.RotateSelfRequest, context: grpc.ServicerContext
