@@ -108,7 +108,7 @@ class AccountManager:
         """
         caller = call.identity
         if request is not None:
-            self._usage.flush()
+            self._usage.write()
         with self._changes.begin(call) as change:
             replay = replays.find(change, caller.owner_id, request)
             if replay is not None:

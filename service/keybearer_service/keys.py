@@ -348,7 +348,7 @@ class KeyManager:
     def _flush_before_replay(self, request: Repeatable | None) -> None:
         # A use that is only counted in memory must forbid a replay too.
         if request is not None:
-            self._usage.flush()
+            self._usage.write()
 
     # --- changing ---------------------------------------------------------------------------------
 

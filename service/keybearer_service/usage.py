@@ -64,6 +64,17 @@ class UsageRecorder:
 
     def flush(self) -> None:
         """Write what was counted so far. A store that cannot take it is tried again later."""
+        try:
+            self.write()
+        except StoreError as error:
+            log.warning("usage_not_written", cause=type(error).__name__)
+
+    def write(self) -> None:
+        """Write what was counted so far, for those who rely on its being written.
+
+        Raises:
+            StoreError: The store cannot take it; nothing of it is forgotten.
+        """
         with self._flush_lock:
             with self._lock:
                 pending, self._pending = self._pending, {}
@@ -71,11 +82,10 @@ class UsageRecorder:
             for start in range(0, len(uses), _BATCH):
                 try:
                     self._store.add_uses(uses[start : start + _BATCH])
-                except StoreError as error:
-                    log.warning("usage_not_written", cause=type(error).__name__)
+                except StoreError:
                     for use in uses[start:]:
                         self.add_many(*use)
-                    return
+                    raise
 
     def stop(self) -> None:
         """Write what is left and end the writer."""
