@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 
-from harness import Stubs, message
+from harness import Stubs, message, refusal_of
 from keybearer.v1 import api_key_service_pb2, user_service_pb2
 from keybearer_service.core import open_core
 from keybearer_service.datadir import DataDir
@@ -90,6 +90,7 @@ class Writer:
     unknown: Operation | None = None
     """The one whose answer never came."""
     refusals: list[str] = field(default_factory=list)
+    last_error: grpc.RpcError | None = None
     acknowledged: int = 0
     _count: int = 0
 
@@ -106,10 +107,11 @@ class Writer:
         try:
             answer = operation.send()
         except grpc.RpcError as error:
+            self.last_error = error
             if error.code() in LOST_CONNECTION:
                 self.unknown = operation
             else:
-                self.refusals.append(f"{operation.action.name}: {error.code()} {error.details()}")
+                self.refusals.append(f"{error.code().name} {refusal_of(error).reason}")
             return False
         operation.accept(answer)
         operation.apply()

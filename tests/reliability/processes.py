@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,12 @@ def environment(**extra: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": path, **extra}
 
 
-def command(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
-    """Run `keybearer-server` with arguments to its end."""
+def command(
+    *arguments: str, wrapper: Sequence[str] = (), **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `keybearer-server` with arguments to its end, and more environment."""
     return subprocess.run(
-        [sys.executable, *SERVER, *arguments],
+        [*wrapper, sys.executable, *SERVER, *arguments],
         env=environment(**extra),
         capture_output=True,
         text=True,
@@ -96,6 +98,7 @@ class ServerProcess:
         self._channels: list[grpc.Channel] = []
         self.output = bytearray()
         self._serving = threading.Event()
+        self._told = threading.Condition()
         self._events: list[dict[str, Any]] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -118,6 +121,11 @@ class ServerProcess:
         """Wait for the log line that tells the port; fail when the process ends without it."""
         assert self._serving.wait(START_TIMEOUT_S), self.text
         assert any(event["event"] == "serving" for event in self._events), self.text
+
+    def wait_for(self, told: Callable[[list[dict[str, Any]]], bool]) -> None:
+        """Wait until the log tells what is waited for."""
+        with self._told:
+            assert self._told.wait_for(lambda: told(self._events), START_TIMEOUT_S), self.text
 
     @property
     def address(self) -> str:
@@ -179,7 +187,9 @@ class ServerProcess:
             except ValueError:
                 continue
             if isinstance(event, dict) and "event" in event:
-                self._events.append(event)
+                with self._told:
+                    self._events.append(event)
+                    self._told.notify_all()
                 if event["event"] == "serving":
                     self._serving.set()
         self._serving.set()
