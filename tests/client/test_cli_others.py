@@ -230,6 +230,8 @@ def test_whoami_says_who_and_warns_of_the_end(cli: Cli) -> None:
     assert "mine (" in answer.out
     assert "admin@example.com" in answer.out
     assert "expires within 30 days" in answer.err
+    for_programs = cli("whoami", "-o", "json", environment={"KEYBEARER_TOKEN": token})
+    assert (for_programs.document["expires_soon"], for_programs.err) == (True, "")
 
 
 def test_the_audit_log_is_filtered_by_actor_target_action_and_time(cli: Cli) -> None:

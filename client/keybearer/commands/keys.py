@@ -393,7 +393,7 @@ def revoke(
                 session.answer({"api_key": api_key}, _revoked_text(key, api_key))
     finally:
         if revoked < len(found) and len(found) > 1:
-            answers.note(f"Stopped: {revoked} of {len(found)} keys are revoked.")
+            session.note(f"Stopped: {revoked} of {len(found)} keys are revoked.")
 
 
 def facts_of(key: ApiKey) -> list[tuple[str, str]]:

@@ -208,7 +208,8 @@ class Session:
             token=token,
             tls=self.connection.tls,
             timeout=timeout,
-            try_timeout=min(timeout, DEFAULT_TRY_TIMEOUT),
+            # Who allows a slow change more time allows a single try more.
+            try_timeout=max(DEFAULT_TRY_TIMEOUT, timeout / 3),
         )
         self._clients.append(client)
         return client
@@ -228,6 +229,11 @@ class Session:
     def answer(self, document: Mapping[str, Any], text: str) -> None:
         """Answer: the document to programs, the text to people."""
         typer.echo(answers.to_json(document) if self.as_json else text)
+
+    def note(self, text: str) -> None:
+        """Tell people something beside the answer; programs find it in the document."""
+        if not self.as_json:
+            answers.note(text)
 
     def refusal_of(self, error: KeybearerError) -> Refusal:
         """Answer the refusal that a failed call means."""

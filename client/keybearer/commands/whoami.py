@@ -28,10 +28,10 @@ def whoami(session: Session) -> None:
         facts.append(("operator", "yes: the account manages the others"))
     session.answer(document, answers.facts_text(facts))
     if caller.expires_soon:
-        answers.note("The key expires within 30 days.")
+        session.note("The key expires within 30 days.")
     if caller.overlap_end_time is not None:
         end = answers.moment_text(caller.overlap_end_time)
-        answers.note(f"This is the old secret of a rotated key; it stops working {end}.")
+        session.note(f"This is the old secret of a rotated key; it stops working {end}.")
 
 
 def identity_facts(identity: Identity) -> list[tuple[str, str]]:
