@@ -58,10 +58,9 @@ REQUIREMENT_HEADERS = {
     "x-keybearer-required-scopes": SCOPES,
     "x-keybearer-account": ACCOUNT,
 }
-_OURS = "x-keybearer-"
-_IGNORED = frozenset({CALLER_HEADER, *IDENTITY_HEADERS}) - REQUIREMENT_HEADERS.keys()
-"""A client may send these; a gateway that passes them on harms nobody, as they are not read. Only
-`x-keybearer-account` is both: what it says of the identity it also asks for."""
+_REQUIREMENTS = ("x-keybearer-required", "x-keybearer-account")
+"""What all of them begin with. `x-keybearer-account` is a header of the identity too: gateways take
+it off what their clients send, or it would be one requirement more."""
 MAX_FORM_BYTES = 8 * 1024
 THREADS = 8
 """Each has a database connection of its own. A verdict takes some 20 us, so few are enough."""
@@ -293,7 +292,7 @@ def _asked_by_headers(request: Request) -> list[tuple[str, str]]:
     return [
         (REQUIREMENT_HEADERS.get(name, name), value)
         for name, value in request.headers.items()
-        if name.startswith(_OURS) and name not in _IGNORED
+        if name.startswith(_REQUIREMENTS)
     ]
 
 

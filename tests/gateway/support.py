@@ -5,7 +5,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -102,8 +102,21 @@ def gated(
     )
     scheme = "http" if tls is None else "https"
     base_url = f"{scheme}://{LOOPBACK}:{app.http_port}"
-    with closing(service), httpx.Client(base_url=base_url, verify=False) as http:  # noqa: S501 - made up
+    with ending(service), httpx.Client(base_url=base_url, verify=False) as http:  # noqa: S501 - made up
         yield Gated(service, clock, http)
+
+
+@contextmanager
+def ending(service: Service) -> Iterator[None]:
+    """Close a service at the end, unless the test has stopped it."""
+    try:
+        yield
+    finally:
+        if service.app._stopping.is_set():
+            for channel in service._channels:
+                channel.close()
+        else:
+            service.close()
 
 
 def started(data_dir: DataDir, clock: FakeClock, entropy: SeededEntropy, http: HttpConfig) -> App:

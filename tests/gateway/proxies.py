@@ -1,0 +1,180 @@
+"""The real gateways, started with the files of deploy/gateways; only addresses are replaced."""
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from gateway.support import LOOPBACK, Upstreams, free_port
+
+SHIPPED = Path(__file__).parents[2] / "deploy/gateways"
+READY_WITHIN_S = 20.0
+
+
+@dataclass
+class Proxy:
+    """A running gateway."""
+
+    name: str
+    http: int
+    """The port of its HTTP clients."""
+    grpc: int
+    """The port of its gRPC clients; the same one where the gateway tells them apart."""
+
+    @property
+    def url(self) -> str:
+        return f"http://{LOOPBACK}:{self.http}"
+
+
+@dataclass
+class Keybearer:
+    """Where the gateway asks."""
+
+    grpc: int
+    http: int
+    token: str
+    """The gateway's own key."""
+
+
+def _replaced(file: Path, ports: dict[int, int], *, port_format: str = ":{}") -> None:
+    """Replace the documented ports in a file; each must be there."""
+    text = file.read_text()
+    for shipped, port in ports.items():
+        wanted = port_format.format(shipped)
+        assert wanted in text, f"{file.name} does not name {wanted}"
+        # Two steps, so that a port that was put in is never taken for one of the documented ones.
+        text = text.replace(wanted, port_format.format(f"@{shipped}@"))
+        ports[shipped] = port
+    for shipped, port in ports.items():
+        text = text.replace(f"@{shipped}@", str(port))
+    file.write_text(text)
+
+
+def _find(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed here; .ci/run installs it where it can")
+    return found
+
+
+def _envoy_program() -> str:
+    beside = Path(sys.executable).parent / "envoy"
+    return str(beside) if beside.exists() else _find("envoy")
+
+
+def _start_envoy(
+    directory: Path, keybearer: Keybearer, upstreams: Upstreams
+) -> tuple[list[str], Proxy]:
+    port = free_port()
+    _replaced(
+        directory / "envoy.yaml",
+        {8080: port, 50051: keybearer.grpc, 9000: upstreams.http, 9001: upstreams.grpc},
+        port_format="port_value: {}",
+    )
+    command = [_envoy_program(), "-c", "envoy.yaml", "--concurrency", "1", "-l", "error"]
+    # Its shared memory is by number; another Envoy of this machine may have the first ones.
+    command += ["--use-dynamic-base-id"]
+    return command, Proxy("envoy", port, port)
+
+
+def _start_nginx(
+    directory: Path, keybearer: Keybearer, upstreams: Upstreams
+) -> tuple[list[str], Proxy]:
+    http, grpc = free_port(), free_port()
+    main = directory / "nginx.conf"
+    text = main.read_text().replace("listen 8080", f"listen {LOOPBACK}:8080")
+    main.write_text(text.replace("listen 8090", f"listen {LOOPBACK}:8090"))
+    _replaced(
+        main,
+        {8080: http, 8090: grpc, 8081: keybearer.http, 9000: upstreams.http, 9001: upstreams.grpc},
+    )
+    caller = (directory / "keybearer-caller.conf.example").read_text()
+    (directory / "keybearer-caller.conf").write_text(caller.replace("<token>", keybearer.token))
+    (directory / "logs").mkdir()
+    here = f"pid {directory}/pid; error_log {directory}/logs/error.log;"
+    # Where Debian's nginx would write, another user may have to.
+    temporary = "".join(
+        f" {kind}_temp_path {directory}/{kind};"
+        for kind in ("client_body", "proxy", "fastcgi", "scgi", "uwsgi")
+    )
+    main.write_text(main.read_text().replace("http {", "http { access_log off;" + temporary, 1))
+    command = [_find("nginx"), "-c", str(main), "-p", str(directory), "-g", f"daemon off; {here}"]
+    return command, Proxy("nginx", http, grpc)
+
+
+def _start_caddy(
+    directory: Path, keybearer: Keybearer, upstreams: Upstreams
+) -> tuple[list[str], Proxy]:
+    port = free_port()
+    _replaced(
+        directory / "Caddyfile",
+        {8080: port, 8081: keybearer.http, 9000: upstreams.http, 9001: upstreams.grpc},
+    )
+    return [_find("caddy"), "run"], Proxy("caddy", port, port)
+
+
+def _start_haproxy(
+    directory: Path, keybearer: Keybearer, upstreams: Upstreams
+) -> tuple[list[str], Proxy]:
+    http, grpc = free_port(), free_port()
+    _replaced(
+        directory / "haproxy.cfg",
+        {8080: http, 8090: grpc, 8081: keybearer.http, 9000: upstreams.http, 9001: upstreams.grpc},
+    )
+    return [_find("haproxy"), "-f", "haproxy.cfg", "-db"], Proxy("haproxy", http, grpc)
+
+
+_START = {
+    "envoy": _start_envoy,
+    "nginx": _start_nginx,
+    "caddy": _start_caddy,
+    "haproxy": _start_haproxy,
+}
+NAMES = tuple(_START)
+
+
+@contextmanager
+def running(
+    name: str, directory: Path, keybearer: Keybearer, upstreams: Upstreams
+) -> Iterator[Proxy]:
+    """Run a gateway with a copy of its shipped files; skip where it is not installed."""
+    shutil.copytree(SHIPPED / name, directory)
+    command, proxy = _START[name](directory, keybearer, upstreams)
+    environment = {
+        "KEYBEARER_GATEWAY_TOKEN": keybearer.token,
+        "HOME": str(directory),
+        "PATH": "/usr/sbin:/usr/bin:/bin",
+    }
+    with (directory / "output").open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=directory, env=environment, stdout=output, stderr=output
+        )
+        try:
+            for port in {proxy.http, proxy.grpc}:
+                _await(process, port, directory)
+            yield proxy
+        finally:
+            process.terminate()
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _await(process: "subprocess.Popen[bytes]", port: int, directory: Path) -> None:
+    end = time.monotonic() + READY_WITHIN_S
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with socket.create_connection((LOOPBACK, port), timeout=1):
+                return
+        except OSError:
+            time.sleep(0.02)  # nobody tells when a stranger listens
+    pytest.fail(f"did not listen on {port}:\n{(directory / 'output').read_text()[-3000:]}")
