@@ -31,6 +31,7 @@ class DataDir:
         self.admin_token = path / "admin-token"
         self.metrics = path / "metrics"
         self._lock = path / "lock"
+        self._workers_lock = path / "workers.lock"
 
     @property
     def is_initialised(self) -> bool:
@@ -90,13 +91,31 @@ class DataDir:
         Raises:
             DataDirError: Another process holds it.
         """
+        with self._held(self._lock, fcntl.LOCK_EX):
+            # Workers outlive a killed supervisor by as long as they take to drain.
+            with self._held(self._workers_lock, fcntl.LOCK_EX):
+                pass
+            yield
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Hold the directory as one of the workers of the `serve` that holds it.
+
+        Raises:
+            DataDirError: Another `serve` is just about to take it.
+        """
+        with self._held(self._workers_lock, fcntl.LOCK_SH):
+            yield
+
+    @contextmanager
+    def _held(self, lock: Path, kind: int) -> Iterator[None]:
         try:
-            descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise DataDirError(f"{self._lock}: {error.strerror}") from None
+            raise DataDirError(f"{lock}: {error.strerror}") from None
         try:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise DataDirError(
                     f"{self.path} is in use by another keybearer-server; stop that one first"

@@ -75,6 +75,8 @@ def _serve_alone(
     # Put into by signal handlers and by threads; unlike an Event it may be used in both.
     ends: SimpleQueue[int] = SimpleQueue()
     _on_end_signal(lambda: ends.put(0))
+    if shared:
+        _on_end_of_supervisor(lambda: ends.put(0))
     service = App(
         AppConfig(
             data_dir=DataDir(settings.data_dir),
@@ -127,6 +129,17 @@ def _on_end_signal(tell: Callable[[], None]) -> None:
         signal.signal(number, lambda _number, _frame: tell())
 
 
+def _on_end_of_supervisor(tell: Callable[[], None]) -> None:
+    # A supervisor that was killed tells nobody, and workers that nobody looks after must not serve.
+    def wait_for_it() -> None:
+        supervisor = multiprocessing.parent_process()
+        if supervisor is not None:
+            supervisor.join()
+            tell()
+
+    threading.Thread(target=wait_for_it, name="supervisor", daemon=True).start()
+
+
 # --- several processes ----------------------------------------------------------------------------
 
 
@@ -177,7 +190,8 @@ class _Supervisor:
 def _work(values: dict[str, object], address: str) -> None:
     settings = Settings.model_validate(values)
     logs.configure(settings.log_level, json=settings.log_format == "json")
-    raise SystemExit(_serve_alone(settings, address, lambda _address: None, shared=True))
+    with DataDir(settings.data_dir).working():
+        raise SystemExit(_serve_alone(settings, address, lambda _address: None, shared=True))
 
 
 @contextmanager
