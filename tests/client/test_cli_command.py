@@ -274,6 +274,25 @@ def test_a_create_whose_answer_is_lost_says_how_to_go_on(cli: Cli, tmp_path: Pat
     assert f"--request-id {error['request_id']} --attempt {attempt}" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("redirection", "code", "hint"),
+    [(">&-", 2, "standard output is closed"), ("> /dev/full", 1, "No space left on device")],
+)
+def test_an_answer_that_cannot_be_written_is_one_line(
+    cli: Cli, redirection: str, code: int, hint: str
+) -> None:
+    """And no traceback."""
+    done = subprocess.run(
+        ["bash", "-c", f"keybearer keys list {redirection}"],
+        env=cli.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1)
+    assert hint in done.stderr
+
+
 # --- help, version, completion --------------------------------------------------------------------
 
 

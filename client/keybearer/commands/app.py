@@ -77,6 +77,9 @@ def run(arguments: list[str]) -> int:
     """Run the command and answer its exit code. Every refusal is one line on standard error."""
     try:
         assert_no_token(arguments)
+        if sys.stdout is None:
+            # Its number would go to the connection, and a token has nowhere to go.
+            raise usage("standard output is closed; send it to /dev/null if nobody reads it")
         # A name in another script than the terminal's is shown in escapes instead of not at all.
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
@@ -86,6 +89,9 @@ def run(arguments: list[str]) -> int:
         return _refuse(refusal, arguments)
     except _USAGE_ERROR as error:
         return _refuse(_of_usage(error), arguments)
+    except OSError as error:
+        # Files have had their own refusal; what is left is an answer that cannot be written.
+        return _refuse(Refusal(f"standard output: {error.strerror}"), arguments)
     except (KeyboardInterrupt, typer.Abort):
         return _refuse(Refusal("interrupted", exit_code=ExitCode.INTERRUPTED), arguments)
     return code if isinstance(code, int) else ExitCode.DONE

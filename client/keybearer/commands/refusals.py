@@ -38,6 +38,9 @@ _CODES: Final = {
     grpc.StatusCode.CANCELLED: ExitCode.UNAVAILABLE,
 }
 
+# How the transport begins when there was no connection, so that nothing was sent.
+_NEVER_SENT: Final = ("failed to connect", "errors resolving", "DNS resolution failed")
+
 # Ten characters of the secret are enough to tell: a token cut short is a secret too.
 _TOKEN_LIKE: Final = re.compile(r"([a-z][a-z0-9]{1,15}_[0-9A-Za-z]{16})_[0-9A-Za-z]{10,}")
 
@@ -147,8 +150,7 @@ def _is_lost(error: KeybearerError) -> bool:
     if error.reason:
         return error.reason == "OUTCOME_UNKNOWN"
     if error.code is grpc.StatusCode.UNAVAILABLE:
-        # Then nothing was sent.
-        return not error.message.startswith("failed to connect")
+        return not error.message.startswith(_NEVER_SENT)
     return error.code in {
         grpc.StatusCode.DEADLINE_EXCEEDED,
         grpc.StatusCode.CANCELLED,
