@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
@@ -110,7 +111,7 @@ class Server:
             self.health.set(name, status)
 
     def _add_reflection(self, names: Sequence[str]) -> None:
-        servicer = reflection.ReflectionServicer(names)
+        servicer = reflection.ReflectionServicer(names, pool=_Symbols())
 
         def info(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
             yield from servicer.ServerReflectionInfo(requests, context)
@@ -162,3 +163,32 @@ def server_options(*, share_port: bool) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.enable_channelz", 0),
     ]
+
+
+class _Symbols:
+    """The descriptor pool, where methods are found too.
+
+    protobuf's own finds the file of a service and not that of its method, which grpcurl asks for
+    when it describes one.
+    """
+
+    def __init__(self) -> None:
+        self._pool = descriptor_pool.Default()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802 - the library's name
+        """Answer the file that declares a symbol.
+
+        Raises:
+            KeyError: There is none.
+        """
+        try:
+            return self._pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            service, _, method = symbol.rpartition(".")
+            found = self._pool.FindServiceByName(service)
+            if method not in found.methods_by_name:
+                raise
+            return found.file
