@@ -127,10 +127,22 @@ class Call:
         )
 
 
-_current: ContextVar[Call] = ContextVar("keybearer_call")
-set_current_call = _current.set
+_current: ContextVar[Call | None] = ContextVar("keybearer_call", default=None)
+
+
+def set_current_call(call: Call | None) -> None:
+    """Say which call is being served, and None once it is over.
+
+    A call that stayed here would live until the garbage collector comes: grpc keeps a context for
+    each call, which would hold the call, which holds its transport, which holds the context. And
+    while it lives its stream counts among the 100 of its connection.
+    """
+    _current.set(call)
 
 
 def current_call() -> Call:
     """Answer the call being served; the call pipeline sets it before a servicer runs."""
-    return _current.get()
+    call = _current.get()
+    if call is None:
+        raise LookupError("no call is being served")
+    return call

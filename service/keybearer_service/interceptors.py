@@ -234,6 +234,8 @@ class CallPipeline(grpc.ServerInterceptor):
             response = behaviour(request, context)
         except Exception as error:  # noqa: BLE001 - the one place where every error becomes a status
             self._fail(call, context, error, started)
+        finally:
+            set_current_call(None)
         if method not in self._quiet:
             self._observer.called(method, "OK")
             self._log_served(call, started)
@@ -255,6 +257,8 @@ class CallPipeline(grpc.ServerInterceptor):
             yield from behaviour(read(raw, context), context)
         except Exception as error:  # noqa: BLE001 - as in _serve
             self._fail(call, context, error, started)
+        finally:
+            set_current_call(None)
         self._log_served(call, started)
 
     # --- the steps --------------------------------------------------------------------------------
