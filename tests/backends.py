@@ -31,6 +31,24 @@ class Backend(Protocol):
         ...
 
 
+def dump_database(path: Path) -> Dump:
+    """Answer every column of every row of a SQLite file, as its last commit left it."""
+    connection = dbapi.connect(str(path))
+    try:
+        names = connection.execute(
+            "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
+        ).fetchall()
+        return {name: _rows(connection, name) for (name,) in names}
+    finally:
+        connection.close()
+
+
+def _rows(connection: Any, table: str) -> list[dict[str, Any]]:
+    cursor = connection.execute(f"SELECT * FROM {table} ORDER BY rowid")  # noqa: S608 - our names
+    columns = [one[0] for one in cursor.description]
+    return [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
+
+
 class SqliteBackend:
     """SQLite files in a directory."""
 
@@ -48,20 +66,7 @@ class SqliteBackend:
         return store
 
     def dump(self) -> Dump:
-        connection = dbapi.connect(str(self._path))
-        try:
-            names = connection.execute(
-                "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
-            ).fetchall()
-            return {name: self._rows(connection, name) for (name,) in names}
-        finally:
-            connection.close()
-
-    @staticmethod
-    def _rows(connection: Any, table: str) -> list[dict[str, Any]]:
-        cursor = connection.execute(f"SELECT * FROM {table} ORDER BY rowid")  # noqa: S608 - our names
-        columns = [one[0] for one in cursor.description]
-        return [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
+        return dump_database(self._path)
 
     def close(self) -> None:
         for store in self._opened:

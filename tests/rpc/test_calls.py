@@ -1,5 +1,6 @@
 """What holds for every call: credentials, errors, limits, and what is served beside the API."""
 
+import gc
 import io
 import logging
 import threading
@@ -15,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from fakes import FakeClock, SeededEntropy
-from harness import Service, Stubs, initialise, refusal_of, refused, running
+from harness import Service, Stubs, initialise, message, refusal_of, refused, running
 from keybearer.v1 import api_key_service_pb2, token_service_pb2, user_service_pb2
 from keybearer_service import logs
 from keybearer_service.app import App, AppConfig
@@ -28,6 +29,7 @@ WHO = "/keybearer.v1.TokenService/WhoAmI"
 LIST = "/keybearer.v1.ApiKeyService/ListApiKeys"
 CREATE = "/keybearer.v1.ApiKeyService/CreateApiKey"
 TIMEOUT_S = 10.0
+Code = grpc.StatusCode
 
 
 def call_raw(service: Service, method: str, payload: bytes, metadata: Metadata) -> bytes:
@@ -561,3 +563,61 @@ def test_refusals_are_not_logged_without_end(
             lambda: call_raw(service, "/keybearer.v1.UserService/GetUser", request, bearer("x"))
         )
     assert log().count('"call_refused"') == 10
+
+
+# --- what a call leaves behind --------------------------------------------------------------------
+
+
+@pytest.fixture
+def _no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+WAYS_TO_END: dict[str, tuple[str, bytes, str, grpc.StatusCode]] = {
+    "OK": (WHO, b"", "admin", Code.OK),
+    "OK, on another pool": (LIST, b"", "admin", Code.OK),
+    "no parse": (CREATE, b"\xff", "admin", Code.INVALID_ARGUMENT),
+    "a bad field": (CREATE, b"", "admin", Code.INVALID_ARGUMENT),
+    "no such key": (
+        "/keybearer.v1.ApiKeyService/GetApiKey",
+        b"\x0a\x01x",
+        "admin",
+        Code.NOT_FOUND,
+    ),
+    "a bad credential": (WHO, b"", "garbage", Code.UNAUTHENTICATED),
+    "a role too low": (LIST, b"", "developer", Code.PERMISSION_DENIED),
+}
+
+
+@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.parametrize("way", sorted(WAYS_TO_END))
+def test_a_call_leaves_nothing_behind_that_counts_among_the_streams_of_its_connection(
+    service: Service, way: str
+) -> None:
+    """Three times as many calls as a connection may have streams, and no collector to help."""
+    method, payload, caller, expected = WAYS_TO_END[way]
+    tokens = {"admin": service.admin_token, "garbage": "garbage"}
+    token = tokens.get(caller) or service.with_role("ROLE_DEVELOPER").token
+    call: Any = service.channel().unary_unary(method)
+    codes = set()
+    for _ in range(300):
+        future = call.future(payload, metadata=bearer(token), timeout=TIMEOUT_S)
+        codes.add(future.code())
+    assert codes == {expected}
+
+
+@pytest.mark.usefixtures("_no_collector")
+def test_a_stream_that_ended_leaves_nothing_behind_either(service: Service) -> None:
+    """Watches that were opened and given up, one after the other."""
+    call: Any = service.channel().stream_stream("/keybearer.v1.TokenService/WatchInvalidations")
+    subscribe = message(
+        token_service_pb2.WatchInvalidationsRequest, subscribe={}
+    ).SerializeToString()
+    for _ in range(200):
+        stream = call(iter([subscribe]), metadata=bearer(service.admin_token), timeout=TIMEOUT_S)
+        assert next(iter(stream))
+        stream.cancel()
+    assert service.admin.who_am_i().valid
