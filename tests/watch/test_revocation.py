@@ -1,7 +1,6 @@
 """From a change that takes authority away to its refusal by 50 connected verifiers."""
 
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -138,32 +137,39 @@ class Crowd:
             verifier.close()
 
     def measure(self, kind: str) -> list[float]:
-        """Change one key; answer, for each verifier, the seconds until the first refusal.
+        """Change one key; answer, for each verifier, after how many seconds it is refused.
 
-        Counted from when the change was answered to when the first check that was refused began.
+        Counted from when the change was answered to the first check that no longer finds a kept
+        answer. What it is refused by is then the server, whose answers are true at once; that is
+        looked at in the end, because fifty questions from one process wait for each other.
         """
         victim = Victim(self.operator, self.server, kind)
         assert all(self._pool.map(lambda verifier: warm(verifier, victim.token), self.verifiers))
         assert all(self._allows(verifier, victim.token) for verifier in self.verifiers)
         refused: dict[int, int] = {}
-        told = threading.Event()
+        give_up = threading.Event()
 
         def watch() -> None:
-            # One thread looks at all: fifty would mostly wait for each other.
-            while len(refused) < VERIFIERS and not told.wait(0):
+            while len(refused) < VERIFIERS and not give_up.is_set():
                 for number, verifier in enumerate(self.verifiers):
-                    if number not in refused:
-                        began = now_ns()
-                        if not self._allows(verifier, victim.token):
-                            refused[number] = began
+                    began = now_ns()
+                    if number not in refused and not self._finds(verifier, victim.token, began):
+                        refused[number] = began
                 time.sleep(0.0005)
 
         watching = self._pool.submit(watch)
         CHANGES[kind](victim)
         changed = now_ns()
-        watching.result(10)
+        try:
+            watching.result(10)
+        finally:
+            give_up.set()
         assert not any(self._allows(verifier, victim.token) for verifier in self.verifiers)
         return [(at - changed) / 1e9 for at in refused.values()]
+
+    @staticmethod
+    def _finds(verifier: CachingVerifier, token: str, began: int) -> bool:
+        return verifier._engine.answers.find(token, began) is not None
 
     @staticmethod
     def _allows(verifier: CachingVerifier, token: str) -> bool:
@@ -215,6 +221,5 @@ def test_a_change_that_is_not_told_would_be_seen(
 ) -> None:
     """The planted bug: a verifier that does not listen."""
     monkeypatch.setattr("keybearer.answers.Answers.invalidate", lambda *_: None)
-    with pytest.raises((TimeoutError, futures.TimeoutError, AssertionError)):
+    with pytest.raises(TimeoutError):
         crowd.measure("revoke")
-    sys.stdout.write("seen\n")
