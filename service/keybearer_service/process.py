@@ -72,6 +72,8 @@ def serve(settings: Settings, on_serving: Callable[[str], None] = lambda _addres
 def _serve_alone(
     settings: Settings, address: str, on_serving: Callable[[str], None], *, shared: bool
 ) -> int:
+    if not shared and not address.startswith("unix:"):
+        _assert_free(address)
     # Put into by signal handlers and by threads; unlike an Event it may be used in both.
     ends: SimpleQueue[int] = SimpleQueue()
     _on_end_signal(lambda: ends.put(0))
@@ -217,6 +219,20 @@ def _reserved(address: str) -> Iterator[str]:
         except OSError as error:
             raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
         yield f"{host}:{cast('int', holder.getsockname()[1])}"
+
+
+def _assert_free(address: str) -> None:
+    """Refuse a port that somebody listens on, before grpc finds out and logs it in its own way.
+
+    Raises:
+        ListenError: The port is in use, or not to be had.
+    """
+    host, _, port = address.rpartition(":")
+    name = host.strip("[]")
+    try:
+        _refuse_if_taken(socket.AF_INET6 if ":" in name else socket.AF_INET, name, int(port))
+    except OSError as error:
+        raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
 
 
 def _refuse_if_taken(family: int, name: str, port: int) -> None:
