@@ -192,6 +192,7 @@ def test_a_locked_store_stops_changes_and_nothing_else(tmp_path: Path, seed: int
     assert findings(data, first, [now.writer]) == []
 
 
+@pytest.mark.slow
 def test_waiting_changes_do_not_stop_validation(tmp_path: Path, seed: int) -> None:
     """More changes than there are threads for them wait for a lock; validation goes on."""
     data = tmp_path / "data"
@@ -275,7 +276,7 @@ def fail_at(path: Path, seed: int, when: str, writers: int = 1) -> str:
     return ended
 
 
-@pytest.mark.parametrize("when", ["1", "2", "4+"])
+@pytest.mark.parametrize("when", ["1", "3+"])
 def test_a_failed_sync_is_never_a_success(tmp_path: Path, seed: int, when: str) -> None:
     """After an I/O error at COMMIT the outcome is unknown, the process ends, the history holds."""
     require_strace()

@@ -63,7 +63,10 @@ def begin_calls(
 
 
 @pytest.mark.parametrize("with_token", [False, True], ids=["anonymous", "authenticated"])
-@pytest.mark.parametrize(("connections", "streams"), [(2, MAX_STREAMS), (200, 1)])
+@pytest.mark.parametrize(
+    ("connections", "streams"),
+    [(2, MAX_STREAMS), pytest.param(200, 1, marks=pytest.mark.slow)],
+)
 def test_calls_without_a_message_do_not_stop_validation(
     target: Target, connections: int, streams: int, *, with_token: bool
 ) -> None:
@@ -74,7 +77,10 @@ def test_calls_without_a_message_do_not_stop_validation(
         target.validate(200)
 
 
-@pytest.mark.parametrize("path", [f"{HEALTH}/Check", f"{HEALTH}/Watch", REVOKE_TOKEN])
+@pytest.mark.parametrize(
+    "path",
+    [f"{HEALTH}/Check", pytest.param(f"{HEALTH}/Watch", marks=pytest.mark.slow), REVOKE_TOKEN],
+)
 def test_public_methods_cost_nobody_else_a_thread(target: Target, path: str) -> None:
     """200 anonymous calls of a public method that wait for ever leave everything else working."""
     with ExitStack() as stack:
@@ -89,6 +95,7 @@ def test_public_methods_cost_nobody_else_a_thread(target: Target, path: str) -> 
         )
 
 
+@pytest.mark.slow
 def test_a_message_in_small_pieces_does_not_stop_validation(target: Target) -> None:
     """Calls that have sent a part of their message wait without harm."""
     with ExitStack() as stack:
