@@ -20,7 +20,7 @@ from keybearer_service.keyring import Keyring
 from keybearer_service.keys import Expiration, Minted, NewKey
 from keybearer_service.model import RequestRecord, User, UserType
 from keybearer_service.sources import SystemClock, SystemEntropy
-from keybearer_service.storage import AuditQuery, Page, Store, Writer
+from keybearer_service.storage import AuditQuery, Page, Store, StoreLockedError, Writer
 from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.validation import ANY_KEY, Question
 from reliability.plants import Replaced, StaleReads
@@ -136,10 +136,13 @@ class Arena:
             barrier.wait(30)
             self._pauses.before_begin = swept[number] if number < len(swept) else late
             self._pauses.before_commit = late / 5
-            try:
-                return action()
-            except ServiceError as refusal:
-                return refusal
+            while True:
+                try:
+                    return action()
+                except ServiceError as refusal:
+                    return refusal
+                except StoreLockedError:  # a busy machine; callers would try again too
+                    self.seen["waited too long"] += 1
 
         futures = [
             self._threads.submit(run, number, action, self.random.uniform(0, LONGEST_DELAY_S))
