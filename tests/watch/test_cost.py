@@ -1,0 +1,182 @@
+"""What honest checks cost: the one that checks, the service it guards, and the server it watches."""
+
+import statistics
+import subprocess
+import sys
+import timeit
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import generator
+from harness import Stubs
+from keybearer import CachingVerifier, KeybearerClient
+from keybearer.v1 import token_service_pb2 as pb
+from reliability.processes import ServerProcess, environment, init, serving
+from watch import echo
+from watch.figures import note
+from watch.hammer import warm
+
+CHECK_US = 5.0
+GUARDED_SHARE = 0.95
+PARKED = 200
+PARKED_COST = 1.20
+
+
+class Program:
+    """A program of ours in a process of its own, asked and answering line by line."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, line: str, *, answered: bool = True) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+        return self._process.stdout.readline().strip() if answered else ""
+
+    def close(self) -> None:
+        self._process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ServerProcess, Stubs]]:
+    """A service in a process of its own."""
+    data_dir = tmp_path_factory.mktemp("cost") / "data"
+    token = init(data_dir)["token"]
+    with serving(data_dir) as server:
+        yield server, server.stubs(token)
+
+
+def _check_us(served: tuple[ServerProcess, Stubs]) -> float:
+    server, admin = served
+    token = admin.create_key(scopes=["clusters.read"]).token
+    client = KeybearerClient(server.address, token=admin.token, tls=False)
+    with CachingVerifier(client) as verifier:
+        assert warm(verifier, token)
+        runs = timeit.repeat(lambda: verifier.verify(token), number=1000, repeat=200)
+        assert verifier.stats().misses < 100
+    return statistics.median(runs) / 1000 * 1e6
+
+
+def test_a_check_costs_microseconds(served: tuple[ServerProcess, Stubs]) -> None:
+    """Ten times the target is a mistake on any machine."""
+    assert _check_us(served) < 10 * CHECK_US
+
+
+@pytest.mark.slow
+def test_a_check_costs_five_microseconds(served: tuple[ServerProcess, Stubs]) -> None:
+    """Median of 200 runs of 1,000."""
+    cost = _check_us(served)
+    note(f"cached check: median {cost:.2f} us, 200 runs of 1,000")
+    assert cost <= CHECK_US
+
+
+def _guarded_shares(served: tuple[ServerProcess, Stubs], pairs: int, seconds: float) -> list[float]:
+    """Measure both services in turn; answer guarded over unguarded throughput of each pair."""
+    server, admin = served
+    token = admin.create_key(scopes=["clusters.*"]).token
+    program = Program("watch.echo", server.address)
+    ports = [int(port) for port in program.ask(admin.token).split()]
+    bodies = [generator.message(b"hello")]
+
+    def rate(port: int) -> float:
+        report = generator.run(
+            port=port,
+            path=echo.PATH,
+            metadata=[("authorization", f"Bearer {token}")],
+            bodies=bodies,
+            check=lambda reply: reply == b"hello",
+            seconds=seconds,
+            connections=4,
+            in_flight=4,
+        )
+        assert report.wrong == 0
+        return report.rate
+
+    rate(ports[1])
+    shares = []
+    for number in range(pairs):
+        # The order alternates, so that whatever drifts does not favour one of them.
+        first, second = ports if number % 2 == 0 else ports[::-1]
+        rates = {first: rate(first), second: rate(second)}
+        shares.append(rates[ports[1]] / rates[ports[0]])
+    program.close()
+    return shares
+
+
+def test_a_guarded_service_keeps_most_of_its_throughput(
+    served: tuple[ServerProcess, Stubs],
+) -> None:
+    """Far from the target is a mistake on any machine."""
+    assert statistics.median(_guarded_shares(served, 3, 0.5)) > 0.6
+
+
+@pytest.mark.slow
+def test_a_guarded_service_keeps_its_throughput(served: tuple[ServerProcess, Stubs]) -> None:
+    """≥ 0.95, median of 10 interleaved pairs."""
+    shares = _guarded_shares(served, 10, 3.0)
+    median = statistics.median(shares)
+    note(
+        f"guarded over unguarded echo: median {median:.3f}, from {min(shares):.3f} to "
+        f"{max(shares):.3f}, 10 interleaved pairs of 3 s"
+    )
+    assert median >= GUARDED_SHARE
+
+
+def _parked_costs(served: tuple[ServerProcess, Stubs], pairs: int, seconds: float) -> list[float]:
+    """Measure ValidateToken with and without parked watchers; answer the ratios of p95."""
+    server, admin = served
+    token = admin.create_key().token
+    program = Program("watch.parked", server.address, str(PARKED))
+    program.ask(admin.token, answered=False)
+    body = generator.message(pb.ValidateTokenRequest(token=token).SerializeToString())
+
+    def p95() -> float:
+        report = generator.run(
+            port=int(server.address.rpartition(":")[2]),
+            path="/keybearer.v1.TokenService/ValidateToken",
+            metadata=[("authorization", f"Bearer {admin.token}")],
+            bodies=[body],
+            check=lambda reply: pb.ValidateTokenResponse.FromString(reply).valid,
+            seconds=seconds,
+            connections=2,
+            in_flight=1,
+        )
+        assert report.wrong == 0
+        return report.percentile(0.95)
+
+    p95()
+    ratios = []
+    for _ in range(pairs):
+        alone = p95()
+        assert program.ask("on") == "on"
+        ratios.append(p95() / alone)
+        assert program.ask("off") == "off"
+    program.close()
+    return ratios
+
+
+def test_parked_watchers_do_not_stop_validation(served: tuple[ServerProcess, Stubs]) -> None:
+    """Far from the target is a mistake on any machine."""
+    assert statistics.median(_parked_costs(served, 1, 1.0)) < 10
+
+
+@pytest.mark.slow
+def test_parked_watchers_hardly_move_validation(served: tuple[ServerProcess, Stubs]) -> None:
+    """200 of them, pinging at 2 Hz, move its p95 by no more than 20 %; median of 10 pairs."""
+    ratios = _parked_costs(served, 10, 4.0)
+    median = statistics.median(ratios)
+    note(
+        f"p95 of ValidateToken with {PARKED} watchers over without: median {median:.3f}, from "
+        f"{min(ratios):.3f} to {max(ratios):.3f}, 10 interleaved pairs of 4 s"
+    )
+    assert median <= PARKED_COST

@@ -1,0 +1,221 @@
+"""Create, validate, revoke, rotate, disable, enable, all at once: one order explains what was seen.
+
+Answers of the server itself are held to the letter. Answers of caching verifiers may lag by SLACK.
+"""
+
+import random
+import time
+from collections.abc import Iterator
+from concurrent import futures
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import Stubs, message
+from keybearer import CachingVerifier, KeybearerClient
+from keybearer.answers import Question
+from keybearer.models import Verdict
+from keybearer.v1 import api_key_service_pb2
+from reliability.processes import ServerProcess, init, serving
+from watch.figures import note
+from watch.linearizable import NEVER, Operation, is_linearizable
+
+SLACK_S = 0.5
+"""How far a connected verifier may lag; far above what was measured, far below the lease."""
+VERIFIERS = 3
+CHANGES = 10
+READERS = 4
+READS = 12
+
+
+class Player:
+    """Makes histories of one key each."""
+
+    def __init__(self, server: ServerProcess, admin: Stubs) -> None:
+        self._stack = ExitStack()
+        self.admin = admin
+        validator = admin.create_key(role="ROLE_VALIDATOR").token
+        self.verifiers = [
+            self._stack.enter_context(
+                CachingVerifier(KeybearerClient(server.address, token=validator, tls=False))
+            )
+            for _ in range(VERIFIERS)
+        ]
+        assert all(verifier.wait_for_lease(20) for verifier in self.verifiers)
+        self._late = self._stack.enter_context(futures.ThreadPoolExecutor(32))
+
+    def close(self) -> None:
+        self._stack.close()
+
+    def plant(self) -> None:
+        """Keep whatever comes, up to 300 ms late: the store race without its guard."""
+        chance = random.Random(0)
+        for verifier in self.verifiers:
+            answers = verifier._engine.answers
+            store = answers.store
+
+            def store_late(question: Question, verdict: Verdict, store: Any = store) -> bool:
+                self._late.submit(_later, chance.uniform(0, 0.3), store, question, verdict)
+                return False
+
+            answers._may_keep = lambda *_: True  # type: ignore[method-assign]
+            answers.store = store_late  # type: ignore[method-assign]
+
+    def play(self, seed: int) -> tuple[list[Operation], list[Operation]]:
+        """Play with one key; answer what the server said, and what the verifiers said."""
+        chance = random.Random(seed)
+        changes: list[Operation] = []
+        tokens: list[str] = []
+        key_id = ""
+
+        def change(kind: str, send: Any) -> Any:
+            began = time.monotonic()
+            answer = send()
+            changes.append(Operation(began, time.monotonic(), kind))
+            return answer
+
+        created = change("create", self.admin.create_key)
+        key_id = created.api_key.id
+        tokens.append(created.token)
+        with futures.ThreadPoolExecutor(READERS) as pool:
+            readers = [
+                pool.submit(self._read, chance.randrange(2**32), tokens, number)
+                for number in range(READERS)
+            ]
+            for _ in range(CHANGES):
+                time.sleep(chance.uniform(0, 0.25))
+                kind = chance.choice(["disable", "enable", "disable", "enable", "rotate"])
+                answer = change(kind, lambda kind=kind: self._change(kind, key_id))
+                if kind == "rotate":
+                    tokens.append(answer.token)
+            change("revoke", lambda: self.admin.revoke(key_id))
+            time.sleep(SLACK_S)
+            reads = [reader.result() for reader in readers]
+            last = self._read(chance.randrange(2**32), tokens, 1, pause=0.01)
+        strict = [one for number, part in enumerate(reads) if number == 0 for one in part]
+        lagging = [one for number, part in enumerate(reads) if number for one in part]
+        return changes + strict, changes + lagging + last
+
+    def _change(self, kind: str, key_id: str) -> Any:
+        if kind == "rotate":
+            return self.admin.keys.RotateApiKey(
+                message(api_key_service_pb2.RotateApiKeyRequest, id=key_id)
+            )
+        if kind == "disable":
+            return self.admin.keys.DisableApiKey(
+                api_key_service_pb2.DisableApiKeyRequest(id=key_id)
+            )
+        return self.admin.keys.EnableApiKey(api_key_service_pb2.EnableApiKeyRequest(id=key_id))
+
+    def _read(
+        self, seed: int, tokens: list[str], reader: int, pause: float = 0.22
+    ) -> list[Operation]:
+        """Check tokens now and then: reader 0 asks the server, the others a verifier."""
+        chance = random.Random(seed)
+        found = []
+        for _ in range(READS):
+            time.sleep(chance.uniform(0, pause))
+            secret = chance.choice([len(tokens), len(tokens), chance.randrange(len(tokens)) + 1])
+            token = tokens[secret - 1]
+            began = time.monotonic()
+            if reader == 0:
+                allowed = self.admin.outcome(token) == "VALID"
+            else:
+                allowed = self.verifiers[reader - 1].verify(token).valid
+            found.append(Operation(began, time.monotonic(), "verify", secret, allowed))
+        return found
+
+
+def _later(pause: float, work: Any, *arguments: Any) -> None:
+    time.sleep(pause)
+    work(*arguments)
+
+
+@pytest.fixture
+def player(tmp_path: Path) -> Iterator[Player]:
+    """A service in a process of its own, and verifiers of it."""
+    token = init(tmp_path / "data")["token"]
+    with serving(tmp_path / "data") as server:
+        player = Player(server, server.stubs(token))
+        yield player
+        player.close()
+
+
+def _unexplained(player: Player, histories: int, at_once: int, seed: int) -> tuple[int, int]:
+    """Answer how many histories have no order: of the server's answers, of the verifiers'."""
+    with futures.ThreadPoolExecutor(at_once) as pool:
+        played = list(pool.map(player.play, range(seed, seed + histories)))
+    return (
+        sum(not is_linearizable(strict) for strict, _ in played),
+        sum(not is_linearizable(lagging, SLACK_S) for _, lagging in played),
+    )
+
+
+def test_every_history_has_an_explanation_and_a_planted_bug_has_none(
+    player: Player, seed: int
+) -> None:
+    """24 histories; then 24 without the guard."""
+    assert _unexplained(player, 24, 12, seed) == (0, 0)
+    player.plant()
+    server, verifiers = _unexplained(player, 24, 12, seed)
+    note(f"history checker, planted: {verifiers} of 24 histories without an explanation")
+    assert server == 0
+    assert verifiers > 0
+
+
+@pytest.mark.slow
+def test_every_history_has_an_explanation_2000_times(player: Player, seed: int) -> None:
+    """2,000 histories: 0 violations."""
+    found = _unexplained(player, 2000, 16, seed)
+    note(f"history checker: {found} unexplained (server, verifiers) in 2,000 histories")
+    assert found == (0, 0)
+
+
+# --- the checker itself ---------------------------------------------------------------------------
+
+
+def _history(*steps: tuple[float, float, str] | tuple[float, float, str, int, bool]) -> Any:
+    return [Operation(*step) for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("history", "slack", "explained"),
+    [
+        (_history((0, 1, "create"), (2, 3, "verify", 1, True)), 0, True),
+        (_history((0, 1, "create"), (2, 3, "verify", 1, False)), 0, False),
+        (_history((0, 4, "create"), (2, 3, "verify", 1, False)), 0, True),
+        (_history((0, 1, "create"), (2, 3, "revoke"), (4, 5, "verify", 1, True)), 0, False),
+        (_history((0, 1, "create"), (2, 3, "revoke"), (4, 5, "verify", 1, True)), 1.5, True),
+        (_history((0, 1, "create"), (2, NEVER, "revoke"), (4, 5, "verify", 1, True)), 0, True),
+        (_history((0, 1, "create"), (2, NEVER, "revoke"), (4, 5, "verify", 1, False)), 0, True),
+        (_history((0, 1, "create"), (2, 3, "rotate"), (4, 5, "verify", 1, False)), 0, True),
+        (_history((0, 1, "create"), (2, 3, "rotate"), (4, 5, "verify", 2, True)), 0, True),
+        (_history((0, 1, "create"), (2, 3, "rotate"), (4, 5, "verify", 1, True)), 0, False),
+        (
+            _history(
+                (0, 1, "create"),
+                (2, 3, "disable"),
+                (4, 5, "verify", 1, False),
+                (6, 7, "enable"),
+                (8, 9, "verify", 1, True),
+            ),
+            0,
+            True,
+        ),
+        (
+            _history(
+                (0, 1, "create"),
+                (2, 9, "disable"),
+                (3, 4, "verify", 1, False),
+                (5, 6, "verify", 1, True),
+            ),
+            0,
+            False,
+        ),
+    ],
+)
+def test_the_checker_tells_right_from_wrong(history: Any, slack: float, explained: bool) -> None:  # noqa: FBT001 - a column of the table
+    """A table of small histories."""
+    assert is_linearizable(history, slack) is explained

@@ -1,0 +1,180 @@
+"""The store race: something changes between the server's reading and the client's keeping."""
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from concurrent import futures
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import Stubs
+from keybearer import CachingVerifier, KeybearerClient, Role
+from keybearer.answers import Answers, Question
+from keybearer.models import Identity, Outcome, Verdict
+from reliability.processes import init, serving
+from watch.figures import note
+
+TOKEN = "kbear1_a"
+_PAUSES = (0.0, 0.0, 1e-6, 1e-5, 1e-4)
+
+
+def _unguarded(answers: Answers) -> None:
+    """Plant the bug: keep whatever comes."""
+    answers._may_keep = lambda *_: answers._started  # type: ignore[method-assign]
+
+
+def _races(seed: int, trials: int, *, guarded: bool) -> int:
+    """Let a change and an answer from before it meet; answer how often the answer survived."""
+    chance = random.Random(seed)
+    answers = Answers("", max_entries=10, max_negative=10)
+    if not guarded:
+        _unguarded(answers)
+    answers.hello("epoch", 0)
+    together = threading.Barrier(2)
+    stale = 0
+    work: list[Any] = [None, 0.0]
+
+    def keep() -> None:
+        while True:
+            together.wait()
+            if work[0] is None:
+                return
+            time.sleep(work[1])
+            answers.store(*work[0])
+            together.wait()
+
+    keeper = threading.Thread(target=keep)
+    keeper.start()
+    for revision in range(trials):
+        identity = Identity(
+            key_id="k",
+            account_id="a",
+            owner_id="o",
+            effective_role=Role.DEVELOPER,
+            granted_role=Role.DEVELOPER,
+        )
+        verdict = Verdict(
+            outcome=Outcome.VALID,
+            identity=identity,
+            cache_for=timedelta(seconds=60),
+            revision=revision,
+        )
+        work[:] = [(answers.begin(TOKEN, 0), verdict), chance.choice(_PAUSES)]
+        together.wait()
+        time.sleep(chance.choice(_PAUSES))
+        answers.invalidate(("key_id", "k"), revision + 1, 0)
+        together.wait()
+        answers.pong(0, revision + 1)
+        stale += answers.find(TOKEN, 0) is not None
+    work[0] = None
+    together.wait()
+    keeper.join()
+    return stale
+
+
+def test_an_answer_from_before_a_change_is_never_kept(seed: int) -> None:
+    """Two threads, 5,000 times."""
+    assert _races(seed, 5_000, guarded=True) == 0
+
+
+def test_without_the_guard_it_is(seed: int) -> None:
+    """The planted bug is seen."""
+    assert _races(seed, 500, guarded=False) > 0
+
+
+@pytest.mark.slow
+def test_an_answer_from_before_a_change_is_never_kept_100_000_times(seed: int) -> None:
+    """Two threads, 100,000 times."""
+    stale = _races(seed, 100_000, guarded=True)
+    note(f"store race, two threads: {stale} stale in 100,000")
+    assert stale == 0
+
+
+# --- with a server, a stream, and answers that are held up before they are kept -------------------
+
+
+class Race:
+    """Verifiers of a service whose answers reach their memory up to 50 ms late."""
+
+    def __init__(self, address: str, admin: Stubs) -> None:
+        self.admin = admin
+        client = KeybearerClient(
+            address, token=admin.create_key(role="ROLE_VALIDATOR").token, tls=False
+        )
+        self.verifier = CachingVerifier(client)
+        self._chance = random.Random(0)
+        answers = self.answers = self.verifier._engine.answers
+        store = answers.store
+        self._late = futures.ThreadPoolExecutor(64)
+        self._kept: dict[bytes, futures.Future[Any]] = {}
+
+        def store_late(question: Question, verdict: Verdict) -> bool:
+            pause = self._chance.choice([0, self._chance.uniform(0, 0.05)])
+            self._kept[question.mac] = self._late.submit(_later, pause, store, question, verdict)
+            return False
+
+        answers.store = store_late  # type: ignore[method-assign]
+        assert self.verifier.wait_for_lease(20)
+
+    def close(self) -> None:
+        self.verifier.close()
+        self._late.shutdown()
+
+    def trial(self, seed: int) -> bool:
+        """Check and revoke at once; tell whether the check's answer outlived the revocation."""
+        chance = random.Random(seed)
+        created = self.admin.create_key()
+        with futures.ThreadPoolExecutor(1) as pool:
+            check = pool.submit(
+                _later, chance.uniform(0, 0.01), self.verifier.verify, created.token
+            )
+            time.sleep(chance.uniform(0, 0.03))
+            self.admin.revoke(created.api_key.id)
+            check.result()
+        revision = self.admin.validate(created.token).revision
+        until = time.monotonic() + 10
+        while self.answers.position[1] < revision:
+            assert time.monotonic() < until, "the change was never told"
+            time.sleep(0.002)
+        self._kept[self.answers.mac(created.token)].result()
+        found = self.answers.find(created.token, 0)
+        return found is not None and found.valid
+
+
+def _later(pause: float, work: Any, *arguments: Any) -> Any:
+    time.sleep(pause)
+    return work(*arguments)
+
+
+@pytest.fixture
+def race(tmp_path: Path) -> Iterator[Race]:
+    """A service in a process of its own."""
+    token = init(tmp_path / "data")["token"]
+    with serving(tmp_path / "data") as server:
+        race = Race(server.address, server.stubs(token))
+        yield race
+        race.close()
+
+
+def _trials(race: Race, count: int, seed: int) -> int:
+    with futures.ThreadPoolExecutor(24) as pool:
+        return sum(pool.map(race.trial, range(seed, seed + count)))
+
+
+def test_no_revoked_key_stays_kept_and_without_the_guard_some_do(race: Race, seed: int) -> None:
+    """200 revocations with the guard, then the planted bug."""
+    assert _trials(race, 200, seed) == 0
+    _unguarded(race.answers)
+    assert _trials(race, 200, seed) > 0
+
+
+@pytest.mark.slow
+def test_no_revoked_key_stays_kept_100_000_times(race: Race, seed: int) -> None:
+    """0 stale in 100,000."""
+    stale = _trials(race, 100_000, seed)
+    note(f"store race, with server and stream: {stale} stale in 100,000")
+    assert stale == 0
