@@ -441,9 +441,9 @@ def pepper_list(
             "id": pepper.id,
             "created": _moment(pepper.create_time),
             "retired": "" if pepper.retire_time is None else _moment(pepper.retire_time),
-            "live_secrets": pepper.live_secrets,
+            "live_secrets": live_secrets,
         }
-        for pepper in peppers
+        for pepper, live_secrets in peppers
     ]
     if output is Output.JSON:
         typer.echo(json.dumps({"peppers": rows}))

@@ -80,7 +80,7 @@ class Keyring:
             KeyringError: One is missing, or is not the one the database was written with.
         """
         for known in peppers:
-            if known.retire_time is not None and not known.live_secrets:
+            if known.retire_time is not None:
                 continue
             if not hmac.compare_digest(_check_value(self.pepper(known.id)), known.check):
                 raise KeyringError(

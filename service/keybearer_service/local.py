@@ -354,10 +354,10 @@ def add_pepper(core: Core) -> Pepper:
         return pepper
 
 
-def list_peppers(core: Core) -> list[Pepper]:
-    """Answer all peppers, newest first."""
+def list_peppers(core: Core) -> list[tuple[Pepper, int]]:
+    """Answer all peppers, newest first, with the number of live secrets that need each."""
     with core.store.read() as reader:
-        return list(reader.peppers())
+        return [(pepper, reader.live_secrets(pepper.id)) for pepper in reader.peppers()]
 
 
 def retire_pepper(core: Core, pepper_id: str) -> None:
@@ -373,9 +373,10 @@ def retire_pepper(core: Core, pepper_id: str) -> None:
             raise LocalError(f"there is no pepper {pepper_id!r}; see `pepper list`")
         if pepper.retire_time is not None:
             raise LocalError(f"the pepper {pepper_id} is retired already")
-        if pepper.live_secrets:
+        live_secrets = change.tx.live_secrets(pepper_id)
+        if live_secrets:
             raise LocalError(
-                f"the pepper {pepper_id} is needed by {pepper.live_secrets} live secrets; "
+                f"the pepper {pepper_id} is needed by {live_secrets} live secrets; "
                 "rotate or revoke their keys first"
             )
         if sum(one.retire_time is None for one in peppers.values()) == 1:

@@ -414,7 +414,7 @@ class Pepper:
     """HMAC of a fixed text under the pepper: tells a wrong file from the right one."""
     create_time: int
     retire_time: int | None = None
-    live_secrets: int = 0
+    """Since when no unrevoked secret needs it, and none ever will."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

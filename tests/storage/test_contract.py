@@ -346,10 +346,9 @@ def test_peppers_are_newest_first_with_their_unrevoked_secrets(
         rotated = replace(filled.key, secret_version=2, overlap_end_time=START + DAY)
         tx.replace_secret(rotated, sample_secret(2)._replace(pepper_id="pepper02"), sample_secret())
     with store.read() as reader:
-        assert [(one.id, one.live_secrets) for one in reader.peppers()] == [
-            ("pepper02", 1),
-            (PEPPER, 1),
-        ]
+        ids = [one.id for one in reader.peppers()]
+        assert [(one, reader.live_secrets(one)) for one in ids] == [("pepper02", 1), (PEPPER, 1)]
+        assert reader.live_secrets("unknown") == 0
 
 
 def test_a_retired_pepper_says_since_when(store: Store, filled: Filling) -> None:

@@ -61,7 +61,7 @@ def test_a_wrong_pepper_is_refused_by_name(directory: Path) -> None:
 
 def test_a_missing_pepper_is_refused_by_name(directory: Path) -> None:
     """A pepper that live secrets need must be there."""
-    pepper = Pepper(id="gone", check=b"", create_time=START, live_secrets=1)
+    pepper = Pepper(id="gone", check=b"", create_time=START)
     with pytest.raises(KeyringError, match="gone"):
         Keyring(directory).verify([pepper])
 

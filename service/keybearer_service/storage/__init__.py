@@ -202,7 +202,11 @@ class Reader(Protocol):
         ...
 
     def peppers(self) -> Sequence[Pepper]:
-        """Answer every pepper, newest first, with the number of unrevoked secrets under it."""
+        """Answer every pepper, newest first. Every mint asks, so no key is looked at."""
+        ...
+
+    def live_secrets(self, pepper_id: str) -> int:
+        """Count the unrevoked secrets under a pepper, old ones of rotations too."""
         ...
 
     def changes_after(self, revision: int, limit: int) -> Sequence[Change]:

@@ -237,10 +237,8 @@ def row_from_new_api_key(key: ApiKey, secret: StoredSecret) -> Columns:
 
 
 def pepper_from_row(row: Row) -> Pepper:
-    """Read id, check_value, create_time, retire_time and the number of live secrets."""
-    return Pepper(
-        id=row[0], check=row[1], create_time=row[2], retire_time=row[3], live_secrets=row[4]
-    )
+    """Read id, check_value, create_time and retire_time."""
+    return Pepper(id=row[0], check=row[1], create_time=row[2], retire_time=row[3])
 
 
 def request_record_from_row(row: Row) -> RequestRecord:

@@ -480,12 +480,17 @@ class _SqliteReader:
 
     def peppers(self) -> Sequence[Pepper]:
         found = self._all(
-            "SELECT p.id, p.check_value, p.create_time, p.retire_time,"
-            " (SELECT count(*) FROM api_keys WHERE pepper_id = p.id AND revoke_time IS NULL)"
-            " + (SELECT count(*) FROM api_keys WHERE old_pepper_id = p.id AND revoke_time IS NULL)"
-            " FROM peppers p ORDER BY p.create_time DESC, p.rowid DESC"
+            "SELECT id, check_value, create_time, retire_time FROM peppers"
+            " ORDER BY create_time DESC, rowid DESC"
         )
         return [rows.pepper_from_row(row) for row in found]
+
+    def live_secrets(self, pepper_id: str) -> int:
+        return self._count(
+            "SELECT total((pepper_id = ?1) + coalesce(old_pepper_id = ?1, 0)) FROM api_keys"
+            " WHERE revoke_time IS NULL AND (pepper_id = ?1 OR old_pepper_id = ?1)",
+            pepper_id,
+        )
 
     def changes_after(self, revision: int, limit: int) -> Sequence[Change]:
         found = self._all(
