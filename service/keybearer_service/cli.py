@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -29,7 +28,7 @@ from keybearer_service.keyring import KeyringError
 from keybearer_service.keys import Expiration
 from keybearer_service.local import LocalError
 from keybearer_service.server import ListenError
-from keybearer_service.sources import SECOND, SystemClock, SystemEntropy
+from keybearer_service.sources import SECOND, SystemClock, SystemEntropy, rfc3339
 from keybearer_service.storage import StoreError, dbapi
 from keybearer_service.tls import TlsError
 from keybearer_service.tokens import DEFAULT_PREFIX
@@ -354,7 +353,7 @@ def restore(
         SystemEntropy(),
     )
     age = (clock.now() - restored.last_change) // SECOND
-    last = _moment(restored.last_change)
+    last = rfc3339(restored.last_change)
     _answer(
         {"epoch": restored.epoch, "keys": restored.keys, "last_change": last, "age_seconds": age},
         f"Restored {restored.keys} keys. The last change in the backup is of {last}, {age} s ago.\n"
@@ -439,8 +438,8 @@ def pepper_list(
     rows = [
         {
             "id": pepper.id,
-            "created": _moment(pepper.create_time),
-            "retired": "" if pepper.retire_time is None else _moment(pepper.retire_time),
+            "created": rfc3339(pepper.create_time),
+            "retired": "" if pepper.retire_time is None else rfc3339(pepper.retire_time),
             "live_secrets": live_secrets,
         }
         for pepper, live_secrets in peppers
@@ -547,10 +546,6 @@ def _head(text: str) -> tuple[int, bytes]:
         return int(seq), bytes.fromhex(head)
     except ValueError:
         raise refusal from None
-
-
-def _moment(micros: int) -> str:
-    return datetime.fromtimestamp(micros // SECOND, UTC).isoformat()
 
 
 def _sqlite_version() -> str:

@@ -30,7 +30,7 @@ from keybearer_service.model import (
 )
 from keybearer_service.pages import PageTokens
 from keybearer_service.replays import Repeatable
-from keybearer_service.sources import Entropy
+from keybearer_service.sources import Entropy, rfc3339
 from keybearer_service.storage import NEVER, UNUSED, KeyQuery, Reader, SortKey, Store
 from keybearer_service.usage import UsageRecorder
 from keybearer_service.validation import Validator
@@ -560,7 +560,8 @@ _AUDITED = (
 
 def _differences(before: ApiKey | None, after: ApiKey, now: int) -> Sequence[FieldChange]:
     texts = [
-        (name, _text(getattr(before, name, None)), _text(getattr(after, name))) for name in _AUDITED
+        (name, _text(name, getattr(before, name, None)), _text(name, getattr(after, name)))
+        for name in _AUDITED
     ]
     changes = [FieldChange(*text) for text in texts if text[1] != text[2]]
     old_state = "" if before is None else before.state_at(now).name
@@ -569,9 +570,11 @@ def _differences(before: ApiKey | None, after: ApiKey, now: int) -> Sequence[Fie
     return changes
 
 
-def _text(value: object) -> str:
+def _text(name: str, value: object) -> str:
     if value is None:
         return ""
+    if name.endswith("_time") and isinstance(value, int):
+        return rfc3339(value)
     if isinstance(value, Role | RevocationReason):
         return value.name
     if isinstance(value, tuple):

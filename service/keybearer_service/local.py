@@ -29,7 +29,7 @@ from keybearer_service.model import (
     User,
     UserType,
 )
-from keybearer_service.sources import Clock, Entropy
+from keybearer_service.sources import Clock, Entropy, rfc3339
 from keybearer_service.storage import Reader
 from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.users import NewUser, insert_user
@@ -158,7 +158,7 @@ def issue_admin_token(core: Core, email: str, account_id: str, ttl: int) -> Mint
             target_id=minted.key.id,
             changes=(
                 FieldChange("owner_id", "", user.id),
-                FieldChange("expire_time", "", str(minted.key.expire_time)),
+                FieldChange("expire_time", "", rfc3339(minted.key.expire_time or 0)),
             ),
         )
         change.invalidate(SubjectKind.KEY, minted.key.id, account_id)

@@ -3,6 +3,7 @@
 import os
 import secrets
 import time
+from datetime import UTC, datetime
 from typing import Protocol
 
 BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -13,6 +14,12 @@ SECOND = 1_000_000
 MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
+
+
+def rfc3339(micros: int) -> str:
+    """Write a moment for people and audit events: `2023-11-14T22:13:20Z`, fractions as needed."""
+    moment = datetime.fromtimestamp(micros // SECOND, UTC).replace(microsecond=micros % SECOND)
+    return moment.isoformat().replace("+00:00", "Z")
 
 
 class Clock(Protocol):

@@ -12,7 +12,7 @@ from fakes import START, FakeClock
 from harness import Service, Stubs, refused
 from keybearer.v1 import account_service_pb2, audit_event_pb2, audit_service_pb2
 from keybearer_service import local
-from keybearer_service.sources import MINUTE, SECOND
+from keybearer_service.sources import MINUTE, SECOND, rfc3339
 
 Event = audit_event_pb2.AuditEvent
 
@@ -120,7 +120,7 @@ MUTATIONS: dict[str, Expected] = {
         "API_KEY_ROTATED",
         lambda scene, answer: scene.key_id,
         "API_KEY",
-        {"secret_version": ("1", "2"), "overlap_end_time": ("", str(START + SECOND))},
+        {"secret_version": ("1", "2"), "overlap_end_time": ("", rfc3339(START + SECOND))},
     ),
     "RevokeApiKey": Expected(
         lambda scene: scene.admin.revoke(scene.key_id, note="n"),
