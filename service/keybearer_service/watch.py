@@ -309,9 +309,12 @@ class WatchHub:
         self._wake.set()
 
     def ping(self, watcher: Watcher, message: Ping) -> None:
-        """Answer a ping, in the next turn."""
+        """Answer a ping, in the next turn.
+
+        It does not wake the hub: one turn for all the pings of POLL_S costs little, and a pong that
+        comes a little later only takes as much from its watcher's lease.
+        """
         self._pings.append((watcher, message))
-        self._wake.set()
 
     def report(self, watcher: Watcher, message: UsageReport) -> None:
         """Count what a watcher answered from its cache.

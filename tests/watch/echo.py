@@ -17,7 +17,7 @@ RULE = AccessRule(role=Role.DEVELOPER, scopes=("clusters.read",))
 
 def serve(interceptors: list[Any]) -> tuple[grpc.Server, int]:
     """Start a server; answer its port."""
-    handler = grpc.unary_unary_rpc_method_handler(lambda request, _context: request)
+    handler: Any = grpc.unary_unary_rpc_method_handler(lambda request, _context: request)
     server = grpc.server(
         futures.ThreadPoolExecutor(4), interceptors=interceptors, options=[("grpc.so_reuseport", 0)]
     )

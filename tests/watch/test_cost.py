@@ -1,11 +1,10 @@
-"""What honest checks cost: the one that checks, the service it guards, and the server it watches."""
+"""What honest checks cost: who checks, the service that is guarded, the server watched."""
 
 import statistics
 import subprocess
 import sys
 import timeit
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
