@@ -252,8 +252,6 @@ def test_two_workers_answer_with_the_figures_of_both(tmp_path: Path) -> None:
     ):
         for _ in range(40):
             assert client.get("/v1/auth", headers=headers).status_code == 200
-        pids = {name.stem.rpartition("_")[2] for name in stale.glob("counter_*.db")}
-        assert len(pids) == 2
         verdicts = frozenset({("door", "forward_auth"), ("outcome", "VALID")})
         for _ in range(200):
             answers = [figures_of(client.get("/metrics").text) for _ in range(4)]
@@ -261,6 +259,7 @@ def test_two_workers_answer_with_the_figures_of_both(tmp_path: Path) -> None:
             if counts == {40.0}:
                 break
         assert counts == {40.0}  # within a second, which is how often the other one folds
+        assert len(list(stale.glob("counter_*.db"))) == 2  # and both have served
         door = frozenset({("door", "forward_auth")})
         taken = {one["keybearer_validation_duration_seconds_count", door] for one in answers}
         assert taken == {40.0}
