@@ -389,6 +389,17 @@ def test_a_dead_secrets_digest_is_erased_at_the_next_write(
     assert old_digest() is None
 
 
+def test_a_rotation_without_an_overlap_keeps_no_digest_of_the_old_secret(
+    service: Service, admin: Stubs
+) -> None:
+    """It is dead at once, so it is not written at all; a revoked key's overlap ends with it."""
+    key_id = admin.create_key().api_key.id
+    admin.rotate(key_id)
+    record, _ = service.app.core.store.lookup(key_id)
+    assert record is not None
+    assert (record.old_digest, record.old_secret_version) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("how", "reason"), [("expired", "KEY_EXPIRED"), ("revoked", "KEY_REVOKED")]
 )

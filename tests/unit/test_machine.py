@@ -44,7 +44,7 @@ SHORT = settings(
     deadline=None,
     suppress_health_check=list(HealthCheck),
 )
-LONG = settings(SHORT, max_examples=400, stateful_step_count=80)
+LONG = settings(SHORT, max_examples=100, stateful_step_count=60)
 
 T = TypeVar("T")
 ROLES = st.sampled_from([Role.VALIDATOR, Role.DEVELOPER, Role.ADMIN])
@@ -414,5 +414,5 @@ def test_the_service_does_what_the_model_says() -> None:
 
 @pytest.mark.slow
 def test_the_service_does_what_the_model_says_for_long() -> None:
-    """Tens of thousands of steps."""
+    """Thousands of steps."""
     run_state_machine_as_test(Machine, settings=LONG)
