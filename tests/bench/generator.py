@@ -17,6 +17,7 @@ _END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
 _PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _WINDOW_BYTES = 2**30
 _MAX_STREAM = 2**31 - 1000
+_FRAME_HEADER = 9
 
 Check = Callable[[bytes], bool]
 
@@ -99,34 +100,39 @@ class _Connection:
         buffer = self._buffer + data
         position, ended, size = 0, 0, len(buffer)
         now = time.perf_counter()
-        while size - position >= 9:
+        while size - position >= _FRAME_HEADER:
             length = int.from_bytes(buffer[position : position + 3])
-            if size - position - 9 < length:
+            end = position + _FRAME_HEADER + length
+            if end > size:
                 break
             kind, flags = buffer[position + 3], buffer[position + 4]
-            stream = int.from_bytes(buffer[position + 5 : position + 9])
-            payload = buffer[position + 9 : position + 9 + length]
-            position += 9 + length
-            if kind == _DATA and self._check(payload[5:]):
-                self._good.add(stream)
-            elif kind == _SETTINGS and not flags & _ACK:
-                self.socket.sendall(_frame(_SETTINGS, _ACK, 0, b""))
-            elif kind == _PING and not flags & _ACK:
-                self.socket.sendall(_frame(_PING, _ACK, 0, payload))
-            elif kind == _GOAWAY:
-                raise ConnectionError("the server is going away")
+            stream = int.from_bytes(buffer[position + 5 : position + _FRAME_HEADER])
+            self._take(kind, flags, stream, buffer[position + _FRAME_HEADER : end])
+            position = end
             if (flags & _END_STREAM and kind in (_DATA, _HEADERS)) or kind == _RESET:
-                sent = self._open.pop(stream, None)
-                if sent is not None:
-                    ended += 1
-                    report.replies += 1
-                    report.latencies.append(now - sent)
-                    if stream in self._good:
-                        self._good.discard(stream)
-                    else:
-                        report.wrong += 1
+                ended += self._end(stream, now, report)
         self._buffer = buffer[position:]
         return ended
+
+    def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
+        if kind == _DATA:
+            if self._check(payload[5:]):
+                self._good.add(stream)
+        elif kind in (_SETTINGS, _PING) and not flags & _ACK:
+            answer = payload if kind == _PING else b""
+            self.socket.sendall(_frame(kind, _ACK, 0, answer))
+        elif kind == _GOAWAY:
+            raise ConnectionError("the server is going away")
+
+    def _end(self, stream: int, now: float, report: Report) -> int:
+        sent = self._open.pop(stream, None)
+        if sent is None:
+            return 0
+        report.replies += 1
+        report.latencies.append(now - sent)
+        report.wrong += stream not in self._good
+        self._good.discard(stream)
+        return 1
 
 
 def message(body: bytes) -> bytes:
@@ -188,6 +194,43 @@ def run(
     report.seconds = time.perf_counter() - started
     for connection in open_connections:
         connection.socket.close()
+    return report
+
+
+def run_http(*, port: int, requests: Sequence[bytes], seconds: float, connections: int) -> Report:
+    """Send HTTP/1.1 requests for a while; right is a 200 that names an owner and has no body."""
+    report = Report()
+    selector = selectors.DefaultSelector()
+    sent: dict[socket.socket, float] = {}
+    buffers: dict[socket.socket, bytes] = {}
+    turn = 0
+    for _ in range(connections):
+        connection = socket.create_connection(("127.0.0.1", port))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        selector.register(connection, selectors.EVENT_READ)
+        buffers[connection] = b""
+        turn += 1
+        sent[connection] = time.perf_counter()
+        connection.sendall(requests[turn % len(requests)])
+    started = time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        for key, _ in selector.select(timeout=1.0):
+            connection = key.fileobj  # type: ignore[assignment]  # a socket was registered
+            buffers[connection] += connection.recv(1 << 16)
+            if not buffers[connection].endswith(b"\r\n\r\n"):
+                continue
+            head = buffers[connection].lower()
+            buffers[connection] = b""
+            report.replies += 1
+            report.latencies.append(time.perf_counter() - sent[connection])
+            if not head.startswith(b"http/1.1 200") or b"x-keybearer-owner: " not in head:
+                report.wrong += 1
+            turn += 1
+            sent[connection] = time.perf_counter()
+            connection.sendall(requests[turn % len(requests)])
+    report.seconds = time.perf_counter() - started
+    for connection in sent:
+        connection.close()
     return report
 
 

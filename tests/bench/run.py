@@ -20,7 +20,6 @@ from typing import NamedTuple
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bench import generator, seed
-
 from keybearer.v1 import token_service_pb2 as pb
 
 PATH = "/keybearer.v1.TokenService/ValidateToken"
@@ -32,6 +31,7 @@ class Target(NamedTuple):
 
     port: int
     pid: int
+    http_port: int = 0
 
     def cpu_seconds(self) -> float:
         """Answer the processor time it has used, user and system."""
@@ -44,7 +44,7 @@ class Measured(NamedTuple):
 
     report: generator.Report
     cpu_us: float
-    """Processor microseconds a reply: steadier than the rate on a machine that does other things."""
+    """Processor microseconds a reply: steadier than the rate where other things run too."""
 
 
 @contextmanager
@@ -56,18 +56,27 @@ def bare_server() -> Iterator[Target]:
 
 
 @contextmanager
-def keybearer_server(data_dir: Path, workers: int = 1) -> Iterator[Target]:
+def keybearer_server(data_dir: Path, *, workers: int = 1, http: bool = False) -> Iterator[Target]:
     """Run the service as `serve` does."""
     command = [sys.executable, "-m", "keybearer_service", "serve", "--data-dir", str(data_dir)]
     command += ["--listen", "127.0.0.1:0", "--workers", str(workers)]
+    if http:
+        command += ["--http-listen", "127.0.0.1:0"]
     with _process(command) as process:
         assert process.stderr is not None
+        ready = []
+        http_port = 0
         for line in process.stderr:
             event = json.loads(line)
             if event["event"] == "serving":
-                yield Target(event["port"], process.pid)
-                return
-        raise RuntimeError("the server did not start")
+                ready.append(event["port"])
+            elif event["event"] == "serving_http":
+                http_port = event["port"]
+            if len(ready) == workers:
+                break
+        else:
+            raise RuntimeError("the server did not start")
+        yield Target(ready[0], process.pid, http_port)
 
 
 @contextmanager

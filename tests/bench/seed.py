@@ -5,7 +5,6 @@ from pathlib import Path
 
 from fakes import SeededEntropy
 from harness import initialise
-
 from keybearer_service import tokens
 from keybearer_service.keyring import Keyring
 from keybearer_service.sources import SystemClock
