@@ -8,6 +8,7 @@ Times are nanoseconds of one clock that never steps and goes on while the machin
 """
 
 import hashlib
+import random
 import secrets
 import threading
 from collections import OrderedDict
@@ -24,6 +25,9 @@ LEASE: Final = 2 * SECOND
 MAX_CACHE_FOR: Final = 60 * SECOND
 MAX_NEGATIVE_CACHE_FOR: Final = 1 * SECOND
 """What the service never exceeds either, section 3 of the wire contract."""
+SPREAD: Final = 0.2
+"""The share of its time by which an answer may be given up early, so that what hundreds of clients
+learnt when a service started is not asked again by all of them a minute later."""
 MAX_SUBJECTS: Final = 10_000
 """Keys, owners and accounts of which the last change is remembered."""
 MAX_UNREPORTED: Final = 10_000
@@ -104,9 +108,17 @@ class Answers:
         account_id: The account restriction of all the questions.
         max_entries: Positive answers kept.
         max_negative: Negative answers kept, apart, so that guessing does not push out the others.
+        draw: Answers a number from 0 to 1, for spreading what was learnt at one moment.
     """
 
-    def __init__(self, account_id: str, *, max_entries: int, max_negative: int) -> None:
+    def __init__(
+        self,
+        account_id: str,
+        *,
+        max_entries: int,
+        max_negative: int,
+        draw: Callable[[], float] = random.random,
+    ) -> None:
         # The restriction is part of the key, so an answer to another question never fits.
         memory_key = hashlib.blake2b(
             account_id.encode(), key=secrets.token_bytes(_MEMORY_KEY_LENGTH)
@@ -114,6 +126,7 @@ class Answers:
         self._mac: Callable[[], hashlib.blake2b] = hashlib.blake2b(
             key=memory_key, digest_size=_MAC_LENGTH
         ).copy
+        self._draw = draw
         self._max_entries = max_entries
         self._max_negative = max_negative
         self.counts = Counts()
@@ -213,6 +226,7 @@ class Answers:
         while len(self._positive) >= self._max_entries:
             self._make_room()
         limit = min(_nanos(verdict.cache_for), MAX_CACHE_FOR)
+        limit -= int(limit * SPREAD * self._draw())
         self._positive[question.mac] = _Kept(verdict, question.asked_at + limit)
         self._negative.pop(question.mac, None)
         if verdict.identity is not None:

@@ -48,7 +48,7 @@ def invalid(revision: int, outcome: Outcome = Outcome.NOT_FOUND) -> Verdict:
 
 def fresh(max_entries: int = 100, max_negative: int = 10) -> Answers:
     """Answers with a stream at revision 10 and a lease from a ping at 0."""
-    answers = Answers("", max_entries=max_entries, max_negative=max_negative)
+    answers = Answers("", max_entries=max_entries, max_negative=max_negative, draw=lambda: 0.0)
     answers.hello("epoch", 10)
     answers.pong(0, 10)
     return answers
@@ -133,6 +133,17 @@ def test_no_answer_is_used_for_longer_than_a_minute_or_a_second() -> None:
     assert answers.find("kbear1_p", 60 * SECOND + 1) is None
     assert answers.find("kbear1_n", SECOND) is not None
     assert answers.find("kbear1_n", SECOND + 1) is None
+
+
+def test_answers_learnt_at_one_moment_are_not_all_asked_again_at_one_moment() -> None:
+    """Each is given up at a moment of its own, up to a fifth of its time early and never late."""
+    answers = Answers("", max_entries=1000, max_negative=10)
+    answers.hello("epoch", 10)
+    for number in range(1000):
+        keep(answers, valid(10, identity(key=f"k{number}")), f"kbear1_{number}")
+    ends = [kept.good_until / SECOND for kept in answers._positive.values()]
+    assert all(48 <= end <= 60 for end in ends)
+    assert max(ends) - min(ends) > 10
 
 
 # --- what is kept under what ----------------------------------------------------------------------
