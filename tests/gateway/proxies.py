@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,10 +143,27 @@ NAMES = tuple(_START)
 
 @contextmanager
 def running(
-    name: str, directory: Path, keybearer: Keybearer, upstreams: Upstreams
+    name: str,
+    directory: Path,
+    keybearer: Keybearer,
+    upstreams: Upstreams,
+    *,
+    edits: Mapping[str, tuple[str, str]] | None = None,
 ) -> Iterator[Proxy]:
-    """Run a gateway with a copy of its shipped files; skip where it is not installed."""
+    """Run a gateway with a copy of its shipped files; skip where it is not installed.
+
+    Args:
+        name: Which one.
+        directory: Where the copy goes.
+        keybearer: Where it asks.
+        upstreams: Where it leads to.
+        edits: By file, a text and what stands there in its place, to plant a bug.
+    """
     shutil.copytree(SHIPPED / name, directory)
+    for file, (text, other) in (edits or {}).items():
+        shipped = (directory / file).read_text()
+        assert text in shipped, f"{file} does not say {text}"
+        (directory / file).write_text(shipped.replace(text, other))
     command, proxy = _START[name](directory, keybearer, upstreams)
     environment = {
         "KEYBEARER_GATEWAY_TOKEN": keybearer.token,
