@@ -182,6 +182,15 @@ def test_stopping_writes_what_is_left(store: WatchedStore, recorder: UsageRecord
     assert counted(store) == (4, START + DAY)
 
 
+def test_stopping_writes_also_when_no_writer_was_started(
+    store: WatchedStore, recorder: UsageRecorder
+) -> None:
+    """As for a local command, or a writer that has just looked for the last time."""
+    recorder.add_many(KEY, 1, START + DAY, 4)
+    recorder.stop()
+    assert counted(store) == (4, START + DAY)
+
+
 def test_the_writer_outlives_what_it_cannot_foresee(store: WatchedStore) -> None:
     """An error of another kind ends neither the thread nor a caller."""
     recorder = UsageRecorder(store, flush_interval_s=0.01)
