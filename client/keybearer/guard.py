@@ -5,7 +5,6 @@ know, a method without a rule, and any exception.
 """
 
 import logging
-import re
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextvars import ContextVar
@@ -38,8 +37,6 @@ HEALTH_AND_REFLECTION: Final = frozenset(
 """The methods that probes and tools call without a credential."""
 
 _REALM = 'Bearer realm="keybearer"'
-# Any visible character but a comma: two headers that were joined into one are not one header.
-_BEARER = re.compile(r"bearer +([!-+\--~]+)", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,8 +244,12 @@ def _bearer_token(authorization: Sequence[str]) -> str | None:
     """Answer the token; None unless there is exactly one value, of the form `Bearer <token>`."""
     if len(authorization) != 1:
         return None
-    match = _BEARER.fullmatch(authorization[0])
-    return None if match is None else match[1]
+    scheme, _, token = authorization[0].partition(" ")
+    token = token.lstrip(" ")
+    if scheme.lower() != "bearer" or not (token.isascii() and token.isprintable()):
+        return None
+    # Two headers that were joined into one are not one header.
+    return None if not token or " " in token or "," in token else token
 
 
 def _judge(verdict: Verdict, rule: AccessRule) -> Identity | Denial:
