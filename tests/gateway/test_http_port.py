@@ -13,6 +13,7 @@ from gateway.asking import DOORS, check_request, forward_auth_request, reason_in
 from gateway.support import Cast, Gated, cast, gated, tls_files
 from harness import refused
 from keybearer_service.config import ConfigError, load
+from keybearer_service.errors import StoreUnavailable
 from keybearer_service.http_ports import HttpConfig, HttpPorts
 from keybearer_service.server import Listener, ListenError
 from keybearer_service.tls import TlsFiles
@@ -232,6 +233,20 @@ def test_an_outage_between_gateway_and_client_is_no_verdict(
     monkeypatch.setattr(pipeline, "_authenticate", validator.authenticate)
     with world.outage():
         answer = DOORS[door](world, keys.gateway, keys.good, ())
+    assert (answer.kind, answer.reason) == ("unavailable", "STORE_UNAVAILABLE")
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_pepper_that_is_missing_is_no_verdict(
+    world: Gated, keys: Cast, monkeypatch: pytest.MonkeyPatch, door: str
+) -> None:
+    """What the use case itself calls unavailable is so at every door."""
+
+    def unavailable(_question: object) -> None:
+        raise StoreUnavailable
+
+    monkeypatch.setattr(world.service.app.core.validator, "judge", unavailable)
+    answer = DOORS[door](world, keys.gateway, keys.good, ())
     assert (answer.kind, answer.reason) == ("unavailable", "STORE_UNAVAILABLE")
 
 
