@@ -34,6 +34,7 @@ from keybearer_service.servicers.audit import AuditServicer
 from keybearer_service.servicers.tokens import TokenServicer
 from keybearer_service.servicers.users import UserServicer
 from keybearer_service.sources import Clock, Entropy, SystemClock, SystemEntropy
+from keybearer_service.storage import StoreError
 from keybearer_service.watch import MAX_WATCHERS
 
 log = structlog.get_logger(__name__)
@@ -162,7 +163,11 @@ class App:
         self._http.stop(grace_s)
         self._slow_senders.stop()
         self._housekeeper.join()
-        self._tell(everything=True)
+        try:
+            self._tell(everything=True)
+        except StoreError as error:
+            # The end is in order all the same: what is still to be told is in the store or lost.
+            log.warning("last_words_not_told", cause=type(error).__name__)
         self.core.close()
         log.info("stopped")
 
