@@ -98,10 +98,11 @@ def test_an_answer_from_before_a_change_is_never_kept_100_000_times(seed: int) -
 
 
 class Race:
-    """Verifiers of a service whose answers reach their memory up to 50 ms late."""
+    """A verifier of a service whose answers reach its memory up to `late` seconds late."""
 
     def __init__(self, address: str, admin: Stubs) -> None:
         self.admin = admin
+        self.late = 0.05
         client = KeybearerClient(
             address, token=admin.create_key(role="ROLE_VALIDATOR").token, tls=False
         )
@@ -109,12 +110,12 @@ class Race:
         self._chance = random.Random(0)
         answers = self.answers = self.verifier._engine.answers
         store = answers.store
-        self._late = futures.ThreadPoolExecutor(64)
+        self._pool = futures.ThreadPoolExecutor(64)
         self._kept: dict[bytes, futures.Future[Any]] = {}
 
         def store_late(question: Question, verdict: Verdict) -> bool:
-            pause = self._chance.choice([0, self._chance.uniform(0, 0.05)])
-            self._kept[question.mac] = self._late.submit(_later, pause, store, question, verdict)
+            pause = self._chance.choice([0, self._chance.uniform(0, self.late)])
+            self._kept[question.mac] = self._pool.submit(_later, pause, store, question, verdict)
             return False
 
         answers.store = store_late  # type: ignore[method-assign]
@@ -122,7 +123,7 @@ class Race:
 
     def close(self) -> None:
         self.verifier.close()
-        self._late.shutdown()
+        self._pool.shutdown()
 
     def trial(self, seed: int) -> bool:
         """Check and revoke at once; tell whether the check's answer outlived the revocation."""
@@ -169,7 +170,8 @@ def test_no_revoked_key_stays_kept_and_without_the_guard_some_do(race: Race, see
     """200 revocations with the guard, then the planted bug."""
     assert _trials(race, 200, seed) == 0
     _unguarded(race.answers)
-    assert _trials(race, 200, seed) > 0
+    race.late = 0.5  # a busy machine takes its time to revoke
+    assert _trials(race, 100, seed) > 0
 
 
 @pytest.mark.slow
