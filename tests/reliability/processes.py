@@ -13,7 +13,8 @@ from typing import Any
 
 import grpc
 
-from harness import Stubs
+from harness import Stubs, initialise
+from keybearer_service.sources import SystemClock, SystemEntropy
 
 TESTS = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 60.0
@@ -56,16 +57,14 @@ def answer(*arguments: str) -> dict[str, Any]:
 
 
 def init(data_dir: Path) -> dict[str, str]:
-    """Make an installation; answers its ids and the first token."""
-    return answer(
-        "init",
-        "--data-dir",
-        str(data_dir),
-        "--account",
-        "operator",
-        "--admin-email",
-        "admin@example.com",
-    )
+    """Make an installation as `init` does; answers its ids and the first token."""
+    _, founded = initialise(data_dir, SystemClock(), SystemEntropy())
+    return {
+        "account_id": founded.account.id,
+        "user_id": founded.user.id,
+        "api_key_id": founded.minted.key.id,
+        "token": founded.minted.token,
+    }
 
 
 class ServerProcess:

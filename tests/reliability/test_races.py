@@ -26,7 +26,7 @@ from keybearer_service.sources import SystemClock, SystemEntropy
 from keybearer_service.users import UserUpdate
 from reliability.races import MOST_AT_ONCE, Arena
 
-PER_COMMIT = 200
+PER_COMMIT = 150
 LONG_RUN = 10_000
 OVER_GRPC = 60
 OVER_GRPC_LONG = 400
