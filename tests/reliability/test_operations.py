@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from harness import running
 from keybearer.v1 import api_key_service_pb2, token_service_pb2
 from keybearer_service.datadir import DataDir
 from keybearer_service.sources import SystemClock, SystemEntropy
