@@ -4,7 +4,8 @@ import asyncio
 import gc
 import itertools
 import json
-import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from keybearer import (
 )
 from keybearer import caching as caching_module
 from keybearer.errors import VerifierUnavailableError
+from reliability.processes import environment
 from watch.scripted import ACCOUNT, TIMEOUT_S, ScriptedServer, ScriptedStream, scripted
 
 TOKEN = "kbear1_token"
@@ -435,40 +437,20 @@ def test_a_verifier_that_is_forgotten_ends_its_thread(server: ScriptedServer) ->
 def test_a_child_made_by_fork_has_a_stream_of_its_own(service: Service, admin: Stubs) -> None:
     """It hears of changes itself, and its parent goes on."""
     created = admin.create_key()
-    client = KeybearerClient(service.address, token=admin.token, tls=False)
-    with CachingVerifier(client) as verifier:
-        assert verifier.wait_for_lease(TIMEOUT_S)
-        assert verifier.verify(created.token).valid
-        from_child, to_parent = os.pipe()
-        from_parent, to_child = os.pipe()
-        pid = os.fork()
-        if pid == 0:  # the child: nothing of pytest may run here
-            try:
-                facts = [
-                    len(verifier._engine.answers),
-                    verifier.wait_for_lease(TIMEOUT_S),
-                    verifier.verify(created.token).valid,
-                    verifier.verify(created.token).valid,
-                ]
-                os.write(to_parent, json.dumps(facts).encode() + b"\n")
-                os.read(from_parent, 1)
-                until = time.monotonic() + TIMEOUT_S
-                while verifier.verify(created.token).valid and time.monotonic() < until:
-                    time.sleep(0.001)
-                heard = verifier.stats().invalidations > 0
-                os.write(to_parent, json.dumps([heard]).encode() + b"\n")
-            finally:
-                os._exit(0)
-        with os.fdopen(from_child, "rb") as answers:
-            assert json.loads(answers.readline()) == [0, True, True, True]
-            admin.revoke(created.api_key.id)
-            os.write(to_child, b".")
-            assert json.loads(answers.readline()) == [True]
-        os.waitpid(pid, 0)
-        for descriptor in (to_parent, from_parent, to_child):
-            os.close(descriptor)
-        eventually(lambda: not verifier.verify(created.token).valid, "the parent heard too")
-        assert verifier.stats().lease_held
+    with subprocess.Popen(
+        [sys.executable, "-m", "watch.forking", service.address],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        program.stdin.write(f"{admin.token}\n{created.token}\n")
+        program.stdin.flush()
+        assert json.loads(program.stdout.readline()) == [True, 0, True, True, True]
+        admin.revoke(created.api_key.id)
+        assert [json.loads(line) for line in program.stdout] == [[True], [True]]
 
 
 # --- figures --------------------------------------------------------------------------------------
