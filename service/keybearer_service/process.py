@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import wait
@@ -154,13 +155,15 @@ class _Supervisor:
         self._address = address
         self._context: SpawnContext = multiprocessing.get_context("spawn")
         self._workers: list[SpawnProcess] = []
-        self._ending = threading.Event()
+        # A plain flag: the signal handler that sets it runs between two steps of this very thread,
+        # which may hold the lock of anything better.
+        self._ending = False
 
     def run(self) -> int:
-        _on_end_signal(self._ending.set)
+        _on_end_signal(self._end)
         self._workers = [self._start() for _ in range(self._settings.workers)]
         log.info("supervising", workers=len(self._workers), address=self._address)
-        while not self._ending.is_set():
+        while not self._ending:
             # A signal does not interrupt the wait of a thread, so it is a short one.
             wait([worker.sentinel for worker in self._workers], timeout=0.2)
             self._replace_the_dead()
@@ -174,12 +177,16 @@ class _Supervisor:
 
     def _replace_the_dead(self) -> None:
         for index, worker in enumerate(self._workers):
-            if worker.is_alive() or self._ending.is_set():
+            if worker.is_alive() or self._ending:
                 continue
             log.error("worker_ended", pid=worker.pid, exit_code=worker.exitcode)
             metrics.forget(self._directory.metrics, worker.pid or 0)
-            if not self._ending.wait(RESTART_DELAY_S):
+            time.sleep(RESTART_DELAY_S)
+            if not self._ending:
                 self._workers[index] = self._start()
+
+    def _end(self) -> None:
+        self._ending = True
 
     def _start(self) -> SpawnProcess:
         worker = self._context.Process(
