@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import wait
@@ -181,7 +180,7 @@ class _Supervisor:
                 continue
             log.error("worker_ended", pid=worker.pid, exit_code=worker.exitcode)
             metrics.forget(self._directory.metrics, worker.pid or 0)
-            time.sleep(RESTART_DELAY_S)
+            threading.Event().wait(RESTART_DELAY_S)  # one that nobody sets
             if not self._ending:
                 self._workers[index] = self._start()
 
