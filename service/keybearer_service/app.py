@@ -35,7 +35,6 @@ from keybearer_service.servicers.tokens import TokenServicer
 from keybearer_service.servicers.users import UserServicer
 from keybearer_service.sources import Clock, Entropy, SystemClock, SystemEntropy
 from keybearer_service.storage import StoreError
-from keybearer_service.watch import MAX_WATCHERS
 
 log = structlog.get_logger(__name__)
 
@@ -58,8 +57,8 @@ QUIET_METHODS = frozenset(
 """Called all the time: neither logged nor audited one by one, and run on threads of their own, so
 that a stuck write or a long list never makes a validation wait."""
 WATCH_METHOD = "/keybearer.v1.TokenService/WatchInvalidations"
-SPARE_WATCH_THREADS = 16
-"""Beyond one for each open stream: they refuse the streams that are too many."""
+WATCH_THREADS = 16
+"""Streams begin and end on them, and hold none in between."""
 VALIDATION_THREADS = 2
 """The interpreter runs one at a time, and SQLite hands it over several times in a read: with more
 threads a validation costs more. Those that wait for slow senders are made up for."""
@@ -188,8 +187,7 @@ class App:
         management = Pool(MANAGEMENT_THREADS, "management")
         holders = Pool(HOLDER_THREADS, "holders")
         probes = Pool(PROBE_THREADS, "probes")
-        # A stream holds its thread for a quarter of an hour; four would stop all validation.
-        streams = Pool(MAX_WATCHERS + SPARE_WATCH_THREADS, "watch-stream")
+        streams = Pool(WATCH_THREADS, "watch-stream")
         pipeline = CallPipeline(
             rules,
             exempt=EXEMPT_METHODS,

@@ -110,7 +110,7 @@ class Changes:
             if not call.is_alive:
                 raise CallAbandoned
             now = self._clock.now()
-            role = judge_caller_again(tx, call.identity, call.rule, now)
+            role = judge_caller_again(tx.lookup, call.identity, call.rule, now)
             yield Change(tx, self._audit, call.actor, now, role=role, call=call)
             tx.prune(now)
         self._on_commit()

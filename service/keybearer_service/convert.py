@@ -383,7 +383,8 @@ def watch_message(request: token_service_pb2.WatchInvalidationsRequest) -> Incom
         case "ping":
             return Ping(request.ping.sent_at)
         case "usage":
-            return UsageReport([_usage_item(item) for item in request.usage.items])
+            items = request.usage.items
+            return UsageReport(len(items), map(_usage_item, items))
     raise FieldInvalid("message", "one of subscribe, ping, usage is required")
 
 

@@ -25,6 +25,7 @@ from grpc_status import rpc_status
 from keybearer.access import AccessRule, RuleError
 from keybearer_service.audit import RefusalLog
 from keybearer_service.calls import Call, set_current_call
+from keybearer_service.conversations import Conversation
 from keybearer_service.errors import (
     CallAbandoned,
     CredentialsMissing,
@@ -125,8 +126,8 @@ class CallPipeline(grpc.ServerInterceptor):
             pools: The threads that each method runs on.
             slow_senders: Waits for the messages of calls.
             validator: Authenticates callers.
-            authenticate_stream: Authenticates those of streams, whose threads are too many to have
-                a database connection each.
+            authenticate_stream: Authenticates those of streams: so many begin at once after a
+                restart that they share their reads of the store.
             refusals: Audits refused management calls.
             clock: Measures calls.
             entropy: Draws request ids.
@@ -181,21 +182,77 @@ class CallPipeline(grpc.ServerInterceptor):
         self, method: str, handler: "grpc.RpcMethodHandler[Any, Any]"
     ) -> "grpc.RpcMethodHandler[Any, Any]":
         rule, pool = self._rules[method], self._pools[method]
-        serve = self._serve_stream if handler.response_streaming else self._serve
         behaviour = _behaviour_of(handler)
         parse = _parser(handler.request_deserializer)
-
-        def read(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
-            if handler.request_streaming:
-                return map(parse, raw)
-            return parse(self._slow_senders.first_message(raw, context, pool))
-
-        def guarded(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
-            return serve(method, rule, behaviour, read, raw, context)
-
+        if handler.response_streaming:
+            guarded = self._converse(method, rule, behaviour, parse, handler, pool)
+        else:
+            guarded = self._answer(method, rule, behaviour, parse, pool)
         # grpc reads the executor from the behaviour it is given, which is now this one.
         guarded.experimental_thread_pool = pool  # type: ignore[attr-defined]
         return _stream_handler(handler, guarded, None)
+
+    def _answer(
+        self,
+        method: str,
+        rule: AccessRule,
+        behaviour: Behaviour,
+        parse: Callable[[bytes], Any],
+        pool: Pool,
+    ) -> Callable[..., Any]:
+        def read(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+            return parse(self._slow_senders.first_message(raw, context, pool))
+
+        def guarded(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+            return self._serve(method, rule, behaviour, read, raw, context)
+
+        return guarded
+
+    def _converse(
+        self,
+        method: str,
+        rule: AccessRule,
+        behaviour: Behaviour,
+        parse: Callable[[bytes], Any],
+        handler: "grpc.RpcMethodHandler[Any, Any]",
+        pool: Pool,
+    ) -> Callable[..., Any]:
+        serialize = handler.response_serializer
+        if not handler.request_streaming or serialize is None:
+            raise TypeError(f"{method}: answers in a stream are for methods with messages each way")
+
+        def guarded(
+            _raw: Iterator[bytes],
+            context: grpc.ServicerContext,
+            send_status: Callable[[None], None],
+        ) -> None:
+            started = self._clock.monotonic()
+            call = Call(method, rule, context, self._new_request_id)
+
+            def conclude(error: Exception) -> None:
+                status = self._status_of(call, error, started)
+                context.set_trailing_metadata(status.trailing_metadata)
+                context.set_code(status.code)
+                context.set_details(status.details)
+
+            try:
+                self._admit(call, context, self._authenticate_stream)
+                conversation = Conversation[Any, Any](
+                    context,
+                    parse=parse,
+                    serialize=serialize,
+                    conclude=conclude,
+                    send_status=send_status,
+                    executor=pool,
+                )
+                behaviour(conversation, context)
+            except Exception as error:  # noqa: BLE001 - as in _serve
+                self._fail(call, context, error, started)
+            finally:
+                set_current_call(None)
+
+        guarded.experimental_non_blocking = True  # type: ignore[attr-defined]
+        return guarded
 
     def _unguarded(
         self, method: str, handler: "grpc.RpcMethodHandler[Any, Any]"
@@ -241,26 +298,6 @@ class CallPipeline(grpc.ServerInterceptor):
             self._log_served(call, started)
         return response
 
-    def _serve_stream(
-        self,
-        method: str,
-        rule: AccessRule,
-        behaviour: Behaviour,
-        read: Callable[[Any, grpc.ServicerContext], Any],
-        raw: Iterator[bytes],
-        context: grpc.ServicerContext,
-    ) -> Iterator[Any]:
-        started = self._clock.monotonic()
-        call = Call(method, rule, context, self._new_request_id)
-        try:
-            self._admit(call, context, self._authenticate_stream)
-            yield from behaviour(read(raw, context), context)
-        except Exception as error:  # noqa: BLE001 - as in _serve
-            self._fail(call, context, error, started)
-        finally:
-            set_current_call(None)
-        self._log_served(call, started)
-
     # --- the steps --------------------------------------------------------------------------------
 
     def _admit(
@@ -277,9 +314,13 @@ class CallPipeline(grpc.ServerInterceptor):
     def _fail(
         self, call: Call, context: grpc.ServicerContext, error: Exception, started: float
     ) -> NoReturn:
-        known = self._known(call, error)
-        if known is None:  # nobody waits for an answer
+        if isinstance(error, CallAbandoned):  # nobody waits for an answer
             context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
+        context.abort_with_status(self._status_of(call, error, started))
+
+    def _status_of(self, call: Call, error: Exception, started: float) -> grpc.Status:
+        """Answer the status that an error becomes, and tell those who are to hear of it."""
+        known = self._known(call, error)
         refused = known.code in _REFUSALS
         if refused and call.method not in self._quiet:
             self._refusals.refused(call, known.reason)
@@ -298,13 +339,11 @@ class CallPipeline(grpc.ServerInterceptor):
                 reason=known.reason,
                 **self._facts(call, started),
             )
-        context.abort_with_status(rpc_status.to_status(status_of(known)))
+        return rpc_status.to_status(status_of(known))
 
-    def _known(self, call: Call, error: Exception) -> ServiceError | None:
+    def _known(self, call: Call, error: Exception) -> ServiceError:
         if isinstance(error, ServiceError):
             return error
-        if isinstance(error, CallAbandoned):
-            return None
         if isinstance(error, CommitFailedError):
             log.critical("commit_failed", cause=str(error), request_id=call.request_id)
             self._on_outcome_unknown()

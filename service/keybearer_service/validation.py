@@ -6,7 +6,7 @@ long as nobody has committed anything.
 
 import hmac
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -35,7 +35,7 @@ from keybearer_service.model import (
     outcome_at,
 )
 from keybearer_service.sources import Clock, Entropy
-from keybearer_service.storage import Reader, Store
+from keybearer_service.storage import Store
 from keybearer_service.usage import UsageRecorder
 
 log = structlog.get_logger(__name__)
@@ -45,6 +45,9 @@ ANY_KEY = AccessRule()
 MAX_REMEMBERED_CALLERS = 1000
 """For each thread; a service has few callers, and forgetting one costs a single read."""
 _NOBODY = "0" * tokens.ID_LENGTH
+
+Lookup = Callable[[str], TokenRecord | None]
+"""Reads the record of a key by its id."""
 
 
 class Question(NamedTuple):
@@ -138,7 +141,7 @@ class Validator:
             StoreError: The store could not be asked.
         """
         with self._store.read() as reader:
-            judge_caller_again(reader, caller, rule, self._clock.now())
+            judge_caller_again(reader.lookup, caller, rule, self._clock.now())
             record = reader.lookup(caller.key_id)
             revision = reader.installation().revision
         if record is None:
@@ -246,14 +249,20 @@ def judge_caller(caller: Caller, rule: AccessRule) -> None:
         raise OperatorOnly("only callers of the operator account may do this")
 
 
-def judge_caller_again(reader: Reader, caller: Caller, rule: AccessRule, now: int) -> Role:
-    """Judge a caller inside the transaction of a change; answer the effective role of this moment.
+def judge_caller_again(lookup: Lookup, caller: Caller, rule: AccessRule, now: int) -> Role:
+    """Judge a caller by what the store says now; answer the effective role of this moment.
+
+    Args:
+        lookup: Reads the caller's record; inside a change, in its transaction.
+        caller: Was authenticated before.
+        rule: What the caller is judged by.
+        now: The moment, in microseconds.
 
     Raises:
         CredentialsInvalid, CredentialsExpired: The secret that was presented no longer works.
         RoleInsufficient, ScopeInsufficient: The rule says no by now.
     """
-    record = reader.lookup(caller.key_id)
+    record = lookup(caller.key_id)
     if record is None:
         raise CredentialsInvalid
     version = caller.match.secret_version

@@ -1,19 +1,19 @@
 """WatchInvalidations: what changed, told in order to every open stream.
 
-A stream holds two threads, and there may be a thousand streams. None of them touches the store: one
-thread, the hub's, reads it for all of them, so that neither database connections nor reads grow
-with the watchers. In each turn it reads one snapshot, puts the new changes into the streams'
-queues, and only then answers the pings that had arrived before the turn began. That order is the
-promise of a pong: nothing up to its head, read after its ping had arrived, is missing before it.
+There may be a thousand streams, and none of them holds a thread or touches the store: one thread,
+the hub's, reads it for all of them, so that neither database connections nor reads grow with the
+watchers. In each turn it reads one snapshot, sends the new changes to the streams, and only then
+answers the pings that had arrived before the turn began. That order is the promise of a pong:
+nothing up to its head, read after its ping had arrived, is missing before it.
 """
 
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import structlog
 
@@ -23,7 +23,7 @@ from keybearer_service.model import Caller, Change, Installation, SubjectKind, T
 from keybearer_service.sources import Clock, Entropy
 from keybearer_service.storage import Reader, Store, StoreError
 from keybearer_service.usage import UsageRecorder
-from keybearer_service.validation import Validator, judge_caller_again
+from keybearer_service.validation import Lookup, Validator, judge_caller_again
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -37,8 +37,9 @@ MAX_USAGE_ITEMS = 500
 MAX_AGE_S = 900.0
 AGE_SPREAD = 0.2
 """Streams end after 15 min ± 20 %: watchers spread over servers, and do not all move at once."""
-POLL_S = 0.025
-"""How long a commit of another process may go unnoticed. Commits of this one wake the hub."""
+POLL_S = 0.01
+"""How long a commit of another process may go unnoticed, and a ping unanswered. Commits of this
+process wake the hub."""
 SILENCE_S = 5.0
 """The credential of a stream that does not ping is judged this often all the same."""
 MAX_USES = 1_000_000
@@ -73,7 +74,9 @@ class UsageItem(NamedTuple):
 class UsageReport(NamedTuple):
     """One message of them."""
 
-    items: Sequence[UsageItem]
+    size: int
+    items: Iterable[UsageItem]
+    """To be gone through once, by the thread that counts them."""
 
 
 class Hello(NamedTuple):
@@ -101,16 +104,39 @@ Incoming = Subscribe | Ping | UsageReport
 Outgoing = Hello | Reset | Change | Pong
 
 
+class _ChangedError(Exception):
+    """Something was committed since the last turn."""
+
+
+class Line(Protocol):
+    """The way to one watcher. May be used by any thread, and none of it waits."""
+
+    @property
+    def queued(self) -> int:
+        """How many messages wait to be sent."""
+        ...
+
+    def send(self, item: Outgoing) -> None:
+        """Send a message, after those before it."""
+        ...
+
+    def end(self, error: Exception) -> None:
+        """End the stream with an error, after what is to be sent before."""
+        ...
+
+    def cancel(self) -> None:
+        """Cut the stream off, also while it is stuck in a send."""
+        ...
+
+
 class Watcher:
     """One open stream. Made by `WatchHub.open`."""
 
-    def __init__(
-        self, hub: "WatchHub", call: Call, cancel: Callable[[], object], age: float
-    ) -> None:
-        """Take who watches, and what cuts the stream off."""
+    def __init__(self, hub: "WatchHub", call: Call, line: Line, age: float) -> None:
+        """Take who watches, and the way to them."""
         self.caller = call.identity
         self.rule = call.rule
-        self.cancel = cancel
+        self.line = line
         self.ends_at = hub.clock.monotonic() + age
         self.judged_at = hub.clock.monotonic()
         self.position: int | None = None
@@ -118,45 +144,28 @@ class Watcher:
         self.waiting: list[int] = []
         """Pings that arrived while it was behind. The hub's own."""
         self._hub = hub
-        self._call = call
-        self._outbox: queue.SimpleQueue[Outgoing | Exception | None] = queue.SimpleQueue()
+        self._has_subscribed = False
 
-    def serve(self, messages: Iterator[Incoming]) -> Iterator[Outgoing]:
-        """Yield what the watcher is to be told, until the stream ends.
+    def take(self, message: Incoming) -> None:
+        """Take a message of the watcher's. It is only noted: the thread is the transport's.
 
         Raises:
-            FieldInvalid: A message was out of place.
-            CredentialsInvalid, CredentialsExpired, RoleInsufficient: The caller may not any more.
-            StreamEnded: The stream is old enough, or the server stops.
-            StoreError: It could not be started.
+            FieldInvalid: It is out of place, or has too many items.
         """
-        try:
-            # Reading blocks, and so does writing; grpc gives a stream one thread for both.
-            threading.Thread(
-                target=self._listen, args=(messages,), name="watch-listen", daemon=True
-            ).start()
-            while True:
-                item = self._outbox.get()
-                if item is None or (isinstance(item, Exception) and not self._call.is_alive):
-                    return
-                if isinstance(item, Exception):
-                    raise item
-                yield item
-        finally:
-            self._hub.leave(self)
+        if self._has_subscribed == isinstance(message, Subscribe):
+            raise FieldInvalid("subscribe", "must be the first message, and only the first")
+        self._has_subscribed = True
+        match message:
+            case Subscribe():
+                self._hub.subscribe(self, message)
+            case Ping():
+                self._hub.ping(self, message)
+            case UsageReport():
+                self._hub.report(self, message)
 
-    def put(self, item: Outgoing) -> None:
-        """Tell something, when it is its turn."""
-        self._outbox.put(item)
-
-    def end(self, error: Exception | None = None) -> None:
-        """End the stream with an error; with none when the call is over already."""
-        self._outbox.put(error)
-
-    @property
-    def queued(self) -> int:
-        """How many messages wait to be sent."""
-        return self._outbox.qsize()
+    def leave(self) -> None:
+        """Be forgotten: the stream is over."""
+        self._hub.leave(self)
 
     def sees(self, change: Change) -> bool:
         """Tell whether a change is any business of the watcher."""
@@ -165,25 +174,6 @@ class Watcher:
             or change.account_id == self.caller.account_id
             or change.kind is SubjectKind.EVERYTHING
         )
-
-    def _listen(self, messages: Iterator[Incoming]) -> None:
-        try:
-            for number, message in enumerate(messages):
-                self._take(message, is_first=number == 0)
-            # Half-closed: the watcher will not ping again, and may go on listening.
-        except Exception as error:  # noqa: BLE001 - the thread that writes raises it, once
-            self.end(error)
-
-    def _take(self, message: Incoming, *, is_first: bool) -> None:
-        if is_first != isinstance(message, Subscribe):
-            raise FieldInvalid("subscribe", "must be the first message, and only the first")
-        match message:
-            case Subscribe():
-                self._hub.subscribe(self, message)
-            case Ping():
-                self._hub.ping(self, message)
-            case UsageReport():
-                self._hub.report(self, message)
 
 
 @dataclass(slots=True)
@@ -219,6 +209,7 @@ class WatchHub:
         self._open: set[Watcher] = set()
         self._subscriptions: deque[tuple[Watcher, Subscribe]] = deque()
         self._pings: deque[tuple[Watcher, Ping]] = deque()
+        self._left: deque[Watcher] = deque()
         self._credentials: deque[tuple[str, Future[Caller]]] = deque()
         self._wake = threading.Event()
         self._closing = False
@@ -237,8 +228,8 @@ class WatchHub:
 
     @property
     def told_revision(self) -> int:
-        """Up to which revision the streams were told; 0 before the first look."""
-        return self._told[1] if self._told else 0
+        """Up to which revision the streams were told; 0 when there are none."""
+        return self._told[1] if self._told and self._open else 0
 
     def start(self) -> None:
         """Begin to read."""
@@ -251,7 +242,7 @@ class WatchHub:
             self._closing = True
             streams = list(self._open)
         for watcher in streams:
-            watcher.end(StreamEnded("the server stops"))
+            watcher.line.end(StreamEnded("the server stops"))
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -277,19 +268,19 @@ class WatchHub:
         self._wake.set()
         return caller.result()
 
-    def open(self, call: Call, cancel: Callable[[], object]) -> Watcher:
+    def open(self, call: Call, line: Line) -> Watcher:
         """Begin a stream.
 
         Args:
             call: Its caller was authenticated and judged.
-            cancel: Cuts the stream off, also while it is stuck in a send.
+            line: The way to the watcher.
 
         Raises:
             Overloaded: There are too many.
             StreamEnded: The server stops.
         """
         spread = (self._entropy.key_bytes(1)[0] / 255 * 2 - 1) * AGE_SPREAD
-        watcher = Watcher(self, call, cancel, MAX_AGE_S * (1 + spread))
+        watcher = Watcher(self, call, line, MAX_AGE_S * (1 + spread))
         with self._lock:
             if self._closing:
                 raise StreamEnded("the server stops")
@@ -302,6 +293,7 @@ class WatchHub:
         """Forget a stream that has ended."""
         with self._lock:
             self._open.discard(watcher)
+        self._left.append(watcher)
 
     def subscribe(self, watcher: Watcher, message: Subscribe) -> None:
         """Start to tell a watcher of changes."""
@@ -322,7 +314,7 @@ class WatchHub:
         Raises:
             FieldInvalid: Too many items.
         """
-        if len(message.items) > MAX_USAGE_ITEMS:
+        if message.size > MAX_USAGE_ITEMS:
             raise FieldInvalid("usage.items", f"at most {MAX_USAGE_ITEMS}")
         self._uses.put(watcher.caller, message)
 
@@ -330,7 +322,8 @@ class WatchHub:
 
     def _run(self) -> None:
         while not self._closing:
-            self._wake.wait(POLL_S)
+            # Without streams nobody is to be told anything, and whatever comes wakes the hub.
+            self._wake.wait(POLL_S if self._open else None)
             self._wake.clear()
             # Pings first: one whose subscription comes between the two lines is of the next turn.
             pings = _drained(self._pings)
@@ -342,7 +335,7 @@ class WatchHub:
                 self._feel(error)
                 # No store, no pong; and nobody waits in vain.
                 for watcher, _ in turn.subscriptions:
-                    watcher.end(error)
+                    watcher.line.end(error)
                 for _, caller in turn.credentials:
                     if not caller.done():
                         caller.set_exception(error)
@@ -353,28 +346,65 @@ class WatchHub:
                 caller.set_result(self._validator.authenticate(token))
             except Exception as error:  # noqa: BLE001 - the thread that asked raises it
                 caller.set_exception(error)
-        self._live &= self._open
-        self._behind &= self._open
+        for watcher in _drained(self._left):
+            self._live.discard(watcher)
+            self._behind.discard(watcher)
+        if turn.subscriptions or self._behind or not self._answer_unchanged(turn.pings):
+            self._answer_in_snapshot(turn)
+
+    def _answer_unchanged(self, pings: Sequence[tuple[Watcher, Ping]]) -> bool:
+        """Answer pings when nothing was committed since the last turn; tell whether that is so.
+
+        Most turns are like this, and a transaction would cost more than all else in them. Each
+        statement tells the revision of its own snapshot: as long as it is the one that was told,
+        what is read is of one moment, and no stream has missed anything.
+        """
+        if self._told is None:
+            return False
+        head = self._told[1]
+
+        def lookup(key_id: str) -> TokenRecord | None:
+            record, revision = self._store.lookup(key_id)
+            if revision != head:
+                raise _ChangedError
+            return record
+
+        try:
+            if pings:
+                self._judge(lookup, {watcher for watcher, _ in pings})
+            else:
+                lookup("")
+            self._look_after(lookup)
+        except _ChangedError:
+            return False
+        self._answer(pings, head)
+        return True
+
+    def _answer_in_snapshot(self, turn: _Turn) -> None:
         with self._store.read() as reader:
             installation = reader.installation()
             self._tell(reader, installation)
             for watcher, subscription in turn.subscriptions:
-                self._begin(reader, installation, watcher, subscription)
+                if watcher in self._open:
+                    self._begin(reader, installation, watcher, subscription)
             for watcher in list(self._behind):
                 self._catch_up(reader, installation.revision, watcher)
-            self._judge(reader, turn.pings)
-            for watcher, ping in turn.pings:
-                if watcher in self._live:
-                    watcher.put(Pong(ping.sent_at, installation.revision))
-                elif watcher in self._behind:
-                    watcher.waiting.append(ping.sent_at)
-        self._look_after()
+            self._judge(reader.lookup, {watcher for watcher, _ in turn.pings})
+            self._answer(turn.pings, installation.revision)
+            self._look_after(reader.lookup)
+
+    def _answer(self, pings: Iterable[tuple[Watcher, Ping]], head: int) -> None:
+        for watcher, ping in pings:
+            if watcher in self._live:
+                watcher.line.send(Pong(ping.sent_at, head))
+            elif watcher in self._behind:
+                watcher.waiting.append(ping.sent_at)
 
     def _tell(self, reader: Reader, installation: Installation) -> None:
         """Tell the live streams what is new."""
         epoch, head = installation.epoch, installation.revision
         told, self._told = self._told, (epoch, head)
-        if told is None or told == self._told:
+        if told is None or told == self._told or not self._live:
             return
         changes = _between(reader, told[1], head) if told[0] == epoch else None
         if changes is None:
@@ -384,11 +414,13 @@ class WatchHub:
         for watcher in list(self._live):
             for change in changes:
                 if watcher.sees(change):
-                    watcher.put(change)
-            if watcher.queued > MAX_QUEUED:
-                log.warning("watcher_dropped", key_id=watcher.caller.key_id, queued=watcher.queued)
+                    watcher.line.send(change)
+            if watcher.line.queued > MAX_QUEUED:
+                log.warning(
+                    "watcher_dropped", key_id=watcher.caller.key_id, queued=watcher.line.queued
+                )
                 self._live.discard(watcher)
-                watcher.cancel()
+                watcher.line.cancel()
 
     def _begin(
         self, reader: Reader, installation: Installation, watcher: Watcher, wanted: Subscribe
@@ -396,19 +428,19 @@ class WatchHub:
         epoch, head = installation.epoch, installation.revision
         self._live.add(watcher)
         if not wanted.epoch:
-            watcher.put(Hello(epoch, head))
+            watcher.line.send(Hello(epoch, head))
         elif wanted.epoch == epoch and reader.oldest_change() - 1 <= wanted.from_revision <= head:
-            watcher.put(Hello(epoch, head))
+            watcher.line.send(Hello(epoch, head))
             if wanted.from_revision < head:
                 self._live.discard(watcher)
                 self._behind.add(watcher)
                 watcher.position = wanted.from_revision
         else:
-            watcher.put(Reset(epoch, head))
+            watcher.line.send(Reset(epoch, head))
 
     def _catch_up(self, reader: Reader, head: int, watcher: Watcher) -> None:
         """Tell a stream that resumed the next part of what it missed, as fast as it reads."""
-        if watcher.position is None or watcher.queued > MAX_QUEUED - _PAGE:
+        if watcher.position is None or watcher.line.queued > MAX_QUEUED - _PAGE:
             return
         until = min(watcher.position + _PAGE, head)
         changes = _between(reader, watcher.position, until)
@@ -417,32 +449,28 @@ class WatchHub:
             return
         for change in changes:
             if watcher.sees(change):
-                watcher.put(change)
+                watcher.line.send(change)
         watcher.position = until
         if until == head:
             self._behind.discard(watcher)
             self._live.add(watcher)
             for sent_at in watcher.waiting:
-                watcher.put(Pong(sent_at, head))
+                watcher.line.send(Pong(sent_at, head))
             watcher.waiting.clear()
         else:
             self._wake.set()
 
-    def _judge(self, reader: Reader, pings: Sequence[tuple[Watcher, Ping]]) -> None:
-        """Judge the credentials of those who ping, and of those who have been silent."""
+    def _judge(self, lookup: Lookup, watchers: Iterable[Watcher]) -> None:
+        """Judge the credentials of watchers again, and end the streams of those who may not."""
         monotonic, now = self.clock.monotonic(), self.clock.now()
         verdicts: dict[tuple[str, int], ServiceError | None] = {}
-        for watcher in {watcher for watcher, _ in pings} | {
-            watcher
-            for watcher in self._live | self._behind
-            if monotonic - watcher.judged_at >= SILENCE_S
-        }:
+        for watcher in watchers:
             watcher.judged_at = monotonic
             caller = watcher.caller
             secret = (caller.key_id, caller.match.secret_version)
             if secret not in verdicts:
                 try:
-                    judge_caller_again(reader, caller, watcher.rule, now)
+                    judge_caller_again(lookup, caller, watcher.rule, now)
                     verdicts[secret] = None
                 except ServiceError as error:
                     verdicts[secret] = error
@@ -450,20 +478,23 @@ class WatchHub:
             if denial is not None:
                 self._end_all({watcher}, denial)
 
-    def _look_after(self) -> None:
-        """End the streams that are old enough; once a second."""
+    def _look_after(self, lookup: Lookup) -> None:
+        """Judge those who have been silent, and end the streams that are old; once a second."""
         now = self.clock.monotonic()
         if now - self._looked_after < 1:
             return
         self._looked_after = now
-        old = {watcher for watcher in self._live | self._behind if now >= watcher.ends_at}
+        with self._lock:
+            streams = list(self._open)
+        self._judge(lookup, [one for one in streams if now - one.judged_at >= SILENCE_S])
+        old = [one for one in streams if now >= one.ends_at]
         self._end_all(old, StreamEnded("the stream is old enough; resume"))
 
     def _end_all(self, watchers: Iterable[Watcher], error: ServiceError) -> None:
         for watcher in list(watchers):
             self._live.discard(watcher)
             self._behind.discard(watcher)
-            watcher.end(error)
+            watcher.line.end(error)
 
     def _feel(self, error: Exception | None) -> None:
         """Log trouble when it begins and when it ends, not at every turn."""
@@ -498,7 +529,7 @@ class _ReportedUses:
         try:
             self._inbox.put_nowait((caller, report))
         except queue.Full:
-            log.warning("usage_report_dropped", key_id=caller.key_id, items=len(report.items))
+            log.warning("usage_report_dropped", key_id=caller.key_id, items=report.size)
 
     def stop(self) -> None:
         if self._thread.is_alive():
@@ -515,9 +546,10 @@ class _ReportedUses:
                 log.exception("usage_report_failed")
 
     def _count(self, caller: Caller, report: UsageReport) -> None:
-        records, _ = self._store.lookup_many(list({item.key_id for item in report.items}))
+        items = list(report.items)
+        records, _ = self._store.lookup_many(list({item.key_id for item in items}))
         now = self._clock.now()
-        for item in report.items:
+        for item in items:
             record = records.get(item.key_id)
             if record is None or record.revoke_time is not None:
                 continue

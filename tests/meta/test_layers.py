@@ -30,6 +30,7 @@ MAY_IMPORT = {
     },
     "grpc": {
         "app.py": "builds the server",
+        "conversations.py": "is a call with messages each way",
         "errors.py": "names status codes",
         "healthcheck.py": "opens a channel",
         "interceptors.py": "is an interceptor",

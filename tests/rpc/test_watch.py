@@ -423,21 +423,21 @@ def test_no_store_no_pong(
 ) -> None:
     """A ping that meets a store out of order is never answered; the stream goes on afterwards."""
     store = service.app.core.store
-    read = store.read
     tried = threading.Event()
 
-    def fail() -> Any:
+    def fail(*_: Any) -> Any:
         tried.set()
         raise StoreLockedError("locked")
 
     with watching(watcher) as stream:
         stream.subscribe()
-        monkeypatch.setattr(store, "read", fail)
-        stream.send(ping={"sent_at": 1})
-        eventually(lambda: not service.app.core.watches._pings, "the ping was taken")
-        tried.clear()
-        assert tried.wait(TIMEOUT_S)
-        monkeypatch.setattr(store, "read", read)
+        with monkeypatch.context() as broken:
+            broken.setattr(store, "read", fail)
+            broken.setattr(store, "lookup", fail)
+            stream.send(ping={"sent_at": 1})
+            eventually(lambda: not service.app.core.watches._pings, "the ping was taken")
+            tried.clear()
+            assert tried.wait(TIMEOUT_S)
         before, _ = stream.ping(2)
         assert before == [], "no pong for the first ping"
 

@@ -1,20 +1,21 @@
 """TokenService: the hot path, and what holders of tokens may do."""
 
-from collections.abc import Iterator
-
 import grpc
 
 from keybearer.v1 import token_service_pb2 as pb
 from keybearer.v1 import token_service_pb2_grpc
 from keybearer_service import convert
 from keybearer_service.calls import current_call
+from keybearer_service.conversations import Conversation
 from keybearer_service.errors import FieldInvalid
 from keybearer_service.keys import KeyManager
 from keybearer_service.limits import PeerLimiter
 from keybearer_service.observing import Door, Observer
 from keybearer_service.sources import Clock
 from keybearer_service.validation import Validator
-from keybearer_service.watch import WatchHub
+from keybearer_service.watch import Outgoing, WatchHub
+
+WatchConversation = Conversation[pb.WatchInvalidationsRequest, pb.WatchInvalidationsResponse]
 
 
 class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
@@ -64,16 +65,14 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
             responses=[convert.verdict_to_proto(verdict) for verdict in verdicts]
         )
 
-    def WatchInvalidations(
-        self,
-        request_iterator: Iterator[pb.WatchInvalidationsRequest],
-        context: grpc.ServicerContext,
-    ) -> Iterator[pb.WatchInvalidationsResponse]:
+    def WatchInvalidations(  # type: ignore[override]  # the call pipeline makes it a Conversation
+        self, conversation: "WatchConversation", context: grpc.ServicerContext
+    ) -> None:
         """Tell of changes."""
-        watcher = self._watches.open(current_call(), context.cancel)
-        context.add_callback(watcher.end)
-        messages = map(convert.watch_message, request_iterator)
-        yield from map(convert.watch_response_to_proto, watcher.serve(messages))
+        watcher = self._watches.open(current_call(), _Line(conversation))
+        conversation.listen(
+            lambda request: watcher.take(convert.watch_message(request)), watcher.leave
+        )
 
     def WhoAmI(self, request: pb.WhoAmIRequest, context: grpc.ServicerContext) -> pb.WhoAmIResponse:
         """Answer who the caller is."""
@@ -101,3 +100,19 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
             raise FieldInvalid("token", "required")
         self._keys.revoke_token(call, request.token)
         return pb.RevokeTokenResponse()
+
+
+class _Line:
+    """The way to one watcher, in the words of `watch`."""
+
+    def __init__(self, conversation: WatchConversation) -> None:
+        self._conversation = conversation
+        self.end = conversation.end
+        self.cancel = conversation.cancel
+
+    @property
+    def queued(self) -> int:
+        return self._conversation.queued
+
+    def send(self, item: Outgoing) -> None:
+        self._conversation.send(convert.watch_response_to_proto(item))
