@@ -31,6 +31,11 @@ class Decision(enum.Enum):
     SCOPE_INSUFFICIENT = "SCOPE_INSUFFICIENT"
 
 
+# Named apart, because Python 3.11 takes a tenth of a microsecond to find a member of an enum.
+_ADMIN = Role.ADMIN
+_ALLOWED = Decision.ALLOWED
+
+
 class RuleError(ValueError):
     """A service cannot be guarded as it stands: a method has no rule, or one that is no rule."""
 
@@ -108,12 +113,12 @@ def decide(rule: AccessRule, role: Role, scopes: Iterable[str]) -> Decision:
     """
     if role < rule.role or (rule.only_roles and role not in rule.only_roles):
         return Decision.ROLE_INSUFFICIENT
-    if rule.scopes and role is not Role.ADMIN:
+    if rule.scopes and role is not _ADMIN:
         held = tuple(scopes)
         for required in rule.scopes:
             if not scope_met(required, held):
                 return Decision.SCOPE_INSUFFICIENT
-    return Decision.ALLOWED
+    return _ALLOWED
 
 
 def rule_of(method: MethodDescriptor) -> AccessRule | None:

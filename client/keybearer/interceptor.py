@@ -125,7 +125,9 @@ class AuthInterceptor(grpc.ServerInterceptor):
         deserializer = handler.request_deserializer
 
         def guarded(message: bytes, context: grpc.ServicerContext) -> Any:
-            identity = self._admit(rule, context)
+            identity = self._judge(rule, context)
+            if not isinstance(identity, Identity):
+                _abort(context, identity)
             request = _parsed(deserializer, message, context)
             before = enter_identity(identity)
             try:
