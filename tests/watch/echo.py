@@ -1,6 +1,6 @@
-"""The same echo service twice, unguarded and guarded: `python -m watch.echo ADDRESS`.
+"""The same echo service three times, the last one guarded: `python -m watch.echo ADDRESS`.
 
-Reads its own token from stdin, answers two ports, and serves until stdin ends.
+Reads its own token from stdin, answers three ports, and serves until stdin ends.
 """
 
 import sys
@@ -34,7 +34,7 @@ def main() -> None:
     client = KeybearerClient(sys.argv[1], token=sys.stdin.readline(), tls=False)
     with CachingVerifier(client) as verifier:
         assert verifier.wait_for_lease(20)
-        servers = [serve([]), serve([AuthInterceptor(verifier, rules={PATH: RULE})])]
+        servers = [serve([]), serve([]), serve([AuthInterceptor(verifier, rules={PATH: RULE})])]
         sys.stdout.write(" ".join(str(port) for _, port in servers) + "\n")
         sys.stdout.flush()
         sys.stdin.read()
