@@ -48,10 +48,11 @@ def confirm(question: str, consequences: Callable[[], Iterable[str]], *, yes: bo
         raise usage("this needs a confirmation: run it on a terminal, or add --yes")
     for line in consequences():
         note(redact(visible(line)))
-    sys.stderr.write(f"{question} [y/N] ")
-    sys.stderr.flush()
     answer = ""
     try:
+        # Within: whoever reads the question may press Ctrl-C before the answer is waited for.
+        sys.stderr.write(f"{question} [y/N] ")
+        sys.stderr.flush()
         answer = sys.stdin.readline()
     finally:
         # What comes next starts on a line of its own, after Ctrl-C and Ctrl-D too.
