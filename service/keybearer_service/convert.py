@@ -406,10 +406,10 @@ def timestamp(micros: int | None) -> Timestamp | None:
     return Timestamp(seconds=seconds, nanos=rest * 1000)
 
 
-def duration(micros: int) -> Duration:
-    """Write a span that is not negative."""
-    seconds, rest = divmod(micros, SECOND)
-    return Duration(seconds=seconds, nanos=rest * 1000)
+def _fill(part: Timestamp | Duration, micros: int) -> None:
+    """Write a moment, or a span that is not negative, into the part of a message that holds it."""
+    part.seconds, rest = divmod(micros, SECOND)
+    part.nanos = rest * 1000
 
 
 def _wire(number: int) -> Any:
@@ -530,15 +530,19 @@ def deletion_to_proto(deletion: Deletion) -> user_service_pb2.DeleteUserResponse
 
 
 def verdict_to_proto(verdict: Verdict) -> token_service_pb2.ValidateTokenResponse:
-    """Write a verdict. Runs on every validation: one message, and nothing optional made up."""
+    """Write a verdict.
+
+    Runs on every validation: nothing is written that most keys do not have, and what is a message
+    of its own is filled in its place, because one that is handed over is copied.
+    """
     if verdict.match is None:
-        return token_service_pb2.ValidateTokenResponse(
-            outcome=_wire(verdict.outcome),
-            revision=verdict.revision,
-            cache_for=duration(verdict.cache_for),
+        response = token_service_pb2.ValidateTokenResponse(
+            outcome=_wire(verdict.outcome), revision=verdict.revision
         )
+        _fill(response.cache_for, verdict.cache_for)
+        return response
     record = verdict.match.record
-    return token_service_pb2.ValidateTokenResponse(
+    response = token_service_pb2.ValidateTokenResponse(
         valid=verdict.outcome is Outcome.VALID,
         outcome=_wire(verdict.outcome),
         key_id=record.key_id,
@@ -548,14 +552,18 @@ def verdict_to_proto(verdict: Verdict) -> token_service_pb2.ValidateTokenRespons
         owner_email=record.owner_email,
         owner_type=_wire(record.owner_type),
         granted_role=_wire(record.role),
-        effective_role=_wire(min(record.role, record.owner_role)),
-        scopes=record.scopes.split(),
-        labels=labels_from_text(record.labels),
-        expire_time=timestamp(record.expire_time),
-        cache_for=duration(verdict.cache_for),
+        effective_role=_wire(record.effective_role),
         revision=verdict.revision,
         secret_version=verdict.match.secret_version,
     )
+    _fill(response.cache_for, verdict.cache_for)
+    if record.scopes:
+        response.scopes.extend(record.scopes.split())
+    if record.labels:
+        response.labels.update(labels_from_text(record.labels))
+    if record.expire_time is not None:
+        _fill(response.expire_time, record.expire_time)
+    return response
 
 
 def watch_response_to_proto(told: Outgoing) -> token_service_pb2.WatchInvalidationsResponse:
