@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,6 +102,17 @@ def test_readers_cannot_write(store: SqliteStore) -> None:
     store.lookup(KEY)
     with pytest.raises(dbapi.OperationalError, match=r"readonly|read-only|attempt to write"):
         store._connections[1].execute("DELETE FROM api_keys")
+
+
+@pytest.mark.parametrize("name", [b"of a key", b"no UTF-8 \xff"])
+def test_a_lookup_leaves_no_snapshot_open(store: SqliteStore, path: Path, name: bytes) -> None:
+    """Whether it answers or fails, an idle reader is in the way of no checkpoint."""
+    store._writer.execute("UPDATE api_keys SET name = CAST(? AS TEXT)", (name,))
+    with suppress(StoreError):
+        store.lookup(KEY)
+    store._writer.execute("UPDATE api_keys SET name = 'another'")
+    assert store._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+    assert Path(f"{path}-wal").stat().st_size == 0
 
 
 def test_a_new_database_is_for_its_user_alone(store: SqliteStore, path: Path) -> None:
