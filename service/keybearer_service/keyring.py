@@ -9,6 +9,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from keybearer_service import tokens
 from keybearer_service.model import Pepper
 from keybearer_service.sources import Entropy
 
@@ -39,6 +40,7 @@ class Keyring:
         self.directory = directory
         self._audit_key = _read_key(directory / _AUDIT_KEY)
         self._peppers: dict[str, bytes] = {}
+        self._macs: dict[str, hmac.HMAC] = {}
         self._reload()
 
     @staticmethod
@@ -65,6 +67,18 @@ class Keyring:
         if pepper is None:
             raise PepperMissingError(f"the pepper {pepper_id} is not in {self.directory.name}/")
         return pepper
+
+    def mac(self, pepper_id: str) -> hmac.HMAC:
+        """Answer the HMAC under a pepper, prepared once, to be copied.
+
+        Raises:
+            PepperMissingError: As `pepper`.
+        """
+        macs = self._macs
+        mac = macs.get(pepper_id)
+        if mac is None:
+            mac = macs[pepper_id] = tokens.mac_of(self.pepper(pepper_id))
+        return mac
 
     def add_pepper(self, pepper_id: str, entropy: Entropy) -> bytes:
         """Draw a pepper, write its file, and answer the value to check it by."""
@@ -102,6 +116,7 @@ class Keyring:
             path.name.removesuffix(_SUFFIX): _read_key(path)
             for path in self.directory.glob(f"*{_SUFFIX}")
         }
+        self._macs = {}
 
 
 def _check_value(pepper: bytes) -> bytes:

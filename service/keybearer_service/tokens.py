@@ -80,10 +80,26 @@ def parse(token: str, prefixes: frozenset[str]) -> Parsed | None:
     return Parsed(match[2], match[3])
 
 
+def mac_of(pepper: bytes) -> hmac.HMAC:
+    """Prepare the HMAC-SHA-256 under a pepper, for `digest_by`."""
+    return hmac.new(pepper, digestmod="sha256")
+
+
 def digest(pepper: bytes, account_id: str, key_id: str, secret: str) -> bytes:
+    """Reduce a secret to what is stored, as `digest_by` does."""
+    return digest_by(mac_of(pepper), account_id, key_id, secret)
+
+
+def digest_by(mac: hmac.HMAC, account_id: str, key_id: str, secret: str) -> bytes:
     """Reduce a secret to what is stored: HMAC-SHA-256 over "v1" and length-prefixed fields.
 
     The account and the id are in it, so that a digest copied to another row opens nothing.
+
+    Args:
+        mac: The prepared HMAC; it is left as it is.
+        account_id: The account of the key.
+        key_id: The key.
+        secret: The secret.
     """
     account, key, opened = account_id.encode(), key_id.encode(), secret.encode()
     message = b"v1%b%b%b%b%b%b" % (
@@ -94,4 +110,6 @@ def digest(pepper: bytes, account_id: str, key_id: str, secret: str) -> bytes:
         len(opened).to_bytes(2),
         opened,
     )
-    return hmac.digest(pepper, message, "sha256")
+    copy = mac.copy()  # unlike hmac.digest, it never lets go of the interpreter
+    copy.update(message)
+    return copy.digest()

@@ -77,7 +77,7 @@ class Validator:
         self._usage = usage
         self._clock = clock
         self._prefixes = prefixes
-        self._dummy_pepper = entropy.key_bytes(32)
+        self._dummy_mac = tokens.mac_of(entropy.key_bytes(32))
         self._dummy_digest = entropy.key_bytes(32)
         self._memory_key = entropy.key_bytes(32)
         self._memory = threading.local()
@@ -184,7 +184,7 @@ class Validator:
             return None
         if record is None:
             # The same work as for a known id, so that time does not tell which ids exist.
-            presented = tokens.digest(self._dummy_pepper, _NOBODY, parsed.key_id, parsed.secret)
+            presented = tokens.digest_by(self._dummy_mac, _NOBODY, parsed.key_id, parsed.secret)
             hmac.compare_digest(presented, self._dummy_digest)
             return None
         presented = self._digest(record, record.pepper_id, parsed)
@@ -204,11 +204,11 @@ class Validator:
 
     def _digest(self, record: TokenRecord, pepper_id: str, parsed: tokens.Parsed) -> bytes:
         try:
-            pepper = self._keyring.pepper(pepper_id)
+            mac = self._keyring.mac(pepper_id)
         except PepperMissingError as error:
             log.critical("pepper_missing", pepper_id=pepper_id, key_id=record.key_id)
             raise StoreUnavailable from error
-        return tokens.digest(pepper, record.account_id, parsed.key_id, parsed.secret)
+        return tokens.digest_by(mac, record.account_id, parsed.key_id, parsed.secret)
 
     def _identify(self, token: str, now: int) -> Caller:
         match = self.match(token)

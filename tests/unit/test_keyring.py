@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fakes import START, SeededEntropy
+from keybearer_service import tokens
 from keybearer_service.keyring import Keyring, KeyringError, PepperMissingError
 from keybearer_service.model import Pepper
 
@@ -77,6 +78,20 @@ def test_a_pepper_that_is_added_later_is_found(directory: Path) -> None:
     running = Keyring(directory)
     Keyring(directory).add_pepper("second", ENTROPY)
     assert len(running.pepper("second")) == 32
+
+
+def test_the_prepared_mac_of_a_pepper_is_the_one_of_its_file(directory: Path) -> None:
+    """Also after it was used, and after another pepper had to be looked for."""
+    running = Keyring(directory)
+    digests = [tokens.digest_by(running.mac("first"), "account", "key", "secret") for _ in "12"]
+    Keyring(directory).add_pepper("second", ENTROPY)
+    digests.append(tokens.digest_by(running.mac("second"), "account", "key", "secret"))
+    digests.append(tokens.digest_by(running.mac("first"), "account", "key", "secret"))
+    first, second = (
+        tokens.digest(running.pepper(name), "account", "key", "secret")
+        for name in ("first", "second")
+    )
+    assert digests == [first, first, second, first]
 
 
 def test_a_pepper_that_is_nowhere_is_an_error_and_no_verdict(directory: Path) -> None:
