@@ -5,6 +5,7 @@ its usage columns. What a crash loses is a few seconds of counts.
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable
 
 import structlog
@@ -20,6 +21,9 @@ MAX_PENDING = 200_000
 """Secrets with uses not yet written; beyond, counts are dropped rather than memory filled."""
 YOUNG = 10 * MINUTE
 """A secret this young may still be minted again, unless a use of it is known to the store."""
+MAX_NOTES = 500_000
+"""Uses noted and not yet counted; beyond, the oldest are lost rather than memory filled. A process
+that judges nothing but batches notes some 70,000 a second."""
 _BATCH = 2_000
 """Uses in one write, so that no mutation waits long behind it."""
 
@@ -31,6 +35,9 @@ class UsageRecorder:
         """Take the store to write to. `start` begins the writing."""
         self._store = store
         self._flush_interval_s = flush_interval_s
+        # Every validation adds two uses, so they are only noted here, in one step of the
+        # interpreter; whoever writes them, or asks how many there are, counts them.
+        self._notes: deque[tuple[str, int, int]] = deque(maxlen=MAX_NOTES)
         self._pending: dict[tuple[str, int], tuple[int, int]] = {}
         self._lock = threading.Lock()
         self._flush_lock = threading.Lock()
@@ -45,22 +52,21 @@ class UsageRecorder:
     @property
     def pending(self) -> int:
         """How many secrets have uses that are not written yet."""
-        return len(self._pending)
+        with self._lock:
+            self._count_notes()
+            return len(self._pending)
 
     def add(self, match: Match, now: int) -> None:
         """Count one use. Wakes the writer for the first success of a young secret."""
         record = match.record
-        self.add_many(record.key_id, match.secret_version, now, 1)
+        self._notes.append((record.key_id, match.secret_version, now))
         if match.is_current and not record.secret_used and now - record.secret_create_time < YOUNG:
             self._wake.set()
 
     def add_many(self, key_id: str, secret_version: int, last_used_time: int, count: int) -> None:
         """Count several uses of one secret."""
-        key = (key_id, secret_version)
         with self._lock:
-            last, total = self._pending.get(key, (0, 0))
-            if total or len(self._pending) < MAX_PENDING:
-                self._pending[key] = (max(last, last_used_time), total + count)
+            self._count(key_id, secret_version, last_used_time, count)
 
     def flush(self) -> None:
         """Write what was counted so far. A store that cannot take it is tried again later."""
@@ -77,6 +83,7 @@ class UsageRecorder:
         """
         with self._flush_lock:
             with self._lock:
+                self._count_notes()
                 pending, self._pending = self._pending, {}
             uses = [Use(*key, *counted) for key, counted in pending.items()]
             for start in range(0, len(uses), _BATCH):
@@ -94,6 +101,16 @@ class UsageRecorder:
         if self._thread.is_alive():
             self._thread.join()
         self.flush()
+
+    def _count_notes(self) -> None:
+        for _ in range(len(self._notes)):
+            self._count(*self._notes.popleft(), 1)
+
+    def _count(self, key_id: str, secret_version: int, last_used_time: int, count: int) -> None:
+        key = (key_id, secret_version)
+        last, total = self._pending.get(key, (0, 0))
+        if total or len(self._pending) < MAX_PENDING:
+            self._pending[key] = (max(last, last_used_time), total + count)
 
     def _run(self) -> None:
         while not self._stopping:

@@ -127,6 +127,31 @@ def test_memory_is_bounded(
     assert [list(batch) for batch in store.batches] == [[Use(KEY, 1, START, 2)]]
 
 
+def test_what_is_noted_and_not_counted_yet_is_bounded_too(
+    store: WatchedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should nobody come to count, the newest uses are kept."""
+    monkeypatch.setattr(usage, "MAX_NOTES", 2)
+    recorder = UsageRecorder(store)
+    for moment in (START, START + 1, START + 2):
+        recorder.add(match(store), moment)
+    recorder.flush()
+    assert counted(store) == (2, START + 2)
+
+
+def test_what_waits_to_be_written_is_told_by_secrets(
+    store: WatchedStore, recorder: UsageRecorder
+) -> None:
+    """Two uses of one secret are one, whether counted already or only noted."""
+    recorder.add(match(store), START)
+    assert recorder.pending == 1
+    recorder.add(match(store), START)
+    recorder.add_many("other", 1, START, 1)
+    assert recorder.pending == 2
+    recorder.flush()
+    assert recorder.pending == 0
+
+
 def test_many_uses_are_written_in_batches(
     store: WatchedStore, recorder: UsageRecorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
