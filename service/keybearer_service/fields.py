@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from keybearer.access import (
     MAX_SCOPE_LENGTH,
@@ -113,15 +113,15 @@ def scopes(field: str, values: Iterable[str], granted: Role) -> tuple[str, ...]:
     return unique
 
 
-def requirement(prefix: str, required_role: Role, required_scopes: Iterable[str]) -> AccessRule:
+def requirement(prefix: str, required_role: Role, required_scopes: Sequence[str]) -> AccessRule:
     """Take what a caller of ValidateToken asks of the key.
 
     Raises:
         FieldInvalid: A scope is ill-formed or has a wildcard, or there are too many.
     """
-    unique = tuple(dict.fromkeys(required_scopes))
-    if not unique:
+    if not required_scopes:
         return _RULES[required_role]
+    unique = tuple(dict.fromkeys(required_scopes))
     field = f"{prefix}required_scopes"
     if len(unique) > MAX_SCOPES:
         raise FieldInvalid(field, f"at most {MAX_SCOPES}")

@@ -65,10 +65,15 @@ def bearer_token(metadata: Sequence[tuple[str, str | bytes]]) -> str:
         CredentialsMissing: None, more than one, or in another form. Taking the first or the last
             of two would let a proxy and us believe in different callers.
     """
-    values = [value for key, value in metadata if key == "authorization"]
-    if len(values) != 1 or not isinstance(values[0], str):
+    found: str | bytes | None = None
+    for key, value in metadata:
+        if key == "authorization":
+            if found is not None:
+                raise CredentialsMissing
+            found = value
+    if not isinstance(found, str):
         raise CredentialsMissing
-    scheme, _, token = values[0].partition(" ")
+    scheme, _, token = found.partition(" ")
     if scheme.lower() != "bearer" or not token:
         raise CredentialsMissing
     return token
