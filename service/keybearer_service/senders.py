@@ -7,9 +7,9 @@ another one, and a message that does not come is not waited for.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import structlog
 
@@ -31,6 +31,38 @@ _LOOK_EVERY_S = 0.05
 _TELL_EVERY_S = 60.0
 
 
+class _Task:
+    """A call to be worked on: what the base class keeps in its queue, and a Future in one.
+
+    Nobody waits for a call or asks what became of it, and the locks of a true Future that nobody
+    needs would cost each call 6 us.
+    """
+
+    __slots__ = ("_args", "_work")
+
+    def __init__(self, work: Callable[..., object], args: tuple[object, ...]) -> None:
+        self._work = work
+        self._args = args
+
+    @property
+    def future(self) -> "_Task":
+        """What the base class cancels when it shuts down."""
+        return self
+
+    def run(self) -> None:
+        """Do the work. The thread outlives whatever it raises, as with a Future."""
+        try:
+            self._work(*self._args)
+        except BaseException:  # grpc has answered for what behaviours raise
+            log.exception("task_failed")
+
+    def cancel(self) -> None:
+        """Leave the work undone: it is out of the queue already."""
+
+    def add_done_callback(self, callback: Callable[..., object]) -> None:
+        """Call nobody: grpc counts calls by it, for `maximum_concurrent_rpcs`, which is not set."""
+
+
 class Pool(ThreadPoolExecutor):
     """Threads for calls, with stand-ins once all of them wait for slow senders."""
 
@@ -38,6 +70,22 @@ class Pool(ThreadPoolExecutor):
         """Take how many calls may be worked on at a time."""
         super().__init__(threads, thread_name_prefix=name)
         self._threads_at_work = threads
+
+    def submit(  # type: ignore[override]  # what is answered has of a Future what grpc asks for
+        self, work: Callable[..., object], /, *args: object
+    ) -> _Task:
+        """Have a call worked on.
+
+        Raises:
+            RuntimeError: The pool was shut down.
+        """
+        task = _Task(work, args)
+        with self._shutdown_lock:
+            if self._shutdown:
+                raise RuntimeError("the pool was shut down")
+            self._work_queue.put(task)  # type: ignore[arg-type]
+            self._adjust_thread_count()
+        return task
 
     def make_up_for(self, waiting: int) -> None:
         """Have threads for others too while so many of them wait for slow senders."""
@@ -59,19 +107,14 @@ class Cancellable(Protocol):
         ...
 
 
-class _Wait(NamedTuple):
-    since: float
-    call: Cancellable
-    pool: Pool
-
-
 class SlowSenders:
     """Watches the calls that wait for their message."""
 
     def __init__(self, clock: Clock) -> None:
         """Take the clock. `start` begins the watching."""
         self._clock = clock
-        self._waits: dict[int, _Wait] = {}
+        self._waits: dict[int, tuple[float, Cancellable, Pool]] = {}
+        """Since when which call waits, on a thread of which pool. No class: it is made a call."""
         self._pools: set[Pool] = set()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="slow-senders", daemon=True)
@@ -95,7 +138,7 @@ class SlowSenders:
             FieldInvalid: The caller ended the call without one.
             CallAbandoned: The caller has gone, or was cut off.
         """
-        wait = _Wait(self._clock.monotonic(), call, pool)
+        wait = self._clock.monotonic(), call, pool
         self._waits[id(wait)] = wait  # one step of the interpreter each: no lock is needed
         try:
             return next(messages)
@@ -112,14 +155,14 @@ class SlowSenders:
 
     def _look(self) -> None:
         now = self._clock.monotonic()
-        slow = [wait for wait in list(self._waits.values()) if now - wait.since > SLOW_AFTER_S]
-        self._pools |= {wait.pool for wait in slow}
+        slow = [wait for wait in list(self._waits.values()) if now - wait[0] > SLOW_AFTER_S]
+        self._pools |= {pool for _, _, pool in slow}
         for pool in self._pools:
-            pool.make_up_for(sum(wait.pool is pool for wait in slow))
-        too_many = slow[: max(0, len(slow) - MAX_SLOW)]  # a dict keeps its order: the oldest first
-        for wait in slow:
-            if now - wait.since > MESSAGE_WITHIN_S or wait in too_many:
-                wait.call.cancel()
+            pool.make_up_for(sum(one is pool for _, _, one in slow))
+        too_many = len(slow) - MAX_SLOW  # a dict keeps its order: the oldest first
+        for index, (since, call, _) in enumerate(slow):
+            if now - since > MESSAGE_WITHIN_S or index < too_many:
+                call.cancel()
                 self._cut_off += 1
         if self._cut_off and now - self._told_at >= _TELL_EVERY_S:
             log.warning("slow_senders_cut_off", calls=self._cut_off)

@@ -1,0 +1,77 @@
+"""The threads that calls run on."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from keybearer_service.senders import Pool
+
+WAIT_S = 10.0
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    """A pool of one thread."""
+    made = Pool(1, "test")
+    yield made
+    made.shutdown()
+
+
+def occupy(pool: Pool) -> threading.Event:
+    """Have a thread of the pool wait for the event that is answered."""
+    begun, over = threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        over.wait(WAIT_S)
+
+    pool.submit(work)
+    assert begun.wait(WAIT_S)
+    return over
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_a_thread_outlives_its_work(pool: Pool, error: type[BaseException]) -> None:
+    """What a call raises costs the pool no thread."""
+
+    def fail() -> None:
+        raise error
+
+    done = threading.Event()
+    pool.submit(fail)
+    pool.submit(done.set)
+    assert done.wait(WAIT_S)
+    assert len(pool._threads) == 1
+
+
+def test_no_more_threads_than_needed(pool: Pool) -> None:
+    """Calls beyond the number of threads wait, and run in the order they came."""
+    over, order = occupy(pool), list[int]()
+    for number in range(3):
+        pool.submit(order.append, number)
+    assert pool._work_queue.qsize() == 3
+    over.set()
+    pool.shutdown()
+    assert order == [0, 1, 2]
+
+
+def test_stand_ins_take_what_waits(pool: Pool) -> None:
+    """A thread that is made up for does not hold up the calls behind it."""
+    over, done = occupy(pool), threading.Event()
+    pool.submit(done.set)
+    pool.make_up_for(1)
+    assert done.wait(WAIT_S)
+    over.set()
+
+
+def test_a_pool_that_was_shut_down_takes_nothing(pool: Pool) -> None:
+    """Neither what comes later nor what still waits is worked on."""
+    over, done = occupy(pool), threading.Event()
+    pool.submit(done.set)
+    pool.shutdown(wait=False, cancel_futures=True)
+    over.set()
+    pool.shutdown()
+    assert not done.is_set()
+    with pytest.raises(RuntimeError):
+        pool.submit(done.set)
