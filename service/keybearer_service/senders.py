@@ -49,8 +49,11 @@ class _Task:
         """What the base class cancels when it shuts down."""
         return self
 
-    def run(self) -> None:
-        """Do the work. The thread outlives whatever it raises, as with a Future."""
+    def run(self, *_context: object) -> None:
+        """Do the work. The thread outlives whatever it raises, as with a Future.
+
+        From Python 3.14 on, a worker hands over the context of its thread, which is empty here.
+        """
         try:
             self._work(*self._args)
         except BaseException:  # grpc has answered for what behaviours raise
