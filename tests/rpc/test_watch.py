@@ -1,5 +1,6 @@
 """WatchInvalidations, sentence by sentence of section 4 of the wire contract, at a real server."""
 
+import gc
 import queue
 import threading
 import time
@@ -17,7 +18,7 @@ from harness import Refusal, Service, Stubs, initialise, message, refusal_of
 from keybearer.v1 import account_service_pb2, api_key_service_pb2, user_service_pb2
 from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service import watch as watch_module
-from keybearer_service.app import App, AppConfig
+from keybearer_service.app import WATCH_THREADS, App, AppConfig
 from keybearer_service.model import Caller, SubjectKind
 from keybearer_service.server import Listener
 from keybearer_service.sources import MINUTE, SECOND
@@ -96,6 +97,15 @@ def watching(stubs: Stubs) -> Iterator[Watch]:
 def watcher(service: Service, admin: Stubs) -> Stubs:
     """A VALIDATOR of the operator account."""
     return service.as_token(admin.create_key(role="ROLE_VALIDATOR").token)
+
+
+@pytest.fixture
+def without_gc() -> Iterator[None]:
+    """What is left to the garbage collector stays."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def told(responses: list[pb.WatchInvalidationsResponse]) -> list[tuple[str, Any]]:
@@ -556,7 +566,7 @@ def test_streams_beyond_the_cap_are_refused_and_a_place_becomes_free(
 
 
 def test_two_hundred_parked_streams_do_not_stop_validation(service: Service, admin: Stubs) -> None:
-    """They have threads of their own, under all interceptors."""
+    """They hold no thread of the service, under all interceptors."""
     # A connection carries 100 streams at most; channels alike would share one.
     stubs = [
         Stubs(service.channel([("grpc.use_local_subchannel_pool", 1)]), admin.token)
@@ -568,9 +578,45 @@ def test_two_hundred_parked_streams_do_not_stop_validation(service: Service, adm
         token = admin.create_key().token
         assert set(pool.map(lambda _: admin.outcome(token), range(50))) == {"VALID"}
     assert service.app.core.watches.watchers == 200
+    of_streams = [one for one in threading.enumerate() if one.name.startswith("watch-stream")]
+    assert len(of_streams) <= WATCH_THREADS
     for stream in streams:
         stream.call.cancel()
         stream.half_close()
+
+
+def test_streams_that_ended_leave_their_places_without_the_garbage_collector(
+    service: Service, watcher: Stubs, without_gc: None
+) -> None:
+    """A call that is held by a cycle counts among the 100 of its connection."""
+    for number in range(250):
+        with watching(watcher) as stream:
+            stream.subscribe()
+            if number % 2:  # ended by the service, else by the watcher
+                stream.send(subscribe={})
+                assert stream.end().reason == "FIELD_INVALID"
+    eventually(lambda: service.app.core.watches.watchers == 0, "all of them have ended")
+
+
+def test_what_nobody_foresaw_ends_one_stream_and_harms_nobody_else(
+    service: Service, admin: Stubs, watcher: Stubs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Messages are taken on the thread that serves everybody: it must survive."""
+
+    def fail(*_: Any) -> None:
+        raise ZeroDivisionError("nobody foresaw it")
+
+    with watching(watcher) as bystander, watching(watcher) as stream:
+        bystander.subscribe()
+        stream.subscribe()
+        with monkeypatch.context() as broken:
+            broken.setattr(service.app.core.watches, "report", fail)
+            stream.send(usage={"items": []})
+            end = stream.end()
+        assert (end.code, end.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+        assert "foresaw" not in end.message
+        assert bystander.ping()[0] == []
+    assert admin.outcome(admin.create_key().token) == "VALID"
 
 
 def test_a_watcher_that_does_not_read_is_dropped_and_the_others_are_not(
