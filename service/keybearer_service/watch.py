@@ -294,6 +294,9 @@ class WatchHub:
         with self._lock:
             self._open.discard(watcher)
         self._left.append(watcher)
+        if not self._open:
+            # The hub is about to rest, and is not to keep the call meanwhile.
+            self._wake.set()
 
     def subscribe(self, watcher: Watcher, message: Subscribe) -> None:
         """Start to tell a watcher of changes."""
@@ -403,15 +406,16 @@ class WatchHub:
     def _tell(self, reader: Reader, installation: Installation) -> None:
         """Tell the live streams what is new."""
         epoch, head = installation.epoch, installation.revision
-        told, self._told = self._told, (epoch, head)
-        if told is None or told == self._told or not self._live:
-            return
-        changes = _between(reader, told[1], head) if told[0] == epoch else None
+        changes: list[Change] | None = []
+        if self._told is not None and self._live:
+            changes = _between(reader, self._told[1], head) if self._told[0] == epoch else None
+        # Not before they were read: what a store that failed has not told is told later.
+        self._told = (epoch, head)
         if changes is None:
             # So late that the change table begins later: they are to start afresh.
             self._end_all(self._live, StreamEnded("the stream fell behind"))
             return
-        for watcher in list(self._live):
+        for watcher in list(self._live) if changes else ():
             for change in changes:
                 if watcher.sees(change):
                     watcher.line.send(change)

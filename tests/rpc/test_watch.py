@@ -452,6 +452,27 @@ def test_no_store_no_pong(
         assert before == [], "no pong for the first ping"
 
 
+def test_a_change_that_could_not_be_read_is_told_once_it_can(
+    service: Service, watcher: Stubs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that fails between the head and the changes must not make them be passed over."""
+    failed = threading.Event()
+
+    def fail(*_: Any) -> Any:
+        failed.set()
+        raise StoreLockedError("locked")
+
+    with watching(watcher) as stream:
+        stream.subscribe()
+        stream.ping()
+        with monkeypatch.context() as broken:
+            broken.setattr(watch_module, "_between", fail)
+            _append(service, SubjectKind.KEY, "ElsewhereKey0001", service.account_id)
+            assert failed.wait(TIMEOUT_S)
+        before, _ = stream.ping()
+        assert told(before) == [("key_id", "ElsewhereKey0001")]
+
+
 def test_a_stream_cannot_be_opened_without_a_store(
     service: Service, watcher: Stubs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
