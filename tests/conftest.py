@@ -1,5 +1,6 @@
 """Fixtures: a clock that moves when told to, seeded entropy, and a running service."""
 
+import gc
 import os
 import random
 import sys
@@ -35,6 +36,15 @@ def entropy(seed: int) -> SeededEntropy:
     """Entropy that the printed seed repeats."""
     sys.stdout.write(f"KEYBEARER_TEST_SEED={seed}\n")
     return SeededEntropy(seed)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What only the garbage collector would free stays."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """What holds for every call: credentials, errors, limits, and what is served beside the API."""
 
-import gc
 import io
 import logging
 import threading
@@ -568,14 +567,6 @@ def test_refusals_are_not_logged_without_end(
 # --- what a call leaves behind --------------------------------------------------------------------
 
 
-@pytest.fixture
-def _no_collector() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
 WAYS_TO_END: dict[str, tuple[str, bytes, str, grpc.StatusCode]] = {
     "OK": (WHO, b"", "admin", Code.OK),
     "OK, on another pool": (LIST, b"", "admin", Code.OK),
@@ -592,7 +583,7 @@ WAYS_TO_END: dict[str, tuple[str, bytes, str, grpc.StatusCode]] = {
 }
 
 
-@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.usefixtures("no_collector")
 @pytest.mark.parametrize("way", sorted(WAYS_TO_END))
 def test_a_call_leaves_nothing_behind_that_counts_among_the_streams_of_its_connection(
     service: Service, way: str
@@ -609,7 +600,7 @@ def test_a_call_leaves_nothing_behind_that_counts_among_the_streams_of_its_conne
     assert codes == {expected}
 
 
-@pytest.mark.usefixtures("_no_collector")
+@pytest.mark.usefixtures("no_collector")
 def test_a_stream_that_ended_leaves_nothing_behind_either(service: Service) -> None:
     """Watches that were opened and given up, one after the other."""
     call: Any = service.channel().stream_stream("/keybearer.v1.TokenService/WatchInvalidations")

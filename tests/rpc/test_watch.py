@@ -1,6 +1,5 @@
 """WatchInvalidations, sentence by sentence of section 4 of the wire contract, at a real server."""
 
-import gc
 import queue
 import threading
 import time
@@ -97,15 +96,6 @@ def watching(stubs: Stubs) -> Iterator[Watch]:
 def watcher(service: Service, admin: Stubs) -> Stubs:
     """A VALIDATOR of the operator account."""
     return service.as_token(admin.create_key(role="ROLE_VALIDATOR").token)
-
-
-@pytest.fixture
-def without_gc() -> Iterator[None]:
-    """What is left to the garbage collector stays."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 def told(responses: list[pb.WatchInvalidationsResponse]) -> list[tuple[str, Any]]:
@@ -606,8 +596,9 @@ def test_two_hundred_parked_streams_do_not_stop_validation(service: Service, adm
         stream.half_close()
 
 
+@pytest.mark.usefixtures("no_collector")
 def test_streams_that_ended_leave_their_places_without_the_garbage_collector(
-    service: Service, watcher: Stubs, without_gc: None
+    service: Service, watcher: Stubs
 ) -> None:
     """A call that is held by a cycle counts among the 100 of its connection."""
     for number in range(250):
