@@ -75,6 +75,8 @@ _READ_ONLY = (
     # A million keys do not fit into the cache; mapped, a lookup among them costs two thirds.
     "mmap_size = 2147418112",
 )
+_WAL_TRIES: Final = 20
+"""Each is lost to another process that has switched meanwhile, or is about to."""
 _FULL = frozenset({"SQLITE_FULL"})
 _LOCKED = frozenset({"SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_BUSY_SNAPSHOT", "SQLITE_CANTOPEN"})
 
@@ -308,8 +310,8 @@ class SqliteStore:
         )
         with self._connections_lock:
             self._connections.append(connection)
+        _switch_to_wal(connection)
         for pragma in (
-            "journal_mode = WAL",
             "synchronous = FULL",
             "foreign_keys = ON",
             "secure_delete = ON",
@@ -711,6 +713,27 @@ def _keys_of(owner_id: str, created_by: str, not_owner_id: str) -> _Where:
     if not_owner_id:
         where.add("owner_id <> ?", not_owner_id)
     return where
+
+
+def _switch_to_wal(connection: dbapi.Connection) -> None:
+    """Have the file use a write-ahead log; costs nothing where it does already.
+
+    Raises:
+        OperationalError: Others have held the file for too long.
+    """
+    for _ in range(_WAL_TRIES):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except dbapi.OperationalError as error:
+            if _name_of(error) not in _LOCKED:
+                raise
+            # Of several processes that switch at once SQLite refuses all but one, and at once,
+            # whatever the busy timeout. A transaction does wait for that one.
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        else:
+            return
+    connection.execute("PRAGMA journal_mode = WAL")
 
 
 def _record_and_revision(row: rows.Row | None) -> tuple[TokenRecord | None, int]:
