@@ -402,6 +402,7 @@ class WatchHub:
                 watcher.line.send(Pong(ping.sent_at, head))
             elif watcher in self._behind:
                 watcher.waiting.append(ping.sent_at)
+            self._drop_if_stuck(watcher)
 
     def _tell(self, reader: Reader, installation: Installation) -> None:
         """Tell the live streams what is new."""
@@ -419,12 +420,16 @@ class WatchHub:
             for change in changes:
                 if watcher.sees(change):
                     watcher.line.send(change)
-            if watcher.line.queued > MAX_QUEUED:
-                log.warning(
-                    "watcher_dropped", key_id=watcher.caller.key_id, queued=watcher.line.queued
-                )
-                self._live.discard(watcher)
-                watcher.line.cancel()
+            self._drop_if_stuck(watcher)
+
+    def _drop_if_stuck(self, watcher: Watcher) -> None:
+        """Cut off a watcher that does not read; it may resume by revision."""
+        queued = watcher.line.queued + len(watcher.waiting)
+        if queued > MAX_QUEUED:
+            log.warning("watcher_dropped", key_id=watcher.caller.key_id, queued=queued)
+            self._live.discard(watcher)
+            self._behind.discard(watcher)
+            watcher.line.cancel()
 
     def _begin(
         self, reader: Reader, installation: Installation, watcher: Watcher, wanted: Subscribe

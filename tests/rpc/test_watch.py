@@ -1,9 +1,10 @@
 """WatchInvalidations, sentence by sentence of section 4 of the wire contract, at a real server."""
 
+import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from datetime import timedelta
@@ -631,21 +632,39 @@ def test_what_nobody_foresaw_ends_one_stream_and_harms_nobody_else(
     assert admin.outcome(admin.create_key().token) == "VALID"
 
 
+def _stuck(service: Service, watcher: Stubs, more: Iterable[Any]) -> Any:
+    """Open a stream that reads its hello and nothing more, and sends more."""
+    channel = service.channel([("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)])
+    stream: Any = channel.stream_stream(
+        WATCH,
+        request_serializer=pb.WatchInvalidationsRequest.SerializeToString,
+        response_deserializer=pb.WatchInvalidationsResponse.FromString,
+    )(
+        itertools.chain([message(pb.WatchInvalidationsRequest, subscribe={})], more),
+        metadata=(("authorization", f"Bearer {watcher.token}"),),
+    )
+    assert next(stream).HasField("hello")
+    return stream
+
+
+def test_a_watcher_that_pings_and_does_not_read_is_dropped(
+    service: Service, watcher: Stubs
+) -> None:
+    """What waits for it is bounded, pongs too."""
+    ping = message(pb.WatchInvalidationsRequest, ping={"sent_at": 2**60})
+    stream = _stuck(service, watcher, itertools.repeat(ping))
+    try:
+        eventually(lambda: service.app.core.watches.watchers == 0, "it was dropped")
+    finally:
+        stream.cancel()
+
+
 def test_a_watcher_that_does_not_read_is_dropped_and_the_others_are_not(
     service: Service, watcher: Stubs
 ) -> None:
     """At 1,000 queued messages; it resumes by revision and misses nothing."""
     epoch, revision = head(service)
-    channel = service.channel([("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)])
-    stuck = channel.stream_stream(
-        WATCH,
-        request_serializer=pb.WatchInvalidationsRequest.SerializeToString,
-        response_deserializer=pb.WatchInvalidationsResponse.FromString,
-    )(
-        iter([message(pb.WatchInvalidationsRequest, subscribe={})]),
-        metadata=(("authorization", f"Bearer {watcher.token}"),),
-    )
-    assert next(stuck).HasField("hello")
+    _stuck(service, watcher, [])
     hub = service.app.core.watches
     with watching(watcher) as stream:
         stream.subscribe()
