@@ -221,7 +221,8 @@ class Terminal:
             read = os.read(self._master, 65_536)
         except OSError:  # the other end is closed
             return False
-        self.shown += read.decode().replace("\r\n", "\n")
+        # All of it, because a line's end may come in two parts.
+        self.shown = (self.shown + read.decode()).replace("\r\n", "\n")
         return bool(read)
 
 

@@ -1,11 +1,14 @@
 """Asking people: secrets without an echo, and for a yes before what cannot be undone."""
 
 import getpass
+import select
 import sys
 from collections.abc import Callable, Iterable
 
 from keybearer.commands.answers import note, visible
 from keybearer.commands.refusals import Refusal, redact, usage
+
+_GLANCE_S = 0.2
 
 
 def is_present() -> bool:
@@ -53,6 +56,10 @@ def confirm(question: str, consequences: Callable[[], Iterable[str]], *, yes: bo
         # Within: whoever reads the question may press Ctrl-C before the answer is waited for.
         sys.stderr.write(f"{question} [y/N] ")
         sys.stderr.flush()
+        # A signal just before a read that blocks would be noticed only after it: at the next
+        # Enter. Windows cannot wait for a console like this.
+        while sys.platform != "win32" and not select.select([sys.stdin], [], [], _GLANCE_S)[0]:
+            pass
         answer = sys.stdin.readline()
     finally:
         # What comes next starts on a line of its own, after Ctrl-C and Ctrl-D too.
