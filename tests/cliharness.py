@@ -166,9 +166,10 @@ class Terminal:
         pipe_stdout: bool,  # noqa: FBT001 - passed on
     ) -> None:
         self._master, slave = pty.openpty()
-        # `setsid --ctty` makes it the controlling terminal, so that Ctrl-C is a signal.
+        # `setsid --ctty` makes it the controlling terminal, so that Ctrl-C is a signal; `env` has
+        # it heard also where the tests run in the background of a shell, which ignores it.
         self._process = subprocess.Popen(
-            ["setsid", "--ctty", *arguments],
+            ["env", "--default-signal=INT", "setsid", "--ctty", *arguments],
             stdin=slave,
             stdout=subprocess.PIPE if pipe_stdout else slave,
             stderr=slave,
