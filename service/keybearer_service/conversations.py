@@ -40,6 +40,7 @@ class Conversation(Generic[Request, Response]):
         parse: Callable[[bytes], Request],
         serialize: Callable[[Response], bytes],
         conclude: Callable[[Exception], None],
+        left: Callable[[], None],
         send_status: Callable[[None], None],
         executor: Executor,
     ) -> None:
@@ -50,6 +51,7 @@ class Conversation(Generic[Request, Response]):
             parse: Reads a message; what it raises ends the call.
             serialize: Writes one.
             conclude: Sets the status of the call on its context.
+            left: Is told when the other side has ended the call, so that there is no status to set.
             send_status: grpc's callback of a behaviour that does not block; None ends the call.
             executor: Runs the end of the call, which is logged; grpc's serving thread must not be.
         """
@@ -57,6 +59,7 @@ class Conversation(Generic[Request, Response]):
         self._parse = parse
         self._serialize = serialize
         self._conclude = conclude
+        self._left = left
         self._send_status = send_status
         self._executor = executor
         self._state: Any = context._state  # type: ignore[attr-defined]  # noqa: SLF001 - see above
@@ -67,6 +70,7 @@ class Conversation(Generic[Request, Response]):
         self._on_message: Callable[[Request], None] | None = None
         self._outbox: deque[bytes] = deque()
         self._is_sending = False
+        self._is_ending = False
         self._error: Exception | None = None
 
     def listen(self, on_message: Callable[[Request], None], on_end: Callable[[], None]) -> None:
@@ -85,6 +89,8 @@ class Conversation(Generic[Request, Response]):
             self._on_message, self._error = None, None
             self._outbox.clear()
             on_end()
+            if not self._is_ending:
+                self._executor.submit(self._left)
 
         if self._context.add_callback(over):
             self._receive()
@@ -166,7 +172,7 @@ class Conversation(Generic[Request, Response]):
             self._start(tuple(operations), self._sent)
             self._state.due.add(_SENDING)
         elif self._error is not None:
-            self._is_sending = True  # nothing follows the status
+            self._is_sending = self._is_ending = True  # nothing follows the status
             self._executor.submit(self._finish, self._error)
 
     def _start(self, operations: tuple[Any, ...], then: Callable[[Any], Any]) -> None:

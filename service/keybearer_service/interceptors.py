@@ -247,6 +247,7 @@ class CallPipeline(grpc.ServerInterceptor):
                     parse=parse,
                     serialize=serialize,
                     conclude=conclude,
+                    left=lambda: self._log_served(call, started),
                     send_status=send_status,
                     executor=pool,
                 )

@@ -558,6 +558,22 @@ def test_a_half_closed_stream_is_told_of_changes(admin: Stubs, watcher: Stubs) -
 # --- bounds ---------------------------------------------------------------------------------------
 
 
+def test_a_stream_that_its_watcher_ends_is_logged(
+    watcher: Stubs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Once, as every call is."""
+    with watching(watcher) as stream:
+        stream.subscribe()
+    shown: list[str] = []
+
+    def lines() -> int:
+        shown.append("".join(capsys.readouterr()))
+        return sum("call_served" in one and WATCH in one for one in "".join(shown).splitlines())
+
+    eventually(lambda: lines() > 0, "the end was logged")
+    assert lines() == 1
+
+
 def test_streams_beyond_the_cap_are_refused_and_a_place_becomes_free(
     service: Service, watcher: Stubs
 ) -> None:
