@@ -20,10 +20,8 @@ from keybearer.access import AccessRule
 from keybearer.guard import (
     HEALTH_AND_REFLECTION,
     MALFORMED_MESSAGE,
-    NO_RULE,
     Denial,
     Rules,
-    authorization_in,
     check_async,
     denial_of,
     enter_identity,
@@ -167,7 +165,7 @@ class AsyncAuthInterceptor(grpc.aio.ServerInterceptor):
         Answers the request, and the lock to be held while a message is sent: a stream that is
         denied meanwhile would else send its status into the message, and neither would arrive.
         """
-        judgement = await self._judge(rule, context)
+        judgement = await check_async(self._verifier, context.invocation_metadata, rule)
         if not isinstance(judgement, Identity):
             await _abort(context, judgement)
         request = incoming
@@ -187,20 +185,11 @@ class AsyncAuthInterceptor(grpc.aio.ServerInterceptor):
         enter_identity(judgement)
         return request, sending
 
-    async def _judge(self, rule: AccessRule | None, context: Any) -> Identity | Denial:
-        if rule is None:
-            return NO_RULE
-        try:
-            authorization = authorization_in(context.invocation_metadata())
-        except Exception as error:  # noqa: BLE001 - whatever happened, the answer is no
-            return denial_of(error)
-        return await check_async(self._verifier, authorization, rule)
-
     async def _until_denied(self, rule: AccessRule | None, context: Any) -> Denial:
         """Judge an open stream again and again, and answer the first denial."""
         while True:
             await asyncio.sleep(self._rejudge_after)
-            judgement = await self._judge(rule, context)
+            judgement = await check_async(self._verifier, context.invocation_metadata, rule)
             if not isinstance(judgement, Identity):
                 return judgement
 

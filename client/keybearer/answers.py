@@ -158,7 +158,7 @@ class Answers:
             UnicodeEncodeError: It is no token.
         """
         mac = self._mac()
-        mac.update(token.encode("ascii"))
+        mac.update(token.encode())
         return mac.digest()
 
     def find(self, token: str, began: int) -> Verdict | None:
@@ -172,7 +172,7 @@ class Answers:
         # an answer that is forgotten under a lease that vouches for its absence.
         lease_until = self._lease_until
         mac = self._mac()
-        mac.update(token.encode("ascii"))
+        mac.update(token.encode())
         key = mac.digest()
         kept = self._positive.get(key) or self._negative.get(key)
         if kept is None or began > lease_until or began > kept.good_until:

@@ -72,8 +72,7 @@ class KeyDependency(SecurityBase):
         Raises:
             HTTPException: It is denied.
         """
-        authorization = request.headers.getlist("authorization")
-        judgement = await check_async(self._verifier, authorization, self._rule)
+        judgement = await check_async(self._verifier, request.headers.items, self._rule)
         if isinstance(judgement, Denial):
             raise HTTPException(
                 status_code=status_of(judgement).value,

@@ -6,7 +6,7 @@ know, a method without a rule, and any exception.
 
 import logging
 import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final
@@ -21,7 +21,7 @@ from google.rpc import error_details_pb2, status_pb2
 from keybearer.access import AccessRule, Decision, Role, RuleError, decide, method_path, rule_of
 from keybearer.errors import DETAILS_KEY, DOMAIN, KeybearerError, VerifierUnavailableError
 from keybearer.models import Identity, Outcome, Verdict
-from keybearer.verifier import RETRY_AFTER, AsyncVerifier, Verifier
+from keybearer.verifier import RETRY_AFTER, AsyncVerifier, Verifier, is_one_word
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,9 @@ HEALTH_AND_REFLECTION: Final = frozenset(
     }
 )
 """The methods that probes and tools call without a credential."""
+
+Headers = Callable[[], Iterable[tuple[str, str | bytes]]]
+"""Answers the headers of a request, or the metadata of a call; names in lower case."""
 
 _REALM = 'Bearer realm="keybearer"'
 
@@ -188,26 +191,36 @@ class Rules:
         return rule
 
 
-def check(verifier: Verifier, authorization: Sequence[str], rule: AccessRule) -> Identity | Denial:
-    """Judge a call by its `authorization` values. Never raises: trouble is a denial."""
+def check(verifier: Verifier, headers: Headers, rule: AccessRule | None) -> Identity | Denial:
+    """Judge a call. Never raises: trouble is a denial.
+
+    Args:
+        verifier: Answers whose token it is.
+        headers: Answers what came with the call, when it is called.
+        rule: What is asked for; without one nobody may call.
+    """
     try:
-        token = _bearer_token(authorization)
+        if rule is None:
+            return NO_RULE
+        token = _bearer_token(headers())
         if token is None:
             return CREDENTIALS_MISSING
-        return _judge(verifier.verify(token), rule)
+        return _judge(token, verifier.verify(token), rule)
     except Exception as error:  # noqa: BLE001 - whatever happened, the answer is no
         return denial_of(error)
 
 
 async def check_async(
-    verifier: AsyncVerifier, authorization: Sequence[str], rule: AccessRule
+    verifier: AsyncVerifier, headers: Headers, rule: AccessRule | None
 ) -> Identity | Denial:
-    """Judge a call by its `authorization` values. Never raises: trouble is a denial."""
+    """As `check`, for asyncio."""
     try:
-        token = _bearer_token(authorization)
+        if rule is None:
+            return NO_RULE
+        token = _bearer_token(headers())
         if token is None:
             return CREDENTIALS_MISSING
-        return _judge(await verifier.verify(token), rule)
+        return _judge(token, await verifier.verify(token), rule)
     except Exception as error:  # noqa: BLE001 - whatever happened, the answer is no
         return denial_of(error)
 
@@ -235,28 +248,29 @@ def denial_of(error: Exception) -> Denial:
     )
 
 
-def authorization_in(metadata: Iterable[tuple[str, str | bytes]]) -> list[str]:
-    """Pick the values of `authorization` out of the metadata of a call; all of them."""
-    values: list[str] = []
-    for key, value in metadata:  # a comprehension would cost half as much again, on every call
-        if key == "authorization":
-            values.append(value if isinstance(value, str) else value.decode("latin-1"))
-    return values
+def _bearer_token(headers: Iterable[tuple[str, str | bytes]]) -> str | None:
+    """Answer the token; None unless there is exactly one `authorization`, of the form of RFC 6750.
 
-
-def _bearer_token(authorization: Sequence[str]) -> str | None:
-    """Answer the token; None unless there is exactly one value, of the form `Bearer <token>`."""
-    if len(authorization) != 1:
+    What follows the scheme is taken as it is: no verifier accepts what is no token, and `_judge`
+    tells why, at the expense of those who are refused.
+    """
+    authorization = None
+    for name, value in headers:
+        if name == "authorization":
+            if authorization is not None:
+                return None
+            authorization = value
+    if authorization is None:
         return None
-    scheme, _, token = authorization[0].partition(" ")
-    token = token.lstrip(" ")
-    if scheme.lower() != "bearer" or not (token.isascii() and token.isprintable()):
+    if isinstance(authorization, bytes):
+        authorization = authorization.decode("latin-1")
+    scheme, _, token = authorization.partition(" ")
+    if scheme != "Bearer" and scheme.lower() != "bearer":
         return None
-    # Two headers that were joined into one are not one header.
-    return None if not token or " " in token or "," in token else token
+    return token.lstrip(" ") or None
 
 
-def _judge(verdict: Verdict, rule: AccessRule) -> Identity | Denial:
+def _judge(token: str, verdict: Verdict, rule: AccessRule) -> Identity | Denial:
     identity = verdict.identity
     if verdict.outcome is _VALID and identity is not None:
         decision = decide(rule, identity.effective_role, identity.scopes)
@@ -268,7 +282,8 @@ def _judge(verdict: Verdict, rule: AccessRule) -> Identity | Denial:
     if verdict.outcome in (Outcome.ROLE_INSUFFICIENT, Outcome.SCOPE_INSUFFICIENT):
         role = Role.UNSPECIFIED if identity is None else identity.effective_role
         return _insufficient(verdict.outcome.name, rule, role)
-    return CREDENTIALS_INVALID
+    # Two headers that were joined into one, for example, are not one header.
+    return CREDENTIALS_INVALID if is_one_word(token) else CREDENTIALS_MISSING
 
 
 def _insufficient(reason: str, rule: AccessRule, role: Role) -> Denial:

@@ -23,12 +23,9 @@ from keybearer.access import AccessRule
 from keybearer.guard import (
     HEALTH_AND_REFLECTION,
     MALFORMED_MESSAGE,
-    NO_RULE,
     Denial,
     Rules,
-    authorization_in,
     check,
-    denial_of,
     enter_identity,
     leave_identity,
 )
@@ -122,13 +119,13 @@ class AuthInterceptor(grpc.ServerInterceptor):
     def _guard_unary(
         self, rule: AccessRule | None, handler: Any, behaviour: Behaviour
     ) -> Behaviour:
-        deserializer = handler.request_deserializer
+        verifier, deserializer = self._verifier, handler.request_deserializer
 
         def guarded(message: bytes, context: grpc.ServicerContext) -> Any:
-            identity = self._judge(rule, context)
+            identity = check(verifier, context.invocation_metadata, rule)
             if not isinstance(identity, Identity):
                 _abort(context, identity)
-            request = _parsed(deserializer, message, context)
+            request = message if deserializer is None else _parsed(deserializer, message, context)
             before = enter_identity(identity)
             try:
                 return behaviour(request, context)
@@ -140,12 +137,15 @@ class AuthInterceptor(grpc.ServerInterceptor):
     def _guard_stream(
         self, rule: AccessRule | None, handler: Any, behaviour: Behaviour
     ) -> Behaviour:
-        deserializer = handler.request_deserializer
+        verifier, deserializer = self._verifier, handler.request_deserializer
 
         # A non-blocking behaviour takes a third argument, and answers through it.
         def guarded(incoming: Any, context: grpc.ServicerContext, *callback: Any) -> Any:
-            identity = self._admit(rule, context)
-            stream = _Stream(identity, context, functools.partial(self._judge, rule, context))
+            judge = functools.partial(check, verifier, context.invocation_metadata, rule)
+            identity = judge()
+            if not isinstance(identity, Identity):
+                _abort(context, identity)
+            stream = _Stream(identity, context, judge)
             self._watchdog.watch(stream)
             if handler.request_streaming:
                 request: Any = _Requests(incoming, deserializer, stream)
@@ -161,22 +161,6 @@ class AuthInterceptor(grpc.ServerInterceptor):
             return response
 
         return guarded
-
-    def _admit(self, rule: AccessRule | None, context: grpc.ServicerContext) -> Identity:
-        """Answer who calls, or abort the call."""
-        judgement = self._judge(rule, context)
-        if not isinstance(judgement, Identity):
-            _abort(context, judgement)
-        return judgement
-
-    def _judge(self, rule: AccessRule | None, context: grpc.ServicerContext) -> Identity | Denial:
-        if rule is None:
-            return NO_RULE
-        try:
-            authorization = authorization_in(context.invocation_metadata())
-        except Exception as error:  # noqa: BLE001 - whatever happened, the answer is no
-            return denial_of(error)
-        return check(self._verifier, authorization, rule)
 
 
 class _Stream:

@@ -26,7 +26,7 @@ class Verifier(Protocol):
     """Answers whose token it is, for threads."""
 
     def verify(self, token: str) -> Verdict:
-        """Answer the verdict about a token.
+        """Answer the verdict about a token, or about whatever stood in its place.
 
         Raises:
             VerifierUnavailableError: There is no verdict; that is never one.
@@ -38,7 +38,7 @@ class AsyncVerifier(Protocol):
     """Answers whose token it is, for asyncio."""
 
     async def verify(self, token: str) -> Verdict:
-        """Answer the verdict about a token.
+        """Answer the verdict about a token, or about whatever stood in its place.
 
         Raises:
             VerifierUnavailableError: There is no verdict; that is never one.
@@ -138,7 +138,14 @@ class Trouble:
 
 def may_be_token(token: str) -> bool:
     """Tell whether asking makes sense; what is certainly no token is not sent."""
-    return 0 < len(token) <= MAX_TOKEN_LENGTH and token.isascii() and token.isprintable()
+    return len(token) <= MAX_TOKEN_LENGTH and is_one_word(token)
+
+
+def is_one_word(token: str) -> bool:
+    """Tell whether this is one value, of characters that a header may have."""
+    if " " in token or "," in token:
+        return False
+    return bool(token) and token.isascii() and token.isprintable()
 
 
 def of_account(verdict: Verdict, account_id: str) -> Verdict:

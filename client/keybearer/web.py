@@ -17,7 +17,6 @@ import grpc
 
 from keybearer.access import AccessRule
 from keybearer.guard import (
-    NO_RULE,
     Denial,
     check,
     check_async,
@@ -94,18 +93,19 @@ class AuthMiddleware:
         try:
             method = "WEBSOCKET" if scope["type"] == "websocket" else scope["method"]
             rule = _rule_for(self._rule, method, scope["path"])
-            if rule is None:
-                return NO_RULE
-            if rule.public:
-                return None
-            authorization = [
-                value.decode("latin-1")
+        except Exception as error:  # noqa: BLE001 - whatever happened, the answer is no
+            return denial_of(error)
+        if rule is not None and rule.public:
+            return None
+
+        def headers() -> list[tuple[str, bytes]]:
+            return [
+                ("authorization", value)
                 for name, value in scope["headers"]
                 if name.lower() == b"authorization"
             ]
-        except Exception as error:  # noqa: BLE001 - whatever happened, the answer is no
-            return denial_of(error)
-        return await check_async(self._verifier, authorization, rule)
+
+        return await check_async(self._verifier, headers, rule)
 
 
 class WSGIAuthMiddleware:
@@ -149,14 +149,16 @@ class WSGIAuthMiddleware:
         try:
             path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
             rule = _rule_for(self._rule, environ["REQUEST_METHOD"], path)
-            if rule is None:
-                return NO_RULE
-            if rule.public:
-                return None
-            header = environ.get("HTTP_AUTHORIZATION")
         except Exception as error:  # noqa: BLE001 - whatever happened, the answer is no
             return denial_of(error)
-        return check(self._verifier, [] if header is None else [header], rule)
+        if rule is not None and rule.public:
+            return None
+
+        def headers() -> list[tuple[str, str]]:
+            header = environ.get("HTTP_AUTHORIZATION")
+            return [] if header is None else [("authorization", header)]
+
+        return check(self._verifier, headers, rule)
 
 
 class _Body:

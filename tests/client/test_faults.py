@@ -35,6 +35,7 @@ from keybearer import (
     current_identity,
     guard,
 )
+from keybearer import aio as aio_module
 from keybearer import interceptor as interceptor_module
 from keybearer.web import AuthMiddleware, WSGIAuthMiddleware
 
@@ -322,7 +323,7 @@ def test_an_asynchronous_stream_ends_when_what_watches_it_fails(
             stream = call(**_arguments("good"))
             await stream.write(Message())
             await stream.read()
-            monkeypatch.setattr(guarded, "_judge", None)
+            monkeypatch.setattr(aio_module, "check_async", None)
             code: grpc.StatusCode = await stream.code()
             return code
 

@@ -1,6 +1,7 @@
 """What the web guards do beside judging a request, which the table of surfaces covers."""
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -56,6 +57,18 @@ def test_a_web_socket_with_a_key_is_let_in(fake_keybearer: FakeKeybearer) -> Non
 
     _, seen = _connect(fake_keybearer, {"type": "websocket"}, token, rule=rule)
     assert seen == ["websocket"]
+
+
+@pytest.mark.parametrize("presented", ["a b", "a,b", "a\x01b", "a\xe9b", "a\tb"])
+def test_what_is_no_token_is_refused_without_asking(
+    presented: str, fake_keybearer: FakeKeybearer
+) -> None:
+    """Also while keybearer is down: the header is wrong, whatever keybearer would say."""
+    fake_keybearer.stop()
+    sent, seen = _connect(fake_keybearer, {"type": "http", "method": "GET"}, presented)
+    assert sent[0]["status"] == 401
+    assert json.loads(sent[1]["body"])["error"] == "CREDENTIALS_MISSING"
+    assert seen == []
 
 
 def test_the_lifespan_passes(fake_keybearer: FakeKeybearer) -> None:

@@ -1,6 +1,7 @@
 """Access rules: roles, and the lattice of scopes."""
 
 import itertools
+from collections.abc import Collection
 
 import pytest
 from hypothesis import given
@@ -14,15 +15,20 @@ from keybearer.access import (
     decide,
     is_held_scope,
     is_required_scope,
-    scope_met,
 )
 
 VALIDATOR, DEVELOPER, ADMIN = Role.VALIDATOR, Role.DEVELOPER, Role.ADMIN
 ROLES = (VALIDATOR, DEVELOPER, ADMIN)
 
+
 part = st.text(alphabet="ab0", min_size=1, max_size=3)
 scope = st.builds(".".join, st.lists(part, min_size=1, max_size=3))
 held_scope = st.one_of(st.just("*"), scope, scope.map(lambda one: f"{one}.*"))
+
+
+def scope_met(required: str, held: Collection[str]) -> bool:
+    """Tell whether `held` scopes let a Developer pass where only `required` is asked for."""
+    return decide(AccessRule(scopes=(required,)), DEVELOPER, held) is Decision.ALLOWED
 
 
 @pytest.mark.parametrize(("least", "held"), list(itertools.product(ROLES, ROLES)))
@@ -97,6 +103,13 @@ def test_more_scopes_never_meet_less(required: str, held: list[str]) -> None:
 def test_a_scope_is_met_exactly_when_one_of_them_meets_it(required: str, held: list[str]) -> None:
     """Scopes do not add up to something that none of them meets."""
     assert scope_met(required, held) == any(scope_met(required, [one]) for one in held)
+
+
+@given(scope.flatmap(lambda one: st.sampled_from([one, f"{one}.", f"{one}.."])), held_scope)
+def test_a_wildcard_meets_all_that_begins_as_it_does(required: str, held: str) -> None:
+    """As section 5 of the wire contract says it, whatever `decide` works out ahead."""
+    begins = held.endswith(".*") and required.startswith(held[:-1])
+    assert scope_met(required, [held]) == (held in (required, "*") or begins)
 
 
 @given(scope)

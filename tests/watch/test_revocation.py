@@ -173,7 +173,9 @@ class Crowd:
 
     @staticmethod
     def _allows(verifier: CachingVerifier, token: str) -> bool:
-        return not isinstance(check(verifier, [f"Bearer {token}"], RULE), Denial)
+        return not isinstance(
+            check(verifier, lambda: [("authorization", f"Bearer {token}")], RULE), Denial
+        )
 
 
 @pytest.fixture(scope="module")
