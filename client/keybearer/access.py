@@ -54,8 +54,10 @@ class AccessRule:
     """Exactly these roles may call; empty means the rank alone counts."""
     operator_only: bool = False
     """Only callers of the operator account (keybearer's own methods)."""
-    accepted: tuple[frozenset[str], ...] = field(init=False, repr=False, compare=False)
-    """For each of `scopes`, the held scopes that meet it: worked out once, for every check."""
+    accepted_roles: tuple[Role, ...] = field(init=False, repr=False, compare=False)
+    """The roles that meet `role` and `only_roles`: worked out once, for every check."""
+    accepted_scopes: tuple[frozenset[str], ...] = field(init=False, repr=False, compare=False)
+    """For each of `scopes`, the held scopes that meet it."""
 
     def __post_init__(self) -> None:
         """Refuse a rule that contradicts itself.
@@ -72,7 +74,10 @@ class AccessRule:
             if not is_required_scope(scope):
                 message = f"required scope {scope!r} is not [a-z0-9][a-z0-9_.:-]*, at most 100"
                 raise RuleError(message)
-        object.__setattr__(self, "accepted", tuple(map(scopes_that_meet, self.scopes)))
+        named = self.only_roles or tuple(Role)
+        roles = tuple(role for role in Role if role >= self.role and role in named)
+        object.__setattr__(self, "accepted_roles", roles)
+        object.__setattr__(self, "accepted_scopes", tuple(map(scopes_that_meet, self.scopes)))
 
 
 MAX_SCOPE_LENGTH = 100
@@ -109,10 +114,10 @@ def decide(rule: AccessRule, role: Role, scopes: Collection[str]) -> Decision:
         role: The caller's effective role.
         scopes: The scopes of the caller's key. An ADMIN meets every scope without carrying any.
     """
-    if role < rule.role or (rule.only_roles and role not in rule.only_roles):
+    if role not in rule.accepted_roles:
         return Decision.ROLE_INSUFFICIENT
     if role is not _ADMIN:
-        for accepted in rule.accepted:
+        for accepted in rule.accepted_scopes:
             if accepted.isdisjoint(scopes):
                 return Decision.SCOPE_INSUFFICIENT
     return _ALLOWED

@@ -264,10 +264,13 @@ def _bearer_token(headers: Iterable[tuple[str, str | bytes]]) -> str | None:
         return None
     if isinstance(authorization, bytes):
         authorization = authorization.decode("latin-1")
-    scheme, _, token = authorization.partition(" ")
-    if scheme != "Bearer" and scheme.lower() != "bearer":
-        return None
-    return token.lstrip(" ") or None
+    token = authorization.removeprefix("Bearer ")
+    if token == authorization or " " in token:  # not as everybody writes it
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            return None
+        token = token.lstrip(" ")
+    return token or None
 
 
 def _judge(token: str, verdict: Verdict, rule: AccessRule) -> Identity | Denial:
@@ -288,10 +291,7 @@ def _judge(token: str, verdict: Verdict, rule: AccessRule) -> Identity | Denial:
 
 def _insufficient(reason: str, rule: AccessRule, role: Role) -> Denial:
     """Say which role or which scopes would do."""
-    roles_only = AccessRule(role=rule.role, only_roles=rule.only_roles)
-    needed = ", ".join(
-        one.name for one in Role if one and decide(roles_only, one, ()) is Decision.ALLOWED
-    )
+    needed = ", ".join(one.name for one in rule.accepted_roles if one)
     if reason == Decision.SCOPE_INSUFFICIENT.value:
         scopes = ", ".join(rule.scopes)
         message = f"this needs the scopes {scopes}"

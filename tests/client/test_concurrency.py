@@ -152,7 +152,6 @@ def test_the_hammer_catches_an_identity_that_is_shared(
         current[0] = identity
 
     monkeypatch.setattr("keybearer.interceptor.enter_identity", enter)
-    monkeypatch.setattr("keybearer.interceptor.leave_identity", lambda _: None)
     monkeypatch.setattr("client.support.current_identity", lambda: current[0])
     switch = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
