@@ -1,32 +1,76 @@
-"""The same echo service three times, the last one guarded: `python -m watch.echo ADDRESS`.
+"""An echo service whose guard is put on and taken off while it serves.
 
-Reads its own token from stdin, answers three ports, and serves until stdin ends.
+`python -m watch.echo ADDRESS` reads its own token from stdin, answers its port, and from then on
+one line of JSON for every line `BLOCKS SECONDS`: the calls a second in each block, by guard.
 """
 
+import itertools
+import json
+import random
 import sys
+import time
 from concurrent import futures
 from typing import Any
 
 import grpc
+from grpc import _interceptor
 
 from keybearer import AccessRule, AuthInterceptor, CachingVerifier, KeybearerClient, Role
 
 PATH = "/test.Echo/Echo"
 RULE = AccessRule(role=Role.DEVELOPER, scopes=("clusters.read",))
+SETTLING = 0.15
+"""The share of a turn that is not counted: calls that began before it still end."""
 
 
-def serve(interceptors: list[Any]) -> tuple[grpc.Server, int]:
-    """Start a server; answer its port."""
-    handler: Any = grpc.unary_unary_rpc_method_handler(lambda request, _context: request)
-    server = grpc.server(
-        futures.ThreadPoolExecutor(4), interceptors=interceptors, options=[("grpc.so_reuseport", 0)]
-    )
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("test.Echo", {"Echo": handler}),)
-    )
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    return server, port
+class Echo:
+    """The service, and what it did.
+
+    One server for all, because two of them differ by more than a guard costs, whichever has it.
+
+    Args:
+        guards: Interceptors by name.
+        seed: For the order of the turns.
+    """
+
+    def __init__(self, guards: dict[str, list[Any]], seed: int) -> None:
+        self._calls = itertools.count()
+        self._random = random.Random(seed)
+        handler: Any = grpc.unary_unary_rpc_method_handler(self._echo)
+        self._server: Any = grpc.server(
+            futures.ThreadPoolExecutor(4), options=[("grpc.so_reuseport", 0)]
+        )
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("test.Echo", {"Echo": handler}),)
+        )
+        # What `grpc.server` makes of its interceptors. There is no public way to change them.
+        self._pipelines: dict[str, Any] = {
+            name: _interceptor.service_pipeline(interceptors)
+            for name, interceptors in guards.items()
+        }
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self._server.start()
+
+    def measure(self, blocks: int, seconds: float) -> dict[str, list[float]]:
+        """Answer the calls a second of each guard in each block, while somebody calls.
+
+        In a block each guard has one turn of so many seconds, in random order, so that a drift of
+        the machine favours none. One block goes ahead that is not answered: calls begin in it.
+        """
+        rates: dict[str, list[float]] = {name: [] for name in self._pipelines}
+        for _ in range(1 + blocks):
+            for name in self._random.sample(list(rates), len(rates)):
+                self._server._state.interceptor_pipeline = self._pipelines[name]
+                time.sleep(seconds * SETTLING)
+                before, began = next(self._calls), time.perf_counter()
+                time.sleep(seconds * (1 - SETTLING))
+                calls = next(self._calls) - before - 1
+                rates[name].append(calls / (time.perf_counter() - began))
+        return {name: measured[1:] for name, measured in rates.items()}
+
+    def _echo(self, request: bytes, _: grpc.ServicerContext) -> bytes:
+        next(self._calls)
+        return request
 
 
 def main() -> None:
@@ -34,12 +78,17 @@ def main() -> None:
     client = KeybearerClient(sys.argv[1], token=sys.stdin.readline(), tls=False)
     with CachingVerifier(client) as verifier:
         assert verifier.wait_for_lease(20)
-        servers = [serve([]), serve([]), serve([AuthInterceptor(verifier, rules={PATH: RULE})])]
-        sys.stdout.write(" ".join(str(port) for _, port in servers) + "\n")
-        sys.stdout.flush()
-        sys.stdin.read()
-        for server, _ in servers:
-            server.stop(0)
+        guard = AuthInterceptor(verifier, rules={PATH: RULE})
+        echo = Echo({"unguarded": [], "twin": [], "guarded": [guard]}, seed=1)
+        answer: Any = echo.port
+        while True:
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
+            line = sys.stdin.readline()
+            if not line:
+                return
+            blocks, seconds = line.split()
+            answer = echo.measure(int(blocks), float(seconds))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """What honest checks cost: who checks, the service that is guarded, the server watched."""
 
+import json
+import math
 import statistics
 import subprocess
 import sys
 import timeit
 from collections.abc import Iterator
-from typing import NamedTuple
+from concurrent import futures
 
 import pytest
 
@@ -20,9 +22,6 @@ from watch.hammer import warm
 
 CHECK_US = 5.0
 GUARDED_SHARE = 0.95
-TURNS = (0, 1, 1, 0, 1, 0, 0, 1)
-"""Who is measured when, within a pair: a drift of the machine favours neither, and neither has more
-turns that follow one of its own."""
 PARKED = 200
 PARKED_COST = 1.20
 
@@ -83,69 +82,61 @@ def test_a_check_costs_five_microseconds(served: tuple[ServerProcess, Stubs]) ->
     assert cost <= CHECK_US
 
 
-class Shares(NamedTuple):
-    """Throughput of each pair, over that of the unguarded service in the same pair."""
+def _guarded_shares(
+    served: tuple[ServerProcess, Stubs], blocks: int, seconds: float
+) -> dict[str, list[float]]:
+    """Answer what the guarded service keeps of the unguarded one's throughput, block by block.
 
-    guarded: list[float]
-    twin: list[float]
-    """Of another unguarded service: what it differs from 1 is the error of the measurement."""
-
-
-def _guarded_shares(served: tuple[ServerProcess, Stubs], pairs: int, seconds: float) -> Shares:
-    """Measure the services in turn, in pairs of so many seconds each."""
+    With it the `twin`, which is not guarded either: what it differs from 1 is the error of the
+    measurement.
+    """
     server, admin = served
     token = admin.create_key(scopes=["clusters.*"]).token
     program = Program("watch.echo", server.address)
-    unguarded, twin, guarded = (int(port) for port in program.ask(admin.token).split())
-    bodies = [generator.message(b"hello")]
-
-    def replies(port: int, duration: float) -> float:
+    port = int(program.ask(admin.token))
+    with futures.ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(program.ask, f"{blocks} {seconds}")
         report = generator.run(
             port=port,
             path=echo.PATH,
             metadata=[("authorization", f"Bearer {token}")],
-            bodies=bodies,
+            bodies=[generator.message(b"hello")],
             check=lambda reply: reply == b"hello",
-            seconds=duration,
+            seconds=(blocks + 1) * 3 * seconds * 1.05 + 1,
             connections=4,
             in_flight=4,
         )
-        assert report.wrong == 0
-        return report.rate
-
-    def share(other: int) -> float:
-        rates = {unguarded: 0.0, other: 0.0}
-        for turn in TURNS:
-            port = (unguarded, other)[turn]
-            replies(port, seconds / 40)  # whoever was idle warms up
-            rates[port] += replies(port, seconds / len(TURNS))
-        return rates[other] / rates[unguarded]
-
-    for port in (unguarded, twin, guarded):
-        replies(port, seconds / 4)
-    measured = [(share(guarded), share(twin)) for _ in range(pairs)]
+        assert asked.done()
+    assert report.wrong == 0
     program.close()
-    return Shares(*map(list, zip(*measured, strict=True)))
+    found: dict[str, list[float]] = json.loads(asked.result())
+    unguarded = found.pop("unguarded")
+    return {
+        name: [rate / base for rate, base in zip(measured, unguarded, strict=True)]
+        for name, measured in found.items()
+    }
 
 
 def test_a_guarded_service_keeps_most_of_its_throughput(
     served: tuple[ServerProcess, Stubs],
 ) -> None:
     """Far from the target is a mistake on any machine."""
-    assert statistics.median(_guarded_shares(served, 3, 1.0).guarded) > 0.6
+    assert statistics.median(_guarded_shares(served, 10, 0.2)["guarded"]) > 0.6
 
 
 @pytest.mark.slow
 def test_a_guarded_service_keeps_its_throughput(served: tuple[ServerProcess, Stubs]) -> None:
-    """≥ 0.95, median of 150 interleaved pairs."""
-    shares = _guarded_shares(served, 150, 1.6)
-    for name, found in shares._asdict().items():
+    """≥ 0.95, median of 600 interleaved pairs."""
+    shares = _guarded_shares(served, 600, 0.1)
+    for name, found in shares.items():
         lower, median, upper = statistics.quantiles(found, n=4)
+        error = statistics.stdev(map(math.log, found)) / len(found) ** 0.5
         note(
             f"{name} over unguarded echo: median {median:.3f}, half of them from {lower:.3f} to "
-            f"{upper:.3f}, {len(found)} pairs of 8 turns of 0.2 s"
+            f"{upper:.3f}, geometric mean {statistics.geometric_mean(found):.3f}, its standard "
+            f"error {error:.1%}, {len(found)} pairs of turns of 0.1 s"
         )
-    assert statistics.median(shares.guarded) >= GUARDED_SHARE
+    assert statistics.median(shares["guarded"]) >= GUARDED_SHARE
 
 
 def _parked_costs(served: tuple[ServerProcess, Stubs], pairs: int, seconds: float) -> list[float]:
