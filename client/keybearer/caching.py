@@ -6,7 +6,8 @@ A verifier keeps answers and watches a stream of changes. An answer is used agai
 server has vouched, within the last two seconds, that nothing was missed; a change that takes
 authority away is heard within milliseconds. Without the stream every check asks the server, and
 without the server there is no answer, which is never one. There is nothing to set that would
-change this. `answers` has the rules; here are the connection, the threads and the two flavours.
+change this. `answers` has the rules and `stream` the connection; here are the threads and the two
+flavours.
 """
 
 import asyncio
@@ -17,8 +18,7 @@ import random
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -28,7 +28,7 @@ from typing import Any, Final, Self
 import grpc
 
 from keybearer import calls
-from keybearer.answers import EVERYTHING, SECOND, Answers, OutOfOrderError, Question, Used
+from keybearer.answers import SECOND, Answers, OutOfOrderError, Question
 from keybearer.channel import (
     AsyncTokenSource,
     Endpoint,
@@ -38,8 +38,8 @@ from keybearer.channel import (
 )
 from keybearer.client import AsyncKeybearerClient, KeybearerClient
 from keybearer.errors import VerifierUnavailableError, from_rpc_error
-from keybearer.models import Outcome, Verdict, stamp_of
-from keybearer.v1 import token_service_pb2 as pb
+from keybearer.models import Outcome, Verdict
+from keybearer.stream import Link, Stream
 from keybearer.verifier import DEFAULT_TIMEOUT, Trouble, may_be_token, of_account
 
 log = logging.getLogger(__name__)
@@ -47,15 +47,8 @@ log = logging.getLogger(__name__)
 DEFAULT_MAX_ENTRIES: Final = 10_000
 """Answers kept, at about a kilobyte each."""
 MAX_NEGATIVE: Final = 1_000
-PING_EVERY: Final = 0.5
-"""Seconds between pings, section 4 of the wire contract."""
-MAX_UNANSWERED: Final = 6
-"""Pings without a pong after which the connection is given up for a fresh one."""
 MAX_PAUSE: Final = 2.0
 """Seconds between two tries to open the stream, at most."""
-USAGE_EVERY: Final = 10.0
-"""Seconds between two reports of answers given from here."""
-MAX_USAGE_ITEMS: Final = 500
 SHARE_WITHIN: Final = 1 * SECOND
 """A question sent longer ago is not shared any more: its answer may be that old."""
 SECOND_TRY: Final = 0.5
@@ -63,8 +56,6 @@ SECOND_TRY: Final = 0.5
 _CLOSE_TIMEOUT = 1.0
 _CREDENTIAL_TIMEOUT = 5.0
 _BROKEN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
-_VALIDATE = "/keybearer.v1.TokenService/ValidateToken"
-_WATCH = "/keybearer.v1.TokenService/WatchInvalidations"
 _Metadata = tuple[tuple[str, str], ...]
 
 if hasattr(time, "CLOCK_BOOTTIME"):
@@ -96,200 +87,6 @@ class CacheStats:
     """Since the ping that was last answered; kept answers are used up to 2 s. None: none yet."""
     last_invalidation: datetime | None
     """When a change was last told."""
-
-
-class _Link:
-    """The connection of one verifier, for its questions and its stream alike.
-
-    One connection for both: when it is back, the stream is back, so that a service that restarts
-    is not asked about everything before anything may be answered from memory.
-    """
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self._endpoint = endpoint
-        self._lock = threading.Lock()
-        self._channel: grpc.Channel | None = None
-        self._stubs: tuple[Any, Any] | None = None
-        self._closed = False
-
-    def stubs(self) -> tuple[Any, Any]:
-        """Answer what asks about a token, and what opens the stream.
-
-        Raises:
-            VerifierUnavailableError: The verifier was closed.
-        """
-        with self._lock:
-            if self._closed:
-                raise VerifierUnavailableError("the verifier was closed")
-            if self._stubs is None:
-                # Else every channel to the same place would share one connection, dead or alive.
-                channel = self._channel = self._endpoint.open(
-                    [("grpc.use_local_subchannel_pool", 1)]
-                )
-                self._stubs = (
-                    channel.unary_unary(
-                        _VALIDATE,
-                        request_serializer=pb.ValidateTokenRequest.SerializeToString,
-                        response_deserializer=pb.ValidateTokenResponse.FromString,
-                    ),
-                    channel.stream_stream(
-                        _WATCH,
-                        request_serializer=pb.WatchInvalidationsRequest.SerializeToString,
-                        response_deserializer=pb.WatchInvalidationsResponse.FromString,
-                    ),
-                )
-            return self._stubs
-
-    def renew(self) -> None:
-        """Give up the connection; the next call opens a fresh one."""
-        with self._lock:
-            channel, self._channel, self._stubs = self._channel, None, None
-        if channel is not None:
-            channel.close()
-
-    def close(self) -> None:
-        """Close it for good."""
-        with self._lock:
-            self._closed = True
-        self.renew()
-
-
-class _Stream:
-    """What one stream of changes sends: an iterator that grpc drains on a thread of its own."""
-
-    def __init__(self, answers: Answers, clock: Callable[[], int]) -> None:
-        self.call: Any = None
-        self.is_dead = False
-        """Set when too many pings went unanswered."""
-        self.answered = 0
-        """Pongs received."""
-        self._answers = answers
-        self._clock = clock
-        self._unanswered: deque[int] = deque()
-        self._pending: deque[pb.WatchInvalidationsRequest] = deque()
-        self._wake = threading.Event()
-        self._last_ping: int | None = None
-        """The one that ends the stream; nothing follows it."""
-        self._finishing = False
-        self._closed = False
-        self.finished = threading.Event()
-        """Set when, after `finish`, the server has read everything."""
-        epoch, revision = answers.position
-        subscribe = pb.WatchInvalidationsRequest.Subscribe(epoch=epoch, from_revision=revision)
-        self._pending.append(pb.WatchInvalidationsRequest(subscribe=subscribe))
-        self._next_ping = 0.0
-        self._next_usage = time.monotonic() + USAGE_EVERY * random.uniform(0.5, 1)
-
-    def __iter__(self) -> Iterator[pb.WatchInvalidationsRequest]:
-        return self
-
-    def __next__(self) -> pb.WatchInvalidationsRequest:
-        while not self._closed:
-            if self._pending:
-                return self._pending.popleft()
-            now = time.monotonic()
-            if self._last_ping is not None:
-                break
-            if self._finishing:
-                self._last_ping = self._clock()
-                return self._ping(self._last_ping)
-            if now >= self._next_usage:
-                self._next_usage = now + USAGE_EVERY
-                self._report()
-            elif now >= self._next_ping:
-                # A machine that slept sends one ping, not one for every half second of its sleep.
-                self._next_ping = now + PING_EVERY
-                if len(self._unanswered) >= MAX_UNANSWERED:
-                    self.is_dead = True
-                    if self.call is not None:
-                        self.call.cancel()
-                    break
-                return self._ping(self._clock())
-            else:
-                self._wake.wait(min(self._next_ping, self._next_usage) - now)
-        raise StopIteration
-
-    def take(self, response: pb.WatchInvalidationsResponse) -> None:
-        """Feed what the server says to the answers.
-
-        Raises:
-            OutOfOrderError: It cannot be right.
-        """
-        answers = self._answers
-        match response.WhichOneof("message"):
-            case "invalidation":
-                told = response.invalidation
-                answers.invalidate(_subject(told), told.revision, self._clock())
-            case "pong":
-                pong = response.pong
-                while self._unanswered and self._unanswered[0] < pong.sent_at:
-                    self._unanswered.popleft()
-                if not self._unanswered or self._unanswered.popleft() != pong.sent_at:
-                    raise OutOfOrderError("a pong to a ping that was not sent")
-                answers.pong(pong.sent_at, pong.head_revision)
-                self.answered += 1
-                if pong.sent_at == self._last_ping:
-                    self.finished.set()
-            case "hello":
-                answers.hello(response.hello.epoch, response.hello.head_revision)
-            case "reset":
-                answers.reset(response.reset.epoch, response.reset.head_revision)
-            case _:
-                raise OutOfOrderError("a message this version does not know")
-
-    def finish(self) -> None:
-        """Report what was not reported yet, and send nothing more.
-
-        What was sent is lost when the stream is cancelled before the server has read it, so a last
-        ping follows: its pong says that it has.
-        """
-        self._report()
-        if self._pending:
-            self._finishing = True
-        else:
-            self.finished.set()
-        self._wake.set()
-
-    def close(self) -> None:
-        """Send nothing more."""
-        self._closed = True
-        self._wake.set()
-
-    def _ping(self, sent_at: int) -> pb.WatchInvalidationsRequest:
-        self._unanswered.append(sent_at)
-        ping = pb.WatchInvalidationsRequest.Ping(sent_at=sent_at)
-        return pb.WatchInvalidationsRequest(ping=ping)
-
-    def _report(self) -> None:
-        items = _usage_items(self._answers.take_usage(), self._clock())
-        for start in range(0, len(items), MAX_USAGE_ITEMS):
-            usage = pb.WatchInvalidationsRequest.Usage(items=items[start : start + MAX_USAGE_ITEMS])
-            self._pending.append(pb.WatchInvalidationsRequest(usage=usage))
-
-
-def _subject(told: pb.WatchInvalidationsResponse.Invalidation) -> tuple[str, str]:
-    match told.WhichOneof("subject"):
-        case "key_id":
-            return "key_id", told.key_id
-        case "owner_id":
-            return "owner_id", told.owner_id
-        case "account_id":
-            return "account_id", told.account_id
-    # Also a kind of change this version does not know.
-    return EVERYTHING
-
-
-def _usage_items(used: list[Used], now: int) -> list[pb.WatchInvalidationsRequest.UsageItem]:
-    wall = datetime.now(UTC)
-    return [
-        pb.WatchInvalidationsRequest.UsageItem(
-            key_id=one.key_id,
-            secret_version=one.secret_version,
-            last_used_time=stamp_of(wall - timedelta(microseconds=(now - one.used_at) // 1000)),
-            count=one.uses,
-        )
-        for one in used
-    ]
 
 
 @dataclass(slots=True)
@@ -336,13 +133,13 @@ class _Engine:
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
-        self._link = _Link(self._endpoint)
+        self._link = Link(self._endpoint)
         self._flights: dict[bytes, _Flight] = {}
         self._trouble = Trouble()
         self._stop = threading.Event()
         self._leased = threading.Event()
         self._thread: threading.Thread | None = None
-        self._stream: _Stream | None = None
+        self._stream: Stream | None = None
         self._last_problem = ""
 
     def after_fork(self) -> None:
@@ -445,7 +242,7 @@ class _Engine:
 
     def _stream_once(self) -> bool:
         """Follow one stream to its end; tell whether it was of use. Never raises."""
-        stream = self._stream = _Stream(self.answers, self.clock)
+        stream = self._stream = Stream(self.answers, self.clock)
         try:
             _, watch = self._link.stubs()
             stream.call = watch(stream, metadata=self._authorize(), wait_for_ready=True)

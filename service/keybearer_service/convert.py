@@ -44,6 +44,7 @@ from keybearer_service.model import (
     Verdict,
 )
 from keybearer_service.replays import Repeatable
+from keybearer_service.reports import UsageItem, UsageReport
 from keybearer_service.sources import DAY, SECOND
 from keybearer_service.storage import AccountQuery, AuditQuery, KeyQuery, UserQuery
 from keybearer_service.storage.rows import labels_from_text
@@ -57,8 +58,6 @@ from keybearer_service.watch import (
     Pong,
     Reset,
     Subscribe,
-    UsageItem,
-    UsageReport,
 )
 
 MAX_BATCH = 100

@@ -7,7 +7,6 @@ answers the pings that had arrived before the turn began. That order is the prom
 nothing up to its head, read after its ping had arrived, is missing before it.
 """
 
-import queue
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ import structlog
 from keybearer_service.calls import Call
 from keybearer_service.errors import FieldInvalid, Overloaded, ServiceError, StreamEnded
 from keybearer_service.model import Caller, Change, Installation, SubjectKind, TokenRecord
+from keybearer_service.reports import ReportedUses, UsageReport
 from keybearer_service.sources import Clock, Entropy
 from keybearer_service.storage import Reader, Store, StoreError
 from keybearer_service.usage import UsageRecorder
@@ -42,11 +42,7 @@ POLL_S = 0.01
 process wake the hub."""
 SILENCE_S = 5.0
 """The credential of a stream that does not ping is judged this often all the same."""
-MAX_USES = 1_000_000
 _PAGE = 500
-_USAGE_BACKLOG = 64
-_NO_SECRET = 0
-"""Stands for a secret that is not told apart; versions begin with 1."""
 
 
 class Subscribe(NamedTuple):
@@ -60,23 +56,6 @@ class Ping(NamedTuple):
     """Asks for a pong."""
 
     sent_at: int
-
-
-class UsageItem(NamedTuple):
-    """Uses of one secret that a watcher reports."""
-
-    key_id: str
-    secret_version: int
-    last_used_time: int
-    uses: int
-
-
-class UsageReport(NamedTuple):
-    """One message of them."""
-
-    size: int
-    items: Iterable[UsageItem]
-    """To be gone through once, by the thread that counts them."""
 
 
 class Hello(NamedTuple):
@@ -204,7 +183,7 @@ class WatchHub:
         self._validator = validator
         self._entropy = entropy
         self._max_watchers = max_watchers
-        self._uses = _ReportedUses(store, usage, clock)
+        self._uses = ReportedUses(store, usage, clock)
         self._lock = threading.Lock()
         self._open: set[Watcher] = set()
         self._subscriptions: deque[tuple[Watcher, Subscribe]] = deque()
@@ -517,71 +496,9 @@ class WatchHub:
         self._in_trouble = error is not None
 
 
-class _ReportedUses:
-    """Counts the uses that watchers report, on a thread of its own: a decision never waits for it.
-
-    No decision reads them either: a secret that was never seen to work by the server itself stays
-    unused, so that a report can not keep a lost answer from being minted again.
-    """
-
-    def __init__(self, store: Store, usage: UsageRecorder, clock: Clock) -> None:
-        self._store = store
-        self._usage = usage
-        self._clock = clock
-        self._inbox: queue.Queue[tuple[Caller, UsageReport] | None] = queue.Queue(_USAGE_BACKLOG)
-        self._thread = threading.Thread(target=self._run, name="watch-usage", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def put(self, caller: Caller, report: UsageReport) -> None:
-        try:
-            self._inbox.put_nowait((caller, report))
-        except queue.Full:
-            log.warning("usage_report_dropped", key_id=caller.key_id, items=report.size)
-
-    def stop(self) -> None:
-        if self._thread.is_alive():
-            self._inbox.put(None)
-            self._thread.join()
-
-    def _run(self) -> None:
-        while (item := self._inbox.get()) is not None:
-            try:
-                self._count(*item)
-            except StoreError as error:
-                log.warning("usage_report_lost", cause=type(error).__name__)
-            except Exception:  # the thread outlives what it cannot foresee; it is logged
-                log.exception("usage_report_failed")
-
-    def _count(self, caller: Caller, report: UsageReport) -> None:
-        items = list(report.items)
-        records, _ = self._store.lookup_many(list({item.key_id for item in items}))
-        now = self._clock.now()
-        for item in items:
-            record = records.get(item.key_id)
-            if record is None or record.revoke_time is not None:
-                continue
-            if not (caller.is_operator or record.account_id == caller.account_id):
-                continue
-            self._usage.add_many(
-                item.key_id,
-                _secret_of(record, item.secret_version),
-                # The store keeps it from being before the key's create_time.
-                min(item.last_used_time, now),
-                min(max(item.uses, 1), MAX_USES),
-            )
-
-
 def _drained(inbox: deque[T]) -> list[T]:
     """Take what is there by now; others go on adding."""
     return [inbox.popleft() for _ in range(len(inbox))]
-
-
-def _secret_of(record: TokenRecord, version: int) -> int:
-    if version == record.secret_version and record.secret_used:
-        return version
-    return version if version == record.old_secret_version else _NO_SECRET
 
 
 def _between(reader: Reader, after: int, until: int) -> list[Change] | None:

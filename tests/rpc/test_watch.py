@@ -20,10 +20,10 @@ from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service import watch as watch_module
 from keybearer_service.app import WATCH_THREADS, App, AppConfig
 from keybearer_service.model import Caller, SubjectKind
+from keybearer_service.reports import UsageReport
 from keybearer_service.server import Listener
 from keybearer_service.sources import MINUTE, SECOND
 from keybearer_service.storage import StoreLockedError
-from keybearer_service.watch import UsageReport
 
 TIMEOUT_S = 10.0
 WATCH = "/keybearer.v1.TokenService/WatchInvalidations"

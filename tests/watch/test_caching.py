@@ -25,6 +25,7 @@ from keybearer import (
     Role,
 )
 from keybearer import caching as caching_module
+from keybearer import stream as stream_module
 from keybearer.errors import VerifierUnavailableError
 from reliability.processes import environment
 from watch.scripted import ACCOUNT, TIMEOUT_S, ScriptedServer, ScriptedStream, scripted
@@ -315,7 +316,7 @@ def test_a_stream_that_does_not_answer_is_given_up_with_its_connection(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then a fresh connection is opened."""
-    monkeypatch.setattr(caching_module, "PING_EVERY", 0.05)
+    monkeypatch.setattr(stream_module, "PING_EVERY", 0.05)
     with caching(server) as verifier:
         verifier.verify(TOKEN)
         server.stream().hello()
@@ -366,7 +367,7 @@ def test_answers_given_from_the_cache_are_reported(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With key, secret, count and the time of the last one."""
-    monkeypatch.setattr(caching_module, "USAGE_EVERY", 0.2)
+    monkeypatch.setattr(stream_module, "USAGE_EVERY", 0.2)
     with leased(server) as (verifier, stream):
         for _ in range(6):
             verifier.verify(TOKEN)

@@ -25,7 +25,8 @@ import pytest
 from harness import Service, Stubs, running
 from keybearer import CachingVerifier, KeybearerClient
 from keybearer.answers import OutOfOrderError
-from keybearer.caching import _Stream, now_ns
+from keybearer.caching import now_ns
+from keybearer.stream import Stream
 from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service.sources import SystemClock, SystemEntropy
 from reliability.processes import ServerProcess, environment, init, serving
@@ -284,14 +285,14 @@ def test_a_lease_counted_from_arrival_would_be_seen(
     rig: Rig, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A pong that was held back then vouches for a time it knows nothing of."""
-    take = _Stream.take
+    take = Stream.take
 
-    def take_late(stream: _Stream, response: pb.WatchInvalidationsResponse) -> None:
+    def take_late(stream: Stream, response: pb.WatchInvalidationsResponse) -> None:
         take(stream, response)
         if response.WhichOneof("message") == "pong":
             stream._answers._lease_until = now_ns() + 2_000_000_000
 
-    monkeypatch.setattr(_Stream, "take", take_late)
+    monkeypatch.setattr(Stream, "take", take_late)
     kind = "answers held back by 1.7 s, then frozen"
     found = rig.trials([kind], 4, 4, seed)[kind]
     note(f"planted lease from arrival, {kind}: {spread(found)}")
