@@ -264,13 +264,10 @@ def _bearer_token(headers: Iterable[tuple[str, str | bytes]]) -> str | None:
         return None
     if isinstance(authorization, bytes):
         authorization = authorization.decode("latin-1")
-    token = authorization.removeprefix("Bearer ")
-    if token == authorization or " " in token:  # not as everybody writes it
-        scheme, _, token = authorization.partition(" ")
-        if scheme.lower() != "bearer":
-            return None
-        token = token.lstrip(" ")
-    return token or None
+    scheme, _, token = authorization.partition(" ")
+    if scheme.lower() != "bearer":
+        return None
+    return token.lstrip(" ") or None
 
 
 def _judge(token: str, verdict: Verdict, rule: AccessRule) -> Identity | Denial:

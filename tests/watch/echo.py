@@ -1,7 +1,8 @@
 """An echo service whose guard is put on and taken off while it serves.
 
 `python -m watch.echo ADDRESS` reads its own token from stdin, answers its port, and from then on
-one line of JSON for every line `BLOCKS SECONDS`: the calls a second in each block, by guard.
+one line of JSON for every line `BLOCKS SECONDS GUARD...`: the calls a second in each block, by
+guard.
 """
 
 import itertools
@@ -15,12 +16,14 @@ from typing import Any
 import grpc
 from grpc import _interceptor
 
-from keybearer import AccessRule, AuthInterceptor, CachingVerifier, KeybearerClient, Role
+from keybearer import AccessRule, AuthInterceptor, CachingVerifier, KeybearerClient, Role, Verdict
 
 PATH = "/test.Echo/Echo"
 RULE = AccessRule(role=Role.DEVELOPER, scopes=("clusters.read",))
 SETTLING = 0.15
 """The share of a turn that is not counted: calls that began before it still end."""
+WASTE = 0.0005
+"""Seconds that the planted guard wastes on a call: more than an unguarded call costs."""
 
 
 class Echo:
@@ -51,15 +54,15 @@ class Echo:
         self.port = self._server.add_insecure_port("127.0.0.1:0")
         self._server.start()
 
-    def measure(self, blocks: int, seconds: float) -> dict[str, list[float]]:
-        """Answer the calls a second of each guard in each block, while somebody calls.
+    def measure(self, blocks: int, seconds: float, guards: list[str]) -> dict[str, list[float]]:
+        """Answer the calls a second of each of `guards` in each block, while somebody calls.
 
-        In a block each guard has one turn of so many seconds, in random order, so that a drift of
+        In a block each of them has one turn of so many seconds, in random order, so that a drift of
         the machine favours none. One block goes ahead that is not answered: calls begin in it.
         """
-        rates: dict[str, list[float]] = {name: [] for name in self._pipelines}
+        rates: dict[str, list[float]] = {name: [] for name in guards}
         for _ in range(1 + blocks):
-            for name in self._random.sample(list(rates), len(rates)):
+            for name in self._random.sample(guards, len(guards)):
                 self._server._state.interceptor_pipeline = self._pipelines[name]
                 time.sleep(seconds * SETTLING)
                 before, began = next(self._calls), time.perf_counter()
@@ -73,13 +76,35 @@ class Echo:
         return request
 
 
+class Wasteful:
+    """A verifier with a planted bug: it takes its time.
+
+    Args:
+        verifier: Answers the verdicts.
+    """
+
+    def __init__(self, verifier: CachingVerifier) -> None:
+        self._verifier = verifier
+
+    def verify(self, token: str) -> Verdict:
+        until = time.perf_counter() + WASTE
+        while time.perf_counter() < until:
+            pass
+        return self._verifier.verify(token)
+
+
 def main() -> None:
     """Follow the protocol above."""
     client = KeybearerClient(sys.argv[1], token=sys.stdin.readline(), tls=False)
     with CachingVerifier(client) as verifier:
         assert verifier.wait_for_lease(20)
-        guard = AuthInterceptor(verifier, rules={PATH: RULE})
-        echo = Echo({"unguarded": [], "twin": [], "guarded": [guard]}, seed=1)
+        guards: dict[str, list[Any]] = {
+            "unguarded": [],
+            "twin": [],
+            "guarded": [AuthInterceptor(verifier, rules={PATH: RULE})],
+            "planted": [AuthInterceptor(Wasteful(verifier), rules={PATH: RULE})],
+        }
+        echo = Echo(guards, seed=1)
         answer: Any = echo.port
         while True:
             sys.stdout.write(json.dumps(answer) + "\n")
@@ -87,8 +112,8 @@ def main() -> None:
             line = sys.stdin.readline()
             if not line:
                 return
-            blocks, seconds = line.split()
-            answer = echo.measure(int(blocks), float(seconds))
+            blocks, seconds, *names = line.split()
+            answer = echo.measure(int(blocks), float(seconds), names)
 
 
 if __name__ == "__main__":
