@@ -5,6 +5,7 @@ one line of JSON for every line `BLOCKS SECONDS GUARD...`: the calls a second in
 guard.
 """
 
+import hashlib
 import itertools
 import json
 import random
@@ -16,7 +17,17 @@ from typing import Any
 import grpc
 from grpc import _interceptor
 
-from keybearer import AccessRule, AuthInterceptor, CachingVerifier, KeybearerClient, Role, Verdict
+from keybearer import (
+    AccessRule,
+    AuthInterceptor,
+    CachingVerifier,
+    Identity,
+    KeybearerClient,
+    Role,
+    Verdict,
+)
+from keybearer.caching import now_ns
+from keybearer.guard import enter_identity
 
 PATH = "/test.Echo/Echo"
 RULE = AccessRule(role=Role.DEVELOPER, scopes=("clusters.read",))
@@ -76,6 +87,43 @@ class Echo:
         return request
 
 
+class Least(grpc.ServerInterceptor):
+    """Does what every guard has to, and judges nothing: what is left is the room for a guard.
+
+    It finds the header, reads the clock, takes a MAC and tells the handler who calls.
+    """
+
+    def __init__(self) -> None:
+        self._handler: Any = None
+
+    def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        handler = continuation(handler_call_details)
+        if self._handler is None:
+            self._handler = grpc.unary_unary_rpc_method_handler(_least(handler.unary_unary))
+        return self._handler
+
+
+def _least(behaviour: Any) -> Any:
+    keyed = hashlib.blake2b(key=b"k", digest_size=16)
+    identity = Identity(
+        key_id="", account_id="", owner_id="", effective_role=Role.ADMIN, granted_role=Role.ADMIN
+    )
+
+    def guarded(request: bytes, context: grpc.ServicerContext) -> Any:
+        token: Any = ""
+        for name, value in context.invocation_metadata():
+            if name == "authorization":
+                token = value
+        now_ns()
+        mac = keyed.copy()
+        mac.update(token.encode())
+        mac.digest()
+        enter_identity(identity)
+        return behaviour(request, context)
+
+    return guarded
+
+
 class Wasteful:
     """A verifier with a planted bug: it takes its time.
 
@@ -101,6 +149,7 @@ def main() -> None:
         guards: dict[str, list[Any]] = {
             "unguarded": [],
             "twin": [],
+            "least": [Least()],
             "guarded": [AuthInterceptor(verifier, rules={PATH: RULE})],
             "planted": [AuthInterceptor(Wasteful(verifier), rules={PATH: RULE})],
         }
