@@ -82,6 +82,10 @@ class Echo:
                 rates[name].append(calls / (time.perf_counter() - began))
         return {name: measured[1:] for name, measured in rates.items()}
 
+    def close(self) -> None:
+        """Stop, so that no thread of the server's is there when the interpreter ends."""
+        self._server.stop(None).wait()
+
     def _echo(self, request: bytes, _: grpc.ServicerContext) -> bytes:
         next(self._calls)
         return request
@@ -160,6 +164,7 @@ def main() -> None:
             sys.stdout.flush()
             line = sys.stdin.readline()
             if not line:
+                echo.close()
                 return
             blocks, seconds, *names = line.split()
             answer = echo.measure(int(blocks), float(seconds), names)
