@@ -14,6 +14,7 @@ DEFAULT_SIZE = 50
 MAX_SIZE = 1000
 _MAC_BYTES = 16
 _MAX_TOKEN = 2048
+"""Characters. After a name of 100 characters that JSON writes longest there are 1,652."""
 
 T = TypeVar("T")
 

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fakes import START
 from keybearer_service.errors import FieldInvalid
+from keybearer_service.fields import MAX_NAME
 from keybearer_service.model import KeyState
 from keybearer_service.pages import DEFAULT_SIZE, MAX_SIZE, PageTokens
 from keybearer_service.storage import KeyQuery, Page, SortKey
+from keybearer_service.tokens import ID_LENGTH
 
 PAGES = PageTokens(b"k" * 32)
 BOUND = ("keys", KeyQuery(account_id="A", now=0))
@@ -34,9 +36,13 @@ def refused_field(page_size: int, token: str, bound_to: object = BOUND) -> str:
     return caught.value.field
 
 
-@given(st.one_of(st.integers(-(2**63), 2**63 - 1), st.text()), st.text())
+@example("\U0001f511" * MAX_NAME, "0" * ID_LENGTH)  # Of all names, JSON makes most of these.
+@given(
+    st.one_of(st.integers(-(2**63), 2**63 - 1), st.text(max_size=MAX_NAME)),
+    st.text(max_size=ID_LENGTH),
+)
 def test_a_token_names_where_the_page_begins(value: int | str, tie: str) -> None:
-    """Sort value and id come back exactly, whatever they are."""
+    """Sort value and id come back exactly, whatever they are: a number or a name, and an id."""
     assert PAGES.page(1, token_after((value, tie)), BOUND).after == (value, tie)
 
 
