@@ -3,7 +3,7 @@
 import random
 import threading
 
-from keybearer_service.sources import BASE62, SECOND
+from keybearer_service.domain.clock import BASE62, SECOND
 
 START = 1_700_000_000 * SECOND
 """2023-11-14T22:13:20Z: an instant with nothing special about it."""

@@ -25,13 +25,13 @@ from keybearer.v1 import (
     user_service_pb2,
     user_service_pb2_grpc,
 )
-from keybearer_service import local
-from keybearer_service.accounts import Founded, NewAccount
 from keybearer_service.app import App, AppConfig
-from keybearer_service.datadir import DataDir
-from keybearer_service.keys import Expiration
-from keybearer_service.server import Listener
-from keybearer_service.sources import Clock, Entropy
+from keybearer_service.domain.clock import Clock, Entropy
+from keybearer_service.installation.data_directory import DataDir
+from keybearer_service.offline import local
+from keybearer_service.rpc.server import Listener
+from keybearer_service.usecases.accounts import Founded, NewAccount
+from keybearer_service.usecases.keys import Expiration
 
 CALL_TIMEOUT_S = 10.0
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from fakes import START
 from keybearer.access import Role
-from keybearer_service.model import (
+from keybearer_service.domain.model import (
     Account,
     Action,
     Actor,

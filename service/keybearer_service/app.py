@@ -20,20 +20,20 @@ from keybearer.v1 import (
     user_service_pb2,
     user_service_pb2_grpc,
 )
-from keybearer_service.core import Core, open_core
-from keybearer_service.datadir import DataDir
-from keybearer_service.http_ports import HttpConfig, HttpPorts
-from keybearer_service.interceptors import CallPipeline
-from keybearer_service.limits import PeerLimiter
-from keybearer_service.senders import Pool, SlowSenders
-from keybearer_service.server import EXEMPT_METHODS, Listener, Server
-from keybearer_service.servicers import ext_authz
-from keybearer_service.servicers.accounts import AccountServicer
-from keybearer_service.servicers.api_keys import ApiKeyServicer
-from keybearer_service.servicers.audit import AuditServicer
-from keybearer_service.servicers.tokens import TokenServicer
-from keybearer_service.servicers.users import UserServicer
-from keybearer_service.sources import Clock, Entropy, SystemClock, SystemEntropy
+from keybearer_service.container import Core, open_core
+from keybearer_service.domain.clock import Clock, Entropy, SystemClock, SystemEntropy
+from keybearer_service.domain.rate_limits import PeerLimiter
+from keybearer_service.gateway import ext_authz
+from keybearer_service.http.listeners import HttpConfig, HttpPorts
+from keybearer_service.installation.data_directory import DataDir
+from keybearer_service.rpc.executors import Pool, SlowSenders
+from keybearer_service.rpc.pipeline import CallPipeline
+from keybearer_service.rpc.server import EXEMPT_METHODS, Listener, Server
+from keybearer_service.rpc.servicers.accounts import AccountServicer
+from keybearer_service.rpc.servicers.api_keys import ApiKeyServicer
+from keybearer_service.rpc.servicers.audit import AuditServicer
+from keybearer_service.rpc.servicers.tokens import TokenServicer
+from keybearer_service.rpc.servicers.users import UserServicer
 from keybearer_service.storage import StoreError
 
 log = structlog.get_logger(__name__)

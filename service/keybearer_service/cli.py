@@ -18,20 +18,23 @@ from rich.table import Table
 
 from keybearer.access import RuleError
 from keybearer.durations import parse_duration
-from keybearer_service import fields, local, logs, process
-from keybearer_service.accounts import NewAccount
+from keybearer_service import supervisor
 from keybearer_service.config import ConfigError, Settings, load
-from keybearer_service.core import Core, open_core
-from keybearer_service.datadir import DataDir, DataDirError, write_secret_file
-from keybearer_service.errors import ServiceError
-from keybearer_service.keyring import KeyringError
-from keybearer_service.keys import Expiration
-from keybearer_service.local import LocalError
-from keybearer_service.server import ListenError
-from keybearer_service.sources import SECOND, SystemClock, SystemEntropy, rfc3339
+from keybearer_service.container import Core, open_core
+from keybearer_service.domain import validators
+from keybearer_service.domain.clock import SECOND, SystemClock, SystemEntropy, rfc3339
+from keybearer_service.domain.errors import ServiceError
+from keybearer_service.domain.token_format import DEFAULT_PREFIX
+from keybearer_service.installation.data_directory import DataDir, DataDirError, write_secret_file
+from keybearer_service.installation.keyring import KeyringError
+from keybearer_service.net.tls import TlsError
+from keybearer_service.offline import local
+from keybearer_service.offline.local import LocalError
+from keybearer_service.rpc.server import ListenError
 from keybearer_service.storage import StoreError, dbapi
-from keybearer_service.tls import TlsError
-from keybearer_service.tokens import DEFAULT_PREFIX
+from keybearer_service.telemetry import logs
+from keybearer_service.usecases.accounts import NewAccount
+from keybearer_service.usecases.keys import Expiration
 
 app = typer.Typer(
     name="keybearer-server",
@@ -213,16 +216,16 @@ def init(
 ) -> None:
     """Make an installation, without serving it."""
     settings = load(config, {"data_dir": data_dir})
-    email = fields.email("--admin-email", admin_email)
+    email = validators.email("--admin-email", admin_email)
     _assert_free(token_file)
     founded = local.initialise(
         DataDir(settings.data_dir),
         SystemClock(),
         SystemEntropy(),
         NewAccount(
-            name=fields.name("--account", account),
+            name=validators.name("--account", account),
             admin_email=email,
-            admin_display_name=email[: fields.MAX_NAME],
+            admin_display_name=email[: validators.MAX_NAME],
             expiration=Expiration(ttl=None if ttl is None else _micros(ttl)),
         ),
         prefix,
@@ -276,7 +279,7 @@ def serve(
 
 def _serve(settings: Settings, on_serving: Callable[[str], None] = lambda _address: None) -> None:
     logs.configure(settings.log_level, json=settings.log_format == "json")
-    raise typer.Exit(process.serve(settings, on_serving))
+    raise typer.Exit(supervisor.serve(settings, on_serving))
 
 
 # --- break glass, keep, bring back, look after ----------------------------------------------------
@@ -480,7 +483,7 @@ def healthcheck(
     config: ConfigOption = None,
 ) -> None:
     """Ask a running server whether it serves: exit code 0 when it does."""
-    from keybearer_service.healthcheck import ask
+    from keybearer_service.net.health_client import ask
 
     settings = load(config, {"listen": listen, "insecure": True})
     files = (tls_ca, tls_cert, tls_key)

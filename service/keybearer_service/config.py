@@ -12,7 +12,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from keybearer_service.tls import TlsFiles
+from keybearer_service.net.tls import TlsFiles
 
 
 class ConfigError(Exception):

@@ -10,7 +10,7 @@ import grpc
 
 from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service.app import VALIDATION_THREADS
-from keybearer_service.server import server_options
+from keybearer_service.rpc.server import server_options
 
 
 def main() -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from fakes import SeededEntropy
 from harness import initialise
-from keybearer_service import tokens
-from keybearer_service.keyring import Keyring
-from keybearer_service.sources import SystemClock
+from keybearer_service.domain import token_format
+from keybearer_service.domain.clock import SystemClock
+from keybearer_service.installation.keyring import Keyring
 from keybearer_service.storage import dbapi
 
 SAMPLE = 20_000
@@ -40,10 +40,10 @@ def _make(path: Path, keys: int, known: Path) -> None:
         rows = []
         for index in range(start, min(keys, start + _BATCH)):
             key_id, secret = entropy.base62(16), entropy.base62(43)
-            digest = tokens.digest(pepper, founded.account.id, key_id, secret)
+            digest = token_format.digest(pepper, founded.account.id, key_id, secret)
             rows.append((key_id, f"key {index}", now + index, now, digest))
             if index % step == 0:
-                sample.append(tokens.write("kbear1", key_id, secret))
+                sample.append(token_format.write("kbear1", key_id, secret))
         connection.execute("BEGIN IMMEDIATE")
         connection.executemany(
             "INSERT INTO api_keys (id, name, create_time, update_time, digest, account_id,"

@@ -25,12 +25,12 @@ from fakes import FakeClock, SeededEntropy
 from harness import Service, Stubs, initialise, message
 from keybearer.v1 import account_service_pb2, api_key_service_pb2, user_service_pb2
 from keybearer_service.app import App, AppConfig
-from keybearer_service.datadir import DataDir
-from keybearer_service.http_ports import HttpConfig
-from keybearer_service.server import Listener
-from keybearer_service.sources import DAY, SECOND
+from keybearer_service.domain.clock import DAY, SECOND
+from keybearer_service.http.listeners import HttpConfig
+from keybearer_service.installation.data_directory import DataDir
+from keybearer_service.net.tls import TlsFiles
+from keybearer_service.rpc.server import Listener
 from keybearer_service.storage import StoreLockedError
-from keybearer_service.tls import TlsFiles
 
 LOOPBACK = "127.0.0.1"
 IDENTITY = (

@@ -13,10 +13,10 @@ from gateway.asking import DOORS, check_request, forward_auth_request, reason_in
 from gateway.support import Cast, Gated, cast, gated, tls_files
 from harness import refused
 from keybearer_service.config import ConfigError, load
-from keybearer_service.errors import StoreUnavailable
-from keybearer_service.http_ports import HttpConfig, HttpPorts
-from keybearer_service.server import Listener, ListenError
-from keybearer_service.tls import TlsFiles
+from keybearer_service.domain.errors import StoreUnavailable
+from keybearer_service.http.listeners import HttpConfig, HttpPorts
+from keybearer_service.net.tls import TlsFiles
+from keybearer_service.rpc.server import Listener, ListenError
 
 
 @pytest.mark.parametrize("path", ["/v1/auth", "/v1/auth/", "/v1/auth/orders/7?page=2"])

@@ -20,10 +20,10 @@ from fakes import FakeClock, SeededEntropy
 from gateway.asking import DOORS, forward_auth_request
 from gateway.support import Cast, Gated, cast, free_port, gated
 from harness import refused
-from keybearer_service import metrics
-from keybearer_service.metrics import LATENCY_BOUNDS, PrometheusMetrics
-from keybearer_service.model import Outcome
-from keybearer_service.observing import Door
+from keybearer_service.domain.model import Outcome
+from keybearer_service.telemetry import metrics
+from keybearer_service.telemetry.metrics import LATENCY_BOUNDS, PrometheusMetrics
+from keybearer_service.telemetry.recorder import Door
 
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -272,9 +272,9 @@ def test_a_worker_that_has_ended_leaves_the_gauges(tmp_path: Path) -> None:
     environment = metrics.prepare(tmp_path / "metrics")
     program = (
         "import os\n"
-        "from keybearer_service.metrics import PrometheusMetrics\n"
-        "from keybearer_service.model import Outcome\n"
-        "from keybearer_service.observing import Door\n"
+        "from keybearer_service.telemetry.metrics import PrometheusMetrics\n"
+        "from keybearer_service.domain.model import Outcome\n"
+        "from keybearer_service.telemetry.recorder import Door\n"
         "one = PrometheusMetrics()\n"
         "one.judged(Door.VALIDATE, Outcome.VALID, 0.1)\n"
         "one._look(lambda: {'watch_streams': 3})\n"

@@ -15,8 +15,8 @@ from harness import initialise
 from keybearer.access import RuleError, rule_of, rules_of
 from keybearer_service import app
 from keybearer_service.app import App, AppConfig
-from keybearer_service.datadir import DataDir
-from keybearer_service.server import Listener
+from keybearer_service.installation.data_directory import DataDir
+from keybearer_service.rpc.server import Listener
 
 
 def published_services() -> Iterator[ServiceDescriptor]:

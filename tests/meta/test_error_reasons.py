@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from keybearer.v1.error_reason_pb2 import ErrorReason
-from keybearer_service import errors
-from keybearer_service.errors import ServiceError
+from keybearer_service.domain import errors
+from keybearer_service.domain.errors import ServiceError
 
 PROTO = Path(__file__).parents[2] / "protos/keybearer/v1/error_reason.proto"
 PREFIX = "ERROR_REASON_"

@@ -16,26 +16,35 @@ MODULES = {
 DRIVERS = ("sqlite3", "pysqlite3")
 SOURCES = ("time", "secrets", "uuid", "random")
 
-USE_CASES = ("accounts.py", "audit.py", "changes.py", "keys.py", "replays.py", "users.py")
-PURE = ("model.py", "tokens.py", "errors.py", "sources.py")
+USE_CASES = (
+    "usecases/accounts.py",
+    "usecases/audit.py",
+    "usecases/mutations.py",
+    "usecases/keys.py",
+    "usecases/idempotency.py",
+    "usecases/users.py",
+)
+PURE = ("domain/model.py", "domain/token_format.py", "domain/errors.py", "domain/clock.py")
 
 MAY_IMPORT = {
     # Generated messages: what reads and writes them, and what registers services.
     "_pb2": {
         "app.py": "registers the servicers and names the services",
-        "convert.py": "is the bridge",
-        "healthcheck.py": "is a client of the health service",
-        "interceptors.py": "writes google.rpc.Status",
-        "server.py": "serves health and reflection",
+        "rpc/convert.py": "is the bridge",
+        "gateway/ext_authz.py": "is a servicer",
+        "net/health_client.py": "is a client of the health service",
+        "rpc/pipeline.py": "writes google.rpc.Status",
+        "rpc/server.py": "serves health and reflection",
     },
     "grpc": {
+        "gateway/ext_authz.py": "is a servicer",
         "app.py": "builds the server",
-        "conversations.py": "is a call with messages each way",
-        "errors.py": "names status codes",
-        "healthcheck.py": "opens a channel",
-        "interceptors.py": "is an interceptor",
-        "server.py": "is the server",
-        "tls.py": "makes server credentials",
+        "rpc/bidi.py": "is a call with messages each way",
+        "domain/errors.py": "names status codes",
+        "net/health_client.py": "opens a channel",
+        "rpc/pipeline.py": "is an interceptor",
+        "rpc/server.py": "is the server",
+        "net/tls.py": "makes server credentials",
     },
 }
 
@@ -61,12 +70,14 @@ def _importers(wanted: str) -> set[str]:
 
 
 def _is_servicer(name: str) -> bool:
-    return name.startswith("servicers/")
+    return name.startswith("rpc/servicers/")
 
 
 def test_every_module_was_read() -> None:
     """A scan of nothing finds nothing wrong."""
-    assert {"app.py", "interceptors.py", "storage/sqlite.py", "servicers/tokens.py"} <= set(MODULES)
+    assert {"app.py", "rpc/pipeline.py", "storage/sqlite.py", "rpc/servicers/tokens.py"} <= set(
+        MODULES
+    )
 
 
 def test_only_the_edges_know_generated_messages() -> None:
@@ -88,7 +99,7 @@ def test_only_dbapi_knows_the_driver() -> None:
 
 def test_only_sources_asks_for_time_or_randomness() -> None:
     """Clock and entropy are arguments everywhere else, so that tests can decide them."""
-    assert {name for source in SOURCES for name in _importers(source)} == {"sources.py"}
+    assert {name for source in SOURCES for name in _importers(source)} == {"domain/clock.py"}
 
 
 def test_nobody_reads_the_wall_clock_through_datetime_or_os() -> None:
@@ -96,7 +107,7 @@ def test_nobody_reads_the_wall_clock_through_datetime_or_os() -> None:
     calls = {
         f"{name}: {ast.unparse(node.func)}"
         for name, tree in MODULES.items()
-        if name != "sources.py"
+        if name != "domain/clock.py"
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and ast.unparse(node.func).endswith((".now", ".utcnow", ".today", ".urandom", ".getrandom"))
@@ -114,19 +125,22 @@ def test_only_the_call_pipeline_decides_a_status() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in deciding
     }
-    assert found == {"interceptors.py"}
+    assert found == {"rpc/pipeline.py"}
 
 
-@pytest.mark.parametrize("name", [*USE_CASES, *PURE, "fields.py", "limits.py", "validation.py"])
+@pytest.mark.parametrize(
+    "name",
+    [*USE_CASES, *PURE, "domain/validators.py", "domain/rate_limits.py", "validation/validator.py"],
+)
 def test_no_rule_knows_a_servicer_a_bridge_or_a_backend(name: str) -> None:
     """The direction is servicers, use cases, model; storage is known by its protocol alone."""
     above = {
         "keybearer_service.app",
         "keybearer_service.cli",
-        "keybearer_service.convert",
-        "keybearer_service.core",
-        "keybearer_service.interceptors",
-        "keybearer_service.server",
+        "keybearer_service.rpc.convert",
+        "keybearer_service.container",
+        "keybearer_service.rpc.pipeline",
+        "keybearer_service.rpc.server",
         "keybearer_service.servicers",
         "keybearer_service.storage.migrations",
         "keybearer_service.storage.rows",
@@ -139,7 +153,7 @@ def test_no_rule_knows_a_servicer_a_bridge_or_a_backend(name: str) -> None:
 def test_pure_modules_know_no_store_and_no_call(name: str) -> None:
     """Token format, rules of time, error tree and sources stand on their own."""
     known = {one for one in _imports(MODULES[name]) if one.startswith("keybearer_service.")}
-    assert {one.split(".")[1] for one in known} <= {"sources", "model"}
+    assert {one.split(".")[1] for one in known} <= {"domain"}
 
 
 def test_storage_knows_only_the_model() -> None:
@@ -151,7 +165,7 @@ def test_storage_knows_only_the_model() -> None:
         for one in _imports(tree)
         if one.startswith("keybearer_service.")
     }
-    assert known <= {"model", "sources", "storage"}
+    assert known <= {"domain", "storage"}
 
 
 @pytest.mark.parametrize("name", sorted(name for name in MODULES if _is_servicer(name)))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from keybearer_service import tokens
+from keybearer_service.domain import token_format
 
 ROOT = Path(__file__).parents[2]
 _TOKEN_LIKE = re.compile(r"[a-z][a-z0-9]{1,15}_[0-9A-Za-z]{16}_[0-9A-Za-z]{49}")
@@ -30,7 +30,7 @@ def _tracked_texts() -> Iterator[tuple[str, str]]:
 
 def _real_tokens(text: str) -> list[str]:
     found = _TOKEN_LIKE.findall(text)
-    return [one for one in found if tokens.checksum(one[:-6]) == one[-6:]]
+    return [one for one in found if token_format.checksum(one[:-6]) == one[-6:]]
 
 
 def test_no_file_holds_a_token() -> None:
@@ -40,7 +40,7 @@ def test_no_file_holds_a_token() -> None:
 
 def test_the_search_for_tokens_finds_one() -> None:
     """A token that is put together here is seen, and a sentence after it does not hide it."""
-    assert _real_tokens("the token " + tokens.write("kbear1", "A" * 16, "b" * 43) + "y")
+    assert _real_tokens("the token " + token_format.write("kbear1", "A" * 16, "b" * 43) + "y")
 
 
 def test_no_file_names_a_path_of_somebodys_machine() -> None:

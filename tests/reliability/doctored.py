@@ -3,7 +3,9 @@
 import sys
 from unittest import mock
 
-from keybearer_service import cli, core, senders, tokens
+from keybearer_service import cli, container
+from keybearer_service.domain import token_format
+from keybearer_service.rpc import executors
 from reliability.plants import store_with
 
 
@@ -11,22 +13,22 @@ def main() -> None:
     """Put the doctored parts in place and run the command."""
     names = sys.argv[1].split(",")
     del sys.argv[1]
-    parse = tokens.parse
+    parse = token_format.parse
 
-    def telling_parse(token: str, prefixes: frozenset[str]) -> tokens.Parsed | None:
+    def telling_parse(token: str, prefixes: frozenset[str]) -> token_format.Parsed | None:
         parsed = parse(token, prefixes)
         if parsed is not None:
             sys.stderr.write(f"looking at {parsed.secret.encode().hex()}\n")
         return parsed
 
-    def hire_nobody(_pool: senders.Pool, _waiting: int) -> None:
+    def hire_nobody(_pool: executors.Pool, _waiting: int) -> None:
         """Leave the threads waiting."""
 
-    hire = hire_nobody if "no-stand-ins" in names else senders.Pool.make_up_for
+    hire = hire_nobody if "no-stand-ins" in names else executors.Pool.make_up_for
     with (
-        mock.patch.object(senders.Pool, "make_up_for", hire),
-        mock.patch.object(core, "SqliteStore", store_with(names)),
-        mock.patch.object(tokens, "parse", telling_parse if "log-token" in names else parse),
+        mock.patch.object(executors.Pool, "make_up_for", hire),
+        mock.patch.object(container, "SqliteStore", store_with(names)),
+        mock.patch.object(token_format, "parse", telling_parse if "log-token" in names else parse),
     ):
         cli.main()
 

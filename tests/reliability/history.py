@@ -18,13 +18,13 @@ import grpc
 
 from harness import Stubs, message, refusal_of
 from keybearer.v1 import api_key_service_pb2, user_service_pb2
-from keybearer_service.core import open_core
-from keybearer_service.datadir import DataDir
-from keybearer_service.local import check
-from keybearer_service.model import Action, SubjectKind
-from keybearer_service.sources import SystemClock, SystemEntropy
+from keybearer_service.container import open_core
+from keybearer_service.domain.clock import SystemClock, SystemEntropy
+from keybearer_service.domain.model import Action, SubjectKind
+from keybearer_service.installation.data_directory import DataDir
+from keybearer_service.offline.local import check
 from keybearer_service.storage import dbapi
-from keybearer_service.validation import ANY_KEY, Question
+from keybearer_service.validation.validator import ANY_KEY, Question
 
 WRITERS = 8
 LOST_CONNECTION = frozenset(

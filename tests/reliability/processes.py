@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from harness import Stubs, initialise
-from keybearer_service.sources import SystemClock, SystemEntropy
+from keybearer_service.domain.clock import SystemClock, SystemEntropy
 
 TESTS = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 60.0

@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from keybearer_service.core import open_core
-from keybearer_service.datadir import DataDir
-from keybearer_service.keyring import KeyringError
-from keybearer_service.local import check
-from keybearer_service.model import Action
-from keybearer_service.sources import SystemClock, SystemEntropy
+from keybearer_service.container import open_core
+from keybearer_service.domain.clock import SystemClock, SystemEntropy
+from keybearer_service.domain.model import Action
+from keybearer_service.installation.data_directory import DataDir
+from keybearer_service.installation.keyring import KeyringError
+from keybearer_service.offline.local import check
 from keybearer_service.storage import StoreError, dbapi
 from reliability.history import StoreImage
 from reliability.processes import environment, init

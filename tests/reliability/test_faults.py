@@ -18,7 +18,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from harness import Stubs, refusal_of
-from keybearer_service.datadir import DataDir
+from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.storage import dbapi
 from reliability.history import WRITERS, Judge, StoreImage, Writer
 from reliability.processes import ServerProcess, command, init, serving

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from keybearer_service.datadir import DataDir
+from keybearer_service.installation.data_directory import DataDir
 from reliability.history import WRITERS, Judge, StoreImage, Verdict, Writer
 from reliability.processes import init, serving
 

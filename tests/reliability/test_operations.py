@@ -13,8 +13,8 @@ import pytest
 
 from harness import running
 from keybearer.v1 import api_key_service_pb2, token_service_pb2
-from keybearer_service.datadir import DataDir
-from keybearer_service.sources import SystemClock, SystemEntropy
+from keybearer_service.domain.clock import SystemClock, SystemEntropy
+from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.storage import dbapi
 from reliability.history import WRITERS, Judge, StoreImage, Writer
 from reliability.processes import ServerProcess, answer, command, init, serving

@@ -18,12 +18,12 @@ import pytest
 from harness import message, running
 from keybearer.access import Role
 from keybearer.v1 import user_service_pb2
-from keybearer_service.errors import ServiceError
-from keybearer_service.keys import Minted
-from keybearer_service.model import Account
-from keybearer_service.replays import Repeatable
-from keybearer_service.sources import SystemClock, SystemEntropy
-from keybearer_service.users import UserUpdate
+from keybearer_service.domain.clock import SystemClock, SystemEntropy
+from keybearer_service.domain.errors import ServiceError
+from keybearer_service.domain.model import Account
+from keybearer_service.usecases.idempotency import Repeatable
+from keybearer_service.usecases.keys import Minted
+from keybearer_service.usecases.users import UserUpdate
 from reliability.races import MOST_AT_ONCE, Arena
 
 PER_COMMIT = 150

@@ -20,12 +20,12 @@ from keybearer.v1 import (
     token_service_pb2,
     user_service_pb2,
 )
-from keybearer_service import core
+from keybearer_service import container
 from keybearer_service.app import SERVICES
-from keybearer_service.sources import HOUR, SystemEntropy
+from keybearer_service.domain.clock import HOUR, SystemEntropy
+from keybearer_service.domain.token_format import mint_secret, write
 from keybearer_service.storage import dbapi
 from keybearer_service.storage.sqlite import SqliteStore
-from keybearer_service.tokens import mint_secret, write
 from reliability.hunting import files_below, hunt, spellings
 from reliability.plants import KeepsFreedPages
 from reliability.processes import ServerProcess, answer, command, init, serving
@@ -160,7 +160,7 @@ def dead_digests(
 ) -> tuple[int, int]:
     """Rotate many keys; answers how many digests died, and how many are still in the file."""
     with (
-        mock.patch.object(core, "SqliteStore", store),
+        mock.patch.object(container, "SqliteStore", store),
         running(path, clock, SeededEntropy(seed)) as service,
     ):
         admin, database = service.admin, service.data_dir.database

@@ -23,7 +23,7 @@ from keybearer.v1 import (
     token_service_pb2,
     user_service_pb2,
 )
-from keybearer_service.sources import HOUR
+from keybearer_service.domain.clock import HOUR
 
 TIMEOUT_S = 10.0
 CALLERS = (

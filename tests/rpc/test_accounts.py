@@ -9,7 +9,7 @@ import pytest
 from fakes import START, FakeClock
 from harness import Service, Stubs, refused
 from keybearer.v1 import account_pb2, account_service_pb2
-from keybearer_service.sources import DAY, SECOND
+from keybearer_service.domain.clock import DAY, SECOND
 
 
 def get(admin: Stubs, account_id: str) -> account_pb2.Account:

@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from fakes import START, FakeClock
 from harness import Service, Stubs, message, refused
 from keybearer.v1 import api_key_pb2, api_key_service_pb2
-from keybearer_service.sources import DAY, HOUR, MINUTE, SECOND
+from keybearer_service.domain.clock import DAY, HOUR, MINUTE, SECOND
 
 NOW = datetime.fromtimestamp(START // SECOND, UTC)
 

@@ -11,8 +11,8 @@ import pytest
 from fakes import START, FakeClock
 from harness import Service, Stubs, refused
 from keybearer.v1 import account_service_pb2, audit_event_pb2, audit_service_pb2
-from keybearer_service import local
-from keybearer_service.sources import MINUTE, SECOND, rfc3339
+from keybearer_service.domain.clock import MINUTE, SECOND, rfc3339
+from keybearer_service.offline import local
 
 Event = audit_event_pb2.AuditEvent
 

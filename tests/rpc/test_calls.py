@@ -17,11 +17,11 @@ from grpc_reflection.v1alpha import reflection_pb2
 from fakes import FakeClock, SeededEntropy
 from harness import Service, Stubs, initialise, message, refusal_of, refused, running
 from keybearer.v1 import api_key_service_pb2, token_service_pb2, user_service_pb2
-from keybearer_service import logs
 from keybearer_service.app import App, AppConfig
-from keybearer_service.server import Listener
-from keybearer_service.sources import SECOND
+from keybearer_service.domain.clock import SECOND
+from keybearer_service.rpc.server import Listener
 from keybearer_service.storage import CommitFailedError, StoreFullError, StoreLockedError
+from keybearer_service.telemetry import logs
 
 Metadata = list[Any]
 WHO = "/keybearer.v1.TokenService/WhoAmI"

@@ -9,7 +9,7 @@ import pytest
 
 from fakes import FakeClock
 from harness import Service, Stubs, refused
-from keybearer_service.sources import HOUR, MINUTE, SECOND
+from keybearer_service.domain.clock import HOUR, MINUTE, SECOND
 
 R1 = "11111111-1111-4111-8111-111111111111"
 R2 = "22222222-2222-4222-8222-222222222222"

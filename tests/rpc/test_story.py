@@ -5,7 +5,7 @@ from datetime import timedelta
 from fakes import FakeClock
 from harness import Service, Stubs, message, refused
 from keybearer.v1 import api_key_service_pb2, user_service_pb2
-from keybearer_service.sources import MINUTE
+from keybearer_service.domain.clock import MINUTE
 
 
 def test_a_demoted_owners_key_is_developer_at_the_very_next_validation(

@@ -11,8 +11,8 @@ import pytest
 from fakes import FakeClock
 from harness import Service, Stubs, refused
 from keybearer.v1 import token_service_pb2
-from keybearer_service import tokens
-from keybearer_service.sources import DAY, HOUR, SECOND
+from keybearer_service.domain import token_format
+from keybearer_service.domain.clock import DAY, HOUR, SECOND
 
 Verdict = token_service_pb2.ValidateTokenResponse
 VALIDATING: dict[str, Callable[[Stubs, dict[str, Any]], Verdict]] = {
@@ -128,17 +128,17 @@ def test_the_order_of_outcomes_is_the_contracts(admin: Stubs, clock: FakeClock, 
 def _wrong_secret(token: str) -> str:
     prefix, key_id, secret = token.split("_")
     other = ("b" if secret[0] == "a" else "a") + secret[1:43]
-    return tokens.write(prefix, key_id, other)
+    return token_format.write(prefix, key_id, other)
 
 
 NOT_FOUND: dict[str, Callable[[str], str]] = {
     "garbage": lambda token: "garbage",
     "over 512 bytes": lambda token: token + "0" * 500,
     "a checksum that does not fit": lambda token: token[:-1] + ("1" if token[-1] == "0" else "0"),
-    "an unknown id": lambda token: tokens.write("kbear1", "0" * 16, "a" * 43),
+    "an unknown id": lambda token: token_format.write("kbear1", "0" * 16, "a" * 43),
     "a wrong secret": _wrong_secret,
     "a trailing newline": lambda token: token + "\n",
-    "another prefix": lambda token: tokens.write("other1", *token[:-6].split("_")[1:]),
+    "another prefix": lambda token: token_format.write("other1", *token[:-6].split("_")[1:]),
     "another case": str.swapcase,
     "not ASCII": lambda token: token[:-1] + "\u0661",
 }

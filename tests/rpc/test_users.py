@@ -8,7 +8,7 @@ import pytest
 from fakes import START, FakeClock
 from harness import Service, Stubs, message, refused
 from keybearer.v1 import user_pb2
-from keybearer_service.sources import SECOND
+from keybearer_service.domain.clock import SECOND
 
 ADMIN, DEVELOPER, VALIDATOR = "ROLE_ADMIN", "ROLE_DEVELOPER", "ROLE_VALIDATOR"
 

@@ -17,13 +17,13 @@ from fakes import FakeClock, SeededEntropy
 from harness import Refusal, Service, Stubs, initialise, message, refusal_of
 from keybearer.v1 import account_service_pb2, api_key_service_pb2, user_service_pb2
 from keybearer.v1 import token_service_pb2 as pb
-from keybearer_service import watch as watch_module
 from keybearer_service.app import WATCH_THREADS, App, AppConfig
-from keybearer_service.model import Caller, SubjectKind
-from keybearer_service.reports import UsageReport
-from keybearer_service.server import Listener
-from keybearer_service.sources import MINUTE, SECOND
+from keybearer_service.domain.clock import MINUTE, SECOND
+from keybearer_service.domain.model import Caller, SubjectKind
+from keybearer_service.rpc.server import Listener
 from keybearer_service.storage import StoreLockedError
+from keybearer_service.watch import hub as watch_module
+from keybearer_service.watch.usage_reports import UsageReport
 
 TIMEOUT_S = 10.0
 WATCH = "/keybearer.v1.TokenService/WatchInvalidations"

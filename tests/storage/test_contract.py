@@ -12,7 +12,8 @@ import pytest
 from backends import Backend, Dump
 from fakes import START
 from keybearer.access import Role
-from keybearer_service.model import (
+from keybearer_service.domain.clock import DAY, HOUR, MINUTE, SECOND
+from keybearer_service.domain.model import (
     Account,
     Action,
     Actor,
@@ -27,7 +28,6 @@ from keybearer_service.model import (
     User,
     UserType,
 )
-from keybearer_service.sources import DAY, HOUR, MINUTE, SECOND
 from keybearer_service.storage import (
     NEVER,
     UNUSED,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fakes import START
-from keybearer_service.model import SubjectKind, Use
+from keybearer_service.domain.model import SubjectKind, Use
 from keybearer_service.storage import (
     APPLICATION_ID,
     CommitFailedError,

@@ -10,11 +10,18 @@ from typing import Any
 import pytest
 
 from fakes import START, SeededEntropy
-from keybearer_service import audit
-from keybearer_service.audit import AuditLog, event_hash, ids_change
-from keybearer_service.model import Action, Actor, ActorType, AuditEvent, FieldChange, TargetType
+from keybearer_service.domain.model import (
+    Action,
+    Actor,
+    ActorType,
+    AuditEvent,
+    FieldChange,
+    TargetType,
+)
 from keybearer_service.storage import Reader
 from keybearer_service.storage.sqlite import SqliteStore
+from keybearer_service.usecases import audit
+from keybearer_service.usecases.audit import AuditLog, event_hash, ids_change
 from samples import fill
 
 EVENTS = 100

@@ -8,13 +8,13 @@ import pytest
 
 from fakes import FakeClock, SeededEntropy
 from harness import initialise
-from keybearer_service.datadir import DataDir, DataDirError, write_secret_file
+from keybearer_service.installation.data_directory import DataDir, DataDirError, write_secret_file
 from keybearer_service.storage import dbapi
 
 _HOLD = """
 import sys
 from pathlib import Path
-from keybearer_service.datadir import DataDir
+from keybearer_service.installation.data_directory import DataDir
 with DataDir(Path(sys.argv[1])).locked():
     print("held", flush=True)
     sys.stdin.readline()

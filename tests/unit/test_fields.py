@@ -6,9 +6,9 @@ import pytest
 
 from fakes import START
 from keybearer.access import Role
-from keybearer_service import fields
-from keybearer_service.errors import FieldInvalid
-from keybearer_service.sources import DAY
+from keybearer_service.domain import validators
+from keybearer_service.domain.clock import DAY
+from keybearer_service.domain.errors import FieldInvalid
 
 BIDI = [*"\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c"]
 CONTROLS = ["a\0b", "a\x1fb", "a\x7fb", "a\x85b", "a\nb", "a\tb", "a\u2028b", "a\u2029b"]
@@ -25,27 +25,30 @@ def refused_field(check: Callable[[], object]) -> str:
 @pytest.mark.parametrize("value", ["a", "a" * 100, "ä" * 100, "\U0001f511" * 100, "  padded  "])
 def test_names_of_one_to_a_hundred_code_points_are_taken(value: str) -> None:
     """Trimmed, and counted in code points."""
-    assert fields.name("name", value) == value.strip()
+    assert validators.name("name", value) == value.strip()
 
 
 @pytest.mark.parametrize("value", ["", "   ", "\n", "a" * 101, "\U0001f511" * 101])
 def test_names_that_are_empty_or_too_long_are_refused(value: str) -> None:
     """What is only blanks is empty."""
-    assert refused_field(lambda: fields.name("name", value)) == "name"
+    assert refused_field(lambda: validators.name("name", value)) == "name"
 
 
 @pytest.mark.parametrize("value", [*CONTROLS, *(f"a{one}b" for one in BIDI)], ids=ascii)
 def test_characters_that_deceive_are_refused(value: str) -> None:
     """Controls and bidi marks make a name look like another."""
-    assert refused_field(lambda: fields.name("name", value)) == "name"
-    assert refused_field(lambda: fields.contained("filter", value)) == "filter"
+    assert refused_field(lambda: validators.name("name", value)) == "name"
+    assert refused_field(lambda: validators.contained("filter", value)) == "filter"
 
 
 def test_a_description_may_be_empty_and_has_a_thousand_code_points() -> None:
     """One more is refused."""
-    assert not fields.text("d", "", least=0, most=fields.MAX_TEXT)
-    assert len(fields.text("d", "ä" * 1000, least=0, most=fields.MAX_TEXT)) == 1000
-    assert refused_field(lambda: fields.text("d", "a" * 1001, least=0, most=fields.MAX_TEXT)) == "d"
+    assert not validators.text("d", "", least=0, most=validators.MAX_TEXT)
+    assert len(validators.text("d", "ä" * 1000, least=0, most=validators.MAX_TEXT)) == 1000
+    assert (
+        refused_field(lambda: validators.text("d", "a" * 1001, least=0, most=validators.MAX_TEXT))
+        == "d"
+    )
 
 
 @pytest.mark.parametrize(
@@ -58,7 +61,7 @@ def test_a_description_may_be_empty_and_has_a_thousand_code_points() -> None:
 )
 def test_addresses_are_kept_in_lower_case(value: str, kept: str) -> None:
     """Compared in lower case, so stored in it."""
-    assert fields.email("email", value) == kept
+    assert validators.email("email", value) == kept
 
 
 @pytest.mark.parametrize(
@@ -81,43 +84,43 @@ def test_addresses_are_kept_in_lower_case(value: str, kept: str) -> None:
 )
 def test_what_is_no_address_is_refused(value: str) -> None:
     """ASCII, one @, no blanks or controls, at most 254 characters."""
-    assert refused_field(lambda: fields.email("email", value)) == "email"
+    assert refused_field(lambda: validators.email("email", value)) == "email"
 
 
 def test_scopes_are_kept_once_in_their_order() -> None:
     """A repeated scope says nothing new."""
-    assert fields.scopes("scopes", ["b", "a.*", "b"], Role.DEVELOPER) == ("b", "a.*")
+    assert validators.scopes("scopes", ["b", "a.*", "b"], Role.DEVELOPER) == ("b", "a.*")
 
 
 def test_an_admin_key_carries_no_scopes() -> None:
     """It meets all, so to list some would mislead."""
-    assert refused_field(lambda: fields.scopes("scopes", ["a"], Role.ADMIN)) == "scopes"
-    assert fields.scopes("scopes", [], Role.ADMIN) == ()
+    assert refused_field(lambda: validators.scopes("scopes", ["a"], Role.ADMIN)) == "scopes"
+    assert validators.scopes("scopes", [], Role.ADMIN) == ()
 
 
 def test_at_most_64_scopes_are_taken() -> None:
     """One more is refused."""
     many = [f"s{n}" for n in range(65)]
-    assert len(fields.scopes("scopes", many[:64], Role.DEVELOPER)) == 64
-    assert refused_field(lambda: fields.scopes("scopes", many, Role.DEVELOPER)) == "scopes"
+    assert len(validators.scopes("scopes", many[:64], Role.DEVELOPER)) == 64
+    assert refused_field(lambda: validators.scopes("scopes", many, Role.DEVELOPER)) == "scopes"
 
 
 def test_an_ill_formed_scope_is_named_by_its_place() -> None:
     """The field says which one."""
-    check = lambda: fields.scopes("scopes", ["a", "B"], Role.DEVELOPER)  # noqa: E731
+    check = lambda: validators.scopes("scopes", ["a", "B"], Role.DEVELOPER)  # noqa: E731
     assert refused_field(check) == "scopes[1]"
 
 
 def test_a_required_scope_has_no_wildcard() -> None:
     """A question is about one scope each."""
-    check = lambda: fields.requirement("x.", Role.ADMIN, ["a.*"])  # noqa: E731
+    check = lambda: validators.requirement("x.", Role.ADMIN, ["a.*"])  # noqa: E731
     assert refused_field(check) == "x.required_scopes[0]"
 
 
 def test_at_most_64_scopes_are_required() -> None:
     """One more is refused."""
     many = [f"s{n}" for n in range(65)]
-    check = lambda: fields.requirement("", Role.UNSPECIFIED, many)  # noqa: E731
+    check = lambda: validators.requirement("", Role.UNSPECIFIED, many)  # noqa: E731
     assert refused_field(check) == "required_scopes"
 
 
@@ -133,7 +136,7 @@ def test_at_most_64_scopes_are_required() -> None:
 )
 def test_labels_within_their_limits_are_taken(labels: dict[str, str]) -> None:
     """16 of 63 and 256 characters."""
-    assert fields.labels("labels", labels) == labels
+    assert validators.labels("labels", labels) == labels
 
 
 @pytest.mark.parametrize(
@@ -152,29 +155,29 @@ def test_labels_within_their_limits_are_taken(labels: dict[str, str]) -> None:
 )
 def test_labels_beyond_their_limits_are_refused(labels: dict[str, str], field: str) -> None:
     """The label at fault is named when its key can be."""
-    assert refused_field(lambda: fields.labels("labels", labels)) == field
+    assert refused_field(lambda: validators.labels("labels", labels)) == field
 
 
-@pytest.mark.parametrize("value", [START, START - 1, 0, -1, fields.MAX_TIME + 1])
+@pytest.mark.parametrize("value", [START, START - 1, 0, -1, validators.MAX_TIME + 1])
 def test_a_moment_that_is_not_to_come_is_refused(value: int) -> None:
     """Now is too late, and the year 10000 too far."""
-    assert refused_field(lambda: fields.future("t", value, START)) == "t"
+    assert refused_field(lambda: validators.future("t", value, START)) == "t"
 
 
-@pytest.mark.parametrize("value", [START + 1, fields.MAX_TIME])
+@pytest.mark.parametrize("value", [START + 1, validators.MAX_TIME])
 def test_a_moment_to_come_is_taken(value: int) -> None:
     """From the next microsecond to the end of 9999."""
-    assert fields.future("t", value, START) == value
+    assert validators.future("t", value, START) == value
 
 
 @pytest.mark.parametrize(("value", "right"), [(0, True), (30 * DAY, True), (-1, False)])
 def test_an_overlap_has_up_to_30_days(value: int, *, right: bool) -> None:
     """Both ends are allowed."""
     if right:
-        assert fields.overlap("overlap", value) == value
+        assert validators.overlap("overlap", value) == value
     else:
-        assert refused_field(lambda: fields.overlap("overlap", value)) == "overlap"
-    assert refused_field(lambda: fields.overlap("overlap", 30 * DAY + 1)) == "overlap"
+        assert refused_field(lambda: validators.overlap("overlap", value)) == "overlap"
+    assert refused_field(lambda: validators.overlap("overlap", 30 * DAY + 1)) == "overlap"
 
 
 UUID = "123e4567-e89b-42d3-a456-426614174000"
@@ -183,7 +186,7 @@ UUID = "123e4567-e89b-42d3-a456-426614174000"
 @pytest.mark.parametrize("value", [UUID, UUID.upper()])
 def test_a_request_id_is_a_uuid_in_any_case(value: str) -> None:
     """Kept in lower case."""
-    assert fields.request_id("request_id", value) == UUID
+    assert validators.request_id("request_id", value) == UUID
 
 
 @pytest.mark.parametrize(
@@ -201,21 +204,21 @@ def test_a_request_id_is_a_uuid_in_any_case(value: str) -> None:
 )
 def test_a_request_id_in_another_form_is_refused(value: str) -> None:
     """Only the usual form with its dashes."""
-    assert refused_field(lambda: fields.request_id("request_id", value)) == "request_id"
+    assert refused_field(lambda: validators.request_id("request_id", value)) == "request_id"
 
 
 def test_a_role_must_be_chosen() -> None:
     """Least role by default means no role by default."""
-    assert refused_field(lambda: fields.role("role", Role.UNSPECIFIED)) == "role"
+    assert refused_field(lambda: validators.role("role", Role.UNSPECIFIED)) == "role"
 
 
 def test_a_missing_id_is_told_apart_from_an_unknown_one() -> None:
     """Empty is refused here; what is merely ill-formed is for the store not to find."""
-    assert refused_field(lambda: fields.required_id("id", "")) == "id"
-    assert fields.required_id("id", "x" * 1000) == "x" * 1000
+    assert refused_field(lambda: validators.required_id("id", "")) == "id"
+    assert validators.required_id("id", "x" * 1000) == "x" * 1000
 
 
 def test_a_filter_has_a_limit() -> None:
     """254 characters, as long as the longest text that is searched by it."""
-    assert fields.contained("f", "a" * 254) == "a" * 254
-    assert refused_field(lambda: fields.contained("f", "a" * 255)) == "f"
+    assert validators.contained("f", "a" * 254) == "a" * 254
+    assert refused_field(lambda: validators.contained("f", "a" * 255)) == "f"

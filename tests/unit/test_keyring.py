@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from fakes import START, SeededEntropy
-from keybearer_service import tokens
-from keybearer_service.keyring import Keyring, KeyringError, PepperMissingError
-from keybearer_service.model import Pepper
+from keybearer_service.domain import token_format
+from keybearer_service.domain.model import Pepper
+from keybearer_service.installation.keyring import Keyring, KeyringError, PepperMissingError
 
 ENTROPY = SeededEntropy(11)
 
@@ -83,12 +83,14 @@ def test_a_pepper_that_is_added_later_is_found(directory: Path) -> None:
 def test_the_prepared_mac_of_a_pepper_is_the_one_of_its_file(directory: Path) -> None:
     """Also after it was used, and after another pepper had to be looked for."""
     running = Keyring(directory)
-    digests = [tokens.digest_by(running.mac("first"), "account", "key", "secret") for _ in "12"]
+    digests = [
+        token_format.digest_by(running.mac("first"), "account", "key", "secret") for _ in "12"
+    ]
     Keyring(directory).add_pepper("second", ENTROPY)
-    digests.append(tokens.digest_by(running.mac("second"), "account", "key", "secret"))
-    digests.append(tokens.digest_by(running.mac("first"), "account", "key", "secret"))
+    digests.append(token_format.digest_by(running.mac("second"), "account", "key", "secret"))
+    digests.append(token_format.digest_by(running.mac("first"), "account", "key", "secret"))
     first, second = (
-        tokens.digest(running.pepper(name), "account", "key", "secret")
+        token_format.digest(running.pepper(name), "account", "key", "secret")
         for name in ("first", "second")
     )
     assert digests == [first, first, second, first]

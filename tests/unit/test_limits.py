@@ -3,10 +3,10 @@
 import pytest
 
 from fakes import FakeClock
-from keybearer_service import limits
-from keybearer_service.errors import Overloaded
-from keybearer_service.limits import MinuteQuota, PeerLimiter
-from keybearer_service.sources import MINUTE, SECOND
+from keybearer_service.domain import rate_limits
+from keybearer_service.domain.clock import MINUTE, SECOND
+from keybearer_service.domain.errors import Overloaded
+from keybearer_service.domain.rate_limits import MinuteQuota, PeerLimiter
 
 
 def admitted(limiter: PeerLimiter, peer: str, calls: int) -> int:
@@ -57,7 +57,7 @@ def test_an_overloaded_caller_is_told_when_to_try_again(clock: FakeClock) -> Non
 
 def test_a_limiter_forgets_quiet_peers(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory does not grow with the number of peers there ever were."""
-    monkeypatch.setattr(limits, "MAX_PEERS", 10)
+    monkeypatch.setattr(rate_limits, "MAX_PEERS", 10)
     limiter = PeerLimiter(clock, in_all=1000)
     for n in range(100):
         limiter.admit(f"peer{n}")

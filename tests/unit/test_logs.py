@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import structlog
 
-from keybearer_service import logs, tokens
+from keybearer_service.domain import token_format
+from keybearer_service.telemetry import logs
 
-TOKEN = tokens.write("kbear1", "ABCDEFGHabcdefgh", "s3cr3t" * 7 + "x")
+TOKEN = token_format.write("kbear1", "ABCDEFGHabcdefgh", "s3cr3t" * 7 + "x")
 SECRET = TOKEN[24:]
 
 

@@ -28,15 +28,15 @@ from backends import dump_database
 from fakes import FakeClock, SeededEntropy
 from harness import initialise
 from keybearer.access import AccessRule, Role
-from keybearer_service import local
-from keybearer_service.calls import Call
-from keybearer_service.core import Core, open_core
-from keybearer_service.errors import KeyExpired, KeyRevoked, ServiceError
-from keybearer_service.keys import Expiration, KeyUpdate, NewKey
-from keybearer_service.model import Outcome, RevocationReason, UserType
-from keybearer_service.sources import HOUR, MINUTE
-from keybearer_service.users import NewUser, UserUpdate
-from keybearer_service.validation import Question
+from keybearer_service.container import Core, open_core
+from keybearer_service.domain.clock import HOUR, MINUTE
+from keybearer_service.domain.errors import KeyExpired, KeyRevoked, ServiceError
+from keybearer_service.domain.model import Outcome, RevocationReason, UserType
+from keybearer_service.offline import local
+from keybearer_service.usecases.call_context import Call
+from keybearer_service.usecases.keys import Expiration, KeyUpdate, NewKey
+from keybearer_service.usecases.users import NewUser, UserUpdate
+from keybearer_service.validation.validator import Question
 
 SHORT = settings(
     max_examples=12,

@@ -7,7 +7,8 @@ import pytest
 
 from fakes import START
 from keybearer.access import AccessRule, Role
-from keybearer_service.model import (
+from keybearer_service.domain.clock import DAY, SECOND
+from keybearer_service.domain.model import (
     KeyState,
     Outcome,
     TokenRecord,
@@ -15,7 +16,6 @@ from keybearer_service.model import (
     key_state,
     outcome_at,
 )
-from keybearer_service.sources import DAY, SECOND
 from samples import sample_key
 
 ANY = AccessRule()

@@ -9,12 +9,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fakes import START
-from keybearer_service.errors import FieldInvalid
-from keybearer_service.fields import MAX_NAME
-from keybearer_service.model import KeyState
-from keybearer_service.pages import DEFAULT_SIZE, MAX_SIZE, PageTokens
+from keybearer_service.domain.errors import FieldInvalid
+from keybearer_service.domain.model import KeyState
+from keybearer_service.domain.token_format import ID_LENGTH
+from keybearer_service.domain.validators import MAX_NAME
 from keybearer_service.storage import KeyQuery, Page, SortKey
-from keybearer_service.tokens import ID_LENGTH
+from keybearer_service.usecases.pagination import DEFAULT_SIZE, MAX_SIZE, PageTokens
 
 PAGES = PageTokens(b"k" * 32)
 BOUND = ("keys", KeyQuery(account_id="A", now=0))

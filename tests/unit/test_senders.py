@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from keybearer_service.senders import Pool
+from keybearer_service.rpc.executors import Pool
 
 WAIT_S = 10.0
 

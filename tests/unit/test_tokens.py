@@ -9,18 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes import SeededEntropy
-from keybearer_service import tokens
-from keybearer_service.sources import BASE62
+from keybearer_service.domain import token_format
+from keybearer_service.domain.clock import BASE62
 
 PREFIXES = frozenset({"kbear1", "old0"})
 KEY_ID = "0123456789ABCDEF"
 SECRET = "a" * 43
-TOKEN = tokens.write("kbear1", KEY_ID, SECRET)
+TOKEN = token_format.write("kbear1", KEY_ID, SECRET)
 
 
 def parses(text: str) -> bool:
     """Tell whether the text is taken for a token."""
-    return tokens.parse(text, PREFIXES) is not None
+    return token_format.parse(text, PREFIXES) is not None
 
 
 def test_a_token_has_the_form_of_the_contract() -> None:
@@ -32,7 +32,7 @@ def test_a_token_has_the_form_of_the_contract() -> None:
 
 def test_a_written_token_parses_to_its_parts() -> None:
     """Id and secret come back."""
-    assert tokens.parse(TOKEN, PREFIXES) == tokens.Parsed(KEY_ID, SECRET)
+    assert token_format.parse(TOKEN, PREFIXES) == token_format.Parsed(KEY_ID, SECRET)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_written_token_parses_to_its_parts() -> None:
 )
 def test_the_checksum_is_the_crc_in_base62(text: str, digits: str) -> None:
     """Fixed values, so that scanners outside can rely on it."""
-    assert tokens.checksum(text) == digits
+    assert token_format.checksum(text) == digits
 
 
 @given(st.text(alphabet=string.printable))
@@ -53,7 +53,7 @@ def test_the_checksum_agrees_with_long_division(text: str) -> None:
         number, digit = divmod(number, 62)
         digits = BASE62[digit] + digits
     assert number == 0
-    assert tokens.checksum(text) == digits
+    assert token_format.checksum(text) == digits
 
 
 def test_a_changed_character_is_refused_wherever_it_stands() -> None:
@@ -66,7 +66,7 @@ def test_a_changed_character_is_refused_wherever_it_stands() -> None:
 
 def test_swapped_neighbours_are_refused() -> None:
     """Two exchanged characters are caught unless they are equal."""
-    token = tokens.write("kbear1", KEY_ID, SeededEntropy(7).base62(43))
+    token = token_format.write("kbear1", KEY_ID, SeededEntropy(7).base62(43))
     for place in range(len(token) - 1):
         swapped = token[:place] + token[place + 1] + token[place] + token[place + 2 :]
         assert swapped == token or not parses(swapped), place
@@ -85,15 +85,15 @@ ALMOST = {
     "without its first character": TOKEN[1:],
     "without its last character": TOKEN[:-1],
     "upper case": TOKEN.upper(),
-    "other prefix": tokens.write("other9", KEY_ID, SECRET),
-    "prefix too short": tokens.write("k", KEY_ID, SECRET),
-    "prefix too long": tokens.write("k" * 17, KEY_ID, SECRET),
-    "prefix begins with a digit": tokens.write("1kbear", KEY_ID, SECRET),
-    "id too short": tokens.write("kbear1", KEY_ID[:-1], SECRET),
-    "id too long": tokens.write("kbear1", KEY_ID + "0", SECRET),
-    "id with a sign": tokens.write("kbear1", KEY_ID[:-1] + "-", SECRET),
-    "secret too short": tokens.write("kbear1", KEY_ID, SECRET[:-1]),
-    "secret too long": tokens.write("kbear1", KEY_ID, SECRET + "a"),
+    "other prefix": token_format.write("other9", KEY_ID, SECRET),
+    "prefix too short": token_format.write("k", KEY_ID, SECRET),
+    "prefix too long": token_format.write("k" * 17, KEY_ID, SECRET),
+    "prefix begins with a digit": token_format.write("1kbear", KEY_ID, SECRET),
+    "id too short": token_format.write("kbear1", KEY_ID[:-1], SECRET),
+    "id too long": token_format.write("kbear1", KEY_ID + "0", SECRET),
+    "id with a sign": token_format.write("kbear1", KEY_ID[:-1] + "-", SECRET),
+    "secret too short": token_format.write("kbear1", KEY_ID, SECRET[:-1]),
+    "secret too long": token_format.write("kbear1", KEY_ID, SECRET + "a"),
     "one more separator": TOKEN.replace("_", "__", 1),
     "dashes": TOKEN.replace("_", "-"),
     "arabic digits": TOKEN.replace("1", "\u0661"),
@@ -121,8 +121,8 @@ def test_long_texts_are_refused(length: int) -> None:
 
 def test_retired_prefixes_stay_valid() -> None:
     """A token that was issued under an older prefix goes on parsing."""
-    assert parses(tokens.write("old0", KEY_ID, SECRET))
-    assert tokens.parse(TOKEN, frozenset({"old0"})) is None
+    assert parses(token_format.write("old0", KEY_ID, SECRET))
+    assert token_format.parse(TOKEN, frozenset({"old0"})) is None
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_retired_prefixes_stay_valid() -> None:
 )
 def test_a_prefix_has_two_to_sixteen_characters(text: str, *, right: bool) -> None:
     """Lower case letters and digits, a letter first."""
-    assert tokens.is_prefix(text) == right
+    assert token_format.is_prefix(text) == right
 
 
 @pytest.mark.parametrize(
@@ -152,13 +152,13 @@ def test_a_prefix_has_two_to_sixteen_characters(text: str, *, right: bool) -> No
 )
 def test_an_id_has_sixteen_characters(text: str, *, right: bool) -> None:
     """Base62 and nothing else."""
-    assert tokens.is_id(text) == right
+    assert token_format.is_id(text) == right
 
 
 def test_a_secret_is_drawn_from_the_whole_alphabet() -> None:
     """43 characters, every one of base62 among them over a few draws."""
     entropy = SeededEntropy(3)
-    drawn = [tokens.mint_secret(entropy) for _ in range(100)]
+    drawn = [token_format.mint_secret(entropy) for _ in range(100)]
     assert {len(one) for one in drawn} == {43}
     assert set("".join(drawn)) == set(BASE62)
     assert len(set(drawn)) == 100
@@ -166,7 +166,7 @@ def test_a_secret_is_drawn_from_the_whole_alphabet() -> None:
 
 def test_the_digest_is_fixed() -> None:
     """HMAC-SHA-256 of "v1" and the length-prefixed fields: rows of every version depend on it."""
-    digest = tokens.digest(b"p" * 32, "A" * 16, "K" * 16, "s" * 43)
+    digest = token_format.digest(b"p" * 32, "A" * 16, "K" * 16, "s" * 43)
     assert digest.hex() == "179a49583c3e1f0def8e525c54bba26caabf31def00c4ae6ae17d46e9dda0e20"
 
 
@@ -184,11 +184,11 @@ def test_the_digest_depends_on_every_part() -> None:
         "key_id": "B" * 16,
         "secret": "B" * 43,
     }
-    digests = {tokens.digest(**parts)}
-    digests |= {tokens.digest(**{**parts, name: other}) for name, other in others.items()}
+    digests = {token_format.digest(**parts)}
+    digests |= {token_format.digest(**{**parts, name: other}) for name, other in others.items()}
     assert len(digests) == 5
 
 
 def test_parts_cannot_be_shifted_into_each_other() -> None:
     """The lengths are hashed, so `ab`,`c` and `a`,`bc` differ."""
-    assert tokens.digest(b"p", "ab", "c", "s") != tokens.digest(b"p", "a", "bc", "s")
+    assert token_format.digest(b"p", "ab", "c", "s") != token_format.digest(b"p", "a", "bc", "s")

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from fakes import START
-from keybearer_service import usage
-from keybearer_service.model import Match, Use
-from keybearer_service.sources import DAY, MINUTE, SECOND
+from keybearer_service.domain.clock import DAY, MINUTE, SECOND
+from keybearer_service.domain.model import Match, Use
 from keybearer_service.storage import StoreLockedError
 from keybearer_service.storage.sqlite import SqliteStore
-from keybearer_service.usage import UsageRecorder
+from keybearer_service.validation import usage
+from keybearer_service.validation.usage import UsageRecorder
 from samples import add_keys, fill, sample_id, sample_key
 
 KEY = sample_id("key")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from keybearer.access import Role
-from keybearer_service.model import (
+from keybearer_service.domain.model import (
     Account,
     Action,
     ApiKey,

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keybearer.access import Role
-from keybearer_service.model import (
+from keybearer_service.domain.model import (
     Account,
     Action,
     Actor,

@@ -13,7 +13,8 @@ from typing import Final, cast
 from sqlite_utils import Database
 from sqlite_utils.db import Table
 
-from keybearer_service.model import (
+from keybearer_service.domain.clock import HOUR, MINUTE
+from keybearer_service.domain.model import (
     Account,
     ApiKey,
     AuditEvent,
@@ -29,7 +30,6 @@ from keybearer_service.model import (
     Use,
     User,
 )
-from keybearer_service.sources import HOUR, MINUTE
 from keybearer_service.storage import (
     APPLICATION_ID,
     NEVER,

@@ -1,0 +1,1 @@
+"""What gateways ask: one decision for every entry point, over gRPC and HTTP."""

@@ -1,0 +1,240 @@
+"""What the doors for gateways share: reading what a gateway asks for, and writing who came.
+
+A door never decides. It makes a `Question` of what it reads, and `Validator.judge` answers it.
+
+A requirement comes from several sources at once: a header, a query, the configuration of a route.
+All of them hold together, and none relaxes another. What cannot be read is never left out: a typing
+error would open a path without a sound. It is the gateway's mistake, so its client is denied (403)
+and the log says what is wrong with it.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import structlog
+
+from keybearer.access import AccessRule, Role
+from keybearer_service.domain import token_format, validators
+from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.errors import (
+    CredentialsMissing,
+    FieldInvalid,
+    OperatorOnly,
+    RoleInsufficient,
+    ScopeInsufficient,
+    ServiceError,
+)
+from keybearer_service.domain.model import Caller, Match, Outcome
+from keybearer_service.domain.rate_limits import MinuteQuota
+from keybearer_service.telemetry.recorder import Door, Observer
+from keybearer_service.usecases.call_context import ANY_ACCOUNT
+from keybearer_service.validation.validator import Question, Validator, denial_of
+
+log = structlog.get_logger(__name__)
+
+ROLE = "required_role"
+SCOPES = "required_scopes"
+ACCOUNT = "account_id"
+"""The names of the three requirements, in Envoy's context extensions and in a query."""
+
+IDENTITY_HEADERS = (
+    "x-keybearer-key-id",
+    "x-keybearer-key-name",
+    "x-keybearer-account",
+    "x-keybearer-owner",
+    "x-keybearer-owner-email",
+    "x-keybearer-role",
+    "x-keybearer-scopes",
+)
+"""All of them go out with every admission, so that none of the client's own is left standing."""
+
+REALM = 'Bearer realm="keybearer"'
+_PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+_ROLES = {role.name: role for role in Role if role}
+_FAULTS_LOGGED_A_MINUTE = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """Who asks at a door."""
+
+    account_id: str
+    """The account whose keys are meant when no source names one."""
+    is_operator: bool
+    """Whether the keys of other accounts may be asked for."""
+
+
+def gateway_of(caller: Caller) -> Gateway:
+    """Name the gateway behind a caller that was judged."""
+    return Gateway(caller.account_id, caller.is_operator)
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """What all sources ask for together."""
+
+    rule: AccessRule
+    accounts: frozenset[str]
+    """Accounts that were named; ANY_ACCOUNT may be one of them."""
+
+
+class Doors:
+    """Admits or denies the clients of gateways."""
+
+    def __init__(self, validator: Validator, observer: Observer, clock: Clock) -> None:
+        """Take who judges, and who is told."""
+        self._validator = validator
+        self._observer = observer
+        self._clock = clock
+        self._logged_faults = MinuteQuota(clock, _FAULTS_LOGGED_A_MINUTE)
+
+    def admit(
+        self,
+        door: Door,
+        gateway: Gateway,
+        asked: Iterable[tuple[str, str]],
+        authorization: Sequence[str],
+    ) -> Match:
+        """Answer whose token it is, when it meets everything that is asked.
+
+        Args:
+            door: Where it is asked.
+            gateway: Who asks.
+            asked: Names and values of requirements, from every source.
+            authorization: The values of the client's `authorization` headers.
+
+        Raises:
+            RoleInsufficient: Too low a role; or a requirement that cannot be read or met.
+            OperatorOnly: Another account, and the gateway is not of the operator account.
+            ScopeInsufficient, CredentialsMissing, CredentialsExpired, CredentialsInvalid: Denied.
+            StoreError, StoreUnavailable: The store could not be asked; that denies nobody.
+        """
+        try:
+            return self._judge(door, self._question(door, gateway, asked, authorization))
+        except ServiceError as error:
+            self._observer.refused(door, error.reason)
+            raise
+
+    def tell_suppressed(self, *, everything: bool = False) -> None:
+        """Log how many faults were not logged one by one; called every minute."""
+        for door, count in self._logged_faults.collect(everything=everything).items():
+            log.warning("requirements_invalid", door=door, not_logged=count)
+
+    def _question(
+        self,
+        door: Door,
+        gateway: Gateway,
+        asked: Iterable[tuple[str, str]],
+        authorization: Sequence[str],
+    ) -> Question:
+        try:
+            requirement = requirement_of(asked)
+            account_id = _account(gateway, requirement.accounts)
+        except FieldInvalid as error:
+            if self._logged_faults.admit(door):
+                log.warning(
+                    "requirement_invalid", door=door, field=error.field, why=error.description
+                )
+            raise RoleInsufficient(
+                "the gateway asks for what no key can have; the log of keybearer says what is wrong"
+            ) from error
+        token = only_token(authorization)
+        if token is None:
+            raise CredentialsMissing
+        return Question(token, account_id, requirement.rule)
+
+    def _judge(self, door: Door, question: Question) -> Match:
+        started = self._clock.monotonic()
+        verdict = self._validator.judge(question)
+        self._observer.judged(door, verdict.outcome, self._clock.monotonic() - started)
+        match = verdict.match
+        if verdict.outcome is Outcome.VALID and match is not None:
+            return match
+        role = Role.UNSPECIFIED if match is None else match.record.effective_role
+        raise denial_of(verdict.outcome, question.rule, role)
+
+
+def requirement_of(asked: Iterable[tuple[str, str]]) -> Requirement:
+    """Unite what all sources ask for: the highest role, every scope, every account.
+
+    Raises:
+        FieldInvalid: An unknown name, or a value that cannot be read; an empty one cannot.
+    """
+    role = Role.UNSPECIFIED
+    scopes: list[str] = []
+    accounts: set[str] = set()
+    for name, value in asked:
+        if name == ROLE:
+            role = max(role, _role(value))
+        elif name == SCOPES:
+            # An empty one, as of a template without its value, is refused as ill-formed.
+            scopes.extend(scope.strip(" \t") for scope in value.split(","))
+        elif name == ACCOUNT:
+            if value != ANY_ACCOUNT and not token_format.is_id(value):
+                raise FieldInvalid(ACCOUNT, "not an account id, nor -")
+            accounts.add(value)
+        else:
+            raise FieldInvalid("name", f"{name[:64]!r} is none of {ROLE}, {SCOPES}, {ACCOUNT}")
+    return Requirement(validators.requirement("", role, scopes), frozenset(accounts))
+
+
+def challenge_of(error: ServiceError) -> str:
+    """Write the value of `www-authenticate`, RFC 6750 section 3; empty for what is no denial."""
+    if isinstance(error, CredentialsMissing):
+        return REALM
+    description = f'error_description="{error.message}"'
+    if error.code.name == "UNAUTHENTICATED":
+        return f'{REALM}, error="invalid_token", {description}'
+    if error.code.name != "PERMISSION_DENIED":
+        return ""
+    scope = ""
+    if isinstance(error, ScopeInsufficient):
+        scope = f', scope="{error.metadata["required_scopes"].replace(",", "")}"'
+    return f'{REALM}, error="insufficient_scope", {description}{scope}'
+
+
+def denial_body(error: ServiceError) -> str:
+    """Write the body of a denial: the reason for programs, the message for people."""
+    return json.dumps({"error": error.reason, "message": error.message})
+
+
+def identity_of(match: Match) -> tuple[str, ...]:
+    """Answer the values of IDENTITY_HEADERS, in their order: printable ASCII, else per cent."""
+    record = match.record
+    return (
+        record.key_id,
+        quote(record.key_name, safe=_PRINTABLE),
+        record.account_id,
+        record.owner_id,
+        quote(record.owner_email, safe=_PRINTABLE),
+        record.effective_role.name,
+        record.scopes.replace(" ", ","),
+    )
+
+
+def only_token(authorization: Sequence[str]) -> str | None:
+    """Answer the token of the one `Bearer <token>`; None for none, several, or another form."""
+    if len(authorization) != 1:
+        return None
+    scheme, _, token = authorization[0].partition(" ")
+    return token if token and scheme.lower() == "bearer" else None
+
+
+def _role(value: str) -> Role:
+    role = _ROLES.get(value.upper().removeprefix("ROLE_"))
+    if role is None:
+        raise FieldInvalid(ROLE, f"not one of {', '.join(_ROLES)}")
+    return role
+
+
+def _account(gateway: Gateway, named: frozenset[str]) -> str:
+    if not gateway.is_operator and named - {gateway.account_id}:
+        raise OperatorOnly("account_id: only operators may name another account")
+    particular = named - {ANY_ACCOUNT}
+    if len(particular) > 1:
+        raise FieldInvalid(ACCOUNT, "several sources name different accounts")
+    if particular:
+        return next(iter(particular))
+    return ANY_ACCOUNT if named else gateway.account_id

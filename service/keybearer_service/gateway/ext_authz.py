@@ -1,0 +1,132 @@
+"""envoy.service.auth.v3.Authorization, as Envoy's gRPC ext_authz filter calls it.
+
+Denials are answers. Only when there is no verdict, as in an outage, does the call itself fail: then
+Envoy's own policy decides, which by default denies with `status_on_error`.
+"""
+
+import base64
+from collections.abc import Iterable
+
+import grpc
+from google.protobuf.struct_pb2 import Struct
+
+from keybearer.access import AccessRule, Role
+from keybearer_service.domain.errors import ServiceError
+from keybearer_service.domain.model import Match
+from keybearer_service.ext_authz.v3 import ext_authz_pb2 as pb
+from keybearer_service.gateway.authorizer import (
+    IDENTITY_HEADERS,
+    Doors,
+    challenge_of,
+    denial_body,
+    gateway_of,
+    identity_of,
+)
+from keybearer_service.rpc.pipeline import status_of
+from keybearer_service.telemetry.recorder import Door
+from keybearer_service.usecases.call_context import current_call
+
+SERVICE = "envoy.service.auth.v3.Authorization"
+CHECK_METHOD = f"/{SERVICE}/Check"
+RULE = AccessRule(only_roles=(Role.VALIDATOR, Role.ADMIN))
+"""Who may ask, as for ValidateToken. Envoy's proto cannot carry it."""
+KEEP_AUTHORIZATION = "keep_authorization"
+"""A context extension, `true` or `false`: whether the upstream sees the client's token."""
+
+_HTTP_STATUS = {grpc.StatusCode.UNAUTHENTICATED: 401, grpc.StatusCode.PERMISSION_DENIED: 403}
+_OVERWRITE = pb.HeaderValueOption.HEADER_APPEND_ACTION_OVERWRITE_IF_EXISTS_OR_ADD
+
+
+class AuthorizationServicer:
+    """Judges the clients of an Envoy."""
+
+    def __init__(self, doors: Doors) -> None:
+        """Take who judges."""
+        self._doors = doors
+
+    def Check(self, request: pb.CheckRequest, context: grpc.ServicerContext) -> pb.CheckResponse:
+        """Let a request pass or deny it."""
+        attributes = request.attributes
+        asked = dict(attributes.context_extensions)
+        keep = asked.pop(KEEP_AUTHORIZATION, "false")
+        headers = list(_headers(attributes.request.http))
+        try:
+            match = self._doors.admit(
+                Door.EXT_AUTHZ,
+                gateway_of(current_call().identity),
+                asked.items() if keep in ("true", "false") else [(KEEP_AUTHORIZATION, keep)],
+                [value for name, value in headers if name == "authorization"],
+            )
+        except ServiceError as error:
+            if error.code not in _HTTP_STATUS:
+                raise
+            return _denied(error, is_grpc=_is_grpc(headers))
+        return _admitted(match, keep=keep == "true")
+
+
+def add_to_server(servicer: AuthorizationServicer, server: grpc.Server) -> None:
+    """Serve it under the name that Envoy calls."""
+    check = grpc.unary_unary_rpc_method_handler(
+        servicer.Check,
+        request_deserializer=pb.CheckRequest.FromString,
+        response_serializer=pb.CheckResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(SERVICE, {"Check": check}),)
+    )
+
+
+def _headers(http: pb.AttributeContext.HttpRequest) -> Iterable[tuple[str, str]]:
+    yield from http.headers.items()
+    for header in http.header_map.headers:
+        value = header.raw_value.decode("latin-1") if header.raw_value else header.value
+        yield header.key, value
+
+
+def _is_grpc(headers: Iterable[tuple[str, str]]) -> bool:
+    return any(
+        name == "content-type" and value.startswith("application/grpc") for name, value in headers
+    )
+
+
+def _header(name: str, value: str) -> pb.HeaderValueOption:
+    return pb.HeaderValueOption(
+        header=pb.HeaderValue(key=name, value=value), append_action=_OVERWRITE
+    )
+
+
+def _admitted(match: Match, *, keep: bool) -> pb.CheckResponse:
+    identity = dict(zip(IDENTITY_HEADERS, identity_of(match), strict=True))
+    facts = Struct()
+    for name, value in identity.items():
+        facts.fields[name.removeprefix("x-keybearer-").replace("-", "_")].string_value = value
+    return pb.CheckResponse(
+        status=pb.Status(code=0),
+        ok_response=pb.OkHttpResponse(
+            headers=[_header(name, value) for name, value in identity.items()],
+            headers_to_remove=() if keep else ("authorization",),
+        ),
+        dynamic_metadata=facts,
+    )
+
+
+def _denied(error: ServiceError, *, is_grpc: bool) -> pb.CheckResponse:
+    status = status_of(error)
+    headers = [_header("www-authenticate", challenge_of(error))]
+    if is_grpc:
+        # Envoy makes the body the message of the status, and passes headers on as trailers.
+        details = base64.b64encode(status.SerializeToString()).decode().rstrip("=")
+        headers.append(_header("grpc-status-details-bin", details))
+    else:
+        headers += [
+            _header("content-type", "application/json"),
+            _header("cache-control", "no-store"),
+        ]
+    return pb.CheckResponse(
+        status=pb.Status(code=status.code, message=error.message),
+        denied_response=pb.DeniedHttpResponse(
+            status=pb.HttpStatus(code=_HTTP_STATUS[error.code]),
+            headers=headers,
+            body=error.message if is_grpc else denial_body(error),
+        ),
+    )

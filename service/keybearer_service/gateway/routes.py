@@ -1,0 +1,341 @@
+"""The HTTP port: forward-auth for gateways, introspection (RFC 7662), health and figures.
+
+What a gateway asks for is read here, and what `Doors` answers is rendered. On `/v1/auth` only 200,
+401 and 403 are decisions: most gateways take nothing else for one. 503 says that there is none.
+"""
+
+import asyncio
+import base64
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import parse_qsl, quote
+
+import structlog
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from keybearer.access import AccessRule, Role
+from keybearer_service.domain.clock import SECOND, Clock, Entropy
+from keybearer_service.domain.errors import (
+    CredentialsMissing,
+    FieldInvalid,
+    Internal,
+    RoleInsufficient,
+    ServiceError,
+    StoreUnavailable,
+)
+from keybearer_service.domain.model import Match
+from keybearer_service.domain.rate_limits import MinuteQuota
+from keybearer_service.domain.token_format import ID_LENGTH
+from keybearer_service.gateway.authorizer import (
+    ACCOUNT,
+    IDENTITY_HEADERS,
+    ROLE,
+    SCOPES,
+    Doors,
+    Gateway,
+    challenge_of,
+    denial_body,
+    gateway_of,
+    identity_of,
+    only_token,
+)
+from keybearer_service.installation.keyring import KeyringError
+from keybearer_service.rpc.pipeline import status_of
+from keybearer_service.storage import StoreError
+from keybearer_service.telemetry.recorder import Door, Observer
+from keybearer_service.validation.validator import Validator, judge_caller
+
+log = structlog.get_logger(__name__)
+
+CALLER_HEADER = "x-keybearer-caller"
+"""The gateway's own credential; `authorization` is its client's."""
+REQUIREMENT_HEADERS = {
+    "x-keybearer-required-role": ROLE,
+    "x-keybearer-required-scopes": SCOPES,
+    "x-keybearer-account": ACCOUNT,
+}
+_REQUIREMENTS = ("x-keybearer-required", "x-keybearer-account")
+"""What all of them begin with. `x-keybearer-account` is a header of the identity too: gateways take
+it off what their clients send, or it would be one requirement more."""
+MAX_FORM_BYTES = 8 * 1024
+THREADS = 8
+"""Each has a database connection of its own. A verdict takes some 20 us, so few are enough."""
+RULE = AccessRule(only_roles=(Role.VALIDATOR, Role.ADMIN))
+"""Who may ask, as for ValidateToken."""
+NO_STORE = {"cache-control": "no-store"}
+
+_STATUS = {
+    "UNAUTHENTICATED": 401,
+    "PERMISSION_DENIED": 403,
+    "INVALID_ARGUMENT": 400,
+    "UNAVAILABLE": 503,
+    "RESOURCE_EXHAUSTED": 503,
+}
+_DENIALS = (401, 403)
+_GATEWAY_REFUSED = (
+    f"the gateway needs a VALIDATOR key of its own, in {CALLER_HEADER}: Bearer <token>"
+)
+_GRPC_MESSAGE_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+_REFUSALS_LOGGED_A_MINUTE = 10
+
+
+class HttpDoors:
+    """The routes of the HTTP port."""
+
+    def __init__(
+        self,
+        doors: Doors,
+        validator: Validator,
+        observer: Observer,
+        clock: Clock,
+        entropy: Entropy,
+        open_account: str = "",
+    ) -> None:
+        """Take who judges.
+
+        Args:
+            doors: Judges clients.
+            validator: Authenticates gateways.
+            observer: Is told of refusals.
+            clock: Bounds what is logged.
+            entropy: Draws the references of unforeseen errors.
+            open_account: The account whose keys anybody may ask about; empty for none.
+        """
+        self._doors = doors
+        self._validator = validator
+        self._observer = observer
+        self._clock = clock
+        self._entropy = entropy
+        self._open_account = open_account
+        self._logged_refusals = MinuteQuota(clock, _REFUSALS_LOGGED_A_MINUTE)
+        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="http-door")
+
+    def routes(self) -> list[Route]:
+        """Answer the routes of the doors."""
+        return [
+            _for_all_methods(Route("/v1/auth", self._forward_auth)),
+            _for_all_methods(Route("/v1/auth/{rest:path}", self._forward_auth)),
+            Route("/oauth2/introspect", self._introspect, methods=["POST"]),
+        ]
+
+    def close(self) -> None:
+        """End the threads."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def tell_suppressed(self, *, everything: bool = False) -> None:
+        """Log how many refusals were not logged one by one; called every minute."""
+        for peer, count in self._logged_refusals.collect(everything=everything).items():
+            log.warning("gateways_refused", peer=peer, not_logged=count)
+
+    # --- forward-auth -----------------------------------------------------------------------------
+
+    async def _forward_auth(self, request: Request) -> Response:
+        return await self._in_thread(self._answer_forward_auth, request)
+
+    def _answer_forward_auth(self, request: Request) -> Response:
+        try:
+            gateway = self._gateway(request, request.headers.getlist(CALLER_HEADER))
+        except ServiceError as error:
+            if _STATUS.get(error.code.name) not in _DENIALS:
+                raise
+            # Never 401 nor a challenge: the gateway passes the answer on to a client whose own key
+            # may be a good one, and would be thrown away.
+            return _refusal(RoleInsufficient(_GATEWAY_REFUSED), is_grpc=_is_grpc(request))
+        try:
+            match = self._doors.admit(
+                Door.FORWARD_AUTH,
+                gateway,
+                [*_asked_by_headers(request), *_asked_by_query(request)],
+                request.headers.getlist("authorization"),
+            )
+        except ServiceError as error:
+            return _refusal(error, challenge=challenge_of(error), is_grpc=_is_grpc(request))
+        identity = zip(IDENTITY_HEADERS, identity_of(match), strict=True)
+        return Response(headers={**NO_STORE, **dict(identity)})
+
+    # --- introspection ----------------------------------------------------------------------------
+
+    async def _introspect(self, request: Request) -> Response:
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_FORM_BYTES:
+                break
+        return await self._in_thread(
+            lambda one: self._answer_introspection(one, bytes(body)), request
+        )
+
+    def _answer_introspection(self, request: Request, body: bytes) -> Response:
+        # Nobody's client is behind this request, so its `authorization` is the caller's own.
+        credentials = [
+            *request.headers.getlist(CALLER_HEADER),
+            *request.headers.getlist("authorization"),
+        ]
+        try:
+            gateway = self._gateway(request, credentials)
+        except ServiceError as error:
+            return _refusal(error, challenge=challenge_of(error))
+        token, asked = _form(request, body)
+        asked += _asked_by_headers(request)
+        try:
+            match = self._doors.admit(Door.INTROSPECTION, gateway, asked, [f"Bearer {token}"])
+        except ServiceError as error:
+            if _STATUS.get(error.code.name) not in _DENIALS:
+                raise
+            return JSONResponse({"active": False}, headers=NO_STORE)
+        return JSONResponse(introspection_of(match), headers=NO_STORE)
+
+    # --- what both need ---------------------------------------------------------------------------
+
+    async def _in_thread(self, answer: Callable[[Request], Response], request: Request) -> Response:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._executor, self._answer, answer, request)
+
+    def _answer(self, answer: Callable[[Request], Response], request: Request) -> Response:
+        try:
+            return answer(request)
+        except ServiceError as error:
+            known = error
+        except (StoreError, KeyringError) as error:
+            log.error("store_unavailable", cause=str(error))  # noqa: TRY400 - no traceback needed
+            known = StoreUnavailable()
+        except Exception as error:
+            reference = self._entropy.base62(ID_LENGTH)
+            log.exception("internal_error", request_id=reference, exc_info=error)
+            known = Internal(reference)
+        return _refusal(known, is_grpc=_is_grpc(request))
+
+    def _gateway(self, request: Request, credentials: Sequence[str]) -> Gateway:
+        if not credentials and self._open_account:
+            return Gateway(self._open_account, is_operator=False)
+        try:
+            token = only_token(credentials)
+            if token is None:
+                raise CredentialsMissing
+            caller = self._validator.authenticate(token)
+            judge_caller(caller, RULE)
+        except ServiceError as error:
+            self._observer.refused("http", error.reason)
+            peer = request.client.host if request.client else ""
+            if self._logged_refusals.admit(peer):
+                log.warning("gateway_refused", reason=error.reason, peer=peer)
+            raise
+        return gateway_of(caller)
+
+
+def health_routes(is_ready: Callable[[], bool]) -> list[Route]:
+    """Answer `/healthz`, which says that the process lives, and `/readyz`: that it can answer."""
+
+    async def healthz(_request: Request) -> Response:
+        return PlainTextResponse("ok\n", headers=NO_STORE)
+
+    def readyz(_request: Request) -> Response:
+        ready = is_ready()
+        return PlainTextResponse(
+            "ready\n" if ready else "not ready\n", 200 if ready else 503, headers=NO_STORE
+        )
+
+    return [Route("/healthz", healthz), Route("/readyz", readyz)]
+
+
+def metrics_route(render: Callable[[], tuple[bytes, str]]) -> Route:
+    """Answer `/metrics`."""
+
+    def metrics(_request: Request) -> Response:
+        figures, content_type = render()
+        return Response(figures, headers={**NO_STORE, "content-type": content_type})
+
+    return Route("/metrics", metrics)
+
+
+def application(routes: Sequence[Route]) -> Starlette:
+    """Put routes together."""
+    app = Starlette(routes=routes)
+    app.router.redirect_slashes = False
+    return app
+
+
+def introspection_of(match: Match) -> dict[str, Any]:
+    """Write what RFC 7662 section 2.2 tells of a token that is active, and whose it is."""
+    record = match.record
+    told: dict[str, Any] = {
+        "active": True,
+        "token_type": "Bearer",
+        "client_id": record.key_id,
+        "sub": record.owner_id,
+        "username": record.owner_email,
+        "scope": record.scopes,
+        "key_id": record.key_id,
+        "key_name": record.key_name,
+        "account_id": record.account_id,
+        "owner_id": record.owner_id,
+        "owner_email": record.owner_email,
+        "role": record.effective_role.name,
+    }
+    if match.valid_until is not None:
+        told["exp"] = match.valid_until // SECOND
+    return told
+
+
+def _for_all_methods(route: Route) -> Route:
+    # Envoy asks with its client's method, whatever that is.
+    route.methods = None
+    return route
+
+
+def _asked_by_headers(request: Request) -> list[tuple[str, str]]:
+    # One that begins like ours and is none is a typing error; it is handed on, and refused there.
+    return [
+        (REQUIREMENT_HEADERS.get(name, name), value)
+        for name, value in request.headers.items()
+        if name.startswith(_REQUIREMENTS)
+    ]
+
+
+def _asked_by_query(request: Request) -> list[tuple[str, str]]:
+    # Behind any longer path, path and query are those of the gateway's client.
+    if request.scope["path"] != "/v1/auth":
+        return []
+    return parse_qsl(request.url.query, keep_blank_values=True)
+
+
+def _form(request: Request, body: bytes) -> tuple[str, list[tuple[str, str]]]:
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/x-www-form-urlencoded":
+        raise FieldInvalid("content-type", "application/x-www-form-urlencoded is needed")
+    if request.url.query:
+        raise FieldInvalid("query", "must be empty; a token in it would stand in every log")
+    if len(body) > MAX_FORM_BYTES:
+        raise FieldInvalid("(body)", f"at most {MAX_FORM_BYTES} bytes")
+    form = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True)
+    found = [value for name, value in form if name == "token"]
+    if len(found) != 1 or not found[0]:
+        raise FieldInvalid("token", "exactly one is needed")
+    return found[0], [pair for pair in form if pair[0] in REQUIREMENT_HEADERS.values()]
+
+
+def _is_grpc(request: Request) -> bool:
+    return request.headers.get("content-type", "").startswith("application/grpc")
+
+
+def _refusal(error: ServiceError, *, challenge: str = "", is_grpc: bool = False) -> Response:
+    status = _STATUS.get(error.code.name, 500)
+    headers = dict(NO_STORE)
+    if challenge:
+        headers["www-authenticate"] = challenge
+    if error.retry_after is not None:
+        headers["retry-after"] = str(max(1, round(error.retry_after)))
+    if not is_grpc:
+        headers["content-type"] = "application/json"
+        return Response(denial_body(error), status, headers)
+    # A gateway that passes this answer on to a gRPC client passes a whole gRPC status on.
+    wire = status_of(error)
+    headers["content-type"] = "application/grpc"
+    headers["grpc-status"] = str(wire.code)
+    headers["grpc-message"] = quote(wire.message, safe=_GRPC_MESSAGE_SAFE)
+    headers["grpc-status-details-bin"] = base64.b64encode(wire.SerializeToString()).decode()
+    return Response(status_code=status, headers=headers)

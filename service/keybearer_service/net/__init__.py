@@ -1,0 +1,1 @@
+"""Addresses, TLS and the client of the health service."""

@@ -1,0 +1,1 @@
+"""Commands that work on the data directory, without a network."""

@@ -1,0 +1,66 @@
+"""AccountService."""
+
+import grpc
+
+from keybearer.v1 import account_service_pb2 as pb
+from keybearer.v1 import account_service_pb2_grpc
+from keybearer_service.domain.clock import Clock
+from keybearer_service.rpc import convert
+from keybearer_service.usecases.accounts import AccountManager
+from keybearer_service.usecases.call_context import current_call
+
+
+class AccountServicer(account_service_pb2_grpc.AccountServiceServicer):
+    """The accounts of the installation."""
+
+    def __init__(self, accounts: AccountManager, clock: Clock) -> None:
+        """Take the use cases, and the clock that states are shown by."""
+        self._accounts = accounts
+        self._clock = clock
+
+    def CreateAccount(
+        self, request: pb.CreateAccountRequest, context: grpc.ServicerContext
+    ) -> pb.CreateAccountResponse:
+        """Make an account."""
+        call = current_call()
+        founded = self._accounts.create(
+            call, convert.new_account(request), convert.repeatable(call.method, request)
+        )
+        return pb.CreateAccountResponse(
+            account=convert.account_to_proto(founded.account),
+            user=convert.user_to_proto(founded.user),
+            **convert.minted_fields(founded.minted, self._clock.now()),
+        )
+
+    def GetAccount(
+        self, request: pb.GetAccountRequest, context: grpc.ServicerContext
+    ) -> pb.GetAccountResponse:
+        """Answer one account."""
+        account = self._accounts.get(request.id)
+        return pb.GetAccountResponse(account=convert.account_to_proto(account))
+
+    def ListAccounts(
+        self, request: pb.ListAccountsRequest, context: grpc.ServicerContext
+    ) -> pb.ListAccountsResponse:
+        """Answer a page of accounts."""
+        accounts, next_page = self._accounts.list(
+            convert.account_query(request), request.page_size, request.page_token
+        )
+        return pb.ListAccountsResponse(
+            accounts=[convert.account_to_proto(account) for account in accounts],
+            next_page_token=next_page,
+        )
+
+    def DisableAccount(
+        self, request: pb.DisableAccountRequest, context: grpc.ServicerContext
+    ) -> pb.DisableAccountResponse:
+        """Make every key of an account validate as DISABLED."""
+        account = self._accounts.disable(current_call(), request.id)
+        return pb.DisableAccountResponse(account=convert.account_to_proto(account))
+
+    def EnableAccount(
+        self, request: pb.EnableAccountRequest, context: grpc.ServicerContext
+    ) -> pb.EnableAccountResponse:
+        """Undo DisableAccount."""
+        account = self._accounts.enable(current_call(), request.id)
+        return pb.EnableAccountResponse(account=convert.account_to_proto(account))

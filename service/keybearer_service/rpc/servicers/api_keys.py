@@ -1,0 +1,86 @@
+"""ApiKeyService."""
+
+import grpc
+
+from keybearer.v1 import api_key_service_pb2 as pb
+from keybearer.v1 import api_key_service_pb2_grpc
+from keybearer_service.domain.clock import Clock
+from keybearer_service.rpc import convert
+from keybearer_service.usecases.call_context import current_call
+from keybearer_service.usecases.keys import KeyManager
+
+
+class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
+    """The keys of an account."""
+
+    def __init__(self, keys: KeyManager, clock: Clock) -> None:
+        """Take the use cases, and the clock that states are shown by."""
+        self._keys = keys
+        self._clock = clock
+
+    def CreateApiKey(
+        self, request: pb.CreateApiKeyRequest, context: grpc.ServicerContext
+    ) -> pb.CreateApiKeyResponse:
+        """Make a key."""
+        call = current_call()
+        account_id = call.account(request.account_id)
+        new = convert.new_key(request)
+        minted = self._keys.create(call, account_id, new, convert.repeatable(call.method, request))
+        return pb.CreateApiKeyResponse(**convert.minted_fields(minted, self._clock.now()))
+
+    def GetApiKey(
+        self, request: pb.GetApiKeyRequest, context: grpc.ServicerContext
+    ) -> pb.GetApiKeyResponse:
+        """Answer one key."""
+        key = self._keys.get(current_call(), request.id)
+        return pb.GetApiKeyResponse(api_key=convert.key_to_proto(key, self._clock.now()))
+
+    def ListApiKeys(
+        self, request: pb.ListApiKeysRequest, context: grpc.ServicerContext
+    ) -> pb.ListApiKeysResponse:
+        """Answer a page of keys."""
+        call = current_call()
+        now = self._clock.now()
+        query = convert.key_query(call.account(request.account_id), request, now)
+        keys, next_page = self._keys.list(query, request.page_size, request.page_token)
+        return pb.ListApiKeysResponse(
+            api_keys=[convert.key_to_proto(key, now) for key in keys], next_page_token=next_page
+        )
+
+    def UpdateApiKey(
+        self, request: pb.UpdateApiKeyRequest, context: grpc.ServicerContext
+    ) -> pb.UpdateApiKeyResponse:
+        """Change a key."""
+        key = self._keys.update(current_call(), request.api_key.id, convert.key_update(request))
+        return pb.UpdateApiKeyResponse(api_key=convert.key_to_proto(key, self._clock.now()))
+
+    def DisableApiKey(
+        self, request: pb.DisableApiKeyRequest, context: grpc.ServicerContext
+    ) -> pb.DisableApiKeyResponse:
+        """Switch a key off."""
+        key = self._keys.disable(current_call(), request.id)
+        return pb.DisableApiKeyResponse(api_key=convert.key_to_proto(key, self._clock.now()))
+
+    def EnableApiKey(
+        self, request: pb.EnableApiKeyRequest, context: grpc.ServicerContext
+    ) -> pb.EnableApiKeyResponse:
+        """Switch a key on."""
+        key = self._keys.enable(current_call(), request.id)
+        return pb.EnableApiKeyResponse(api_key=convert.key_to_proto(key, self._clock.now()))
+
+    def RotateApiKey(
+        self, request: pb.RotateApiKeyRequest, context: grpc.ServicerContext
+    ) -> pb.RotateApiKeyResponse:
+        """Give a key a new secret."""
+        call = current_call()
+        minted = self._keys.rotate(
+            call, request.id, convert.overlap(request), convert.repeatable(call.method, request)
+        )
+        return pb.RotateApiKeyResponse(**convert.minted_fields(minted, self._clock.now()))
+
+    def RevokeApiKey(
+        self, request: pb.RevokeApiKeyRequest, context: grpc.ServicerContext
+    ) -> pb.RevokeApiKeyResponse:
+        """Kill a key."""
+        key = self._keys.revoke(current_call(), request.id, *convert.revocation(request))
+        return pb.RevokeApiKeyResponse(api_key=convert.key_to_proto(key, self._clock.now()))

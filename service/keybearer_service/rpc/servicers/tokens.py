@@ -1,0 +1,118 @@
+"""TokenService: the hot path, and what holders of tokens may do."""
+
+import grpc
+
+from keybearer.v1 import token_service_pb2 as pb
+from keybearer.v1 import token_service_pb2_grpc
+from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.errors import FieldInvalid
+from keybearer_service.domain.rate_limits import PeerLimiter
+from keybearer_service.rpc import convert
+from keybearer_service.rpc.bidi import Conversation
+from keybearer_service.telemetry.recorder import Door, Observer
+from keybearer_service.usecases.call_context import current_call
+from keybearer_service.usecases.keys import KeyManager
+from keybearer_service.validation.validator import Validator
+from keybearer_service.watch.hub import Outgoing, WatchHub
+
+WatchConversation = Conversation[pb.WatchInvalidationsRequest, pb.WatchInvalidationsResponse]
+
+
+class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
+    """Questions about tokens."""
+
+    def __init__(
+        self,
+        validator: Validator,
+        keys: KeyManager,
+        watches: WatchHub,
+        limiter: PeerLimiter,
+        clock: Clock,
+        observer: Observer,
+    ) -> None:
+        """Take the use cases, what bounds the one public method, and who hears of verdicts."""
+        self._validator = validator
+        self._keys = keys
+        self._watches = watches
+        self._limiter = limiter
+        self._clock = clock
+        self._observer = observer
+
+    def ValidateToken(
+        self, request: pb.ValidateTokenRequest, context: grpc.ServicerContext
+    ) -> pb.ValidateTokenResponse:
+        """Judge a token."""
+        question = convert.question(current_call(), request)
+        if not question.token:
+            raise FieldInvalid("token", "required")
+        started = self._clock.monotonic()
+        verdict = self._validator.judge(question)
+        elapsed = self._clock.monotonic() - started
+        self._observer.judged(Door.VALIDATE, verdict.outcome, elapsed)
+        return convert.verdict_to_proto(verdict)
+
+    def BatchValidateTokens(
+        self, request: pb.BatchValidateTokensRequest, context: grpc.ServicerContext
+    ) -> pb.BatchValidateTokensResponse:
+        """Judge many tokens against one snapshot."""
+        questions = convert.questions(current_call(), request)
+        started = self._clock.monotonic()
+        verdicts = self._validator.judge_many(questions)
+        each = (self._clock.monotonic() - started) / len(verdicts)
+        for verdict in verdicts:
+            self._observer.judged(Door.BATCH, verdict.outcome, each)
+        return pb.BatchValidateTokensResponse(
+            responses=[convert.verdict_to_proto(verdict) for verdict in verdicts]
+        )
+
+    def WatchInvalidations(  # type: ignore[override]  # the call pipeline makes it a Conversation
+        self, conversation: "WatchConversation", context: grpc.ServicerContext
+    ) -> None:
+        """Tell of changes."""
+        watcher = self._watches.open(current_call(), _Line(conversation))
+        conversation.listen(
+            lambda request: watcher.take(convert.watch_message(request)), watcher.leave
+        )
+
+    def WhoAmI(self, request: pb.WhoAmIRequest, context: grpc.ServicerContext) -> pb.WhoAmIResponse:
+        """Answer who the caller is."""
+        call = current_call()
+        caller, revision = self._validator.identify_again(call.identity, call.rule)
+        return convert.identity_to_proto(caller, revision, self._clock.now())
+
+    def RotateSelf(
+        self, request: pb.RotateSelfRequest, context: grpc.ServicerContext
+    ) -> pb.RotateSelfResponse:
+        """Give the calling key a new secret."""
+        call = current_call()
+        minted = self._keys.rotate_self(
+            call, convert.overlap(request), convert.repeatable(call.method, request)
+        )
+        return pb.RotateSelfResponse(**convert.minted_fields(minted, self._clock.now()))
+
+    def RevokeToken(
+        self, request: pb.RevokeTokenRequest, context: grpc.ServicerContext
+    ) -> pb.RevokeTokenResponse:
+        """Revoke what a token opens, for whoever holds it."""
+        call = current_call()
+        self._limiter.admit(call.peer)
+        if not request.token:
+            raise FieldInvalid("token", "required")
+        self._keys.revoke_token(call, request.token)
+        return pb.RevokeTokenResponse()
+
+
+class _Line:
+    """The way to one watcher, in the words of `watch`."""
+
+    def __init__(self, conversation: WatchConversation) -> None:
+        self._conversation = conversation
+        self.end = conversation.end
+        self.cancel = conversation.cancel
+
+    @property
+    def queued(self) -> int:
+        return self._conversation.queued
+
+    def send(self, item: Outgoing) -> None:
+        self._conversation.send(convert.watch_response_to_proto(item))

@@ -1,0 +1,45 @@
+"""What the service tells about itself while it works. It does not know who listens."""
+
+import enum
+from typing import Protocol
+
+from keybearer_service.domain.model import Outcome
+
+
+class Door(enum.StrEnum):
+    """Where a question about a token comes in."""
+
+    VALIDATE = "validate"
+    BATCH = "batch"
+    EXT_AUTHZ = "ext_authz"
+    FORWARD_AUTH = "forward_auth"
+    INTROSPECTION = "introspection"
+
+
+class Observer(Protocol):
+    """Is told what happens. Must be cheap, safe for many threads, and never raise."""
+
+    def judged(self, door: Door, outcome: Outcome, seconds: float) -> None:
+        """Hear of one verdict and how long it took to reach, the network left out."""
+        ...
+
+    def called(self, method: str, code: str) -> None:
+        """Hear of one management call: its path and the name of its status code."""
+        ...
+
+    def refused(self, where: str, reason: str) -> None:
+        """Hear of one refusal: at a door, or in front of our own methods (`grpc`)."""
+        ...
+
+
+class NoObserver:
+    """Listens to nothing: for a server whose figures nobody can ask for."""
+
+    def judged(self, door: Door, outcome: Outcome, seconds: float) -> None:
+        """Ignore it."""
+
+    def called(self, method: str, code: str) -> None:
+        """Ignore it."""
+
+    def refused(self, where: str, reason: str) -> None:
+        """Ignore it."""

@@ -1,0 +1,1 @@
+"""What callers can do, without a word of how they call."""

@@ -1,0 +1,222 @@
+"""What the operator can do with accounts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from keybearer.access import Role
+from keybearer_service.domain import validators
+from keybearer_service.domain.errors import OperatorAccountProtected, ResourceNotFound
+from keybearer_service.domain.model import (
+    Account,
+    Action,
+    FieldChange,
+    SubjectKind,
+    TargetType,
+    User,
+    UserType,
+)
+from keybearer_service.storage import AccountQuery, Store
+from keybearer_service.usecases import idempotency
+from keybearer_service.usecases.call_context import Call
+from keybearer_service.usecases.idempotency import Repeatable
+from keybearer_service.usecases.keys import Expiration, Mint, Minted, NewKey
+from keybearer_service.usecases.mutations import Change, Changes
+from keybearer_service.usecases.pagination import PageTokens
+from keybearer_service.usecases.users import NewUser, insert_user
+from keybearer_service.validation.usage import UsageRecorder
+
+FIRST_KEY_NAME = "first admin key"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewAccount:
+    """What an account is to be, with its first administrator and that user's key."""
+
+    name: str
+    admin_email: str
+    admin_display_name: str
+    expiration: Expiration
+
+
+@dataclass(frozen=True, slots=True)
+class Founded:
+    """An account that was just made."""
+
+    account: Account
+    user: User
+    minted: Minted
+
+
+def found(
+    change: Change, mint: Mint, new: NewAccount, *, is_operator: bool, created_by: str
+) -> Founded:
+    """Insert an account with its first administrator and key.
+
+    Args:
+        change: The transaction.
+        mint: Makes ids and the secret.
+        new: What it is to be.
+        is_operator: Whether this is the operator account; there is one in an installation.
+        created_by: The user that makes it; empty for the new administrator's own making.
+    """
+    account = Account(
+        id=mint.new_id(), name=new.name, create_time=change.now, is_operator=is_operator
+    )
+    change.tx.insert_account(account)
+    user = insert_user(
+        change,
+        mint,
+        account.id,
+        NewUser(
+            email=new.admin_email,
+            display_name=new.admin_display_name,
+            role=Role.ADMIN,
+            type=UserType.PERSON,
+        ),
+    )
+    minted = mint.issue(
+        change,
+        NewKey(name=FIRST_KEY_NAME, role=Role.ADMIN, expiration=new.expiration, labels={}),
+        owner=user,
+        created_by=created_by or user.id,
+    )
+    return Founded(account, user, minted)
+
+
+class AccountManager:
+    """The accounts of the installation."""
+
+    def __init__(
+        self,
+        store: Store,
+        changes: Changes,
+        mint: Mint,
+        usage: UsageRecorder,
+        page_tokens: PageTokens,
+    ) -> None:
+        """Take what the use cases need."""
+        self._store = store
+        self._changes = changes
+        self._mint = mint
+        self._usage = usage
+        self._page_tokens = page_tokens
+
+    def create(self, call: Call, new: NewAccount, request: Repeatable | None) -> Founded:
+        """Make an account, or mint a fresh token for the key an earlier try made.
+
+        Raises:
+            RequestIdReused, ReplayImpossible: See `replays`.
+        """
+        caller = call.identity
+        if request is not None:
+            self._usage.write()
+        with self._changes.begin(call) as change:
+            replay = idempotency.find(change, caller.owner_id, request)
+            if replay is not None:
+                return self._remint(change, call, replay, request)
+            founded = found(change, self._mint, new, is_operator=False, created_by=caller.owner_id)
+            key = founded.minted.key
+            idempotency.remember(change, caller.owner_id, request, key, None)
+            change.record(
+                Action.ACCOUNT_CREATED,
+                account_id=founded.account.id,
+                target_type=TargetType.ACCOUNT,
+                target_id=founded.account.id,
+                changes=(
+                    FieldChange("name", "", new.name),
+                    FieldChange("admin_user_id", "", founded.user.id),
+                    FieldChange("admin_email", "", founded.user.email),
+                    FieldChange("api_key_id", "", key.id),
+                ),
+                request_id=request.request_id if request else "",
+            )
+            change.invalidate(SubjectKind.ACCOUNT, founded.account.id, founded.account.id)
+            return founded
+
+    def _remint(
+        self, change: Change, call: Call, replay: idempotency.Replay, request: Repeatable | None
+    ) -> Founded:
+        minted = self._mint.remint(change, replay.key)
+        idempotency.remember(change, call.identity.owner_id, request, minted.key, replay)
+        key = minted.key
+        change.record(
+            Action.API_KEY_REMINTED,
+            account_id=key.account_id,
+            target_type=TargetType.API_KEY,
+            target_id=key.id,
+            request_id=request.request_id if request else "",
+        )
+        change.invalidate(SubjectKind.KEY, key.id, key.account_id)
+        account, user = change.tx.account(key.account_id), change.tx.user(key.owner_id)
+        if account is None or user is None:
+            raise LookupError(key.account_id)
+        return Founded(account, user, minted)
+
+    def get(self, account_id: str) -> Account:
+        """Answer one account.
+
+        Raises:
+            ResourceNotFound: Unknown.
+        """
+        with self._store.read() as reader:
+            account = reader.account(validators.required_id("id", account_id))
+        if account is None:
+            raise ResourceNotFound("account", account_id)
+        return account
+
+    def list(
+        self, query: AccountQuery, page_size: int, page_token: str
+    ) -> tuple[Sequence[Account], str]:
+        """Answer a page of accounts and the token of the next one.
+
+        Raises:
+            FieldInvalid: A page size or token that is none.
+        """
+        bound_to = ("accounts", query)
+        page = self._page_tokens.page(page_size, page_token, bound_to)
+        with self._store.read() as reader:
+            listed = reader.list_accounts(query, page)
+        return self._page_tokens.split(
+            listed, page, bound_to, lambda account: (account.create_time, account.id)
+        )
+
+    def disable(self, call: Call, account_id: str) -> Account:
+        """Make every key of an account validate as DISABLED; repeating it changes nothing.
+
+        Raises:
+            ResourceNotFound: Unknown.
+            OperatorAccountProtected: It is the operator account.
+        """
+        return self._switch(call, account_id, disabled=True)
+
+    def enable(self, call: Call, account_id: str) -> Account:
+        """Undo `disable`; repeating it changes nothing.
+
+        Raises:
+            ResourceNotFound: Unknown.
+        """
+        return self._switch(call, account_id, disabled=False)
+
+    def _switch(self, call: Call, account_id: str, *, disabled: bool) -> Account:
+        with self._changes.begin(call) as change:
+            account = change.tx.account(validators.required_id("id", account_id))
+            if account is None:
+                raise ResourceNotFound("account", account_id)
+            if disabled and account.is_operator:
+                raise OperatorAccountProtected(account_id)
+            if disabled == (account.disable_time is not None):
+                return account
+            switched = replace(
+                account,
+                disable_time=change.now if disabled else None,
+                row_version=account.row_version + 1,
+            )
+            change.tx.update_account(switched)
+            change.record(
+                Action.ACCOUNT_DISABLED if disabled else Action.ACCOUNT_ENABLED,
+                account_id=account_id,
+                target_type=TargetType.ACCOUNT,
+                target_id=account_id,
+            )
+            change.invalidate(SubjectKind.ACCOUNT, account_id, account_id)
+            return switched

@@ -1,0 +1,148 @@
+"""One call, as the use cases see it: who calls, from where, and whether anybody still waits."""
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Protocol
+from urllib.parse import unquote
+
+from keybearer.access import AccessRule, Role
+from keybearer_service.domain.errors import OperatorOnly, ResourceNotFound
+from keybearer_service.domain.model import Actor, ActorType, Caller
+
+ANY_ACCOUNT = "-"
+"""What an operator asks for to mean every account."""
+
+
+class Transport(Protocol):
+    """What is asked of the connection that a call came by; grpc's ServicerContext answers it."""
+
+    def peer(self) -> str:
+        """Name the other end, as grpc does: `ipv4:192.0.2.1:1234`."""
+        ...
+
+    def is_active(self) -> bool:
+        """Tell whether the call was neither cancelled nor answered."""
+        ...
+
+    def time_remaining(self) -> float | None:
+        """Answer the seconds left to the caller's deadline; None when there is none."""
+        ...
+
+
+class Call:
+    """The facts of one call. What only logs and audit events need is worked out when they ask."""
+
+    __slots__ = ("_new_request_id", "_request_id", "_transport", "caller", "method", "rule")
+
+    def __init__(
+        self,
+        method: str,
+        rule: AccessRule,
+        transport: Transport,
+        new_request_id: Callable[[], str],
+    ) -> None:
+        """Take where the call came from and which rule its caller is judged by."""
+        self.method = method
+        """`/package.Service/Method`."""
+        self.rule = rule
+        """What the caller is judged by, and is judged by again inside a change."""
+        self.caller: Caller | None = None
+        """None for the public methods, and until the caller is authenticated."""
+        self._transport = transport
+        self._new_request_id = new_request_id
+        self._request_id = ""
+
+    @property
+    def request_id(self) -> str:
+        """Names this call in logs, errors and audit events."""
+        if not self._request_id:
+            self._request_id = self._new_request_id()
+        return self._request_id
+
+    @property
+    def peer(self) -> str:
+        """The address of the other end, without its port."""
+        family, _, address = unquote(self._transport.peer()).partition(":")
+        return address.rpartition(":")[0].strip("[]") if family.startswith("ip") else family
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether somebody still waits for the answer."""
+        remaining = self._transport.time_remaining()
+        return self._transport.is_active() and (remaining is None or remaining > 0)
+
+    @property
+    def identity(self) -> Caller:
+        """The caller of a method that is not public."""
+        if self.caller is None:
+            raise LookupError(f"{self.method} has no caller: it is public")
+        return self.caller
+
+    @property
+    def is_operator_admin(self) -> bool:
+        """Whether the caller may act in every account."""
+        return self.identity.is_operator and self.identity.role is Role.ADMIN
+
+    def account(self, requested: str) -> str:
+        """Answer the account to act in: the caller's own, or the one asked for.
+
+        Raises:
+            OperatorOnly: Another account, and the caller is no operator's administrator. Whether
+                the account exists is not told.
+        """
+        if requested in ("", self.identity.account_id):
+            return self.identity.account_id
+        if not self.is_operator_admin:
+            raise OperatorOnly("account_id: only operators may name another account")
+        return requested
+
+    def assert_operator(self, field: str) -> None:
+        """Refuse callers that are not of the operator account.
+
+        Raises:
+            OperatorOnly: Naming the field that asked for more.
+        """
+        if not self.identity.is_operator:
+            raise OperatorOnly(f"{field}: only operators may name another account")
+
+    def assert_visible(self, account_id: str, resource: str, resource_id: str) -> None:
+        """Refuse a thing of an account the caller may not see, exactly as if it did not exist.
+
+        Raises:
+            ResourceNotFound: Not visible.
+        """
+        if account_id != self.identity.account_id and not self.is_operator_admin:
+            raise ResourceNotFound(resource, resource_id)
+
+    @property
+    def actor(self) -> Actor:
+        """The caller, as the audit log names it."""
+        if self.caller is None:
+            return Actor(type=ActorType.ANONYMOUS)
+        return Actor(
+            type=ActorType.KEY,
+            key_id=self.caller.key_id,
+            user_id=self.caller.owner_id,
+            user_email=self.caller.owner_email,
+        )
+
+
+_current: ContextVar[Call | None] = ContextVar("keybearer_call", default=None)
+
+
+def set_current_call(call: Call | None) -> None:
+    """Say which call is being served, and None once it is over.
+
+    A call that stayed here would live until the garbage collector comes: grpc keeps a context for
+    each call, which would hold the call, which holds its transport, which holds the context. And
+    while it lives its stream counts among the 100 of its connection.
+    """
+    _current.set(call)
+
+
+def current_call() -> Call:
+    """Answer the call being served; the call pipeline sets it before a servicer runs."""
+    call = _current.get()
+    if call is None:
+        raise LookupError("no call is being served")
+    return call

@@ -1,0 +1,596 @@
+"""What can be done with keys: create, read, list, update, disable, enable, rotate, revoke."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from keybearer.access import Role
+from keybearer_service.domain import token_format, validators
+from keybearer_service.domain.clock import Entropy, rfc3339
+from keybearer_service.domain.errors import (
+    EtagMismatch,
+    FieldInvalid,
+    KeyExpired,
+    KeyRevoked,
+    RequestIdReused,
+    ResourceNotFound,
+)
+from keybearer_service.domain.model import (
+    REASONS_OF_ADMINS,
+    Action,
+    ApiKey,
+    FieldChange,
+    KeyState,
+    RevocationReason,
+    StoredSecret,
+    SubjectKind,
+    TargetType,
+    User,
+)
+from keybearer_service.installation.keyring import Keyring
+from keybearer_service.storage import NEVER, UNUSED, KeyQuery, Reader, SortKey, Store
+from keybearer_service.usecases import idempotency
+from keybearer_service.usecases.call_context import Call
+from keybearer_service.usecases.idempotency import Repeatable
+from keybearer_service.usecases.mutations import Change, Changes
+from keybearer_service.usecases.pagination import PageTokens
+from keybearer_service.validation.usage import UsageRecorder
+from keybearer_service.validation.validator import Validator
+
+ORDERS = ("create_time", "expire_time", "name", "last_used_time")
+
+
+@dataclass(frozen=True, slots=True)
+class Expiration:
+    """How long a key is to live: a moment, a span from now, or neither for ever."""
+
+    at: int | None = None
+    ttl: int | None = None
+
+    def resolve(self, now: int) -> int | None:
+        """Answer the moment of expiry; None means never.
+
+        Raises:
+            FieldInvalid: Not in the future, or beyond what a Timestamp holds.
+        """
+        if self.ttl is not None:
+            if self.ttl <= 0:
+                raise FieldInvalid("ttl", "must be more than 0")
+            return validators.future("ttl", now + self.ttl, now)
+        return None if self.at is None else validators.future("expire_time", self.at, now)
+
+
+NEVER_EXPIRES = Expiration()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewKey:
+    """What a key is to be."""
+
+    name: str
+    role: Role
+    expiration: Expiration
+    owner_id: str = ""
+    """Empty means the caller."""
+    description: str = ""
+    scopes: tuple[str, ...] = ()
+    labels: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyUpdate:
+    """What of a key is to become what. `paths` says which of the fields count."""
+
+    paths: frozenset[str]
+    name: str = ""
+    description: str = ""
+    labels: dict[str, str]
+    scopes: tuple[str, ...] = ()
+    role: Role = Role.UNSPECIFIED
+    expiration: Expiration | None = None
+    overlap_end_time: int | None = None
+    etag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Minted:
+    """A key with the token that is shown once."""
+
+    key: ApiKey
+    token: str
+    replayed: bool = False
+
+    def __repr__(self) -> str:
+        """Leave the token out."""
+        return f"Minted(key={self.key.id!r}, replayed={self.replayed})"
+
+
+UPDATABLE = frozenset(
+    {"name", "description", "labels", "scopes", "role", "expiration", "overlap_end_time"}
+)
+
+
+class Mint:
+    """Makes secrets and puts them into rows: for every way in which a key gets one."""
+
+    def __init__(self, keyring: Keyring, entropy: Entropy, prefix: str) -> None:
+        """Take the peppers, the source of secrets, and the prefix of new tokens."""
+        self._keyring = keyring
+        self._entropy = entropy
+        self._prefix = prefix
+
+    def new_id(self) -> str:
+        """Draw the id of a thing."""
+        return self._entropy.base62(token_format.ID_LENGTH)
+
+    def issue(
+        self,
+        change: Change,
+        new: NewKey,
+        *,
+        owner: User,
+        created_by: str,
+    ) -> Minted:
+        """Insert a key of `owner` with its first secret."""
+        now = change.now
+        key = ApiKey(
+            id=self.new_id(),
+            account_id=owner.account_id,
+            owner_id=owner.id,
+            name=new.name,
+            description=new.description,
+            role=new.role,
+            scopes=new.scopes,
+            labels=new.labels,
+            create_time=now,
+            created_by=created_by,
+            update_time=now,
+            expire_time=new.expiration.resolve(now),
+            secret_create_time=now,
+        )
+        token, secret = self._secret(change, key)
+        change.tx.insert_api_key(key, secret)
+        return Minted(self._read_back(change, key.id), token)
+
+    def renew(self, change: Change, key: ApiKey, *, overlap_end_time: int | None) -> Minted:
+        """Give a key its next secret; the current one lives on until `overlap_end_time`."""
+        current, _ = change.tx.secrets_of(key.id)
+        return self._put_next(
+            change,
+            replace(key, overlap_end_time=overlap_end_time, old_secret_last_used_time=None),
+            None if overlap_end_time is None else current,
+        )
+
+    def remint(self, change: Change, key: ApiKey) -> Minted:
+        """Put a fresh secret in the place of one whose answer was lost; an old one stays."""
+        _, old = change.tx.secrets_of(key.id)
+        keep = old if key.overlaps_at(change.now) else None
+        minted = self._put_next(
+            change, replace(key, overlap_end_time=key.overlap_end_time if keep else None), keep
+        )
+        return replace(minted, replayed=True)
+
+    def _put_next(self, change: Change, key: ApiKey, old: StoredSecret | None) -> Minted:
+        renewed = replace(
+            key,
+            secret_version=key.secret_version + 1,
+            secret_create_time=change.now,
+            secret_used=False,
+            update_time=change.now,
+            row_version=key.row_version + 1,
+        )
+        token, secret = self._secret(change, renewed)
+        change.tx.replace_secret(renewed, secret, old)
+        return Minted(self._read_back(change, key.id), token)
+
+    def _secret(self, change: Change, key: ApiKey) -> tuple[str, StoredSecret]:
+        secret = token_format.mint_secret(self._entropy)
+        # The newest pepper that is not retired; `pepper add` makes a newer one at any time.
+        pepper_id = next(one.id for one in change.tx.peppers() if one.retire_time is None)
+        stored = StoredSecret(
+            token_format.digest(self._keyring.pepper(pepper_id), key.account_id, key.id, secret),
+            pepper_id,
+            key.secret_version,
+        )
+        return token_format.write(self._prefix, key.id, secret), stored
+
+    @staticmethod
+    def _read_back(change: Change, key_id: str) -> ApiKey:
+        key = change.tx.api_key(key_id)
+        if key is None:
+            raise LookupError(key_id)
+        return key
+
+
+class KeyManager:
+    """The keys of accounts."""
+
+    def __init__(
+        self,
+        store: Store,
+        changes: Changes,
+        mint: Mint,
+        validator: Validator,
+        usage: UsageRecorder,
+        page_tokens: PageTokens,
+    ) -> None:
+        """Take what the use cases need."""
+        self._store = store
+        self._changes = changes
+        self._mint = mint
+        self._validator = validator
+        self._usage = usage
+        self._page_tokens = page_tokens
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def get(self, call: Call, key_id: str) -> ApiKey:
+        """Answer one key.
+
+        Raises:
+            ResourceNotFound: Unknown, or of an account the caller may not see.
+        """
+        with self._store.read() as reader:
+            return _visible_key(call, reader, key_id)
+
+    def list(
+        self, query: KeyQuery, page_size: int, page_token: str
+    ) -> tuple[Sequence[ApiKey], str]:
+        """Answer a page of keys and the token of the next one.
+
+        Raises:
+            FieldInvalid: A page size or token that is none.
+            ResourceNotFound: An operator named an account that does not exist.
+        """
+        bound_to = ("keys", replace(query, now=0))
+        page = self._page_tokens.page(page_size, page_token, bound_to)
+        with self._store.read() as reader:
+            if reader.account(query.account_id) is None:
+                raise ResourceNotFound("account", query.account_id)
+            found = reader.list_api_keys(query, page)
+        return self._page_tokens.split(found, page, bound_to, _SORT_KEYS[query.order_by])
+
+    # --- minting ----------------------------------------------------------------------------------
+
+    def create(
+        self, call: Call, account_id: str, new: NewKey, request: Repeatable | None
+    ) -> Minted:
+        """Make a key, or mint a fresh token for the one an earlier try made.
+
+        Raises:
+            ResourceNotFound: No such account, or the owner is no live user of it.
+            AuthorityExceeded: The role is above the caller's.
+            RequestIdReused, ReplayImpossible: See `replays`.
+        """
+        caller = call.identity
+        if not new.owner_id and account_id != caller.account_id:
+            raise FieldInvalid("owner_id", "required for a key in another account than one's own")
+        self._flush_before_replay(request)
+        with self._changes.begin(call) as change:
+            replay = idempotency.find(change, caller.owner_id, request)
+            if replay is not None:
+                return self._remint(change, call, replay, request)
+            change.assert_may_grant(new.role)
+            if change.tx.account(account_id) is None:
+                raise ResourceNotFound("account", account_id)
+            owner_id = new.owner_id or caller.owner_id
+            owner = change.tx.user(owner_id)
+            if owner is None or owner.account_id != account_id or owner.delete_time is not None:
+                raise ResourceNotFound("user", owner_id)
+            minted = self._mint.issue(change, new, owner=owner, created_by=caller.owner_id)
+            idempotency.remember(change, caller.owner_id, request, minted.key, None)
+            change.record(
+                Action.API_KEY_CREATED,
+                account_id=account_id,
+                target_type=TargetType.API_KEY,
+                target_id=minted.key.id,
+                changes=_differences(None, minted.key, change.now),
+                request_id=request.request_id if request else "",
+            )
+            change.invalidate(SubjectKind.KEY, minted.key.id, account_id)
+            return minted
+
+    def rotate(self, call: Call, key_id: str, overlap: int, request: Repeatable | None) -> Minted:
+        """Give a key a new secret; the old one lives for `overlap` microseconds more.
+
+        Raises:
+            ResourceNotFound, KeyRevoked, KeyExpired, AuthorityExceeded: It cannot be.
+            RequestIdReused, ReplayImpossible: See `replays`.
+        """
+        self._flush_before_replay(request)
+        with self._changes.begin(call) as change:
+            replay = idempotency.find(change, call.identity.owner_id, request)
+            if replay is not None:
+                return self._remint(change, call, replay, request)
+            key = _visible_key(call, change.tx, key_id)
+            _assert_alive(key, change.now)
+            change.assert_may_grant(key.role)
+            return self._rotate(change, call, key, overlap, request)
+
+    def rotate_self(self, call: Call, overlap: int, request: Repeatable | None) -> Minted:
+        """Give the calling key a new secret; it keeps the role it was granted, no more.
+
+        Raises:
+            RequestIdReused, ReplayImpossible: See `replays`.
+        """
+        self._flush_before_replay(request)
+        with self._changes.begin(call) as change:
+            replay = idempotency.find(change, call.identity.owner_id, request)
+            if replay is not None:
+                if replay.key.id != call.identity.key_id:
+                    # The caller is part of this request: another key asks for another thing.
+                    raise RequestIdReused(replay.key.id)
+                return self._remint(change, call, replay, request)
+            key = _visible_key(call, change.tx, call.identity.key_id)
+            return self._rotate(change, call, key, overlap, request)
+
+    def _rotate(
+        self, change: Change, call: Call, key: ApiKey, overlap: int, request: Repeatable | None
+    ) -> Minted:
+        end = None
+        if overlap:
+            end = min(change.now + overlap, key.expire_time or change.now + overlap)
+        minted = self._mint.renew(change, key, overlap_end_time=end)
+        idempotency.remember(change, call.identity.owner_id, request, minted.key, None)
+        self._record(change, Action.API_KEY_ROTATED, key, minted.key, request)
+        return minted
+
+    def _remint(
+        self, change: Change, call: Call, replay: idempotency.Replay, request: Repeatable | None
+    ) -> Minted:
+        # Whoever may no longer see or grant the key may not have a fresh secret of it either.
+        call.assert_visible(replay.key.account_id, "API key", replay.key.id)
+        if replay.key.id != call.identity.key_id:
+            change.assert_may_grant(replay.key.role)
+        minted = self._mint.remint(change, replay.key)
+        idempotency.remember(change, call.identity.owner_id, request, minted.key, replay)
+        self._record(change, Action.API_KEY_REMINTED, replay.key, minted.key, request)
+        return minted
+
+    def _flush_before_replay(self, request: Repeatable | None) -> None:
+        # A use that is only counted in memory must forbid a replay too.
+        if request is not None:
+            self._usage.write()
+
+    # --- changing ---------------------------------------------------------------------------------
+
+    def update(self, call: Call, key_id: str, update: KeyUpdate) -> ApiKey:
+        """Change the fields named by the paths.
+
+        Raises:
+            ResourceNotFound, KeyRevoked, KeyExpired, AuthorityExceeded, EtagMismatch,
+            FieldInvalid: It cannot be.
+        """
+        with self._changes.begin(call) as change:
+            key = _visible_key(call, change.tx, key_id)
+            if update.etag and update.etag != etag_of(key):
+                raise EtagMismatch
+            state = key.state_at(change.now)
+            if state is KeyState.REVOKED:
+                raise KeyRevoked(key_id)
+            if state is KeyState.EXPIRED and "expiration" in update.paths:
+                raise KeyExpired(key_id)
+            updated = _updated(key, update, change.now)
+            change.assert_may_grant(updated.role)
+            return self._write(change, Action.API_KEY_UPDATED, key, updated)
+
+    def disable(self, call: Call, key_id: str) -> ApiKey:
+        """Switch a key off; one that is off stays as it is.
+
+        Raises:
+            ResourceNotFound, KeyRevoked: It cannot be.
+        """
+        return self._switch(
+            call,
+            key_id,
+            Action.API_KEY_DISABLED,
+            lambda key, now: (
+                key if key.disable_time is not None else replace(key, disable_time=now)
+            ),
+        )
+
+    def enable(self, call: Call, key_id: str) -> ApiKey:
+        """Switch a key on; one that is on stays as it is.
+
+        Raises:
+            ResourceNotFound, KeyRevoked: It cannot be.
+        """
+        return self._switch(
+            call, key_id, Action.API_KEY_ENABLED, lambda key, _: replace(key, disable_time=None)
+        )
+
+    def _switch(
+        self, call: Call, key_id: str, action: Action, switched: Callable[[ApiKey, int], ApiKey]
+    ) -> ApiKey:
+        with self._changes.begin(call) as change:
+            key = _visible_key(call, change.tx, key_id)
+            if key.revoke_time is not None:
+                raise KeyRevoked(key_id)
+            return self._write(change, action, key, switched(key, change.now))
+
+    def revoke(self, call: Call, key_id: str, reason: RevocationReason, note: str) -> ApiKey:
+        """Kill a key for good; one that is revoked keeps the facts of its first revocation.
+
+        Raises:
+            ResourceNotFound: No such key.
+            FieldInvalid: A reason that is the service's own to give.
+        """
+        if reason not in REASONS_OF_ADMINS:
+            raise FieldInvalid(
+                "reason", "one of LOST, COMPROMISED, SUPERSEDED, NO_LONGER_USED is required"
+            )
+        with self._changes.begin(call) as change:
+            key = _visible_key(call, change.tx, key_id)
+            if key.revoke_time is not None:
+                return key
+            revoked = replace(
+                key,
+                revoke_time=change.now,
+                revoked_by=call.identity.owner_id,
+                revocation_reason=reason,
+                revocation_note=note,
+            )
+            return self._write(change, Action.API_KEY_REVOKED, key, revoked)
+
+    def revoke_token(self, call: Call, token: str) -> None:
+        """Revoke what a token opens, for whoever holds it; nothing for a token that opens nothing.
+
+        The current secret revokes the key, the old one of a rotation ends the overlap.
+        """
+        match = self._validator.match(token)
+        if match is None or match.record.revoke_time is not None:
+            return
+        with self._changes.begin_for_holder(call, match.record.key_id) as change:
+            key = change.tx.api_key(match.record.key_id)
+            if key is None or key.revoke_time is not None:
+                return
+            if match.secret_version == key.secret_version:
+                revoked = replace(
+                    key,
+                    revoke_time=change.now,
+                    revocation_reason=RevocationReason.REPORTED_BY_HOLDER,
+                )
+                self._write(change, Action.API_KEY_REVOKED, key, revoked)
+                return
+            # Rotated since the match, or the old secret all along: either way that secret dies.
+            _, old = change.tx.secrets_of(key.id)
+            if old is not None and old.version == match.secret_version:
+                self._write(
+                    change,
+                    Action.API_KEY_OVERLAP_ENDED,
+                    key,
+                    replace(key, overlap_end_time=None),
+                )
+
+    def _write(self, change: Change, action: Action, before: ApiKey, after: ApiKey) -> ApiKey:
+        if after == before:
+            return before
+        change.tx.update_api_key(
+            replace(after, update_time=change.now, row_version=before.row_version + 1)
+        )
+        written = change.tx.api_key(before.id)
+        if written is None:
+            raise LookupError(before.id)
+        self._record(change, action, before, written, None)
+        return written
+
+    @staticmethod
+    def _record(
+        change: Change, action: Action, before: ApiKey, after: ApiKey, request: Repeatable | None
+    ) -> None:
+        change.record(
+            action,
+            account_id=after.account_id,
+            target_type=TargetType.API_KEY,
+            target_id=after.id,
+            changes=_differences(before, after, change.now),
+            request_id=request.request_id if request else "",
+        )
+        change.invalidate(SubjectKind.KEY, after.id, after.account_id)
+
+
+def etag_of(thing: ApiKey | User) -> str:
+    """Answer the etag: the row's version, which use of a key does not move."""
+    return f'"{thing.row_version}"'
+
+
+def _visible_key(call: Call, reader: Reader, key_id: str) -> ApiKey:
+    key = reader.api_key(validators.required_id("id", key_id))
+    if key is None:
+        raise ResourceNotFound("API key", key_id)
+    call.assert_visible(key.account_id, "API key", key_id)
+    return key
+
+
+def _assert_alive(key: ApiKey, now: int) -> None:
+    state = key.state_at(now)
+    if state is KeyState.REVOKED:
+        raise KeyRevoked(key.id)
+    if state is KeyState.EXPIRED:
+        raise KeyExpired(key.id)
+
+
+def _updated(key: ApiKey, update: KeyUpdate, now: int) -> ApiKey:
+    paths = update.paths
+    role = validators.role("api_key.role", update.role) if "role" in paths else key.role
+    scopes = update.scopes if "scopes" in paths else key.scopes
+    updated = replace(
+        key,
+        name=update.name if "name" in paths else key.name,
+        description=update.description if "description" in paths else key.description,
+        labels=update.labels if "labels" in paths else key.labels,
+        role=role,
+        scopes=validators.scopes("api_key.scopes", scopes, role),
+    )
+    if update.expiration is not None:
+        expire_time = update.expiration.resolve(now)
+        updated = replace(updated, expire_time=expire_time)
+        if expire_time is not None and updated.overlaps_at(expire_time):
+            # An old secret never outlives its key.
+            updated = replace(updated, overlap_end_time=expire_time)
+    if "overlap_end_time" in paths:
+        updated = replace(updated, overlap_end_time=_earlier_overlap_end(key, update, now))
+    return updated
+
+
+def _earlier_overlap_end(key: ApiKey, update: KeyUpdate, now: int) -> int:
+    field = "api_key.overlap_end_time"
+    if not key.overlaps_at(now) or key.overlap_end_time is None:
+        raise FieldInvalid(field, "the key has no old secret to end")
+    if update.overlap_end_time is None:
+        raise FieldInvalid(field, "required when the mask names it")
+    end = validators.future(field, update.overlap_end_time, now)
+    if end > key.overlap_end_time:
+        raise FieldInvalid(field, "an overlap can be shortened, not lengthened")
+    return end
+
+
+_AUDITED = (
+    "name",
+    "description",
+    "owner_id",
+    "role",
+    "scopes",
+    "labels",
+    "expire_time",
+    "overlap_end_time",
+    "secret_version",
+    "revocation_reason",
+    "revocation_note",
+)
+
+
+def _differences(before: ApiKey | None, after: ApiKey, now: int) -> Sequence[FieldChange]:
+    texts = [
+        (name, _text(name, getattr(before, name, None)), _text(name, getattr(after, name)))
+        for name in _AUDITED
+    ]
+    changes = [FieldChange(*text) for text in texts if text[1] != text[2]]
+    old_state = "" if before is None else before.state_at(now).name
+    if old_state != after.state_at(now).name:
+        changes.append(FieldChange("state", old_state, after.state_at(now).name))
+    return changes
+
+
+def _text(name: str, value: object) -> str:
+    if value is None:
+        return ""
+    if name.endswith("_time") and isinstance(value, int):
+        return rfc3339(value)
+    if isinstance(value, Role | RevocationReason):
+        return value.name
+    if isinstance(value, tuple):
+        return " ".join(value)
+    if isinstance(value, dict):
+        return " ".join(f"{key}={value[key]}" for key in sorted(value))
+    return str(value)
+
+
+_SORT_KEYS: dict[str, Callable[[ApiKey], SortKey]] = {
+    "create_time": lambda key: (key.create_time, key.id),
+    "expire_time": lambda key: (NEVER if key.expire_time is None else key.expire_time, key.id),
+    "name": lambda key: (key.name, key.id),
+    "last_used_time": lambda key: (
+        UNUSED if key.last_used_time is None else key.last_used_time,
+        key.id,
+    ),
+}

@@ -1,0 +1,135 @@
+"""The one way to change anything: the change, its audit event and its revision, together.
+
+A change begins only while somebody waits for it, judges its caller once more inside the
+transaction, and reads the time there, so that the order of times is the order of commits.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from keybearer.access import Role
+from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.errors import AuthorityExceeded, CallAbandoned
+from keybearer_service.domain.model import (
+    Action,
+    Actor,
+    ActorType,
+    FieldChange,
+    SubjectKind,
+    TargetType,
+)
+from keybearer_service.storage import Store, Writer
+from keybearer_service.usecases.audit import AuditLog
+from keybearer_service.usecases.call_context import Call
+from keybearer_service.validation.validator import judge_caller_again
+
+
+class Change:
+    """One change in the making. Valid inside the block of `Changes.begin` only."""
+
+    def __init__(
+        self, tx: Writer, audit: AuditLog, actor: Actor, now: int, *, role: Role, call: Call | None
+    ) -> None:
+        """Take the transaction, who acts and at which moment."""
+        self.tx = tx
+        self.now = now
+        self.actor = actor
+        self.role = role
+        """The most authority this change may grant: the caller's effective role, as of now."""
+        self._audit = audit
+        self._call = call
+
+    def record(
+        self,
+        action: Action,
+        *,
+        account_id: str,
+        target_type: TargetType,
+        target_id: str,
+        changes: Sequence[FieldChange] = (),
+        request_id: str = "",
+    ) -> None:
+        """Write the audit event of this change."""
+        call = self._call
+        self._audit.append(
+            self.tx,
+            time=self.now,
+            account_id=account_id,
+            actor=self.actor,
+            action=action,
+            target_type=target_type,
+            target_id=target_id,
+            changes=changes,
+            request_id=request_id or ("" if call is None else call.request_id),
+            peer="" if call is None else call.peer,
+        )
+
+    def invalidate(self, kind: SubjectKind, subject_id: str, account_id: str) -> None:
+        """Count a revision and record which verdicts it makes stale."""
+        self.tx.append_change(kind=kind, subject_id=subject_id, account_id=account_id, now=self.now)
+
+    def assert_may_grant(self, role: Role) -> None:
+        """Refuse to make or renew more authority than the caller holds at this moment.
+
+        Raises:
+            AuthorityExceeded: `role` is above the caller's effective role.
+        """
+        if role > self.role:
+            raise AuthorityExceeded(
+                f"role: {role.name} is more than the {self.role.name} the caller holds",
+                requested_role=role.name,
+                effective_role=self.role.name,
+            )
+
+
+class Changes:
+    """Begins changes."""
+
+    def __init__(
+        self,
+        store: Store,
+        audit: AuditLog,
+        clock: Clock,
+        on_commit: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Take what every change needs, and who wants to know at once that there was one."""
+        self._store = store
+        self._audit = audit
+        self._clock = clock
+        self._on_commit = on_commit
+
+    @contextmanager
+    def begin(self, call: Call) -> Iterator[Change]:
+        """Open a change for a caller.
+
+        Raises:
+            CallAbandoned: Nobody waits for the answer any more.
+            ServiceError: The caller may no longer make this call.
+        """
+        with self._store.write() as tx:
+            if not call.is_alive:
+                raise CallAbandoned
+            now = self._clock.now()
+            role = judge_caller_again(tx.lookup, call.identity, call.rule, now)
+            yield Change(tx, self._audit, call.actor, now, role=role, call=call)
+            tx.prune(now)
+        self._on_commit()
+
+    @contextmanager
+    def begin_for_holder(self, call: Call, key_id: str) -> Iterator[Change]:
+        """Open a change for somebody who proved to hold a token, and nothing else."""
+        with self._store.write() as tx:
+            if not call.is_alive:
+                raise CallAbandoned
+            actor = Actor(type=ActorType.HOLDER, key_id=key_id)
+            yield Change(
+                tx, self._audit, actor, self._clock.now(), role=Role.UNSPECIFIED, call=call
+            )
+        self._on_commit()
+
+    @contextmanager
+    def begin_local(self) -> Iterator[Change]:
+        """Open a change for the server's own command line, which may grant anything."""
+        with self._store.write() as tx:
+            actor = Actor(type=ActorType.LOCAL_COMMAND)
+            yield Change(tx, self._audit, actor, self._clock.now(), role=Role.ADMIN, call=None)

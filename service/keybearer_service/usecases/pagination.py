@@ -1,0 +1,82 @@
+"""Lists in pages: how large a page is, and the token that says where the next one begins."""
+
+import base64
+import hashlib
+import hmac
+import json
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from keybearer_service.domain.errors import FieldInvalid
+from keybearer_service.storage import Page, SortKey
+
+DEFAULT_SIZE = 50
+MAX_SIZE = 1000
+_MAC_BYTES = 16
+_MAX_TOKEN = 2048
+"""Characters. After a name of 100 characters that JSON writes longest there are 1,652."""
+
+T = TypeVar("T")
+
+
+class PageTokens:
+    """Writes and reads page tokens: URL-safe, MACed, bound to one list of one account."""
+
+    def __init__(self, key: bytes) -> None:
+        """Take the key of the MAC; every process of an installation has the same."""
+        self._key = key
+
+    def page(self, page_size: int, page_token: str, bound_to: object) -> Page:
+        """Answer which part of the list is wanted, one item longer than the page to be shown.
+
+        Args:
+            page_size: As asked for; 0 means 50, more than 1000 means 1000.
+            page_token: Of the page before; empty for the first.
+            bound_to: Whatever must stay the same between pages: account, filters, order.
+
+        Raises:
+            FieldInvalid: A negative size; a token that is altered or of another list.
+        """
+        if page_size < 0:
+            raise FieldInvalid("page_size", "0 or more; 0 means 50")
+        size = min(page_size or DEFAULT_SIZE, MAX_SIZE)
+        after = self._read(page_token, bound_to) if page_token else None
+        return Page(limit=size + 1, after=after)
+
+    def split(
+        self, found: Sequence[T], page: Page, bound_to: object, sort_key: Callable[[T], SortKey]
+    ) -> tuple[Sequence[T], str]:
+        """Answer the items to be shown, and the token of the page after them if there is one."""
+        if len(found) < page.limit:
+            return found, ""
+        shown = found[:-1]
+        return shown, self._write(sort_key(shown[-1]), bound_to)
+
+    def _write(self, key: SortKey, bound_to: object) -> str:
+        body = json.dumps(key, separators=(",", ":")).encode()
+        return _text(self._mac(body, bound_to) + body)
+
+    def _read(self, token: str, bound_to: object) -> SortKey:
+        refusal = FieldInvalid(
+            "page_token", "not a token of this list; keep all other fields as they were"
+        )
+        if len(token) > _MAX_TOKEN:
+            raise refusal
+        try:
+            raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+        except ValueError:
+            raise refusal from None
+        mac, body = raw[:_MAC_BYTES], raw[_MAC_BYTES:]
+        # base64 reads several texts as the same bytes; only the one that was written is a token.
+        if not hmac.compare_digest(mac, self._mac(body, bound_to)) or _text(raw) != token:
+            raise refusal
+        value, tie = json.loads(body)
+        return value, tie
+
+    def _mac(self, body: bytes, bound_to: object) -> bytes:
+        context = hashlib.sha256(repr(bound_to).encode()).digest()
+        return hmac.digest(self._key, context + body, "sha256")[:_MAC_BYTES]
+
+
+def _text(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")

@@ -1,0 +1,1 @@
+"""The decision about a token, and the count of its uses."""

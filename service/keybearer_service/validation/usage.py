@@ -1,0 +1,126 @@
+"""When keys were last used and how often: counted in memory, written every few seconds.
+
+Counting is never part of a verdict: it cannot fail one, delay one, or change anything of a key but
+its usage columns. What a crash loses is a few seconds of counts.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+import structlog
+
+from keybearer_service.domain.clock import MINUTE
+from keybearer_service.domain.model import Match, Use
+from keybearer_service.storage import Store, StoreError
+
+log = structlog.get_logger(__name__)
+
+FLUSH_INTERVAL_S = 5.0
+MAX_PENDING = 200_000
+"""Secrets with uses not yet written; beyond, counts are dropped rather than memory filled."""
+YOUNG = 10 * MINUTE
+"""A secret this young may still be minted again, unless a use of it is known to the store."""
+MAX_NOTES = 500_000
+"""Uses noted and not yet counted; beyond, the oldest are lost rather than memory filled. A process
+that judges nothing but batches notes some 70,000 a second."""
+_BATCH = 2_000
+"""Uses in one write, so that no mutation waits long behind it."""
+
+
+class UsageRecorder:
+    """Counts uses and writes them behind the callers' backs."""
+
+    def __init__(self, store: Store, flush_interval_s: float = FLUSH_INTERVAL_S) -> None:
+        """Take the store to write to. `start` begins the writing."""
+        self._store = store
+        self._flush_interval_s = flush_interval_s
+        # Every validation adds two uses, so they are only noted here, in one step of the
+        # interpreter; whoever writes them, or asks how many there are, counts them.
+        self._notes: deque[tuple[str, int, int]] = deque(maxlen=MAX_NOTES)
+        self._pending: dict[tuple[str, int], tuple[int, int]] = {}
+        self._lock = threading.Lock()
+        self._flush_lock = threading.Lock()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="usage", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write every few seconds."""
+        self._thread.start()
+
+    @property
+    def pending(self) -> int:
+        """How many secrets have uses that are not written yet."""
+        with self._lock:
+            self._count_notes()
+            return len(self._pending)
+
+    def add(self, match: Match, now: int) -> None:
+        """Count one use. Wakes the writer for the first success of a young secret."""
+        record = match.record
+        self._notes.append((record.key_id, match.secret_version, now))
+        if match.is_current and not record.secret_used and now - record.secret_create_time < YOUNG:
+            self._wake.set()
+
+    def add_many(self, key_id: str, secret_version: int, last_used_time: int, count: int) -> None:
+        """Count several uses of one secret."""
+        with self._lock:
+            self._count(key_id, secret_version, last_used_time, count)
+
+    def flush(self) -> None:
+        """Write what was counted so far. A store that cannot take it is tried again later."""
+        try:
+            self.write()
+        except StoreError as error:
+            log.warning("usage_not_written", cause=type(error).__name__)
+
+    def write(self) -> None:
+        """Write what was counted so far, for those who rely on its being written.
+
+        Raises:
+            StoreError: The store cannot take it; nothing of it is forgotten.
+        """
+        with self._flush_lock:
+            with self._lock:
+                self._count_notes()
+                pending, self._pending = self._pending, {}
+            uses = [Use(*key, *counted) for key, counted in pending.items()]
+            for start in range(0, len(uses), _BATCH):
+                try:
+                    self._store.add_uses(uses[start : start + _BATCH])
+                except StoreError:
+                    for use in uses[start:]:
+                        self.add_many(*use)
+                    raise
+
+    def stop(self) -> None:
+        """Write what is left and end the writer."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self.flush()
+
+    def _count_notes(self) -> None:
+        for _ in range(len(self._notes)):
+            self._count(*self._notes.popleft(), 1)
+
+    def _count(self, key_id: str, secret_version: int, last_used_time: int, count: int) -> None:
+        key = (key_id, secret_version)
+        last, total = self._pending.get(key, (0, 0))
+        if total or len(self._pending) < MAX_PENDING:
+            self._pending[key] = (max(last, last_used_time), total + count)
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wake.wait(self._flush_interval_s)
+            self._wake.clear()
+            self._survive(self.flush)
+
+    @staticmethod
+    def _survive(work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception:  # the writer outlives what it cannot foresee; it is logged, not swallowed
+            log.exception("usage_writer_failed")

@@ -1,0 +1,1 @@
+"""The watch stream: who is told of which change."""
