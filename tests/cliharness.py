@@ -22,7 +22,8 @@ from typing import Any, Self
 import grpc
 
 from harness import Service, running
-from keybearer_service.domain.clock import SystemClock, SystemEntropy
+from keybearer_service.domain.clock import SystemClock
+from keybearer_service.domain.entropy import SystemEntropy
 
 COMMAND = Path(sys.executable).with_name("keybearer")
 PATIENCE_S = 20.0

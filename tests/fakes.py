@@ -3,7 +3,8 @@
 import random
 import threading
 
-from keybearer_service.domain.clock import BASE62, SECOND
+from keybearer_service.domain.clock import SECOND
+from keybearer_service.domain.entropy import BASE62
 
 START = 1_700_000_000 * SECOND
 """2023-11-14T22:13:20Z: an instant with nothing special about it."""

@@ -26,12 +26,13 @@ from keybearer.v1 import (
     user_service_pb2_grpc,
 )
 from keybearer_service.app import App, AppConfig
-from keybearer_service.domain.clock import Clock, Entropy
+from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.entropy import Entropy
 from keybearer_service.installation.data_directory import DataDir
-from keybearer_service.offline import local
-from keybearer_service.rpc.server import Listener
+from keybearer_service.net.addresses import Listener
+from keybearer_service.offline.initialise import initialise as initialise_offline
 from keybearer_service.usecases.accounts import Founded, NewAccount
-from keybearer_service.usecases.keys import Expiration
+from keybearer_service.usecases.issuing import Expiration
 
 CALL_TIMEOUT_S = 10.0
 
@@ -305,7 +306,7 @@ class Tenant:
 def initialise(path: Path, clock: Clock, entropy: Entropy) -> tuple[DataDir, Founded]:
     """Make an installation in an empty directory."""
     data_dir = DataDir(path)
-    founded = local.initialise(
+    founded = initialise_offline(
         data_dir,
         clock,
         entropy,

@@ -5,17 +5,13 @@ from typing import Any
 
 from fakes import START
 from keybearer.access import Role
+from keybearer_service.domain.audit_event import Action, Actor, ActorType, AuditEvent, TargetType
 from keybearer_service.domain.model import (
     Account,
-    Action,
-    Actor,
-    ActorType,
     ApiKey,
-    AuditEvent,
     Installation,
     Pepper,
     StoredSecret,
-    TargetType,
     User,
     UserType,
 )

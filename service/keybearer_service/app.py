@@ -21,14 +21,16 @@ from keybearer.v1 import (
     user_service_pb2_grpc,
 )
 from keybearer_service.container import Core, open_core
-from keybearer_service.domain.clock import Clock, Entropy, SystemClock, SystemEntropy
+from keybearer_service.domain.clock import Clock, SystemClock
+from keybearer_service.domain.entropy import Entropy, SystemEntropy
 from keybearer_service.domain.rate_limits import PeerLimiter
 from keybearer_service.gateway import ext_authz
 from keybearer_service.http.listeners import HttpConfig, HttpPorts
 from keybearer_service.installation.data_directory import DataDir
+from keybearer_service.net.addresses import Listener
 from keybearer_service.rpc.executors import Pool, SlowSenders
 from keybearer_service.rpc.pipeline import CallPipeline
-from keybearer_service.rpc.server import EXEMPT_METHODS, Listener, Server
+from keybearer_service.rpc.server import EXEMPT_METHODS, Server
 from keybearer_service.rpc.servicers.accounts import AccountServicer
 from keybearer_service.rpc.servicers.api_keys import ApiKeyServicer
 from keybearer_service.rpc.servicers.audit import AuditServicer

@@ -22,19 +22,26 @@ from keybearer_service import supervisor
 from keybearer_service.config import ConfigError, Settings, load
 from keybearer_service.container import Core, open_core
 from keybearer_service.domain import validators
-from keybearer_service.domain.clock import SECOND, SystemClock, SystemEntropy, rfc3339
+from keybearer_service.domain.clock import SECOND, SystemClock, rfc3339
+from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.domain.errors import ServiceError
 from keybearer_service.domain.token_format import DEFAULT_PREFIX
 from keybearer_service.installation.data_directory import DataDir, DataDirError, write_secret_file
 from keybearer_service.installation.keyring import KeyringError
+from keybearer_service.net.addresses import ListenError
 from keybearer_service.net.tls import TlsError
-from keybearer_service.offline import local
-from keybearer_service.offline.local import LocalError
-from keybearer_service.rpc.server import ListenError
+from keybearer_service.offline.audit import check as check_installation
+from keybearer_service.offline.audit import export_audit, verify_audit
+from keybearer_service.offline.backups import back_up, keys_beside
+from keybearer_service.offline.backups import restore as restore_backup
+from keybearer_service.offline.break_glass import issue_admin_token
+from keybearer_service.offline.errors import LocalError
+from keybearer_service.offline.initialise import initialise
+from keybearer_service.offline.peppers import add_pepper, list_peppers, retire_pepper
 from keybearer_service.storage import StoreError, dbapi
 from keybearer_service.telemetry import logs
 from keybearer_service.usecases.accounts import NewAccount
-from keybearer_service.usecases.keys import Expiration
+from keybearer_service.usecases.issuing import Expiration
 
 app = typer.Typer(
     name="keybearer-server",
@@ -148,7 +155,7 @@ def quickstart(
 
 
 def _first_start(directory: DataDir) -> None:
-    founded = local.initialise(
+    founded = initialise(
         directory,
         SystemClock(),
         SystemEntropy(),
@@ -218,7 +225,7 @@ def init(
     settings = load(config, {"data_dir": data_dir})
     email = validators.email("--admin-email", admin_email)
     _assert_free(token_file)
-    founded = local.initialise(
+    founded = initialise(
         DataDir(settings.data_dir),
         SystemClock(),
         SystemEntropy(),
@@ -300,7 +307,7 @@ def admin_token(
     life = _micros(ttl)
     _assert_free(token_file)
     with _opened(config, data_dir) as core:
-        minted = local.issue_admin_token(core, email, account, life)
+        minted = issue_admin_token(core, email, account, life)
     ids = {
         "account_id": minted.key.account_id,
         "user_id": minted.key.owner_id,
@@ -323,12 +330,12 @@ def backup(
     """Copy the database, while it is in use. Keep FILE and FILE.peppers apart."""
     settings = load(config, {"data_dir": data_dir})
     with _opened(config, data_dir) as core:
-        local.back_up(core, DataDir(settings.data_dir), file, with_keys=keys)
-    answer = {"file": str(file), "peppers": str(local.keys_beside(file)) if keys else ""}
+        back_up(core, DataDir(settings.data_dir), file, with_keys=keys)
+    answer = {"file": str(file), "peppers": str(keys_beside(file)) if keys else ""}
     text = f"The database is in {file}."
     if keys:
         text += (
-            f"\nThe key files are in {local.keys_beside(file)}: keep them apart. "
+            f"\nThe key files are in {keys_beside(file)}: keep them apart. "
             "Either alone opens nothing; a restore needs both."
         )
     _answer(answer, text, output)
@@ -348,10 +355,10 @@ def restore(
     """Bring a backup back into an empty directory. What was changed since is undone."""
     settings = load(config, {"data_dir": data_dir})
     clock = SystemClock()
-    restored = local.restore(
+    restored = restore_backup(
         DataDir(settings.data_dir),
         file,
-        peppers or local.keys_beside(file),
+        peppers or keys_beside(file),
         clock,
         SystemEntropy(),
     )
@@ -375,7 +382,7 @@ def check(
 ) -> None:
     """Look for damage in the database, the key files and the audit log."""
     with _opened(config, data_dir) as core:
-        findings = local.check(core)
+        findings = check_installation(core)
     _answer({"findings": findings}, "\n".join(findings) or "All is well.", output)
     if findings:
         raise typer.Exit(EXIT_FINDINGS)
@@ -394,7 +401,7 @@ def audit_verify(
     """Check the hash chain of the audit log."""
     expected = None if expect is None else _head(expect)
     with _opened(config, data_dir) as core:
-        report = local.verify_audit(core, expected)
+        report = verify_audit(core, expected)
     head = f"{report.head_seq}:{report.head_hash.hex()}"
     answer = {"events": report.events, "head": head, "broken_seq": report.broken_seq}
     if report.broken_seq is not None:
@@ -411,7 +418,7 @@ def audit_verify(
 def audit_export(*, data_dir: DataDirOption = None, config: ConfigOption = None) -> None:
     """Write the audit log as JSON lines, the last one being the head."""
     with _opened(config, data_dir) as core:
-        for line in local.export_audit(core):
+        for line in export_audit(core):
             typer.echo(line)
 
 
@@ -424,7 +431,7 @@ def pepper_add(
 ) -> None:
     """Make a pepper. Secrets minted from now on use it; older ones go on with theirs."""
     with _opened(config, data_dir) as core:
-        pepper = local.add_pepper(core)
+        pepper = add_pepper(core)
     _answer({"id": pepper.id}, f"Added the pepper {pepper.id}.", output)
 
 
@@ -437,7 +444,7 @@ def pepper_list(
 ) -> None:
     """List the peppers and how many live secrets need each."""
     with _opened(config, data_dir) as core:
-        peppers = local.list_peppers(core)
+        peppers = list_peppers(core)
     rows = [
         {
             "id": pepper.id,
@@ -466,7 +473,7 @@ def pepper_retire(
 ) -> None:
     """Retire a pepper that no live secret needs any more."""
     with _opened(config, data_dir) as core:
-        local.retire_pepper(core, pepper_id)
+        retire_pepper(core, pepper_id)
     _answer({"id": pepper_id}, f"Retired the pepper {pepper_id}; its file may be removed.", output)
 
 

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from keybearer_service.domain.clock import Clock, Entropy
+from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.model import Installation
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.keyring import Keyring
@@ -10,7 +11,8 @@ from keybearer_service.storage import Store
 from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.usecases.accounts import AccountManager
 from keybearer_service.usecases.audit import AuditLog, RefusalLog
-from keybearer_service.usecases.keys import KeyManager, Mint
+from keybearer_service.usecases.issuing import Mint
+from keybearer_service.usecases.keys import KeyManager
 from keybearer_service.usecases.mutations import Changes
 from keybearer_service.usecases.pagination import PageTokens
 from keybearer_service.usecases.users import UserManager

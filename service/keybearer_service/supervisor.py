@@ -22,7 +22,7 @@ from keybearer_service.app import App, AppConfig
 from keybearer_service.config import ConfigError, Settings
 from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
-from keybearer_service.rpc.server import Listener, ListenError
+from keybearer_service.net.addresses import Listener, ListenError
 from keybearer_service.storage import dbapi
 from keybearer_service.telemetry import logs, metrics
 

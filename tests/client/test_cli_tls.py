@@ -15,9 +15,10 @@ from cryptography.x509.oid import NameOID
 from cliharness import Cli
 from harness import Service, initialise
 from keybearer_service.app import App, AppConfig
-from keybearer_service.domain.clock import SystemClock, SystemEntropy
+from keybearer_service.domain.clock import SystemClock
+from keybearer_service.domain.entropy import SystemEntropy
+from keybearer_service.net.addresses import Listener
 from keybearer_service.net.tls import TlsFiles
-from keybearer_service.rpc.server import Listener
 
 
 @dataclass(frozen=True)

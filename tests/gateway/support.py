@@ -28,8 +28,8 @@ from keybearer_service.app import App, AppConfig
 from keybearer_service.domain.clock import DAY, SECOND
 from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
+from keybearer_service.net.addresses import Listener
 from keybearer_service.net.tls import TlsFiles
-from keybearer_service.rpc.server import Listener
 from keybearer_service.storage import StoreLockedError
 
 LOOPBACK = "127.0.0.1"

@@ -15,8 +15,8 @@ from harness import refused
 from keybearer_service.config import ConfigError, load
 from keybearer_service.domain.errors import StoreUnavailable
 from keybearer_service.http.listeners import HttpConfig, HttpPorts
+from keybearer_service.net.addresses import Listener, ListenError
 from keybearer_service.net.tls import TlsFiles
-from keybearer_service.rpc.server import Listener, ListenError
 
 
 @pytest.mark.parametrize("path", ["/v1/auth", "/v1/auth/", "/v1/auth/orders/7?page=2"])

@@ -20,7 +20,7 @@ from fakes import FakeClock, SeededEntropy
 from gateway.asking import DOORS, forward_auth_request
 from gateway.support import Cast, Gated, cast, free_port, gated
 from harness import refused
-from keybearer_service.domain.model import Outcome
+from keybearer_service.domain.verdict import Outcome
 from keybearer_service.telemetry import metrics
 from keybearer_service.telemetry.metrics import LATENCY_BOUNDS, PrometheusMetrics
 from keybearer_service.telemetry.recorder import Door

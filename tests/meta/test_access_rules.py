@@ -16,7 +16,7 @@ from keybearer.access import RuleError, rule_of, rules_of
 from keybearer_service import app
 from keybearer_service.app import App, AppConfig
 from keybearer_service.installation.data_directory import DataDir
-from keybearer_service.rpc.server import Listener
+from keybearer_service.net.addresses import Listener
 
 
 def published_services() -> Iterator[ServiceDescriptor]:

@@ -19,10 +19,12 @@ import grpc
 from harness import Stubs, message, refusal_of
 from keybearer.v1 import api_key_service_pb2, user_service_pb2
 from keybearer_service.container import open_core
-from keybearer_service.domain.clock import SystemClock, SystemEntropy
-from keybearer_service.domain.model import Action, SubjectKind
+from keybearer_service.domain.audit_event import Action
+from keybearer_service.domain.clock import SystemClock
+from keybearer_service.domain.entropy import SystemEntropy
+from keybearer_service.domain.model import SubjectKind
 from keybearer_service.installation.data_directory import DataDir
-from keybearer_service.offline.local import check
+from keybearer_service.offline.audit import check
 from keybearer_service.storage import dbapi
 from keybearer_service.validation.validator import ANY_KEY, Question
 

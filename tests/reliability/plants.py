@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from threading import RLock
 from typing import Any, cast
 
-from keybearer_service.domain.model import AuditEvent
+from keybearer_service.domain.audit_event import AuditEvent
 from keybearer_service.storage import Reader, Writer, dbapi
 from keybearer_service.storage.sqlite import SqliteStore
 

@@ -14,7 +14,8 @@ from typing import Any
 import grpc
 
 from harness import Stubs, initialise
-from keybearer_service.domain.clock import SystemClock, SystemEntropy
+from keybearer_service.domain.clock import SystemClock
+from keybearer_service.domain.entropy import SystemEntropy
 
 TESTS = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 60.0

@@ -14,14 +14,15 @@ from typing import Any, cast
 from harness import initialise
 from keybearer.access import AccessRule, Role
 from keybearer_service.container import Core, build_core
-from keybearer_service.domain.clock import SystemClock, SystemEntropy
+from keybearer_service.domain.clock import SystemClock
+from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.domain.errors import ServiceError
 from keybearer_service.domain.model import RequestRecord, User, UserType
 from keybearer_service.installation.keyring import Keyring
 from keybearer_service.storage import AuditQuery, Page, Store, StoreLockedError, Writer
 from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.usecases.call_context import Call
-from keybearer_service.usecases.keys import Expiration, Minted, NewKey
+from keybearer_service.usecases.issuing import Expiration, Minted, NewKey
 from keybearer_service.validation.validator import ANY_KEY, Question
 from reliability.plants import Replaced, StaleReads
 

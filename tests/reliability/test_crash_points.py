@@ -19,11 +19,12 @@ from typing import Any
 import pytest
 
 from keybearer_service.container import open_core
-from keybearer_service.domain.clock import SystemClock, SystemEntropy
-from keybearer_service.domain.model import Action
+from keybearer_service.domain.audit_event import Action
+from keybearer_service.domain.clock import SystemClock
+from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.keyring import KeyringError
-from keybearer_service.offline.local import check
+from keybearer_service.offline.audit import check
 from keybearer_service.storage import StoreError, dbapi
 from reliability.history import StoreImage
 from reliability.processes import environment, init

@@ -13,7 +13,8 @@ import pytest
 
 from harness import running
 from keybearer.v1 import api_key_service_pb2, token_service_pb2
-from keybearer_service.domain.clock import SystemClock, SystemEntropy
+from keybearer_service.domain.clock import SystemClock
+from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.storage import dbapi
 from reliability.history import WRITERS, Judge, StoreImage, Writer

@@ -18,11 +18,12 @@ import pytest
 from harness import message, running
 from keybearer.access import Role
 from keybearer.v1 import user_service_pb2
-from keybearer_service.domain.clock import SystemClock, SystemEntropy
+from keybearer_service.domain.clock import SystemClock
+from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.domain.errors import ServiceError
 from keybearer_service.domain.model import Account
 from keybearer_service.usecases.idempotency import Repeatable
-from keybearer_service.usecases.keys import Minted
+from keybearer_service.usecases.issuing import Minted
 from keybearer_service.usecases.users import UserUpdate
 from reliability.races import MOST_AT_ONCE, Arena
 

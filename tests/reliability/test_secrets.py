@@ -22,7 +22,8 @@ from keybearer.v1 import (
 )
 from keybearer_service import container
 from keybearer_service.app import SERVICES
-from keybearer_service.domain.clock import HOUR, SystemEntropy
+from keybearer_service.domain.clock import HOUR
+from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.domain.token_format import mint_secret, write
 from keybearer_service.storage import dbapi
 from keybearer_service.storage.sqlite import SqliteStore

@@ -12,7 +12,7 @@ from fakes import START, FakeClock
 from harness import Service, Stubs, refused
 from keybearer.v1 import account_service_pb2, audit_event_pb2, audit_service_pb2
 from keybearer_service.domain.clock import MINUTE, SECOND, rfc3339
-from keybearer_service.offline import local
+from keybearer_service.offline import audit as offline_audit
 
 Event = audit_event_pb2.AuditEvent
 
@@ -438,7 +438,7 @@ def test_the_chain_of_a_busy_service_is_whole(service: Service, scene: Scene) ->
         MUTATIONS[name].do(scene)
     for _ in range(12):
         refused(service.as_token("garbage").list_keys)
-    report = local.verify_audit(service.app.core, None)
+    report = offline_audit.verify_audit(service.app.core, None)
     assert report.broken_seq is None
     assert report.events == len(scene.admin.events(account_id="-", page_size=1000))
 
@@ -446,5 +446,5 @@ def test_the_chain_of_a_busy_service_is_whole(service: Service, scene: Scene) ->
 def test_no_event_holds_a_secret(service: Service, scene: Scene) -> None:
     """Not one of the tokens that were handed out."""
     secrets = [scene.token, scene.admin.create_key().token, scene.admin.rotate(scene.key_id).token]
-    text = "".join(local.export_audit(service.app.core))
+    text = "".join(offline_audit.export_audit(service.app.core))
     assert not [one for one in secrets if one.split("_")[2][:20] in text]

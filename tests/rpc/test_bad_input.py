@@ -24,7 +24,8 @@ from harness import Service, refused, running
 from keybearer.access import method_path
 from keybearer.v1 import token_service_pb2
 from keybearer_service import app as service_app
-from keybearer_service.domain.clock import BASE62, SECOND
+from keybearer_service.domain.clock import SECOND
+from keybearer_service.domain.entropy import BASE62
 
 PAYLOADS = 10_000
 MUTATIONS = 10_000

@@ -19,7 +19,7 @@ from harness import Service, Stubs, initialise, message, refusal_of, refused, ru
 from keybearer.v1 import api_key_service_pb2, token_service_pb2, user_service_pb2
 from keybearer_service.app import App, AppConfig
 from keybearer_service.domain.clock import SECOND
-from keybearer_service.rpc.server import Listener
+from keybearer_service.net.addresses import Listener
 from keybearer_service.storage import CommitFailedError, StoreFullError, StoreLockedError
 from keybearer_service.telemetry import logs
 

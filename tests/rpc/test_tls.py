@@ -13,8 +13,8 @@ from certificates import Authority
 from fakes import FakeClock, SeededEntropy
 from harness import Stubs, initialise
 from keybearer_service.app import App, AppConfig
+from keybearer_service.net.addresses import Listener
 from keybearer_service.net.tls import TlsError, TlsFiles
-from keybearer_service.rpc.server import Listener
 
 
 @pytest.fixture

@@ -19,8 +19,9 @@ from keybearer.v1 import account_service_pb2, api_key_service_pb2, user_service_
 from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service.app import WATCH_THREADS, App, AppConfig
 from keybearer_service.domain.clock import MINUTE, SECOND
-from keybearer_service.domain.model import Caller, SubjectKind
-from keybearer_service.rpc.server import Listener
+from keybearer_service.domain.model import SubjectKind
+from keybearer_service.domain.verdict import Caller
+from keybearer_service.net.addresses import Listener
 from keybearer_service.storage import StoreLockedError
 from keybearer_service.watch import hub as watch_module
 from keybearer_service.watch.usage_reports import UsageReport

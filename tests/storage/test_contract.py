@@ -12,12 +12,10 @@ import pytest
 from backends import Backend, Dump
 from fakes import START
 from keybearer.access import Role
+from keybearer_service.domain.audit_event import Action, Actor, ActorType
 from keybearer_service.domain.clock import DAY, HOUR, MINUTE, SECOND
 from keybearer_service.domain.model import (
     Account,
-    Action,
-    Actor,
-    ActorType,
     ApiKey,
     KeyState,
     Pepper,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fakes import START, SeededEntropy
-from keybearer_service.domain.model import (
+from keybearer_service.domain.audit_event import (
     Action,
     Actor,
     ActorType,

@@ -6,7 +6,8 @@ from fakes import FakeClock
 from keybearer_service.domain import rate_limits
 from keybearer_service.domain.clock import MINUTE, SECOND
 from keybearer_service.domain.errors import Overloaded
-from keybearer_service.domain.rate_limits import MinuteQuota, PeerLimiter
+from keybearer_service.domain.rate_limits import PeerLimiter
+from keybearer_service.telemetry.log_quotas import MinuteQuota
 
 
 def admitted(limiter: PeerLimiter, peer: str, calls: int) -> int:

@@ -31,10 +31,12 @@ from keybearer.access import AccessRule, Role
 from keybearer_service.container import Core, open_core
 from keybearer_service.domain.clock import HOUR, MINUTE
 from keybearer_service.domain.errors import KeyExpired, KeyRevoked, ServiceError
-from keybearer_service.domain.model import Outcome, RevocationReason, UserType
-from keybearer_service.offline import local
+from keybearer_service.domain.model import RevocationReason, UserType
+from keybearer_service.domain.verdict import Outcome
+from keybearer_service.offline import audit as offline_audit
 from keybearer_service.usecases.call_context import Call
-from keybearer_service.usecases.keys import Expiration, KeyUpdate, NewKey
+from keybearer_service.usecases.issuing import Expiration, NewKey
+from keybearer_service.usecases.keys import KeyUpdate
 from keybearer_service.usecases.users import NewUser, UserUpdate
 from keybearer_service.validation.validator import Question
 
@@ -134,7 +136,7 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Close and remove it."""
         if hasattr(self, "core"):
-            report = local.verify_audit(self.core, None)
+            report = offline_audit.verify_audit(self.core, None)
             self.core.close()
             shutil.rmtree(self._directory)
             assert report.broken_seq is None

@@ -8,14 +8,8 @@ import pytest
 from fakes import START
 from keybearer.access import AccessRule, Role
 from keybearer_service.domain.clock import DAY, SECOND
-from keybearer_service.domain.model import (
-    KeyState,
-    Outcome,
-    TokenRecord,
-    cache_for_at,
-    key_state,
-    outcome_at,
-)
+from keybearer_service.domain.model import KeyState, key_state
+from keybearer_service.domain.verdict import Outcome, TokenRecord, cache_for_at, outcome_at
 from samples import sample_key
 
 ANY = AccessRule()

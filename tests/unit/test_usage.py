@@ -9,7 +9,8 @@ import pytest
 
 from fakes import START
 from keybearer_service.domain.clock import DAY, MINUTE, SECOND
-from keybearer_service.domain.model import Match, Use
+from keybearer_service.domain.model import Use
+from keybearer_service.domain.verdict import Match
 from keybearer_service.storage import StoreLockedError
 from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.validation import usage

@@ -28,7 +28,8 @@ from keybearer.answers import OutOfOrderError
 from keybearer.caching import now_ns
 from keybearer.stream import Stream
 from keybearer.v1 import token_service_pb2 as pb
-from keybearer_service.domain.clock import SystemClock, SystemEntropy
+from keybearer_service.domain.clock import SystemClock
+from keybearer_service.domain.entropy import SystemEntropy
 from reliability.processes import ServerProcess, environment, init, serving
 from watch.cutting import HurtingProxy, Way, hurting
 from watch.figures import note, spread

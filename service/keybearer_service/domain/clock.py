@@ -1,13 +1,8 @@
 """Time and randomness: the only module that asks the machine for either."""
 
-import os
-import secrets
 import time
 from datetime import UTC, datetime
 from typing import Protocol
-
-BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-"""The alphabet of ids, secrets and checksums, in the order of its digit values."""
 
 SECOND = 1_000_000
 """One second in microseconds. Every time and duration inside the service is in microseconds."""
@@ -34,18 +29,6 @@ class Clock(Protocol):
         ...
 
 
-class Entropy(Protocol):
-    """Draws what nobody must guess."""
-
-    def base62(self, length: int) -> str:
-        """Draw `length` characters of BASE62, one by one, uniformly."""
-        ...
-
-    def key_bytes(self, length: int) -> bytes:
-        """Draw `length` bytes."""
-        ...
-
-
 class SystemClock:
     """The clocks of the machine."""
 
@@ -56,15 +39,3 @@ class SystemClock:
     def monotonic(self) -> float:
         """Answer seconds on the monotonic clock."""
         return time.monotonic()
-
-
-class SystemEntropy:
-    """The generator of the operating system."""
-
-    def base62(self, length: int) -> str:
-        """Draw `length` characters of BASE62."""
-        return "".join(secrets.choice(BASE62) for _ in range(length))
-
-    def key_bytes(self, length: int) -> bytes:
-        """Draw `length` bytes."""
-        return os.urandom(length)

@@ -9,7 +9,7 @@ import re
 import zlib
 from typing import NamedTuple
 
-from keybearer_service.domain.clock import BASE62, Entropy
+from keybearer_service.domain.entropy import BASE62, Entropy
 
 DEFAULT_PREFIX = "kbear1"
 ID_LENGTH = 16

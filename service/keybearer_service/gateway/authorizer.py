@@ -26,10 +26,10 @@ from keybearer_service.domain.errors import (
     ScopeInsufficient,
     ServiceError,
 )
-from keybearer_service.domain.model import Caller, Match, Outcome
-from keybearer_service.domain.rate_limits import MinuteQuota
+from keybearer_service.domain.model import ANY_ACCOUNT
+from keybearer_service.domain.verdict import Caller, Match, Outcome
+from keybearer_service.telemetry.log_quotas import MinuteQuota
 from keybearer_service.telemetry.recorder import Door, Observer
-from keybearer_service.usecases.call_context import ANY_ACCOUNT
 from keybearer_service.validation.validator import Question, Validator, denial_of
 
 log = structlog.get_logger(__name__)

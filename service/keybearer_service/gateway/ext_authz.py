@@ -12,7 +12,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from keybearer.access import AccessRule, Role
 from keybearer_service.domain.errors import ServiceError
-from keybearer_service.domain.model import Match
+from keybearer_service.domain.verdict import Match
 from keybearer_service.ext_authz.v3 import ext_authz_pb2 as pb
 from keybearer_service.gateway.authorizer import (
     IDENTITY_HEADERS,
@@ -22,7 +22,7 @@ from keybearer_service.gateway.authorizer import (
     gateway_of,
     identity_of,
 )
-from keybearer_service.rpc.pipeline import status_of
+from keybearer_service.rpc.status import status_of
 from keybearer_service.telemetry.recorder import Door
 from keybearer_service.usecases.call_context import current_call
 

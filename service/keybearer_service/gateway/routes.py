@@ -18,7 +18,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from keybearer.access import AccessRule, Role
-from keybearer_service.domain.clock import SECOND, Clock, Entropy
+from keybearer_service.domain.clock import SECOND, Clock
+from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import (
     CredentialsMissing,
     FieldInvalid,
@@ -27,9 +28,8 @@ from keybearer_service.domain.errors import (
     ServiceError,
     StoreUnavailable,
 )
-from keybearer_service.domain.model import Match
-from keybearer_service.domain.rate_limits import MinuteQuota
 from keybearer_service.domain.token_format import ID_LENGTH
+from keybearer_service.domain.verdict import Match
 from keybearer_service.gateway.authorizer import (
     ACCOUNT,
     IDENTITY_HEADERS,
@@ -44,8 +44,9 @@ from keybearer_service.gateway.authorizer import (
     only_token,
 )
 from keybearer_service.installation.keyring import KeyringError
-from keybearer_service.rpc.pipeline import status_of
+from keybearer_service.rpc.status import status_of
 from keybearer_service.storage import StoreError
+from keybearer_service.telemetry.log_quotas import MinuteQuota
 from keybearer_service.telemetry.recorder import Door, Observer
 from keybearer_service.validation.validator import Validator, judge_caller
 

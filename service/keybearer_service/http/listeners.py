@@ -11,7 +11,7 @@ from keybearer_service.domain.clock import DAY
 from keybearer_service.gateway.authorizer import Doors
 from keybearer_service.gateway.routes import HttpDoors, application, health_routes, metrics_route
 from keybearer_service.http.uvicorn_server import HttpServer
-from keybearer_service.rpc.server import Listener, ListenError
+from keybearer_service.net.addresses import Listener, ListenError
 from keybearer_service.storage import StoreError
 from keybearer_service.telemetry.metrics import PrometheusMetrics
 from keybearer_service.telemetry.recorder import NoObserver, Observer

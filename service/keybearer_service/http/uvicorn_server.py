@@ -7,8 +7,8 @@ import threading
 import uvicorn
 from starlette.applications import Starlette
 
+from keybearer_service.net.addresses import Listener, ListenError
 from keybearer_service.net.tls import server_context
-from keybearer_service.rpc.server import Listener, ListenError
 
 MAX_CONNECTIONS = 1000
 """Beyond, 503 at once: a queue that only grows would answer nobody in time."""

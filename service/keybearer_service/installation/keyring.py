@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from keybearer_service.domain import token_format
-from keybearer_service.domain.clock import Entropy
+from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.model import Pepper
 
 KEY_BYTES = 32

@@ -23,42 +23,32 @@ from keybearer.v1 import (
     user_service_pb2,
 )
 from keybearer_service.domain import validators
+from keybearer_service.domain.audit_event import Action, AuditEvent
 from keybearer_service.domain.clock import DAY, SECOND
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.model import (
+    ANY_ACCOUNT,
     Account,
-    Action,
     ApiKey,
-    AuditEvent,
-    Caller,
     Change,
     KeyState,
-    Outcome,
     RevocationReason,
     SubjectKind,
-    TokenRecord,
     User,
     UserType,
-    Verdict,
 )
+from keybearer_service.domain.verdict import Caller, Outcome, TokenRecord, Verdict
 from keybearer_service.storage import AccountQuery, AuditQuery, KeyQuery, UserQuery
 from keybearer_service.storage.rows import labels_from_text
 from keybearer_service.usecases import keys, users
 from keybearer_service.usecases.accounts import NewAccount
-from keybearer_service.usecases.call_context import ANY_ACCOUNT, Call
+from keybearer_service.usecases.call_context import Call
 from keybearer_service.usecases.idempotency import Repeatable
-from keybearer_service.usecases.keys import NEVER_EXPIRES, Expiration, KeyUpdate, Minted, NewKey
+from keybearer_service.usecases.issuing import NEVER_EXPIRES, Expiration, Minted, NewKey
+from keybearer_service.usecases.keys import KeyUpdate
 from keybearer_service.usecases.users import Deletion, NewUser, UserUpdate
 from keybearer_service.validation.validator import Question
-from keybearer_service.watch.hub import (
-    Hello,
-    Incoming,
-    Outgoing,
-    Ping,
-    Pong,
-    Reset,
-    Subscribe,
-)
+from keybearer_service.watch.messages import Hello, Incoming, Outgoing, Ping, Pong, Reset, Subscribe
 from keybearer_service.watch.usage_reports import UsageItem, UsageReport
 
 MAX_BATCH = 100

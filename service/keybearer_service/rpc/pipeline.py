@@ -11,22 +11,19 @@ method is served as if its requests were a stream: grpc then calls us as soon as
 there, so that the caller is judged before its message is waited for, and we do the waiting.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar, cast
 
 import grpc
 import structlog
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from keybearer.access import AccessRule, RuleError
-from keybearer_service.domain.clock import Clock, Entropy
+from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import (
     CallAbandoned,
-    CredentialsMissing,
     FieldInvalid,
     Internal,
     OutcomeUnknown,
@@ -35,72 +32,27 @@ from keybearer_service.domain.errors import (
     StoreUnavailable,
     StreamEnded,
 )
-from keybearer_service.domain.model import Caller
-from keybearer_service.domain.rate_limits import MinuteQuota
 from keybearer_service.domain.token_format import ID_LENGTH
+from keybearer_service.domain.verdict import Caller
 from keybearer_service.installation.keyring import KeyringError
 from keybearer_service.rpc.bidi import Conversation
+from keybearer_service.rpc.credentials import bearer_token
 from keybearer_service.rpc.executors import SLOW_AFTER_S, Pool, SlowSenders
+from keybearer_service.rpc.status import status_of
 from keybearer_service.storage import CommitFailedError, StoreError, StoreFullError
+from keybearer_service.telemetry.log_quotas import MinuteQuota
 from keybearer_service.telemetry.recorder import Observer
 from keybearer_service.usecases.audit import RefusalLog
 from keybearer_service.usecases.call_context import Call, set_current_call
 from keybearer_service.validation.validator import Validator, judge_caller
 
 log = structlog.get_logger(__name__)
-
-ERROR_DOMAIN = "keybearer.v1"
 REFUSALS_LOGGED_A_MINUTE = 10
 """Refused calls of one peer that get a log line each; the rest are counted."""
 _REFUSALS = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
 
 Behaviour = Callable[[Any, grpc.ServicerContext], Any]
 M = TypeVar("M")
-
-
-def bearer_token(metadata: Sequence[tuple[str, str | bytes]]) -> str:
-    """Answer the token of the one `authorization: Bearer <token>`.
-
-    Raises:
-        CredentialsMissing: None, more than one, or in another form. Taking the first or the last
-            of two would let a proxy and us believe in different callers.
-    """
-    found: str | bytes | None = None
-    for key, value in metadata:
-        if key == "authorization":
-            if found is not None:
-                raise CredentialsMissing
-            found = value
-    if not isinstance(found, str):
-        raise CredentialsMissing
-    scheme, _, token = found.partition(" ")
-    if scheme.lower() != "bearer" or not token:
-        raise CredentialsMissing
-    return token
-
-
-def status_of(error: ServiceError) -> status_pb2.Status:
-    """Write an error as google.rpc.Status with its details."""
-    details: list[Any] = [
-        error_details_pb2.ErrorInfo(
-            reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata
-        )
-    ]
-    if isinstance(error, FieldInvalid):
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=error.description
-        )
-        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if error.retry_after is not None:
-        seconds = int(error.retry_after)
-        delay = Duration(seconds=seconds, nanos=int((error.retry_after - seconds) * 1e9))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    packed = []
-    for detail in details:
-        packed.append(AnyMessage())
-        packed[-1].Pack(detail)
-    code: int = error.code.value[0]
-    return status_pb2.Status(code=code, message=error.message, details=packed)
 
 
 class CallPipeline(grpc.ServerInterceptor):

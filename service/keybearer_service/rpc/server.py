@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -10,7 +9,8 @@ from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from keybearer_service.net.tls import TlsFiles, server_credentials
+from keybearer_service.net.addresses import Listener, ListenError
+from keybearer_service.net.tls import server_credentials
 
 MAX_MESSAGE_BYTES = 128 * 1024
 MAX_METADATA_BYTES = 8 * 1024
@@ -28,21 +28,6 @@ REFLECTION_SERVICES = (
 REFLECTION_METHODS = frozenset(f"/{name}/ServerReflectionInfo" for name in REFLECTION_SERVICES)
 EXEMPT_METHODS = HEALTH_METHODS | REFLECTION_METHODS
 """Served to anybody: they tell whether the server runs and what its protos say, both public."""
-
-
-class ListenError(Exception):
-    """The address cannot be listened on. The text says which and why."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Listener:
-    """Where and how to listen."""
-
-    address: str
-    """`host:port`, or `unix:/path`; port 0 takes a free one."""
-    tls: TlsFiles | None = None
-    share_port: bool = False
-    """Several processes of one supervisor listen on the same port."""
 
 
 class Server:

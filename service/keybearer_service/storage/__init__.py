@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Protocol
 
 from keybearer.access import Role
+from keybearer_service.domain.audit_event import Action, AuditEvent
 from keybearer_service.domain.model import (
     Account,
-    Action,
     ApiKey,
-    AuditEvent,
     Change,
     Installation,
     KeyState,
@@ -31,11 +30,11 @@ from keybearer_service.domain.model import (
     RevocationReason,
     StoredSecret,
     SubjectKind,
-    TokenRecord,
     Use,
     User,
     UserType,
 )
+from keybearer_service.domain.verdict import TokenRecord
 
 APPLICATION_ID = 0x6B627231
 """Marks a database file as ours: "kbr1"."""

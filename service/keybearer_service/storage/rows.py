@@ -5,22 +5,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keybearer.access import Role
-from keybearer_service.domain.model import (
-    Account,
+from keybearer_service.domain.audit_event import (
     Action,
     Actor,
     ActorType,
-    ApiKey,
     AuditEvent,
-    Change,
     FieldChange,
+    TargetType,
+)
+from keybearer_service.domain.model import (
+    Account,
+    ApiKey,
+    Change,
     Installation,
     Pepper,
     RequestRecord,
     RevocationReason,
     StoredSecret,
     SubjectKind,
-    TargetType,
     User,
     UserType,
 )

@@ -13,11 +13,11 @@ from typing import Final, cast
 from sqlite_utils import Database
 from sqlite_utils.db import Table
 
+from keybearer_service.domain.audit_event import AuditEvent
 from keybearer_service.domain.clock import HOUR, MINUTE
 from keybearer_service.domain.model import (
     Account,
     ApiKey,
-    AuditEvent,
     Change,
     Installation,
     KeyState,
@@ -26,10 +26,10 @@ from keybearer_service.domain.model import (
     RevocationReason,
     StoredSecret,
     SubjectKind,
-    TokenRecord,
     Use,
     User,
 )
+from keybearer_service.domain.verdict import TokenRecord
 from keybearer_service.storage import (
     APPLICATION_ID,
     NEVER,

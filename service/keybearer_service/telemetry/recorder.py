@@ -3,7 +3,7 @@
 import enum
 from typing import Protocol
 
-from keybearer_service.domain.model import Outcome
+from keybearer_service.domain.verdict import Outcome
 
 
 class Door(enum.StrEnum):

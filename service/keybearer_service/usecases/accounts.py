@@ -5,21 +5,14 @@ from dataclasses import dataclass, replace
 
 from keybearer.access import Role
 from keybearer_service.domain import validators
+from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
 from keybearer_service.domain.errors import OperatorAccountProtected, ResourceNotFound
-from keybearer_service.domain.model import (
-    Account,
-    Action,
-    FieldChange,
-    SubjectKind,
-    TargetType,
-    User,
-    UserType,
-)
+from keybearer_service.domain.model import Account, SubjectKind, User, UserType
 from keybearer_service.storage import AccountQuery, Store
 from keybearer_service.usecases import idempotency
 from keybearer_service.usecases.call_context import Call
 from keybearer_service.usecases.idempotency import Repeatable
-from keybearer_service.usecases.keys import Expiration, Mint, Minted, NewKey
+from keybearer_service.usecases.issuing import Expiration, Mint, Minted, NewKey
 from keybearer_service.usecases.mutations import Change, Changes
 from keybearer_service.usecases.pagination import PageTokens
 from keybearer_service.usecases.users import NewUser, insert_user

@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from keybearer_service.domain.clock import Clock, Entropy
-from keybearer_service.domain.model import (
+from keybearer_service.domain.audit_event import (
     Action,
     Actor,
     ActorType,
@@ -16,9 +15,11 @@ from keybearer_service.domain.model import (
     FieldChange,
     TargetType,
 )
-from keybearer_service.domain.rate_limits import MinuteQuota
+from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.token_format import ID_LENGTH
 from keybearer_service.storage import Reader, Store, StoreError, Writer
+from keybearer_service.telemetry.log_quotas import MinuteQuota
 from keybearer_service.usecases.call_context import Call
 
 log = structlog.get_logger(__name__)

@@ -6,11 +6,9 @@ from typing import Protocol
 from urllib.parse import unquote
 
 from keybearer.access import AccessRule, Role
+from keybearer_service.domain.audit_event import Actor, ActorType
 from keybearer_service.domain.errors import OperatorOnly, ResourceNotFound
-from keybearer_service.domain.model import Actor, ActorType, Caller
-
-ANY_ACCOUNT = "-"
-"""What an operator asks for to mean every account."""
+from keybearer_service.domain.verdict import Caller
 
 
 class Transport(Protocol):

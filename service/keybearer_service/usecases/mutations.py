@@ -8,16 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from keybearer.access import Role
+from keybearer_service.domain.audit_event import Action, Actor, ActorType, FieldChange, TargetType
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.errors import AuthorityExceeded, CallAbandoned
-from keybearer_service.domain.model import (
-    Action,
-    Actor,
-    ActorType,
-    FieldChange,
-    SubjectKind,
-    TargetType,
-)
+from keybearer_service.domain.model import SubjectKind
 from keybearer_service.storage import Store, Writer
 from keybearer_service.usecases.audit import AuditLog
 from keybearer_service.usecases.call_context import Call

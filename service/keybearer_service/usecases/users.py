@@ -5,20 +5,14 @@ from dataclasses import dataclass, replace
 
 from keybearer.access import Role
 from keybearer_service.domain import validators
+from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
 from keybearer_service.domain.errors import EmailTaken, EtagMismatch, LastAdmin, ResourceNotFound
-from keybearer_service.domain.model import (
-    Action,
-    FieldChange,
-    RevocationReason,
-    SubjectKind,
-    TargetType,
-    User,
-    UserType,
-)
+from keybearer_service.domain.model import RevocationReason, SubjectKind, User, UserType
 from keybearer_service.storage import Reader, Revoked, Store, UserQuery
 from keybearer_service.usecases.audit import ids_change
 from keybearer_service.usecases.call_context import Call
-from keybearer_service.usecases.keys import Mint, etag_of
+from keybearer_service.usecases.issuing import Mint
+from keybearer_service.usecases.keys import etag_of
 from keybearer_service.usecases.mutations import Change, Changes
 from keybearer_service.usecases.pagination import PageTokens
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import structlog
 
 from keybearer_service.domain.clock import MINUTE
-from keybearer_service.domain.model import Match, Use
+from keybearer_service.domain.model import Use
+from keybearer_service.domain.verdict import Match
 from keybearer_service.storage import Store, StoreError
 
 log = structlog.get_logger(__name__)

@@ -14,7 +14,8 @@ import structlog
 
 from keybearer.access import AccessRule, Decision, Role, decide
 from keybearer_service.domain import token_format
-from keybearer_service.domain.clock import Clock, Entropy
+from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import (
     CredentialsExpired,
     CredentialsInvalid,
@@ -24,7 +25,8 @@ from keybearer_service.domain.errors import (
     ServiceError,
     StoreUnavailable,
 )
-from keybearer_service.domain.model import (
+from keybearer_service.domain.model import ANY_ACCOUNT
+from keybearer_service.domain.verdict import (
     Caller,
     Match,
     Outcome,
@@ -35,7 +37,6 @@ from keybearer_service.domain.model import (
 )
 from keybearer_service.installation.keyring import Keyring, PepperMissingError
 from keybearer_service.storage import Store
-from keybearer_service.usecases.call_context import ANY_ACCOUNT
 from keybearer_service.validation.usage import UsageRecorder
 
 log = structlog.get_logger(__name__)

@@ -12,17 +12,20 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import structlog
 
-from keybearer_service.domain.clock import Clock, Entropy
+from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import FieldInvalid, Overloaded, ServiceError, StreamEnded
-from keybearer_service.domain.model import Caller, Change, Installation, SubjectKind, TokenRecord
+from keybearer_service.domain.model import Change, Installation, SubjectKind
+from keybearer_service.domain.verdict import Caller, TokenRecord
 from keybearer_service.storage import Reader, Store, StoreError
 from keybearer_service.usecases.call_context import Call
 from keybearer_service.validation.usage import UsageRecorder
 from keybearer_service.validation.validator import Lookup, Validator, judge_caller_again
+from keybearer_service.watch.messages import Hello, Incoming, Outgoing, Ping, Pong, Reset, Subscribe
 from keybearer_service.watch.usage_reports import ReportedUses, UsageReport
 
 log = structlog.get_logger(__name__)
@@ -43,44 +46,6 @@ process wake the hub."""
 SILENCE_S = 5.0
 """The credential of a stream that does not ping is judged this often all the same."""
 _PAGE = 500
-
-
-class Subscribe(NamedTuple):
-    """The first message of a stream."""
-
-    epoch: str
-    from_revision: int
-
-
-class Ping(NamedTuple):
-    """Asks for a pong."""
-
-    sent_at: int
-
-
-class Hello(NamedTuple):
-    """The stream starts where it was asked to."""
-
-    epoch: str
-    head: int
-
-
-class Reset(NamedTuple):
-    """The stream starts afresh: what changed since is not known."""
-
-    epoch: str
-    head: int
-
-
-class Pong(NamedTuple):
-    """Every change up to the head was told."""
-
-    sent_at: int
-    head: int
-
-
-Incoming = Subscribe | Ping | UsageReport
-Outgoing = Hello | Reset | Change | Pong
 
 
 class _ChangedError(Exception):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import structlog
 
 from keybearer_service.domain.clock import Clock
-from keybearer_service.domain.model import Caller, TokenRecord
+from keybearer_service.domain.verdict import Caller, TokenRecord
 from keybearer_service.storage import Store, StoreError
 from keybearer_service.validation.usage import UsageRecorder
 

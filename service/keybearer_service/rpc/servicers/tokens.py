@@ -13,7 +13,8 @@ from keybearer_service.telemetry.recorder import Door, Observer
 from keybearer_service.usecases.call_context import current_call
 from keybearer_service.usecases.keys import KeyManager
 from keybearer_service.validation.validator import Validator
-from keybearer_service.watch.hub import Outgoing, WatchHub
+from keybearer_service.watch.hub import WatchHub
+from keybearer_service.watch.messages import Outgoing
 
 WatchConversation = Conversation[pb.WatchInvalidationsRequest, pb.WatchInvalidationsResponse]
 

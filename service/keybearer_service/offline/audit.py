@@ -1,0 +1,53 @@
+"""Checks the store and the audit chain, and exports the audit log."""
+
+import json
+from collections.abc import Iterator
+
+from keybearer_service.container import Core
+from keybearer_service.usecases.audit import ChainReport
+
+
+def check(core: Core) -> list[str]:
+    """Look for damage in the database, the key files and the audit chain."""
+    findings = list(core.store.check())
+    report = verify_audit(core, None)
+    if report.broken_seq is not None:
+        findings.append(f"audit: {report.problem}")
+    return findings
+
+
+def verify_audit(core: Core, expect: tuple[int, bytes] | None) -> ChainReport:
+    """Check the audit chain, against a head noted elsewhere if there is one."""
+    with core.store.read() as reader:
+        return core.audit.verify(reader, expect)
+
+
+def export_audit(core: Core) -> Iterator[str]:
+    """Answer the audit log as JSON lines, oldest first, the last one being the head."""
+    with core.store.read() as reader:
+        for event in core.audit.events(reader):
+            yield json.dumps(
+                {
+                    "seq": event.seq,
+                    "id": event.id,
+                    "time_us": event.time,
+                    "account_id": event.account_id,
+                    "actor": {
+                        "type": event.actor.type.name,
+                        "key_id": event.actor.key_id,
+                        "user_id": event.actor.user_id,
+                        "user_email": event.actor.user_email,
+                    },
+                    "action": event.action.name,
+                    "target": {"type": event.target_type.name, "id": event.target_id},
+                    "changes": [
+                        {"field": one.field, "before": one.before, "after": one.after}
+                        for one in event.changes
+                    ],
+                    "request_id": event.request_id,
+                    "peer": event.peer,
+                    "hash": event.hash.hex(),
+                }
+            )
+        seq, head = reader.audit_head()
+        yield json.dumps({"head": {"seq": seq, "hash": head.hex()}})

@@ -1,0 +1,130 @@
+"""Backups, and how they come back."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from keybearer_service.container import Core
+from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
+from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.entropy import Entropy
+from keybearer_service.domain.model import Installation, SubjectKind
+from keybearer_service.installation.data_directory import DataDir
+from keybearer_service.installation.keyring import Keyring
+from keybearer_service.offline.errors import LocalError
+from keybearer_service.offline.initialise import EPOCH_LENGTH
+from keybearer_service.storage import Reader
+from keybearer_service.storage.sqlite import SqliteStore
+from keybearer_service.usecases.audit import AuditLog
+from keybearer_service.usecases.mutations import Changes
+
+
+def keys_beside(backup: Path) -> Path:
+    """Name the directory of key files that goes with a backup."""
+    return backup.with_name(backup.name + ".peppers")
+
+
+def back_up(core: Core, data_dir: DataDir, file: Path, *, with_keys: bool) -> None:
+    """Write a copy of the database, and of the key files into a directory beside it.
+
+    Raises:
+        LocalError: Something is there already.
+    """
+    for target in (file, keys_beside(file)):
+        if target.exists():
+            raise LocalError(f"{target} exists already")
+    core.store.backup(file)
+    if with_keys:
+        _copy_keys(data_dir.peppers, keys_beside(file))
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What a restore brought back."""
+
+    last_change: int
+    """The time of the newest audit event in the backup: what came after is undone."""
+    epoch: str
+    keys: int
+
+
+def restore(data_dir: DataDir, file: Path, keys: Path, clock: Clock, entropy: Entropy) -> Restored:
+    """Bring a backup back into an empty directory, as a new epoch, and audit that.
+
+    Raises:
+        LocalError: The directory is not empty, or the backup or its key files are not there.
+        StoreError, KeyringError: They cannot be used, or do not belong together.
+    """
+    if data_dir.path.exists() and any(data_dir.path.iterdir()):
+        raise LocalError(f"{data_dir.path} is not empty; restore into an empty directory")
+    if not file.is_file():
+        raise LocalError(f"{file} is no file")
+    if not keys.is_dir():
+        raise LocalError(
+            f"{keys} is no directory; name the key files of this backup with --peppers"
+        )
+    data_dir.create()
+    try:
+        return _restore(data_dir, file, keys, clock, entropy)
+    except BaseException:
+        # Nothing half-restored stays behind, so that the command can simply be run again.
+        for path in data_dir.path.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
+
+
+def _restore(data_dir: DataDir, file: Path, keys: Path, clock: Clock, entropy: Entropy) -> Restored:
+    _copy_keys(keys, data_dir.peppers)
+    unfinished = data_dir.path / "keybearer.db.new"
+    unfinished.touch(mode=0o600)
+    shutil.copyfile(file, unfinished)
+    keyring = Keyring(data_dir.peppers)
+    store = SqliteStore(unfinished)
+    try:
+        damage = store.check()
+        if damage:
+            raise LocalError(f"{file} is damaged: {damage[0]}")
+        with store.read() as reader:
+            keyring.verify(reader.peppers())
+            last_change = _last_event_time(reader)
+            count = reader.key_count()
+        changes = Changes(store, AuditLog(keyring.audit_key, entropy), clock)
+        with changes.begin_local() as change:
+            before = change.tx.installation()
+            epoch = entropy.base62(EPOCH_LENGTH)
+            change.tx.put_installation(
+                Installation(
+                    epoch=epoch,
+                    revision=before.revision,
+                    prefix=before.prefix,
+                    retired_prefixes=before.retired_prefixes,
+                    operator_account_id=before.operator_account_id,
+                    create_time=before.create_time,
+                )
+            )
+            change.record(
+                Action.INSTALLATION_RESTORED,
+                account_id=before.operator_account_id,
+                target_type=TargetType.INSTALLATION,
+                target_id=before.operator_account_id,
+                changes=(FieldChange("epoch", before.epoch, epoch),),
+            )
+            change.invalidate(SubjectKind.EVERYTHING, "", before.operator_account_id)
+    finally:
+        store.close()
+    data_dir.publish(unfinished, data_dir.database)
+    return Restored(last_change, epoch, count)
+
+
+def _last_event_time(reader: Reader) -> int:
+    seq, _ = reader.audit_head()
+    events = reader.audit_chain(seq - 1, 1)
+    return events[0].time if events else reader.installation().create_time
+
+
+def _copy_keys(source: Path, target: Path) -> None:
+    target.mkdir(mode=0o700)
+    for path in sorted(source.iterdir()):
+        copy = target / path.name
+        copy.touch(mode=0o600)
+        shutil.copyfile(path, copy)

@@ -1,0 +1,91 @@
+"""Makes an installation."""
+
+import shutil
+
+from keybearer_service.domain import token_format
+from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
+from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.entropy import Entropy
+from keybearer_service.domain.model import Installation, SubjectKind
+from keybearer_service.installation.data_directory import DataDir, DataDirError
+from keybearer_service.installation.keyring import Keyring
+from keybearer_service.offline.errors import LocalError
+from keybearer_service.offline.peppers import _insert_pepper
+from keybearer_service.storage.sqlite import SqliteStore
+from keybearer_service.usecases.accounts import Founded, NewAccount, found
+from keybearer_service.usecases.audit import AuditLog
+from keybearer_service.usecases.issuing import Mint
+from keybearer_service.usecases.mutations import Change, Changes
+
+EPOCH_LENGTH = 16
+
+
+def initialise(
+    data_dir: DataDir, clock: Clock, entropy: Entropy, new: NewAccount, prefix: str
+) -> Founded:
+    """Make an installation: key files, database, operator account, administrator, key.
+
+    The database appears under its name last and complete, so that a beginning that was cut off is
+    never taken for an installation.
+
+    Raises:
+        DataDirError: There is an installation already, or the key files of one.
+        LocalError: The prefix is none.
+    """
+    if not token_format.is_prefix(prefix):
+        raise LocalError(f"prefix {prefix!r}: [a-z][a-z0-9], 2 to 16 characters")
+    data_dir.create()
+    if data_dir.peppers.exists():
+        raise DataDirError(
+            f"{data_dir.peppers} exists without a database: move it away if a backup needs it, "
+            "remove it if none does"
+        )
+    unfinished = data_dir.path / "keybearer.db.new"
+    for left_over in data_dir.path.glob("keybearer.db.new*"):
+        left_over.unlink()
+    unfinished_keys = data_dir.path / "peppers.new"
+    shutil.rmtree(unfinished_keys, ignore_errors=True)
+    keyring = Keyring.create(unfinished_keys, entropy)
+    store = SqliteStore.create(unfinished)
+    try:
+        changes = Changes(store, AuditLog(keyring.audit_key, entropy), clock)
+        mint = Mint(keyring, entropy, prefix)
+        with changes.begin_local() as change:
+            pepper = _insert_pepper(change, keyring, entropy)
+            founded = _found_operator(change, mint, new, prefix, entropy)
+            change.record(
+                Action.INSTALLATION_CREATED,
+                account_id=founded.account.id,
+                target_type=TargetType.INSTALLATION,
+                target_id=founded.account.id,
+                changes=(
+                    FieldChange("account_name", "", new.name),
+                    FieldChange("admin_user_id", "", founded.user.id),
+                    FieldChange("api_key_id", "", founded.minted.key.id),
+                    FieldChange("pepper_id", "", pepper.id),
+                    FieldChange("prefix", "", prefix),
+                ),
+            )
+            change.invalidate(SubjectKind.EVERYTHING, "", founded.account.id)
+    finally:
+        store.close()
+    data_dir.publish(unfinished_keys, data_dir.peppers)
+    data_dir.publish(unfinished, data_dir.database)
+    return founded
+
+
+def _found_operator(
+    change: Change, mint: Mint, new: NewAccount, prefix: str, entropy: Entropy
+) -> Founded:
+    founded = found(change, mint, new, is_operator=True, created_by="")
+    change.tx.put_installation(
+        Installation(
+            epoch=entropy.base62(EPOCH_LENGTH),
+            revision=0,
+            prefix=prefix,
+            retired_prefixes=(),
+            operator_account_id=founded.account.id,
+            create_time=change.now,
+        )
+    )
+    return founded
