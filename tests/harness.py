@@ -26,12 +26,13 @@ from keybearer.v1 import (
     user_service_pb2_grpc,
 )
 from keybearer_service.app import App, AppConfig
+from keybearer_service.container import create_store
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.net.addresses import Listener
 from keybearer_service.offline.initialise import initialise as initialise_offline
-from keybearer_service.usecases.accounts import Founded, NewAccount
+from keybearer_service.usecases.accounts import CreatedAccount, NewAccount
 from keybearer_service.usecases.issuing import Expiration
 
 CALL_TIMEOUT_S = 10.0
@@ -303,13 +304,11 @@ class Tenant:
     stubs: Stubs
 
 
-def initialise(path: Path, clock: Clock, entropy: Entropy) -> tuple[DataDir, Founded]:
+def initialise(path: Path, clock: Clock, entropy: Entropy) -> tuple[DataDir, CreatedAccount]:
     """Make an installation in an empty directory."""
     data_dir = DataDir(path)
-    founded = initialise_offline(
+    created = initialise_offline(
         data_dir,
-        clock,
-        entropy,
         NewAccount(
             name="operator",
             admin_email="admin@example.com",
@@ -317,14 +316,17 @@ def initialise(path: Path, clock: Clock, entropy: Entropy) -> tuple[DataDir, Fou
             expiration=Expiration(),
         ),
         "kbear1",
+        create_store=create_store,
+        clock=clock,
+        entropy=entropy,
     )
-    return data_dir, founded
+    return data_dir, created
 
 
 @contextmanager
 def running(path: Path, clock: Clock, entropy: Entropy) -> Iterator[Service]:
     """Run a fresh service."""
-    data_dir, founded = initialise(path, clock, entropy)
+    data_dir, created = initialise(path, clock, entropy)
     app = App(
         AppConfig(data_dir=data_dir, listener=Listener(address="127.0.0.1:0")),
         on_fatal=lambda: None,
@@ -335,10 +337,10 @@ def running(path: Path, clock: Clock, entropy: Entropy) -> Iterator[Service]:
     service = Service(
         app=app,
         data_dir=data_dir,
-        admin_token=founded.minted.token,
-        account_id=founded.account.id,
-        admin_user_id=founded.user.id,
-        admin_key_id=founded.minted.key.id,
+        admin_token=created.issued.token,
+        account_id=created.account.id,
+        admin_user_id=created.user.id,
+        admin_key_id=created.issued.key.id,
     )
     try:
         yield service

@@ -1,7 +1,6 @@
 """The composition root: builds clock, entropy, store, use cases and server, runs and ends them."""
 
-import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import grpc
@@ -20,15 +19,18 @@ from keybearer.v1 import (
     user_service_pb2,
     user_service_pb2_grpc,
 )
-from keybearer_service.container import Core, open_core
+from keybearer_service.container import Container, open_container
 from keybearer_service.domain.clock import Clock, SystemClock
 from keybearer_service.domain.entropy import Entropy, SystemEntropy
 from keybearer_service.domain.rate_limits import PeerLimiter
 from keybearer_service.gateway import ext_authz
-from keybearer_service.http.listeners import HttpConfig, HttpPorts
+from keybearer_service.gateway.routes import GatewayRoutes
+from keybearer_service.gauges import live_keys_by_expiry, service_gauges
+from keybearer_service.housekeeping import Housekeeper
+from keybearer_service.http.listeners import HttpConfig, HttpListeners
 from keybearer_service.installation.data_directory import DataDir
-from keybearer_service.net.addresses import Listener
-from keybearer_service.rpc.executors import Pool, SlowSenders
+from keybearer_service.net.addresses import Listener, ListenError
+from keybearer_service.rpc.executors import CallExecutor, MessageWatchdog
 from keybearer_service.rpc.pipeline import CallPipeline
 from keybearer_service.rpc.server import EXEMPT_METHODS, Server
 from keybearer_service.rpc.servicers.accounts import AccountServicer
@@ -37,6 +39,7 @@ from keybearer_service.rpc.servicers.audit import AuditServicer
 from keybearer_service.rpc.servicers.tokens import TokenServicer
 from keybearer_service.rpc.servicers.users import UserServicer
 from keybearer_service.storage import StoreError
+from keybearer_service.telemetry.metrics import PrometheusMetrics
 
 log = structlog.get_logger(__name__)
 
@@ -65,11 +68,10 @@ VALIDATION_THREADS = 2
 """The interpreter runs one at a time, and SQLite hands it over several times in a read: with more
 threads a validation costs more. Those that wait for slow senders are made up for."""
 MANAGEMENT_THREADS = 8
-HOLDER_THREADS = 4
+PUBLIC_THREADS = 4
 """For the public method: whoever needs no credential must not cost those who have one a thread."""
 PROBE_THREADS = 4
 """For health, which must not wait behind anything."""
-HOUSEKEEPING_INTERVAL_S = 60.0
 ABANDON_GRACE_S = 0.5
 """Long enough for the answers that are on their way."""
 
@@ -109,25 +111,41 @@ class App:
             DataDirError, StoreError, KeyringError, TlsError, ListenError: It cannot start.
             RuleError: A method of ours has no access rule.
         """
-        self.core = open_core(
+        self._metrics = PrometheusMetrics() if config.http.is_served else None
+        self.container = open_container(
             config.data_dir,
             clock or SystemClock(),
             entropy or SystemEntropy(),
             shared=config.shared,
+            recorder=self._metrics,
         )
-        self._slow_senders = SlowSenders(self.core.clock)
         self._data_dir = config.data_dir
-        self._http = HttpPorts(config.http, self.core)
+        self._message_watchdog = MessageWatchdog(self.container.clock)
+        try:
+            self._gateway_routes = self._build_gateway_routes(config.http.open_account)
+            self._http = HttpListeners(
+                config.http,
+                gateway_routes=self._gateway_routes.routes(),
+                is_ready=self._is_ready,
+                render_metrics=self._render_metrics,
+            )
+        except BaseException:
+            self.container.close()
+            raise
         try:
             self._http.bind()
             self._pipeline, self._server = self._build(config, on_fatal)
         except BaseException:
             self._http.stop(0)
-            self.core.close()
+            self._gateway_routes.close()
+            self.container.close()
             raise
-        self._housekeeper = threading.Thread(target=self._keep_house, name="house", daemon=True)
-        self._stopping = threading.Event()
-        self._told_head = 0
+        self._is_stopped = False
+        container = self.container
+        self.housekeeper = Housekeeper(
+            container.store,
+            [container.refusals, self._pipeline, container.authorizer, self._gateway_routes],
+        )
 
     @property
     def port(self) -> int:
@@ -136,7 +154,7 @@ class App:
 
     @property
     def http_port(self) -> int:
-        """The port of the HTTP doors; 0 when there is none."""
+        """The port for gateways; 0 when there is none."""
         return self._http.port
 
     @property
@@ -146,125 +164,156 @@ class App:
 
     def start(self) -> None:
         """Begin to serve."""
-        self.core.usage.start()
-        self.core.watches.start()
-        self._housekeeper.start()
-        self._slow_senders.start()
+        self.container.usage.start()
+        self.container.watches.start()
+        self.housekeeper.start()
+        self._message_watchdog.start()
         self._server.start()
-        self._http.start(lambda: self._server.queued_calls, lambda: self._data_dir.store_bytes)
+        if self._metrics is not None:
+            self._metrics.start(self._gauges, self._live_keys)
+        self._http.start()
         log.info("serving", port=self.port, keys=self._count_keys())
 
-    def stop(self, grace_s: float = 10.0) -> None:
-        """Finish what is in flight, write what is in memory, and close everything."""
-        log.info("draining", grace_s=grace_s)
-        self._stopping.set()
+    def drain(self) -> None:
+        """Answer readiness probes with no from now on; everything else goes on."""
         self._http.drain()
-        self.core.watches.close()
+
+    def stop(self, grace_s: float = 10.0) -> None:
+        """Finish what is in flight, write what is in memory, and close everything, once.
+
+        Args:
+            grace_s: Seconds for the calls in flight.
+        """
+        if self._is_stopped:
+            return
+        self._is_stopped = True
+        log.info("draining", grace_s=grace_s)
+        self.drain()
+        self.container.watches.close()
         self._server.stop(grace_s)
-        self._http.stop(grace_s)
-        self._slow_senders.stop()
-        self._housekeeper.join()
-        try:
-            self._tell(everything=True)
-        except StoreError as error:
-            # The end is in order all the same: what is still to be told is in the store or lost.
-            log.warning("last_words_not_told", cause=type(error).__name__)
-        self.core.close()
+        self._stop_http(grace_s)
+        self._message_watchdog.stop()
+        self.housekeeper.stop()
+        self.container.close()
         log.info("stopped")
 
     def abandon(self) -> None:
         """End at once and write nothing more: what the store holds is no longer known."""
-        self._stopping.set()
-        self.core.watches.close()
+        self.housekeeper.abandon()
+        self.container.watches.close()
         self._server.stop(ABANDON_GRACE_S)
-        self._http.stop(ABANDON_GRACE_S)
+        self._stop_http(ABANDON_GRACE_S)
         log.critical("abandoned")
+
+    def _stop_http(self, grace_s: float) -> None:
+        self._http.stop(grace_s)
+        self._gateway_routes.close()
+        if self._metrics is not None:
+            self._metrics.stop()
+
+    def _is_ready(self) -> bool:
+        try:
+            self.container.validator.revision()
+        except StoreError:
+            return False
+        return True
+
+    def _render_metrics(self) -> tuple[bytes, str]:
+        if self._metrics is None:
+            raise LookupError("no port serves metrics")
+        return self._metrics.render()
+
+    def _gauges(self) -> Mapping[str, float]:
+        return service_gauges(
+            self.container, lambda: self._server.queued_calls, lambda: self._data_dir.store_bytes
+        )
+
+    def _live_keys(self) -> Mapping[str, int]:
+        return live_keys_by_expiry(self.container.store, self.container.clock.now())
+
+    def _count_keys(self) -> int:
+        with self.container.store.read() as reader:
+            return reader.key_count()
+
+    def _build_gateway_routes(self, open_account: str) -> GatewayRoutes:
+        container = self.container
+        if open_account:
+            with container.store.read() as reader:
+                if reader.account(open_account) is None:
+                    raise ListenError(f"--http-account: there is no account {open_account[:64]!r}")
+            log.warning(
+                "http_port_open", account_id=open_account, why="no credential of gateways asked"
+            )
+        return GatewayRoutes(
+            container.authorizer,
+            container.validator,
+            container.recorder,
+            container.clock,
+            container.entropy,
+            open_account,
+        )
 
     def _build(
         self, config: AppConfig, on_fatal: Callable[[], None]
     ) -> tuple[CallPipeline, Server]:
-        core = self.core
+        container = self.container
         rules = {**rules_of(SERVICES), ext_authz.CHECK_METHOD: ext_authz.RULE}
-        validation = Pool(VALIDATION_THREADS, "validation")
-        management = Pool(MANAGEMENT_THREADS, "management")
-        holders = Pool(HOLDER_THREADS, "holders")
-        probes = Pool(PROBE_THREADS, "probes")
-        streams = Pool(WATCH_THREADS, "watch-stream")
+        validation = CallExecutor(VALIDATION_THREADS, "validation")
+        management = CallExecutor(MANAGEMENT_THREADS, "management")
+        public = CallExecutor(PUBLIC_THREADS, "public")
+        probes = CallExecutor(PROBE_THREADS, "probes")
+        streams = CallExecutor(WATCH_THREADS, "watch-stream")
         pipeline = CallPipeline(
             rules,
             exempt=EXEMPT_METHODS,
             quiet=QUIET_METHODS | {WATCH_METHOD},
             pools={
-                **{
-                    method: holders if rule.public else management for method, rule in rules.items()
-                },
+                **{method: public if rule.public else management for method, rule in rules.items()},
                 **dict.fromkeys(QUIET_METHODS, validation),
                 **dict.fromkeys(EXEMPT_METHODS, probes),
                 WATCH_METHOD: streams,
             },
-            slow_senders=self._slow_senders,
-            validator=core.validator,
-            authenticate_stream=core.watches.authenticate,
-            refusals=core.refusals,
-            clock=core.clock,
-            entropy=core.entropy,
-            observer=self._http.observer,
+            message_watchdog=self._message_watchdog,
+            validator=container.validator,
+            authenticate_stream=container.watches.authenticate,
+            refusals=container.refusals,
+            clock=container.clock,
+            entropy=container.entropy,
+            recorder=container.recorder,
             on_outcome_unknown=on_fatal,
         )
         server = Server(
             config.listener,
             interceptor=pipeline,
-            register=lambda server: register_servicers(server, core, self._http),
+            register=lambda server: register_servicers(server, container),
             services=[service.full_name for service in SERVICES],
-            executors=[validation, management, holders, probes, streams],
+            executors=[validation, management, public, probes, streams],
             with_reflection=config.reflection,
         )
         return pipeline, server
 
-    def _keep_house(self) -> None:
-        while not self._stopping.wait(HOUSEKEEPING_INTERVAL_S):
-            try:
-                self._tell()
-            except Exception:  # the housekeeper outlives what it cannot foresee
-                log.exception("housekeeping_failed")
 
-    def _tell(self, *, everything: bool = False) -> None:
-        self.core.refusals.flush(everything=everything)
-        self._pipeline.tell_suppressed(everything=everything)
-        self._http.tell_suppressed(everything=everything)
-        with self.core.store.read() as reader:
-            seq, head = reader.audit_head()
-        if seq != self._told_head:
-            # Kept outside the database, a head proves that the end of the log was not cut off.
-            self._told_head = seq
-            log.info("audit_head", seq=seq, hash=head.hex())
-
-    def _count_keys(self) -> int:
-        with self.core.store.read() as reader:
-            return reader.key_count()
-
-
-def register_servicers(server: grpc.Server, core: Core, http: HttpPorts) -> None:
+def register_servicers(server: grpc.Server, container: Container) -> None:
     """Add every servicer of ours."""
     account_service_pb2_grpc.add_AccountServiceServicer_to_server(
-        AccountServicer(core.accounts, core.clock), server
+        AccountServicer(container.accounts, container.clock), server
     )
-    user_service_pb2_grpc.add_UserServiceServicer_to_server(UserServicer(core.users), server)
+    user_service_pb2_grpc.add_UserServiceServicer_to_server(UserServicer(container.users), server)
     api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server(
-        ApiKeyServicer(core.keys, core.clock), server
+        ApiKeyServicer(container.keys, container.clock), server
     )
     token_service_pb2_grpc.add_TokenServiceServicer_to_server(
         TokenServicer(
-            core.validator,
-            core.keys,
-            core.watches,
-            PeerLimiter(core.clock),
-            core.clock,
-            http.observer,
+            container.validator,
+            container.keys,
+            container.watches,
+            PeerLimiter(container.clock),
+            container.clock,
+            container.recorder,
         ),
         server,
     )
     audit_service_pb2_grpc.add_AuditServiceServicer_to_server(
-        AuditServicer(core.store, core.page_tokens), server
+        AuditServicer(container.store, container.page_tokens), server
     )
-    ext_authz.add_to_server(ext_authz.AuthorizationServicer(http.doors), server)
+    ext_authz.add_to_server(ext_authz.AuthorizationServicer(container.authorizer), server)

@@ -20,7 +20,7 @@ from keybearer.access import RuleError
 from keybearer.durations import parse_duration
 from keybearer_service import supervisor
 from keybearer_service.config import ConfigError, Settings, load
-from keybearer_service.container import Core, open_core
+from keybearer_service.container import Container, create_store, open_container, open_store
 from keybearer_service.domain import validators
 from keybearer_service.domain.clock import SECOND, SystemClock, rfc3339
 from keybearer_service.domain.entropy import SystemEntropy
@@ -155,10 +155,8 @@ def quickstart(
 
 
 def _first_start(directory: DataDir) -> None:
-    founded = initialise(
+    created = initialise(
         directory,
-        SystemClock(),
-        SystemEntropy(),
         NewAccount(
             name=QUICKSTART_ACCOUNT,
             admin_email=QUICKSTART_EMAIL,
@@ -166,8 +164,11 @@ def _first_start(directory: DataDir) -> None:
             expiration=Expiration(),
         ),
         DEFAULT_PREFIX,
+        create_store=create_store,
+        clock=SystemClock(),
+        entropy=SystemEntropy(),
     )
-    token = founded.minted.token
+    token = created.issued.token
     if sys.stdout.isatty():
         typer.echo("The admin token, shown this once. In another shell:\n")
         export = f"export KEYBEARER_TOKEN={token}"
@@ -225,10 +226,8 @@ def init(
     settings = load(config, {"data_dir": data_dir})
     email = validators.email("--admin-email", admin_email)
     _assert_free(token_file)
-    founded = initialise(
+    created = initialise(
         DataDir(settings.data_dir),
-        SystemClock(),
-        SystemEntropy(),
         NewAccount(
             name=validators.name("--account", account),
             admin_email=email,
@@ -236,13 +235,16 @@ def init(
             expiration=Expiration(ttl=None if ttl is None else _micros(ttl)),
         ),
         prefix,
+        create_store=create_store,
+        clock=SystemClock(),
+        entropy=SystemEntropy(),
     )
     ids = {
-        "account_id": founded.account.id,
-        "user_id": founded.user.id,
-        "api_key_id": founded.minted.key.id,
+        "account_id": created.account.id,
+        "user_id": created.user.id,
+        "api_key_id": created.issued.key.id,
     }
-    _answer_token(ids, founded.minted.token, token_file, output)
+    _answer_token(ids, created.issued.token, token_file, output)
 
 
 @app.command()
@@ -306,14 +308,20 @@ def admin_token(
     """Break glass: issue an ADMIN token with access to the files alone. It is audited."""
     life = _micros(ttl)
     _assert_free(token_file)
-    with _opened(config, data_dir) as core:
-        minted = issue_admin_token(core, email, account, life)
+    with _opened(config, data_dir) as container:
+        issued = issue_admin_token(
+            container.mutations,
+            container.issuer,
+            account or container.installation.operator_account_id,
+            email,
+            life,
+        )
     ids = {
-        "account_id": minted.key.account_id,
-        "user_id": minted.key.owner_id,
-        "api_key_id": minted.key.id,
+        "account_id": issued.key.account_id,
+        "user_id": issued.key.owner_id,
+        "api_key_id": issued.key.id,
     }
-    _answer_token(ids, minted.token, token_file, output)
+    _answer_token(ids, issued.token, token_file, output)
 
 
 @app.command()
@@ -329,8 +337,8 @@ def backup(
 ) -> None:
     """Copy the database, while it is in use. Keep FILE and FILE.peppers apart."""
     settings = load(config, {"data_dir": data_dir})
-    with _opened(config, data_dir) as core:
-        back_up(core, DataDir(settings.data_dir), file, with_keys=keys)
+    with _opened(config, data_dir) as container:
+        back_up(container.store, DataDir(settings.data_dir), file, with_keys=keys)
     answer = {"file": str(file), "peppers": str(keys_beside(file)) if keys else ""}
     text = f"The database is in {file}."
     if keys:
@@ -359,8 +367,9 @@ def restore(
         DataDir(settings.data_dir),
         file,
         peppers or keys_beside(file),
-        clock,
-        SystemEntropy(),
+        open_store=open_store,
+        clock=clock,
+        entropy=SystemEntropy(),
     )
     age = (clock.now() - restored.last_change) // SECOND
     last = rfc3339(restored.last_change)
@@ -381,8 +390,8 @@ def check(
     config: ConfigOption = None,
 ) -> None:
     """Look for damage in the database, the key files and the audit log."""
-    with _opened(config, data_dir) as core:
-        findings = check_installation(core)
+    with _opened(config, data_dir) as container:
+        findings = check_installation(container.store, container.audit)
     _answer({"findings": findings}, "\n".join(findings) or "All is well.", output)
     if findings:
         raise typer.Exit(EXIT_FINDINGS)
@@ -400,8 +409,8 @@ def audit_verify(
 ) -> None:
     """Check the hash chain of the audit log."""
     expected = None if expect is None else _head(expect)
-    with _opened(config, data_dir) as core:
-        report = verify_audit(core, expected)
+    with _opened(config, data_dir) as container:
+        report = verify_audit(container.store, container.audit, expected)
     head = f"{report.head_seq}:{report.head_hash.hex()}"
     answer = {"events": report.events, "head": head, "broken_seq": report.broken_seq}
     if report.broken_seq is not None:
@@ -417,8 +426,8 @@ def audit_verify(
 @audit_app.command("export")
 def audit_export(*, data_dir: DataDirOption = None, config: ConfigOption = None) -> None:
     """Write the audit log as JSON lines, the last one being the head."""
-    with _opened(config, data_dir) as core:
-        for line in export_audit(core):
+    with _opened(config, data_dir) as container:
+        for line in export_audit(container.store, container.audit):
             typer.echo(line)
 
 
@@ -429,9 +438,14 @@ def pepper_add(
     output: OutputOption = Output.TEXT,
     config: ConfigOption = None,
 ) -> None:
-    """Make a pepper. Secrets minted from now on use it; older ones go on with theirs."""
-    with _opened(config, data_dir) as core:
-        pepper = add_pepper(core)
+    """Make a pepper. Secrets issued from now on use it; older ones go on with theirs."""
+    with _opened(config, data_dir) as container:
+        pepper = add_pepper(
+            container.mutations,
+            container.keyring,
+            container.entropy,
+            container.installation.operator_account_id,
+        )
     _answer({"id": pepper.id}, f"Added the pepper {pepper.id}.", output)
 
 
@@ -443,8 +457,8 @@ def pepper_list(
     config: ConfigOption = None,
 ) -> None:
     """List the peppers and how many live secrets need each."""
-    with _opened(config, data_dir) as core:
-        peppers = list_peppers(core)
+    with _opened(config, data_dir) as container:
+        peppers = list_peppers(container.store)
     rows = [
         {
             "id": pepper.id,
@@ -472,8 +486,8 @@ def pepper_retire(
     config: ConfigOption = None,
 ) -> None:
     """Retire a pepper that no live secret needs any more."""
-    with _opened(config, data_dir) as core:
-        retire_pepper(core, pepper_id)
+    with _opened(config, data_dir) as container:
+        retire_pepper(container.mutations, container.installation.operator_account_id, pepper_id)
     _answer({"id": pepper_id}, f"Retired the pepper {pepper_id}; its file may be removed.", output)
 
 
@@ -504,17 +518,17 @@ def healthcheck(
 
 
 @contextmanager
-def _opened(config: Path | None, data_dir: Path | None) -> Iterator[Core]:
+def _opened(config: Path | None, data_dir: Path | None) -> Iterator[Container]:
     settings = load(config, {"data_dir": data_dir})
     logs.configure("warning", json=False)
     directory = DataDir(settings.data_dir)
     directory.assert_initialised()
     with directory.shared_with_server():
-        core = open_core(directory, SystemClock(), SystemEntropy())
+        container = open_container(directory, SystemClock(), SystemEntropy())
         try:
-            yield core
+            yield container
         finally:
-            core.close()
+            container.close()
 
 
 def _answer(answer: dict[str, Any], text: str, output: Output) -> None:
@@ -535,7 +549,7 @@ def _answer_token(ids: dict[str, str], token: str, token_file: Path | None, outp
 
 
 def _assert_free(path: Path | None) -> None:
-    # Before anything is minted: a token that cannot be written down is lost.
+    # Before anything is issued: a token that cannot be written down is lost.
     if path is not None and path.exists():
         raise LocalError(f"--token-file: {path} exists already")
 

@@ -1,19 +1,22 @@
 """The parts of the service put together over one data directory, without a network."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.model import Installation
+from keybearer_service.gateway.authorizer import Authorizer
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.keyring import Keyring
 from keybearer_service.storage import Store
 from keybearer_service.storage.sqlite import SqliteStore
+from keybearer_service.telemetry.recorder import NullRecorder, Recorder
 from keybearer_service.usecases.accounts import AccountManager
 from keybearer_service.usecases.audit import AuditLog, RefusalLog
-from keybearer_service.usecases.issuing import Mint
+from keybearer_service.usecases.issuing import KeyIssuer
 from keybearer_service.usecases.keys import KeyManager
-from keybearer_service.usecases.mutations import Changes
+from keybearer_service.usecases.mutations import Mutations
 from keybearer_service.usecases.pagination import PageTokens
 from keybearer_service.usecases.users import UserManager
 from keybearer_service.validation.usage import UsageRecorder
@@ -22,7 +25,7 @@ from keybearer_service.watch.hub import WatchHub
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Core:
+class Container:
     """Every part, built once."""
 
     installation: Installation
@@ -32,11 +35,13 @@ class Core:
     entropy: Entropy
     audit: AuditLog
     refusals: RefusalLog
-    changes: Changes
-    mint: Mint
+    mutations: Mutations
+    issuer: KeyIssuer
     usage: UsageRecorder
     validator: Validator
     watches: WatchHub
+    recorder: Recorder
+    authorizer: Authorizer
     page_tokens: PageTokens
     keys: KeyManager
     users: UserManager
@@ -45,11 +50,36 @@ class Core:
     def close(self) -> None:
         """Write what is only in memory, and close the store."""
         self.usage.stop()
-        self.refusals.flush(everything=True)
+        self.refusals.flush_suppressed(everything=True)
         self.store.close()
 
 
-def open_core(data_dir: DataDir, clock: Clock, entropy: Entropy, *, shared: bool = False) -> Core:
+def create_store(path: Path) -> Store:
+    """Create an empty store.
+
+    Raises:
+        StoreError: It cannot be created there.
+    """
+    return SqliteStore.create(path)
+
+
+def open_store(path: Path, *, shared: bool = False) -> Store:
+    """Open a store; `shared` when other processes have it open too.
+
+    Raises:
+        StoreError: It cannot be used; the text says why.
+    """
+    return SqliteStore(path, shared=shared)
+
+
+def open_container(
+    data_dir: DataDir,
+    clock: Clock,
+    entropy: Entropy,
+    *,
+    shared: bool = False,
+    recorder: Recorder | None = None,
+) -> Container:
     """Open an installation, that other servers may have open too when it is `shared`.
 
     Raises:
@@ -57,15 +87,21 @@ def open_core(data_dir: DataDir, clock: Clock, entropy: Entropy, *, shared: bool
     """
     data_dir.assert_initialised()
     keyring = Keyring(data_dir.peppers)
-    store = SqliteStore(data_dir.database, shared=shared)
+    store = open_store(data_dir.database, shared=shared)
     try:
-        return build_core(store, keyring, clock, entropy)
+        return build_container(store, keyring, clock, entropy, recorder)
     except BaseException:
         store.close()
         raise
 
 
-def build_core(store: Store, keyring: Keyring, clock: Clock, entropy: Entropy) -> Core:
+def build_container(
+    store: Store,
+    keyring: Keyring,
+    clock: Clock,
+    entropy: Entropy,
+    recorder: Recorder | None = None,
+) -> Container:
     """Put the parts together over an open store.
 
     Raises:
@@ -74,15 +110,16 @@ def build_core(store: Store, keyring: Keyring, clock: Clock, entropy: Entropy) -
     with store.read() as reader:
         installation = reader.installation()
         keyring.verify(reader.peppers())
+    recorder = recorder or NullRecorder()
     audit = AuditLog(keyring.audit_key, entropy)
-    mint = Mint(keyring, entropy, installation.prefix)
+    issuer = KeyIssuer(keyring, entropy, installation.prefix)
     usage = UsageRecorder(store)
     page_tokens = PageTokens(keyring.derived_key(b"page tokens"))
     prefixes = frozenset((installation.prefix, *installation.retired_prefixes))
     validator = Validator(store, keyring, usage, clock, entropy, prefixes)
     watches = WatchHub(store, validator, usage, clock, entropy)
-    changes = Changes(store, audit, clock, on_commit=watches.wake)
-    return Core(
+    mutations = Mutations(store, audit, clock, on_commit=watches.wake)
+    return Container(
         installation=installation,
         store=store,
         keyring=keyring,
@@ -90,13 +127,15 @@ def build_core(store: Store, keyring: Keyring, clock: Clock, entropy: Entropy) -
         entropy=entropy,
         audit=audit,
         refusals=RefusalLog(store, audit, clock, installation.operator_account_id),
-        changes=changes,
-        mint=mint,
+        mutations=mutations,
+        issuer=issuer,
         usage=usage,
         validator=validator,
         watches=watches,
+        recorder=recorder,
+        authorizer=Authorizer(validator, recorder, clock),
         page_tokens=page_tokens,
-        keys=KeyManager(store, changes, mint, validator, usage, page_tokens),
-        users=UserManager(store, changes, mint, page_tokens),
-        accounts=AccountManager(store, changes, mint, usage, page_tokens),
+        keys=KeyManager(store, mutations, issuer, validator, usage, page_tokens),
+        users=UserManager(store, mutations, issuer, page_tokens),
+        accounts=AccountManager(store, mutations, issuer, usage, page_tokens),
     )

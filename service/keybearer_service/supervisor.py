@@ -116,7 +116,7 @@ def _http(settings: Settings, *, shared: bool) -> HttpConfig:
         return Listener(address=address, tls=settings.tls, share_port=shared)
 
     return HttpConfig(
-        doors=listener(settings.http_listen),
+        gateway=listener(settings.http_listen),
         metrics=listener(settings.metrics_listen),
         open_account=settings.http_account,
     )

@@ -28,7 +28,7 @@ def installation(root: Path, keys: int) -> tuple[Path, str, list[str]]:
 def _make(path: Path, keys: int, known: Path) -> None:
     path.mkdir(parents=True)
     entropy, clock = SeededEntropy(1), SystemClock()
-    data_dir, founded = initialise(path / "data", clock, entropy)
+    data_dir, created = initialise(path / "data", clock, entropy)
     now = clock.now()
     pepper_path = next(data_dir.peppers.glob("*.pepper"))
     pepper_id = pepper_path.name.removesuffix(".pepper")
@@ -40,7 +40,7 @@ def _make(path: Path, keys: int, known: Path) -> None:
         rows = []
         for index in range(start, min(keys, start + _BATCH)):
             key_id, secret = entropy.base62(16), entropy.base62(43)
-            digest = token_format.digest(pepper, founded.account.id, key_id, secret)
+            digest = token_format.digest(pepper, created.account.id, key_id, secret)
             rows.append((key_id, f"key {index}", now + index, now, digest))
             if index % step == 0:
                 sample.append(token_format.write("kbear1", key_id, secret))
@@ -48,11 +48,11 @@ def _make(path: Path, keys: int, known: Path) -> None:
         connection.executemany(
             "INSERT INTO api_keys (id, name, create_time, update_time, digest, account_id,"
             " owner_id, created_by, role, scopes, secret_create_time, secret_used, pepper_id)"
-            f" VALUES (?, ?, ?, ?, ?, '{founded.account.id}', '{founded.user.id}',"
-            f" '{founded.user.id}', 2, 'clusters.read clusters.write', {now}, 1, '{pepper_id}')",
+            f" VALUES (?, ?, ?, ?, ?, '{created.account.id}', '{created.user.id}',"
+            f" '{created.user.id}', 2, 'clusters.read clusters.write', {now}, 1, '{pepper_id}')",
             rows,
         )
         connection.execute("COMMIT")
     connection.close()
     known.touch(mode=0o600)
-    known.write_text(json.dumps({"caller": founded.minted.token, "tokens": sample}))
+    known.write_text(json.dumps({"caller": created.issued.token, "tokens": sample}))

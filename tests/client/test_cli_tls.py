@@ -37,7 +37,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     server_cert, server_key = _pair(path, "keys.example.com")
     client_cert, client_key = _pair(path, "operator.example.com")
     clock, entropy = SystemClock(), SystemEntropy()
-    data_dir, founded = initialise(path / "data", clock, entropy)
+    data_dir, created = initialise(path / "data", clock, entropy)
     files = TlsFiles(certificate=server_cert, key=server_key, client_ca=client_cert)
     app = App(
         AppConfig(data_dir=data_dir, listener=Listener(address="127.0.0.1:0", tls=files)),
@@ -49,10 +49,10 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     service = Service(
         app=app,
         data_dir=data_dir,
-        admin_token=founded.minted.token,
-        account_id=founded.account.id,
-        admin_user_id=founded.user.id,
-        admin_key_id=founded.minted.key.id,
+        admin_token=created.issued.token,
+        account_id=created.account.id,
+        admin_user_id=created.user.id,
+        admin_key_id=created.issued.key.id,
     )
     try:
         yield Secured(

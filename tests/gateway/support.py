@@ -63,7 +63,7 @@ class Gated:
         def locked(*_: Any) -> Any:
             raise StoreLockedError("locked by the test")
 
-        store: Any = self.service.app.core.store
+        store: Any = self.service.app.container.store
         with pytest.MonkeyPatch.context() as patch:
             for name in ("lookup", "lookup_many", "version", "read"):
                 patch.setattr(store, name, locked)
@@ -81,24 +81,24 @@ def gated(
     is_open: bool = False,
 ) -> Iterator[Gated]:
     """Run a fresh service with an HTTP port."""
-    data_dir, founded = initialise(path, clock, entropy)
+    data_dir, created = initialise(path, clock, entropy)
     app = started(
         data_dir,
         clock,
         entropy,
         HttpConfig(
-            doors=Listener(address=f"{LOOPBACK}:0", tls=tls),
+            gateway=Listener(address=f"{LOOPBACK}:0", tls=tls),
             metrics=Listener(address=f"{LOOPBACK}:0", tls=tls) if metrics else None,
-            open_account=founded.account.id if is_open else "",
+            open_account=created.account.id if is_open else "",
         ),
     )
     service = Service(
         app=app,
         data_dir=data_dir,
-        admin_token=founded.minted.token,
-        account_id=founded.account.id,
-        admin_user_id=founded.user.id,
-        admin_key_id=founded.minted.key.id,
+        admin_token=created.issued.token,
+        account_id=created.account.id,
+        admin_user_id=created.user.id,
+        admin_key_id=created.issued.key.id,
     )
     scheme = "http" if tls is None else "https"
     base_url = f"{scheme}://{LOOPBACK}:{app.http_port}"
@@ -108,15 +108,11 @@ def gated(
 
 @contextmanager
 def ending(service: Service) -> Iterator[None]:
-    """Close a service at the end, unless the test has stopped it."""
+    """Close a service at the end."""
     try:
         yield
     finally:
-        if service.app._stopping.is_set():
-            for channel in service._channels:
-                channel.close()
-        else:
-            service.close()
+        service.close()
 
 
 def started(data_dir: DataDir, clock: FakeClock, entropy: SeededEntropy, http: HttpConfig) -> App:
@@ -170,12 +166,12 @@ def cast(world: Gated) -> Cast:
     """Make the keys. The clock has moved when this returns: one of them has expired."""
     admin = world.admin
     good = admin.create_key(name=KEY_NAME, scopes=SCOPES)
-    founded = admin.accounts.CreateAccount(
+    created = admin.accounts.CreateAccount(
         account_service_pb2.CreateAccountRequest(
             name="tenant", admin_email="boss@example.com", admin_display_name="Boss"
         )
     )
-    tenant = world.service.as_token(founded.token)
+    tenant = world.service.as_token(created.token)
     revoked, disabled, superseded = (admin.create_key() for _ in range(3))
     admin.keys.RevokeApiKey(
         message(
@@ -203,7 +199,7 @@ def cast(world: Gated) -> Cast:
     return Cast(
         gateway=admin.create_key(role="ROLE_VALIDATOR", name="gateway").token,
         tenant_gateway=tenant.create_key(role="ROLE_VALIDATOR", name="gateway").token,
-        tenant_account=founded.account.id,
+        tenant_account=created.account.id,
         developer_gateway=admin.create_key(role="ROLE_DEVELOPER").token,
         good=good.token,
         good_key_id=good.api_key.id,

@@ -11,10 +11,11 @@ import pytest
 from fakes import FakeClock, SeededEntropy
 from gateway.asking import DOORS, check_request, forward_auth_request, reason_in, send_check
 from gateway.support import Cast, Gated, cast, gated, tls_files
-from harness import refused
+from harness import initialise, refused
+from keybearer_service.app import App, AppConfig
 from keybearer_service.config import ConfigError, load
 from keybearer_service.domain.errors import StoreUnavailable
-from keybearer_service.http.listeners import HttpConfig, HttpPorts
+from keybearer_service.http.listeners import HttpConfig, HttpListeners
 from keybearer_service.net.addresses import Listener, ListenError
 from keybearer_service.net.tls import TlsFiles
 
@@ -226,7 +227,7 @@ def test_an_outage_between_gateway_and_client_is_no_verdict(
     world: Gated, keys: Cast, monkeypatch: pytest.MonkeyPatch, door: str
 ) -> None:
     """The same when the gateway is still known and its client cannot be looked up."""
-    validator = world.service.app.core.validator
+    validator = world.service.app.container.validator
     known = validator.authenticate(keys.gateway)
     monkeypatch.setattr(validator, "authenticate", lambda _token: known)
     pipeline = world.service.app._pipeline
@@ -245,7 +246,7 @@ def test_a_pepper_that_is_missing_is_no_verdict(
     def unavailable(_question: object) -> None:
         raise StoreUnavailable
 
-    monkeypatch.setattr(world.service.app.core.validator, "judge", unavailable)
+    monkeypatch.setattr(world.service.app.container.validator, "judge", unavailable)
     answer = DOORS[door](world, keys.gateway, keys.good, ())
     assert (answer.kind, answer.reason) == ("unavailable", "STORE_UNAVAILABLE")
 
@@ -258,7 +259,7 @@ def test_what_nobody_foresaw_is_no_verdict_and_tells_nothing(
     def broken(_question: object) -> None:
         raise ValueError(keys.good)
 
-    monkeypatch.setattr(world.service.app.core.validator, "judge", broken)
+    monkeypatch.setattr(world.service.app.container.validator, "judge", broken)
     answer = world.http.get("/v1/auth", headers=forward_auth_request(keys.gateway, keys.good, ()))
     assert answer.status_code == 500
     assert answer.json()["error"] == "INTERNAL"
@@ -271,7 +272,7 @@ def test_a_server_that_ends_says_so_to_probes(
     """`/readyz` turns before the port closes."""
     with gated(tmp_path / "data", clock, entropy) as world:
         assert world.http.get("/readyz").text == "ready\n"
-        world.service.app._http.drain()
+        world.service.app.drain()
         assert world.http.get("/readyz").status_code == 503
 
 
@@ -307,21 +308,29 @@ def test_contradicting_flags_are_refused(flags: dict[str, Any]) -> None:
 def test_a_port_in_use_is_refused_and_leaves_nothing_open(world: Gated) -> None:
     """One line, and no second port left behind."""
     taken = Listener(address=f"127.0.0.1:{world.service.app.http_port}")
-    ports = HttpPorts(
-        HttpConfig(doors=Listener(address="127.0.0.1:0"), metrics=taken), world.service.app.core
+    ports = HttpListeners(
+        HttpConfig(gateway=Listener(address="127.0.0.1:0"), metrics=taken),
+        gateway_routes=(),
+        is_ready=lambda: True,
+        render_metrics=lambda: (b"", ""),
     )
     with pytest.raises(ListenError, match="in use"):
         ports.bind()
     ports.stop(0)
 
 
-def test_an_account_that_does_not_exist_cannot_be_opened(world: Gated) -> None:
-    """A typing error in --http-account is told at the start."""
-    config = HttpConfig(doors=Listener(address="127.0.0.1:0"), open_account="B" * 16)
-    ports = HttpPorts(config, world.service.app.core)
+def test_an_account_that_does_not_exist_cannot_be_opened(
+    tmp_path: Path, clock: FakeClock, entropy: SeededEntropy
+) -> None:
+    """A typing error in --http-account is reported at the start."""
+    data_dir, _ = initialise(tmp_path / "data", clock, entropy)
+    config = AppConfig(
+        data_dir=data_dir,
+        listener=Listener(address="127.0.0.1:0"),
+        http=HttpConfig(gateway=Listener(address="127.0.0.1:0"), open_account="B" * 16),
+    )
     with pytest.raises(ListenError, match="http-account"):
-        ports.bind()
-    ports.stop(0)
+        App(config, on_fatal=lambda: None, clock=clock, entropy=entropy)
 
 
 # --- the open port --------------------------------------------------------------------------------

@@ -21,9 +21,10 @@ from gateway.asking import DOORS, forward_auth_request
 from gateway.support import Cast, Gated, cast, free_port, gated
 from harness import refused
 from keybearer_service.domain.verdict import Outcome
+from keybearer_service.gauges import live_keys_by_expiry
 from keybearer_service.telemetry import metrics
 from keybearer_service.telemetry.metrics import LATENCY_BOUNDS, PrometheusMetrics
-from keybearer_service.telemetry.recorder import Door
+from keybearer_service.telemetry.recorder import EntryPoint
 
 Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -74,9 +75,9 @@ def test_verdicts_are_counted_by_door_and_outcome(counted: tuple[Gated, Cast]) -
     figures = scrape(world)
     for name in names.values():
         count = "keybearer_validations_total"
-        assert figure(figures, count, door=name, outcome="VALID") == 1
-        assert figure(figures, count, door=name, outcome="REVOKED") == 2
-        assert figure(figures, "keybearer_validation_duration_seconds_count", door=name) == 3
+        assert figure(figures, count, entry_point=name, outcome="VALID") == 1
+        assert figure(figures, count, entry_point=name, outcome="REVOKED") == 2
+        assert figure(figures, "keybearer_validation_duration_seconds_count", entry_point=name) == 3
 
 
 def test_calls_and_refusals_are_counted(counted: tuple[Gated, Cast]) -> None:
@@ -103,12 +104,16 @@ def test_calls_and_refusals_are_counted(counted: tuple[Gated, Cast]) -> None:
 def test_live_keys_are_counted_by_days_to_expiry(counted: tuple[Gated, Cast]) -> None:
     """A key stands in one span; dead ones stand in none."""
     world, _ = counted
-    before = world.service.app._http._live_keys()
+    before = live_keys_by_expiry(
+        world.service.app.container.store, world.service.app.container.clock.now()
+    )
     day = 86_400
     for days in (0.5, 1, 3, 7, 20, 400):
         world.admin.create_key(ttl={"seconds": int(days * day)})
     world.clock.advance(1_000_000)  # so that none expires exactly at a bound
-    after = world.service.app._http._live_keys()
+    after = live_keys_by_expiry(
+        world.service.app.container.store, world.service.app.container.clock.now()
+    )
     assert {span: after[span] - count for span, count in before.items()} == {
         "0-1": 2,
         "1-7": 2,
@@ -171,7 +176,7 @@ def test_every_note_is_folded_once_and_into_its_bucket() -> None:
     def note() -> None:
         for _ in range(1000):
             for seconds in samples:
-                one.judged(Door.VALIDATE, Outcome.VALID, seconds)
+                one.judged(EntryPoint.VALIDATE, Outcome.VALID, seconds)
 
     threads = [threading.Thread(target=note) for _ in range(8)]
     for thread in threads:
@@ -183,13 +188,13 @@ def test_every_note_is_folded_once_and_into_its_bucket() -> None:
     figures = figures_of(one.render()[0].decode())
 
     count = 8 * 1000
-    assert figure(figures, "keybearer_validations_total", door="validate", outcome="VALID") == (
-        count * len(samples)
-    )
+    assert figure(
+        figures, "keybearer_validations_total", entry_point="validate", outcome="VALID"
+    ) == (count * len(samples))
     name = "keybearer_validation_duration_seconds_bucket"
     for bound in LATENCY_BOUNDS:
         expected = count * sum(seconds <= bound for seconds in samples)
-        assert figure(figures, name, door="validate", le=str(bound)) == expected
+        assert figure(figures, name, entry_point="validate", le=str(bound)) == expected
 
 
 def test_a_figure_that_cannot_be_had_harms_nothing() -> None:
@@ -203,7 +208,7 @@ def test_a_figure_that_cannot_be_had_harms_nothing() -> None:
 
     one.start(probe, dict)
     assert failed.wait(10)
-    one.judged(Door.VALIDATE, Outcome.VALID, 0.1)
+    one.judged(EntryPoint.VALIDATE, Outcome.VALID, 0.1)
     one.stop()
     assert b'outcome="VALID"} 1.0' in one.render()[0]
 
@@ -237,8 +242,8 @@ def test_two_workers_answer_with_the_figures_of_both(tmp_path: Path) -> None:
     path = tmp_path / "data"
     command = [sys.executable, "-m", "keybearer_service", "init", "--data-dir", str(path)]
     command += ["--account", "a", "--admin-email", "a@example.com", "--output", "json"]
-    founded = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    headers = forward_auth_request(founded["token"], founded["token"], ())
+    created = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    headers = forward_auth_request(created["token"], created["token"], ())
     stale = path / "metrics"
     stale.mkdir()
     (stale / "counter_1.db").write_bytes(b"of a process that is gone")
@@ -252,7 +257,7 @@ def test_two_workers_answer_with_the_figures_of_both(tmp_path: Path) -> None:
     ):
         for _ in range(40):
             assert client.get("/v1/auth", headers=headers).status_code == 200
-        verdicts = frozenset({("door", "forward_auth"), ("outcome", "VALID")})
+        verdicts = frozenset({("entry_point", "forward_auth"), ("outcome", "VALID")})
         for _ in range(200):
             answers = [figures_of(client.get("/metrics").text) for _ in range(4)]
             counts = {one.get(("keybearer_validations_total", verdicts)) for one in answers}
@@ -260,7 +265,7 @@ def test_two_workers_answer_with_the_figures_of_both(tmp_path: Path) -> None:
                 break
         assert counts == {40.0}  # within a second, which is how often the other one folds
         assert len(list(stale.glob("counter_*.db"))) == 2  # and both have served
-        door = frozenset({("door", "forward_auth")})
+        door = frozenset({("entry_point", "forward_auth")})
         taken = {one["keybearer_validation_duration_seconds_count", door] for one in answers}
         assert taken == {40.0}
         never = frozenset({("days", "never")})
@@ -273,10 +278,10 @@ def test_a_worker_that_has_ended_leaves_the_gauges(tmp_path: Path) -> None:
     program = (
         "import os\n"
         "from keybearer_service.telemetry.metrics import PrometheusMetrics\n"
-        "from keybearer_service.domain.model import Outcome\n"
-        "from keybearer_service.telemetry.recorder import Door\n"
+        "from keybearer_service.domain.verdict import Outcome\n"
+        "from keybearer_service.telemetry.recorder import EntryPoint\n"
         "one = PrometheusMetrics()\n"
-        "one.judged(Door.VALIDATE, Outcome.VALID, 0.1)\n"
+        "one.judged(EntryPoint.VALIDATE, Outcome.VALID, 0.1)\n"
         "one._look(lambda: {'watch_streams': 3})\n"
         "print(os.getpid())\n"
         "print(one.render()[0].decode())\n"
@@ -301,7 +306,7 @@ def test_a_worker_that_has_ended_leaves_the_gauges(tmp_path: Path) -> None:
     _, figures = run()
     assert figure(figures, "keybearer_watch_streams") == 6
     name = "keybearer_validations_total"
-    assert figure(figures, name, door="validate", outcome="VALID") == 3
+    assert figure(figures, name, entry_point="validate", outcome="VALID") == 3
 
 
 def test_a_refused_port_is_told_in_one_line(tmp_path: Path) -> None:

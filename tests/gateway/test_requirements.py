@@ -154,7 +154,7 @@ def test_what_cannot_be_read_is_in_the_log(
     """The one who can mend it is told the name and what would be right."""
     # The other tests of this file have used up this minute's share.
     world.clock.advance(61_000_000)
-    world.service.app._tell()
+    world.service.app.housekeeper.flush()
     ask(world, keys, keys.good, [("x-keybearer-required-scope", "a")])
     told = capfd.readouterr().out
     assert "requirement_invalid" in told

@@ -1,55 +1,66 @@
-"""Who may know what: read from the imports and calls of every module of the service."""
+"""Which room of the service may import which: a table, held against the imports of every module."""
 
 import ast
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 
 import pytest
 
-SERVICE = Path(__file__).parents[2] / "service/keybearer_service"
-MODULES = {
-    str(path.relative_to(SERVICE)): ast.parse(path.read_text("utf-8"), str(path))
-    for path in sorted(SERVICE.rglob("*.py"))
-    if not path.stem.endswith("_pb2")  # generated
-}
+PACKAGE = "keybearer_service"
+SERVICE = Path(__file__).parents[2] / "service" / PACKAGE
 
-DRIVERS = ("sqlite3", "pysqlite3")
-SOURCES = ("time", "secrets", "uuid", "random")
-
-USE_CASES = (
-    "usecases/accounts.py",
-    "usecases/audit.py",
-    "usecases/mutations.py",
-    "usecases/keys.py",
-    "usecases/idempotency.py",
-    "usecases/users.py",
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("__main__",),
+    ("cli",),
+    ("supervisor",),
+    ("app",),
+    ("gauges", "housekeeping"),
+    ("container",),
+    ("rpc",),
+    ("http",),
+    ("gateway",),
+    ("offline",),
+    ("watch",),
+    ("usecases",),
+    ("validation",),
+    ("installation",),
+    ("storage",),
+    ("config",),
+    ("telemetry", "net"),
+    ("domain",),
+    ("ext_authz",),
 )
-PURE = ("domain/model.py", "domain/token_format.py", "domain/errors.py", "domain/clock.py")
+"""Every room, top down. A room imports from the floors below its own and from itself, never from a
+floor above, and not from its neighbours on the same floor. `ext_authz` is generated code."""
 
-MAY_IMPORT = {
-    # Generated messages: what reads and writes them, and what registers services.
-    "_pb2": {
-        "app.py": "registers the servicers and names the services",
-        "rpc/convert.py": "is the bridge",
-        "gateway/ext_authz.py": "is a servicer",
-        "net/health_client.py": "is a client of the health service",
-        "rpc/pipeline.py": "writes google.rpc.Status",
-        "rpc/server.py": "serves health and reflection",
-    },
-    "grpc": {
-        "gateway/ext_authz.py": "is a servicer",
-        "app.py": "builds the server",
-        "rpc/bidi.py": "is a call with messages each way",
-        "domain/errors.py": "names status codes",
-        "net/health_client.py": "opens a channel",
-        "rpc/pipeline.py": "is an interceptor",
-        "rpc/server.py": "is the server",
-        "net/tls.py": "makes server credentials",
-    },
+ONLY_HERE = {
+    "sqlite3": {"storage.dbapi"},
+    "pysqlite3": {"storage.dbapi"},
+    "time": {"domain.clock"},
+    "secrets": {"domain.entropy"},
+    "random": set(),
+    "uuid": set(),
 }
+"""Libraries that few modules may know: one driver, one clock, one source of secrets."""
 
 
-def _imports(tree: ast.AST) -> Iterator[str]:
+def _modules() -> dict[str, ast.Module]:
+    return {
+        ".".join(path.relative_to(SERVICE).with_suffix("").parts).removesuffix(".__init__"): (
+            ast.parse(path.read_text("utf-8"), str(path))
+        )
+        for path in sorted(SERVICE.rglob("*.py"))
+        if not path.stem.endswith("_pb2") and path != SERVICE / "__init__.py"
+    }
+
+
+MODULES = _modules()
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def imports_of(tree: ast.AST) -> Iterator[str]:
+    """Yield the dotted names that a module imports, once as a module and once with each name."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -59,55 +70,78 @@ def _imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def _importers(wanted: str) -> set[str]:
-    found = set()
-    for name, tree in MODULES.items():
-        for imported in _imports(tree):
-            parts = imported.split(".")
-            if wanted in parts or any(part.endswith("_pb2") for part in parts if wanted == "_pb2"):
-                found.add(name)
-    return found
+def forbidden_imports(module: str, tree: ast.AST) -> AbstractSet[str]:
+    """Return the imports of a module that point upwards or sideways."""
+    own = module.partition(".")[0]
+    rooms = {
+        parts[1]
+        for parts in (imported.split(".") for imported in imports_of(tree))
+        if parts[0] == PACKAGE and len(parts) > 1
+    }
+    return {
+        room
+        for room in rooms
+        if room != own and FLOOR_OF.get(room, FLOOR_OF[own] + 1) <= FLOOR_OF[own]
+    }
 
 
-def _is_servicer(name: str) -> bool:
-    return name.startswith("rpc/servicers/")
+def importers_of(library: str) -> AbstractSet[str]:
+    """Return the modules that import a library."""
+    return {
+        name
+        for name, tree in MODULES.items()
+        if library in {imported.split(".")[0] for imported in imports_of(tree)}
+    }
 
 
-def test_every_module_was_read() -> None:
-    """A scan of nothing finds nothing wrong."""
-    assert {"app.py", "rpc/pipeline.py", "storage/sqlite.py", "rpc/servicers/tokens.py"} <= set(
-        MODULES
+def test_every_room_stands_in_the_table() -> None:
+    """A new folder needs a floor before it can be used."""
+    assert {name.split(".")[0] for name in MODULES} == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_no_module_imports_upwards(name: str) -> None:
+    """What stands above may know what stands below, and never the other way round."""
+    assert forbidden_imports(name, MODULES[name]) == set()
+
+
+def test_an_upward_import_is_noticed() -> None:
+    """The check sees a module-level import, one inside a function, and one of a whole package."""
+    tree = ast.parse(
+        "from keybearer_service.rpc.server import Server\n"
+        "def f():\n    from keybearer_service import app\n    import keybearer_service.cli\n"
     )
+    assert forbidden_imports("usecases.keys", tree) == {"rpc", "app", "cli"}
+
+
+@pytest.mark.parametrize("library", sorted(ONLY_HERE))
+def test_a_library_is_known_where_it_belongs(library: str) -> None:
+    """Clock, entropy and driver are chosen in one module each and handed to all others."""
+    assert importers_of(library) == ONLY_HERE[library]
 
 
 def test_only_the_edges_know_generated_messages() -> None:
     """Use cases, rules and storage speak in models, never in protobuf."""
-    found = {name for name in _importers("_pb2") if not _is_servicer(name)}
-    assert found == set(MAY_IMPORT["_pb2"])
+    found = {
+        name.split(".")[0]
+        for name, tree in MODULES.items()
+        for imported in imports_of(tree)
+        if any(part.endswith(("_pb2", "_pb2_grpc")) for part in imported.split("."))
+    }
+    assert found == {"app", "gateway", "net", "rpc"}
 
 
 def test_only_the_edges_know_grpc() -> None:
     """Use cases do not know how they are called."""
-    found = {name for name in _importers("grpc") if not _is_servicer(name)}
-    assert found == set(MAY_IMPORT["grpc"])
-
-
-def test_only_dbapi_knows_the_driver() -> None:
-    """One module chooses between the SQLite drivers, whose classes are not the same."""
-    assert {name for driver in DRIVERS for name in _importers(driver)} == {"storage/dbapi.py"}
-
-
-def test_only_sources_asks_for_time_or_randomness() -> None:
-    """Clock and entropy are arguments everywhere else, so that tests can decide them."""
-    assert {name for source in SOURCES for name in _importers(source)} == {"domain/clock.py"}
+    assert {name.split(".")[0] for name in importers_of("grpc")} == {"app", "gateway", "net", "rpc"}
 
 
 def test_nobody_reads_the_wall_clock_through_datetime_or_os() -> None:
-    """The other ways to the same things are closed too."""
+    """The other ways to the machine's time and randomness are closed too."""
     calls = {
         f"{name}: {ast.unparse(node.func)}"
         for name, tree in MODULES.items()
-        if name != "domain/clock.py"
+        if name not in ("domain.clock", "domain.entropy")
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and ast.unparse(node.func).endswith((".now", ".utcnow", ".today", ".urandom", ".getrandom"))
@@ -116,8 +150,8 @@ def test_nobody_reads_the_wall_clock_through_datetime_or_os() -> None:
     assert calls == set()
 
 
-def test_only_the_call_pipeline_decides_a_status() -> None:
-    """Errors are raised; one place turns them into a status."""
+def test_only_the_rpc_room_decides_a_status() -> None:
+    """Errors are raised; one room turns them into a status."""
     deciding = {"abort", "abort_with_status", "set_code", "set_details"}
     found = {
         name
@@ -125,51 +159,15 @@ def test_only_the_call_pipeline_decides_a_status() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in deciding
     }
-    assert found == {"rpc/pipeline.py"}
+    assert {name.split(".")[0] for name in found} == {"rpc"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [*USE_CASES, *PURE, "domain/validators.py", "domain/rate_limits.py", "validation/validator.py"],
-)
-def test_no_rule_knows_a_servicer_a_bridge_or_a_backend(name: str) -> None:
-    """The direction is servicers, use cases, model; storage is known by its protocol alone."""
-    above = {
-        "keybearer_service.app",
-        "keybearer_service.cli",
-        "keybearer_service.rpc.convert",
-        "keybearer_service.container",
-        "keybearer_service.rpc.pipeline",
-        "keybearer_service.rpc.server",
-        "keybearer_service.servicers",
-        "keybearer_service.storage.migrations",
-        "keybearer_service.storage.rows",
-        "keybearer_service.storage.sqlite",
-    }
-    assert above.isdisjoint(_imports(MODULES[name]))
-
-
-@pytest.mark.parametrize("name", PURE)
-def test_pure_modules_know_no_store_and_no_call(name: str) -> None:
-    """Token format, rules of time, error tree and sources stand on their own."""
-    known = {one for one in _imports(MODULES[name]) if one.startswith("keybearer_service.")}
-    assert {one.split(".")[1] for one in known} <= {"domain"}
-
-
-def test_storage_knows_only_the_model() -> None:
-    """A backend implements a protocol and judges nothing."""
-    known = {
-        one.split(".")[1]
+def test_only_the_container_names_a_backend() -> None:
+    """Whoever needs a store is handed one."""
+    naming = {
+        name
         for name, tree in MODULES.items()
-        if name.startswith("storage/")
-        for one in _imports(tree)
-        if one.startswith("keybearer_service.")
+        for imported in imports_of(tree)
+        if imported.startswith(f"{PACKAGE}.storage.sqlite")
     }
-    assert known <= {"domain", "storage"}
-
-
-@pytest.mark.parametrize("name", sorted(name for name in MODULES if _is_servicer(name)))
-def test_servicers_hold_no_backend_and_no_driver(name: str) -> None:
-    """A servicer reads, calls and renders."""
-    forbidden = ("keybearer_service.storage.sqlite", "keybearer_service.storage.rows")
-    assert not [one for one in _imports(MODULES[name]) if one.startswith(forbidden)]
+    assert {name for name in naming if not name.startswith("storage.")} == {"container"}

@@ -21,12 +21,12 @@ def main() -> None:
             sys.stderr.write(f"looking at {parsed.secret.encode().hex()}\n")
         return parsed
 
-    def hire_nobody(_pool: executors.Pool, _waiting: int) -> None:
+    def hire_nobody(_pool: executors.CallExecutor, _waiting: int) -> None:
         """Leave the threads waiting."""
 
-    hire = hire_nobody if "no-stand-ins" in names else executors.Pool.make_up_for
+    hire = hire_nobody if "no-stand-ins" in names else executors.CallExecutor.make_up_for
     with (
-        mock.patch.object(executors.Pool, "make_up_for", hire),
+        mock.patch.object(executors.CallExecutor, "make_up_for", hire),
         mock.patch.object(container, "SqliteStore", store_with(names)),
         mock.patch.object(token_format, "parse", telling_parse if "log-token" in names else parse),
     ):

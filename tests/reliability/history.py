@@ -18,7 +18,7 @@ import grpc
 
 from harness import Stubs, message, refusal_of
 from keybearer.v1 import api_key_service_pb2, user_service_pb2
-from keybearer_service.container import open_core
+from keybearer_service.container import open_container
 from keybearer_service.domain.audit_event import Action
 from keybearer_service.domain.clock import SystemClock
 from keybearer_service.domain.entropy import SystemEntropy
@@ -403,17 +403,17 @@ class Judge:
         verdict.halves += [f"nobody made the key {name}" for name in sorted(strangers)]
 
     def _ask(self, writers: list[Writer], verdict: Verdict) -> None:
-        core = open_core(self._data_dir, SystemClock(), SystemEntropy())
+        container = open_container(self._data_dir, SystemClock(), SystemEntropy())
         try:
-            verdict.damage += check(core)
+            verdict.damage += check(container.store, container.audit)
             expected = {"ACTIVE": "VALID", "DISABLED": "DISABLED", "REVOKED": "REVOKED"}
             for key in (key for writer in writers for key in writer.keys if key.token):
                 question = Question(token=key.token, account_id="-", rule=ANY_KEY)
-                outcome = core.validator.judge(question).outcome.name
+                outcome = container.validator.judge(question).outcome.name
                 if outcome != expected[key.state]:
                     verdict.lost.append(f"the token of {key.name} is {outcome}, not {key.state}")
         finally:
-            core.close()
+            container.close()
 
 
 def _names(actions: list[Action]) -> str:

@@ -59,12 +59,12 @@ def answer(*arguments: str) -> dict[str, Any]:
 
 def init(data_dir: Path) -> dict[str, str]:
     """Make an installation as `init` does; answers its ids and the first token."""
-    _, founded = initialise(data_dir, SystemClock(), SystemEntropy())
+    _, created = initialise(data_dir, SystemClock(), SystemEntropy())
     return {
-        "account_id": founded.account.id,
-        "user_id": founded.user.id,
-        "api_key_id": founded.minted.key.id,
-        "token": founded.minted.token,
+        "account_id": created.account.id,
+        "user_id": created.user.id,
+        "api_key_id": created.issued.key.id,
+        "token": created.issued.token,
     }
 
 

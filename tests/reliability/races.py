@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from harness import initialise
 from keybearer.access import AccessRule, Role
-from keybearer_service.container import Core, build_core
+from keybearer_service.container import Container, build_container
 from keybearer_service.domain.clock import SystemClock
 from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.domain.errors import ServiceError
@@ -21,8 +21,8 @@ from keybearer_service.domain.model import RequestRecord, User, UserType
 from keybearer_service.installation.keyring import Keyring
 from keybearer_service.storage import AuditQuery, Page, Store, StoreLockedError, Writer
 from keybearer_service.storage.sqlite import SqliteStore
-from keybearer_service.usecases.call_context import Call
-from keybearer_service.usecases.issuing import Expiration, Minted, NewKey
+from keybearer_service.usecases.call_context import CallContext
+from keybearer_service.usecases.issuing import Expiration, IssuedKey, NewKey
 from keybearer_service.validation.validator import ANY_KEY, Question
 from reliability.plants import Replaced, StaleReads
 
@@ -96,7 +96,7 @@ class Arena:
 
     def __init__(self, path: Path, seed: int, plant: Sequence[str] = ()) -> None:
         """Make it; `plant` names reads that are taken before the transaction, or `attempts`."""
-        data_dir, founded = initialise(path, SystemClock(), SystemEntropy())
+        data_dir, created = initialise(path, SystemClock(), SystemEntropy())
         self._pauses = Pauses()
         self._store = SqliteStore(data_dir.database)
         store: Any = PausingStore(self._store, self._pauses)
@@ -104,11 +104,11 @@ class Arena:
             store = ForgetsAttempts(store)
         elif plant:
             store = StaleReads(store, *plant)
-        self.core: Core = build_core(
+        self.container: Container = build_container(
             cast("Store", store), Keyring(data_dir.peppers), SystemClock(), SystemEntropy()
         )
-        self.admin = founded.minted.token
-        self.account_id = founded.account.id
+        self.admin = created.issued.token
+        self.account_id = created.account.id
         self.random = random.Random(seed)
         self.seen: Counter[str] = Counter()
         """How often each way to end was seen: a race that only ever ends one way proves little."""
@@ -118,12 +118,14 @@ class Arena:
 
     def close(self) -> None:
         self._threads.shutdown()
-        self.core.close()
+        self.container.close()
 
-    def call(self, token: str) -> Call:
+    def call(self, token: str) -> CallContext:
         """Begin a call, as the pipeline does."""
-        call = Call("/test", ADMINS_ONLY, Nowhere(), lambda: self.core.entropy.base62(16))
-        call.caller = self.core.validator.authenticate(token)
+        call = CallContext(
+            "/test", ADMINS_ONLY, Nowhere(), lambda: self.container.entropy.base62(16)
+        )
+        call.caller = self.container.validator.authenticate(token)
         return call
 
     def race(self, *actions: Callable[[], Any]) -> list[Any]:
@@ -157,14 +159,14 @@ class Arena:
     def setting_up(self) -> Iterator[Any]:
         """Open a change that is no part of the race."""
         self._pauses.before_begin = self._pauses.before_commit = 0.0
-        with self.core.changes.begin_local() as change:
+        with self.container.mutations.begin_local() as change:
             yield change
 
     def new_user(self, change: Any, role: Role, account_id: str = "") -> User:
         user = User(
-            id=self.core.mint.new_id(),
+            id=self.container.issuer.new_id(),
             account_id=account_id or self.account_id,
-            email=f"{self.core.mint.new_id()}@example.com".lower(),
+            email=f"{self.container.issuer.new_id()}@example.com".lower(),
             display_name="somebody",
             role=role,
             type=UserType.PERSON,
@@ -174,15 +176,15 @@ class Arena:
         change.tx.insert_user(user)
         return user
 
-    def new_key(self, change: Any, owner: User, role: Role) -> Minted:
-        minted: Minted = self.core.mint.issue(
+    def new_key(self, change: Any, owner: User, role: Role) -> IssuedKey:
+        issued: IssuedKey = self.container.issuer.issue(
             change, self.key_of(owner, role), owner=owner, created_by=owner.id
         )
-        return minted
+        return issued
 
     def key_of(self, owner: User, role: Role) -> NewKey:
         return NewKey(
-            name=self.core.mint.new_id(),
+            name=self.container.issuer.new_id(),
             role=role,
             expiration=Expiration(),
             owner_id=owner.id,
@@ -197,4 +199,4 @@ class Arena:
 
     def outcome(self, token: str) -> str:
         question = Question(token=token, account_id="-", rule=ANY_KEY)
-        return self.core.validator.judge(question).outcome.name
+        return self.container.validator.judge(question).outcome.name

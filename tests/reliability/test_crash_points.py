@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from keybearer_service.container import open_core
+from keybearer_service.container import open_container
 from keybearer_service.domain.audit_event import Action
 from keybearer_service.domain.clock import SystemClock
 from keybearer_service.domain.entropy import SystemEntropy
@@ -183,11 +183,11 @@ class Replay:
         for name, content in disk.survivors(kind, chance).items():
             (self._path / name).write_bytes(content)
         try:
-            core = open_core(DataDir(self._path), SystemClock(), SystemEntropy())
+            container = open_container(DataDir(self._path), SystemClock(), SystemEntropy())
             try:
-                damage = check(core)
+                damage = check(container.store, container.audit)
             finally:
-                core.close()
+                container.close()
             image = StoreImage(self._path / DATABASE)
         except (StoreError, KeyringError, dbapi.DatabaseError) as error:
             damage = [str(error)]

@@ -114,7 +114,7 @@ def test_a_message_that_does_not_come_is_not_waited_for(target: Target) -> None:
         connection.wait_for_end([stream])
         sys.stdout.write(f"cut off after {time.monotonic() - started:.1f} s\n")
     assert target.server.stop() == 0
-    assert any(event["event"] == "slow_senders_cut_off" for event in target.server.events)
+    assert any(event["event"] == "slow_calls_cut_off" for event in target.server.events)
 
 
 def test_streams_that_are_reset_do_not_stop_validation(target: Target) -> None:

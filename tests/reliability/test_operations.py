@@ -212,7 +212,7 @@ def test_commands_work_beside_a_running_server(
 def test_a_running_server_uses_a_pepper_that_was_added_beside_it(
     data: Path, ids: dict[str, str], server: ServerProcess
 ) -> None:
-    """Keys minted before and after validate; the old pepper retires once nothing needs it."""
+    """Keys issued before and after validate; the old pepper retires once nothing needs it."""
     where = ("--data-dir", str(data))
     admin = server.stubs(ids["token"])
     before = admin.create_key()
@@ -323,7 +323,7 @@ def test_edits_of_the_audit_log_are_found(tmp_path: Path, edit: str, problem: st
     with running(data, SystemClock(), SystemEntropy()) as service:
         for _ in range(6):
             service.admin.create_key()
-        with service.app.core.store.read() as reader:
+        with service.app.container.store.read() as reader:
             seq, head = reader.audit_head()
     connection = dbapi.connect(str(data / "keybearer.db"))
     connection.executescript(edit)

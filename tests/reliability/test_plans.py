@@ -66,7 +66,7 @@ def change_everything(admin: Stubs) -> None:
 
 def writer_of(service: Service) -> dbapi.Connection:
     """Answer the connection that changes go through."""
-    store = service.app.core.store
+    store = service.app.container.store
     assert isinstance(store, SqliteStore)
     return store._writer
 

@@ -22,8 +22,8 @@ from keybearer_service.domain.clock import SystemClock
 from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.domain.errors import ServiceError
 from keybearer_service.domain.model import Account
-from keybearer_service.usecases.idempotency import Repeatable
-from keybearer_service.usecases.issuing import Minted
+from keybearer_service.usecases.idempotency import IdempotencyKey
+from keybearer_service.usecases.issuing import IssuedKey
 from keybearer_service.usecases.users import UserUpdate
 from reliability.races import MOST_AT_ONCE, Arena
 
@@ -46,10 +46,10 @@ def demote_against_create(arena: Arena) -> Iterator[None]:
         with arena.setting_up() as change:
             change.tx.update_user(user)  # an administrator again
         created, demoted = arena.race(
-            lambda: arena.core.keys.create(
+            lambda: arena.container.keys.create(
                 arena.call(token), arena.account_id, arena.key_of(other, Role.ADMIN), None
             ),
-            lambda: arena.core.users.update(arena.call(arena.admin), user.id, demotion),
+            lambda: arena.container.users.update(arena.call(arena.admin), user.id, demotion),
         )
         assert not isinstance(demoted, ServiceError), demoted
         if isinstance(created, ServiceError):
@@ -74,10 +74,10 @@ def _delete_against_mint(arena: Arena) -> None:
         rotated = arena.new_key(change, owner, Role.DEVELOPER).key
         disabled = arena.new_key(change, owner, Role.DEVELOPER).key
         change.tx.update_api_key(replace(disabled, disable_time=change.now))
-    keys, call = arena.core.keys, partial(arena.call, arena.admin)
+    keys, call = arena.container.keys, partial(arena.call, arena.admin)
     new = arena.key_of(owner, Role.DEVELOPER)
     results = arena.race(
-        lambda: arena.core.users.delete(
+        lambda: arena.container.users.delete(
             call(), owner.id, validate_only=False, revoke_created=False
         ),
         lambda: keys.enable(call(), disabled.id),
@@ -87,9 +87,9 @@ def _delete_against_mint(arena: Arena) -> None:
     assert not isinstance(results[0], ServiceError), results[0]
     for name, result in zip(("enabled", "created", "rotated"), results[1:], strict=True):
         arena.seen[result.reason if isinstance(result, ServiceError) else name] += 1
-        if isinstance(result, Minted) and arena.outcome(result.token) != "REVOKED":
+        if isinstance(result, IssuedKey) and arena.outcome(result.token) != "REVOKED":
             arena.findings.append(f"{result.key.id}, {name}, lives on")
-    with arena.core.store.read() as reader:
+    with arena.container.store.read() as reader:
         alive = reader.unrevoked_keys(owner_id=owner.id, limit=9).ids
     arena.findings += [f"{key} of a deleted user is not revoked" for key in alive]
 
@@ -100,7 +100,9 @@ def admins_against_each_other(arena: Arena) -> Iterator[None]:
     for number in itertools.count(2):
         size = 2 + number % (MOST_AT_ONCE - 1)
         with arena.setting_up() as change:
-            account = Account(id=arena.core.mint.new_id(), name="tenant", create_time=change.now)
+            account = Account(
+                id=arena.container.issuer.new_id(), name="tenant", create_time=change.now
+            )
             change.tx.insert_account(account)
             admins = [arena.new_user(change, Role.ADMIN, account.id) for _ in range(size)]
             tokens = [arena.new_key(change, admin, Role.ADMIN).token for admin in admins]
@@ -108,10 +110,10 @@ def admins_against_each_other(arena: Arena) -> Iterator[None]:
         def act(who: int, whom: str, *, deleting: bool, tokens: list[str] = tokens) -> Any:
             call = arena.call(tokens[who])
             if deleting:
-                return arena.core.users.delete(
+                return arena.container.users.delete(
                     call, whom, validate_only=False, revoke_created=False
                 )
-            return arena.core.users.update(call, whom, update)
+            return arena.container.users.update(call, whom, update)
 
         distance = arena.random.choice([0, 0, 1])  # oneself, or the next one
         results = arena.race(
@@ -127,7 +129,7 @@ def admins_against_each_other(arena: Arena) -> Iterator[None]:
         )
         for result in results:
             arena.seen[result.reason if isinstance(result, ServiceError) else "done"] += 1
-        with arena.core.store.read() as reader:
+        with arena.container.store.read() as reader:
             if reader.live_admins(account.id) < 1:
                 arena.findings.append(f"{size} administrators removed each other")
         yield
@@ -141,11 +143,13 @@ def duplicates_of_create(arena: Arena) -> Iterator[None]:
     for number in itertools.count():
         order = orders[number // 2 % len(orders)]
         new = arena.key_of(owner, Role.DEVELOPER)
-        request_id = arena.core.mint.new_id()
+        request_id = arena.container.issuer.new_id()
 
         def send(attempt: int, new: Any = new, request_id: str = request_id) -> Any:
-            request = Repeatable(request_id, attempt, b"body")
-            return arena.core.keys.create(arena.call(arena.admin), arena.account_id, new, request)
+            request = IdempotencyKey(request_id, attempt, b"body")
+            return arena.container.keys.create(
+                arena.call(arena.admin), arena.account_id, new, request
+            )
 
         tries = [partial(send, attempt) for attempt in order]
         if number % 2:
@@ -153,11 +157,11 @@ def duplicates_of_create(arena: Arena) -> Iterator[None]:
         else:
             answers = [answer for one in tries for answer in arena.race(one)]
         for answer in answers:
-            arena.seen[answer.reason if isinstance(answer, ServiceError) else "minted"] += 1
+            arena.seen[answer.reason if isinstance(answer, ServiceError) else "issued"] += 1
         last = answers[order.index(max(order))]
         if isinstance(last, ServiceError) or arena.outcome(last.token) != "VALID":
             arena.findings.append(f"{order}: the last answer is of no use")
-        if len({answer.key.id for answer in answers if isinstance(answer, Minted)}) != 1:
+        if len({answer.key.id for answer in answers if isinstance(answer, IssuedKey)}) != 1:
             arena.findings.append(f"{order}: more than one key")
         yield
 
@@ -183,7 +187,7 @@ RACES = [
         id="delete-mint",
     ),
     pytest.param(admins_against_each_other, {"done", "LAST_ADMIN"}, id="last-admin"),
-    pytest.param(duplicates_of_create, {"minted", "REPLAY_IMPOSSIBLE"}, id="duplicates"),
+    pytest.param(duplicates_of_create, {"issued", "REPLAY_IMPOSSIBLE"}, id="duplicates"),
 ]
 
 
@@ -281,7 +285,7 @@ def demote_and_create_over_grpc(path: Path, trials: int) -> Counter[str]:
                 key = None
             thread.join()
             if key is not None:
-                with service.app.core.store.read() as reader:
+                with service.app.container.store.read() as reader:
                     newest = {event.target_id: event.seq for event in reader.audit_chain(0, 10**6)}
                 assert newest[key.id] < newest[user.id], "created by a demoted caller"
                 seen["created first"] += 1
@@ -290,12 +294,12 @@ def demote_and_create_over_grpc(path: Path, trials: int) -> Counter[str]:
 
 
 def test_a_demotion_against_a_create_over_grpc(tmp_path: Path) -> None:
-    """The same race through the real door."""
+    """The same race over a real connection."""
     assert demote_and_create_over_grpc(tmp_path / "data", OVER_GRPC)["PERMISSION_DENIED"]
 
 
 @pytest.mark.slow
 def test_many_demotions_against_creates_over_grpc(tmp_path: Path) -> None:
-    """The same race through the real door, many times."""
+    """The same race over a real connection, many times."""
     seen = demote_and_create_over_grpc(tmp_path / "data", OVER_GRPC_LONG)
     assert seen.keys() == {"PERMISSION_DENIED", "created first"}

@@ -1,4 +1,4 @@
-"""No secret on disk, in logs or in answers that are no answer to a mint: promise P5."""
+"""No secret on disk, in logs or in answers that are no answer to a issuer: promise P5."""
 
 import base64
 import sys
@@ -24,7 +24,7 @@ from keybearer_service import container
 from keybearer_service.app import SERVICES
 from keybearer_service.domain.clock import HOUR
 from keybearer_service.domain.entropy import SystemEntropy
-from keybearer_service.domain.token_format import mint_secret, write
+from keybearer_service.domain.token_format import draw_secret, write
 from keybearer_service.storage import dbapi
 from keybearer_service.storage.sqlite import SqliteStore
 from reliability.hunting import files_below, hunt, spellings
@@ -59,7 +59,7 @@ def send(channel: grpc.Channel, path: str, token: str, body: bytes, *, streaming
 
 
 def story(admin: Stubs, server: ServerProcess) -> Iterator[str]:
-    """Have every way of minting mint, and answer the tokens."""
+    """Have every way of minting issuer, and answer the tokens."""
     account = admin.accounts.CreateAccount(
         account_service_pb2.CreateAccountRequest(
             name="tenant",
@@ -98,13 +98,13 @@ def story(admin: Stubs, server: ServerProcess) -> Iterator[str]:
 
 
 def run_through_everything(path: Path, plants: tuple[str, ...] = ()) -> list[str]:
-    """Mint, present and refuse tokens everywhere; answers where any of them was found."""
+    """KeyIssuer, present and refuse tokens everywhere; answers where any of them was found."""
     data, backups = path / "data", path / "backups"
     backups.mkdir()
     ids = init(data)
     entropy = SystemEntropy()
     # Well-formed, and of nothing.
-    tokens = [ids["token"], write("kbear1", entropy.base62(16), mint_secret(entropy))]
+    tokens = [ids["token"], write("kbear1", entropy.base62(16), draw_secret(entropy))]
     places: dict[str, bytes] = {}
     with serving(data, plants=plants, flags=["--log-level", "debug"]) as server:
         admin = server.stubs(ids["token"])
@@ -150,7 +150,7 @@ def test_a_token_in_the_log_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("around", [b"", b"x", b"xy", b"xyz"])
 def test_every_spelling_is_found(around: bytes) -> None:
     """A secret is found in base64 too, wherever in the encoded text it stands."""
-    token = write("kbear1", "0" * 16, mint_secret(SeededEntropy(1)))
+    token = write("kbear1", "0" * 16, draw_secret(SeededEntropy(1)))
     text = base64.b64encode(around + token.encode() + around)
     assert hunt([token], {"text": text})
     assert {how for how, _ in spellings("a")} >= {"raw", "reversed", "hex"}

@@ -378,7 +378,7 @@ def test_a_dead_secrets_digest_is_erased_at_the_next_write(
     admin.rotate(key_id, overlap=timedelta(hours=1))
 
     def old_digest() -> bytes | None:
-        record, _ = service.app.core.store.lookup(key_id)
+        record, _ = service.app.container.store.lookup(key_id)
         assert record is not None
         return record.old_digest
 
@@ -395,7 +395,7 @@ def test_a_rotation_without_an_overlap_keeps_no_digest_of_the_old_secret(
     """It is dead at once, so it is not written at all; a revoked key's overlap ends with it."""
     key_id = admin.create_key().api_key.id
     admin.rotate(key_id)
-    record, _ = service.app.core.store.lookup(key_id)
+    record, _ = service.app.container.store.lookup(key_id)
     assert record is not None
     assert (record.old_digest, record.old_secret_version) == (None, None)
 
@@ -621,7 +621,7 @@ def test_use_does_not_change_the_etag(service: Service, admin: Stubs) -> None:
     """Nor the time of the last update."""
     made = admin.create_key()
     assert admin.outcome(made.token) == "VALID"
-    service.app.core.usage.flush()
+    service.app.container.usage.flush()
     used = admin.key(made.api_key.id)
     assert used.use_count == 1
     assert (used.etag, used.update_time) == (made.api_key.etag, made.api_key.update_time)
@@ -641,7 +641,7 @@ def test_uses_are_counted_with_the_time_of_the_last(
         admin.validate(made.token)
     clock.advance(SECOND)
     admin.validate(made.token, required_role="ROLE_ADMIN")
-    service.app.core.usage.flush()
+    service.app.container.usage.flush()
     used = admin.key(made.api_key.id)
     assert (used.use_count, used.last_used_time) == (3, moment(START + 3 * SECOND))
 
@@ -650,7 +650,7 @@ def test_calling_with_a_key_is_a_use_of_it(service: Service, admin: Stubs) -> No
     """The management API's own callers are counted too."""
     made = admin.create_key(role="ROLE_ADMIN")
     service.as_token(made.token).who_am_i()
-    service.app.core.usage.flush()
+    service.app.container.usage.flush()
     assert admin.key(made.api_key.id).use_count == 1
 
 
@@ -663,11 +663,11 @@ def test_the_old_secrets_last_use_is_told_apart(
     rotated = admin.rotate(key_id, overlap=timedelta(hours=1))
     clock.advance(SECOND)
     admin.validate(rotated.token)
-    service.app.core.usage.flush()
+    service.app.container.usage.flush()
     assert not admin.key(key_id).HasField("old_secret_last_used_time")
     clock.advance(SECOND)
     admin.validate(made.token)
-    service.app.core.usage.flush()
+    service.app.container.usage.flush()
     assert admin.key(key_id).old_secret_last_used_time == moment(START + 2 * SECOND)
     assert not admin.rotate(key_id).api_key.HasField("old_secret_last_used_time")
 
@@ -703,7 +703,7 @@ def listed(service: Service, admin: Stubs, clock: FakeClock) -> Stubs:
     admin.validate(used.token)
     admin.disable_key(disabled.id)
     admin.revoke(revoked.id)
-    service.app.core.usage.flush()
+    service.app.container.usage.flush()
     return admin
 
 

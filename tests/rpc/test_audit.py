@@ -310,7 +310,7 @@ def test_ten_refusals_a_minute_are_told_and_then_a_count(
 
     assert len(refusals()) == 10
     clock.advance(MINUTE)
-    service.app.core.refusals.flush()
+    service.app.container.refusals.flush_suppressed()
     told = refusals()
     assert len(told) == 11
     assert changes_of(told[0]) == {"refused_calls_not_listed": ("", "4")}
@@ -332,7 +332,7 @@ def test_counted_refusals_are_told_at_a_shutdown(service: Service, admin: Stubs)
     caller = service.with_role("ROLE_DEVELOPER")
     for _ in range(13):
         refused(caller.list_keys)
-    service.app.core.refusals.flush(everything=True)
+    service.app.container.refusals.flush_suppressed(everything=True)
     assert changes_of(admin.events()[0]) == {"refused_calls_not_listed": ("", "3")}
 
 
@@ -438,7 +438,9 @@ def test_the_chain_of_a_busy_service_is_whole(service: Service, scene: Scene) ->
         MUTATIONS[name].do(scene)
     for _ in range(12):
         refused(service.as_token("garbage").list_keys)
-    report = offline_audit.verify_audit(service.app.core, None)
+    report = offline_audit.verify_audit(
+        service.app.container.store, service.app.container.audit, None
+    )
     assert report.broken_seq is None
     assert report.events == len(scene.admin.events(account_id="-", page_size=1000))
 
@@ -446,5 +448,7 @@ def test_the_chain_of_a_busy_service_is_whole(service: Service, scene: Scene) ->
 def test_no_event_holds_a_secret(service: Service, scene: Scene) -> None:
     """Not one of the tokens that were handed out."""
     secrets = [scene.token, scene.admin.create_key().token, scene.admin.rotate(scene.key_id).token]
-    text = "".join(offline_audit.export_audit(service.app.core))
+    text = "".join(
+        offline_audit.export_audit(service.app.container.store, service.app.container.audit)
+    )
     assert not [one for one in secrets if one.split("_")[2][:20] in text]

@@ -219,7 +219,7 @@ def _quiet(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
 
 def state_of(service: Service) -> dict[str, list[dict[str, Any]]]:
     """Answer every row, without usage and without the events of refused calls."""
-    service.app.core.usage.flush()
+    service.app.container.usage.flush()
     tables = dump_database(service.data_dir.database)
     tables["audit_events"] = [
         row for row in tables["audit_events"] if row["action"] != CALL_REFUSED
@@ -260,8 +260,8 @@ def test_payloads_of_callers_who_may_not_call_change_nothing(
     extremes = Extremes(rng, known_ids(fuzzed))
     if header == "of a developer":
         header = f"Bearer {fuzzed.with_role('ROLE_DEVELOPER').token}"
-    holders = {"/keybearer.v1.TokenService/RevokeToken", "/keybearer.v1.TokenService/RotateSelf"}
-    paths = sorted(set(METHODS) - holders - {"/keybearer.v1.TokenService/WhoAmI"})
+    public = {"/keybearer.v1.TokenService/RevokeToken", "/keybearer.v1.TokenService/RotateSelf"}
+    paths = sorted(set(METHODS) - public - {"/keybearer.v1.TokenService/WhoAmI"})
     shots = Shots(fuzzed)
     before = state_of(fuzzed)
     shots.fire(

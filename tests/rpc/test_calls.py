@@ -214,12 +214,12 @@ class HeldCall:
     def __init__(self, service: Service, method: str, token: str) -> None:
         self._messages: SimpleQueue[bytes | None] = SimpleQueue()
         call: Any = service.channel().stream_unary(method)
-        before = len(service.app._slow_senders._waits)
+        before = len(service.app._message_watchdog._waits)
         self._future = call.future(
             iter(self._messages.get, None), metadata=bearer(token), timeout=TIMEOUT_S
         )
         # Until the server has judged the caller and waits for the message.
-        while len(service.app._slow_senders._waits) == before:
+        while len(service.app._message_watchdog._waits) == before:
             threading.Event().wait(0.001)
 
     def send(self, payload: bytes) -> bytes:
@@ -277,11 +277,11 @@ SECRET_TEXT = "a text that nobody outside may read"
 
 
 def _break(service: Service, error: BaseException, breaks: str) -> None:
-    core = service.app.core
-    broken: Any = BrokenStore(core.store, error, breaks=breaks)
-    core.keys._store = broken
-    core.keys._changes._store = broken
-    core.refusals._store = broken
+    container = service.app.container
+    broken: Any = BrokenStore(container.store, error, breaks=breaks)
+    container.keys._store = broken
+    container.keys._mutations._store = broken
+    container.refusals._store = broken
 
 
 @pytest.mark.parametrize("breaks", ["read", "write"])
@@ -324,7 +324,7 @@ def test_trouble_of_the_store_has_its_own_words(
 
 def test_a_failed_commit_ends_the_process(tmp_path: Any, clock: FakeClock) -> None:
     """The service asks to be ended, once it has answered."""
-    data_dir, founded = initialise(tmp_path / "data", clock, SeededEntropy(1))
+    data_dir, created = initialise(tmp_path / "data", clock, SeededEntropy(1))
     ended = threading.Event()
     config = AppConfig(data_dir=data_dir, listener=Listener(address="127.0.0.1:0"))
     app = App(config, on_fatal=ended.set, clock=clock, entropy=SeededEntropy(2))
@@ -332,10 +332,10 @@ def test_a_failed_commit_ends_the_process(tmp_path: Any, clock: FakeClock) -> No
     service = Service(
         app=app,
         data_dir=data_dir,
-        admin_token=founded.minted.token,
-        account_id=founded.account.id,
-        admin_user_id=founded.user.id,
-        admin_key_id=founded.minted.key.id,
+        admin_token=created.issued.token,
+        account_id=created.account.id,
+        admin_user_id=created.user.id,
+        admin_key_id=created.issued.key.id,
     )
     _break(service, CommitFailedError("x"), "write")
     try:
@@ -348,9 +348,9 @@ def test_a_failed_commit_ends_the_process(tmp_path: Any, clock: FakeClock) -> No
 def test_validation_goes_on_while_nothing_can_be_written(service: Service, admin: Stubs) -> None:
     """Neither use nor refusal nor mutation is needed for a verdict."""
     made = admin.create_key()
-    core = service.app.core
-    broken: Any = BrokenStore(core.store, StoreFullError("x"), breaks="add_uses")
-    core.usage._store = broken
+    container = service.app.container
+    broken: Any = BrokenStore(container.store, StoreFullError("x"), breaks="add_uses")
+    container.usage._store = broken
     _break(service, StoreFullError("x"), "write")
     assert refused(admin.create_key).reason == "STORE_FULL"
     for _ in range(20):
@@ -361,7 +361,7 @@ def test_validation_goes_on_while_nothing_can_be_written(service: Service, admin
 def test_a_call_that_is_given_up_begins_no_change(service: Service, admin: Stubs) -> None:
     """Waiting behind another write until nobody waits any more, it changes nothing."""
     before = len(admin.list_keys().api_keys)
-    store = service.app.core.store
+    store = service.app.container.store
     request = api_key_service_pb2.CreateApiKeyRequest(
         name="late",
         role=2,  # type: ignore[arg-type]

@@ -189,7 +189,7 @@ def test_a_rotation_can_be_replayed(admin: Stubs) -> None:
 
 
 def test_a_use_of_the_old_secret_does_not_forbid_replaying_a_rotation(admin: Stubs) -> None:
-    """Its holders go on using it while the new one is still lost."""
+    """Its public go on using it while the new one is still lost."""
     made = admin.create_key()
     rotation: dict[str, Any] = {"overlap": timedelta(hours=1), "request_id": R1}
     admin.rotate(made.api_key.id, **rotation)
@@ -290,7 +290,7 @@ def test_nothing_recoverable_is_stored(service: Service, admin: Stubs) -> None:
     """No file of the installation holds a token or its secret, lost or answered."""
     made = [admin.create_key(request_id=R1, attempt=n).token for n in range(3)]
     secrets = [token.split("_")[2] for token in made]
-    service.app.core.usage.flush()
+    service.app.container.usage.flush()
     for path in service.data_dir.path.rglob("*"):
         if path.is_file():
             content = path.read_bytes()

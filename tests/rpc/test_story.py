@@ -1,4 +1,4 @@
-"""The behaviour the product exists for, from a user to a revoked key, through the real door."""
+"""The behaviour the product exists for, from a user to a revoked key, over a real connection."""
 
 from datetime import timedelta
 
@@ -35,7 +35,7 @@ def test_a_demoted_owners_key_is_developer_at_the_very_next_validation(
 def test_both_secrets_work_during_the_overlap_and_one_after_it(
     service: Service, admin: Stubs, clock: FakeClock
 ) -> None:
-    """A rotation with overlap gives holders time."""
+    """A rotation with overlap gives public time."""
     created = admin.create_key()
     rotated = admin.keys.RotateApiKey(
         message(

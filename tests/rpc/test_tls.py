@@ -31,7 +31,7 @@ def serve_tls(
     apps: list[App] = []
 
     def serve(files: TlsFiles) -> tuple[int, str]:
-        data_dir, founded = initialise(tmp_path / "data", clock, entropy)
+        data_dir, created = initialise(tmp_path / "data", clock, entropy)
         listener = Listener(address="127.0.0.1:0", tls=files)
         app = App(
             AppConfig(data_dir=data_dir, listener=listener),
@@ -41,7 +41,7 @@ def serve_tls(
         )
         apps.append(app)
         app.start()
-        return app.port, founded.minted.token
+        return app.port, created.issued.token
 
     yield serve
     for app in apps:

@@ -1,4 +1,4 @@
-"""TokenService: verdicts, who calls, and what holders may do."""
+"""TokenService: verdicts, who calls, and what public may do."""
 
 import threading
 from collections.abc import Callable

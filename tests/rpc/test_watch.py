@@ -113,7 +113,7 @@ def told(responses: list[pb.WatchInvalidationsResponse]) -> list[tuple[str, Any]
 
 def head(service: Service) -> tuple[str, int]:
     """Read epoch and revision from the store."""
-    with service.app.core.store.read() as reader:
+    with service.app.container.store.read() as reader:
         installation = reader.installation()
     return installation.epoch, installation.revision
 
@@ -262,8 +262,8 @@ def test_a_commit_of_another_process_is_told(service: Service, watcher: Stubs) -
 
 def append_many(service: Service, count: int) -> None:
     """Commit many changes in one statement."""
-    now = service.app.core.clock.now()
-    with service.app.core.store.write() as tx:
+    now = service.app.container.clock.now()
+    with service.app.container.store.write() as tx:
         connection: Any = tx._connection  # type: ignore[attr-defined]
         connection.execute(
             "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
@@ -276,12 +276,12 @@ def append_many(service: Service, count: int) -> None:
 
 def _append(service: Service, kind: SubjectKind, subject_id: str, account_id: str) -> None:
     """Commit a change behind the service's back."""
-    with service.app.core.store.write() as tx:
+    with service.app.container.store.write() as tx:
         tx.append_change(
             kind=kind,
             subject_id=subject_id,
             account_id=account_id,
-            now=service.app.core.clock.now(),
+            now=service.app.container.clock.now(),
         )
 
 
@@ -404,7 +404,7 @@ def test_a_remembered_head_would_be_seen(
     service: Service, watcher: Stubs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The planted bug: a hub that answers with what it knows instead of reading the store."""
-    hub = service.app.core.watches
+    hub = service.app.container.watches
     with watching(watcher) as stream:
         stream.subscribe()
         stream.ping()
@@ -424,7 +424,7 @@ def test_no_store_no_pong(
     service: Service, watcher: Stubs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A ping that meets a store out of order is never answered; the stream goes on afterwards."""
-    store = service.app.core.store
+    store = service.app.container.store
     tried = threading.Event()
 
     def fail(*_: Any) -> Any:
@@ -437,7 +437,7 @@ def test_no_store_no_pong(
             broken.setattr(store, "read", fail)
             broken.setattr(store, "lookup", fail)
             stream.send(ping={"sent_at": 1})
-            eventually(lambda: not service.app.core.watches._pings, "the ping was taken")
+            eventually(lambda: not service.app.container.watches._pings, "the ping was taken")
             tried.clear()
             assert tried.wait(TIMEOUT_S)
         before, _ = stream.ping(2)
@@ -473,7 +473,7 @@ def test_a_stream_cannot_be_opened_without_a_store(
     def fail() -> Any:
         raise StoreLockedError("locked")
 
-    monkeypatch.setattr(service.app.core.store, "read", fail)
+    monkeypatch.setattr(service.app.container.store, "read", fail)
     with watching(watcher) as stream:
         stream.send(subscribe={})
         assert stream.end().reason == "STORE_UNAVAILABLE"
@@ -579,7 +579,7 @@ def test_streams_beyond_the_cap_are_refused_and_a_place_becomes_free(
     service: Service, watcher: Stubs
 ) -> None:
     """RESOURCE_EXHAUSTED, OVERLOADED, with a time to try again."""
-    hub = service.app.core.watches
+    hub = service.app.container.watches
     hub._max_watchers = 2
     with watching(watcher) as first, watching(watcher) as second:
         first.subscribe()
@@ -606,7 +606,7 @@ def test_two_hundred_parked_streams_do_not_stop_validation(service: Service, adm
         assert all(response.HasField("hello") for response in pool.map(Watch.subscribe, streams))
         token = admin.create_key().token
         assert set(pool.map(lambda _: admin.outcome(token), range(50))) == {"VALID"}
-    assert service.app.core.watches.watchers == 200
+    assert service.app.container.watches.watchers == 200
     of_streams = [one for one in threading.enumerate() if one.name.startswith("watch-stream")]
     assert len(of_streams) <= WATCH_THREADS
     for stream in streams:
@@ -625,7 +625,7 @@ def test_streams_that_ended_leave_their_places_without_the_garbage_collector(
             if number % 2:  # ended by the service, else by the watcher
                 stream.send(subscribe={})
                 assert stream.end().reason == "FIELD_INVALID"
-    eventually(lambda: service.app.core.watches.watchers == 0, "all of them have ended")
+    eventually(lambda: service.app.container.watches.watchers == 0, "all of them have ended")
 
 
 def test_what_nobody_foresaw_ends_one_stream_and_harms_nobody_else(
@@ -640,7 +640,7 @@ def test_what_nobody_foresaw_ends_one_stream_and_harms_nobody_else(
         bystander.subscribe()
         stream.subscribe()
         with monkeypatch.context() as broken:
-            broken.setattr(service.app.core.watches, "report", fail)
+            broken.setattr(service.app.container.watches, "report", fail)
             stream.send(usage={"items": []})
             end = stream.end()
         assert (end.code, end.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
@@ -671,7 +671,7 @@ def test_a_watcher_that_pings_and_does_not_read_is_dropped(
     ping = message(pb.WatchInvalidationsRequest, ping={"sent_at": 2**60})
     stream = _stuck(service, watcher, itertools.repeat(ping))
     try:
-        eventually(lambda: service.app.core.watches.watchers == 0, "it was dropped")
+        eventually(lambda: service.app.container.watches.watchers == 0, "it was dropped")
     finally:
         stream.cancel()
 
@@ -682,7 +682,7 @@ def test_a_watcher_that_does_not_read_is_dropped_and_the_others_are_not(
     """At 1,000 queued messages; it resumes by revision and misses nothing."""
     epoch, revision = head(service)
     _stuck(service, watcher, [])
-    hub = service.app.core.watches
+    hub = service.app.container.watches
     with watching(watcher) as stream:
         stream.subscribe()
         written = 0
@@ -713,7 +713,7 @@ def test_streams_end_after_a_quarter_of_an_hour(
 
 def test_the_ages_of_streams_are_spread(service: Service, watcher: Stubs) -> None:
     """So that not all of them come back at once."""
-    hub = service.app.core.watches
+    hub = service.app.container.watches
     with watching(watcher) as one, watching(watcher) as two, watching(watcher) as three:
         for stream in (one, two, three):
             stream.subscribe()
@@ -726,7 +726,7 @@ def test_streams_end_when_the_service_stops(
     tmp_path: Any, clock: FakeClock, entropy: SeededEntropy
 ) -> None:
     """At once, so that a drain with a long grace is quick."""
-    data_dir, founded = initialise(tmp_path / "data", clock, entropy)
+    data_dir, created = initialise(tmp_path / "data", clock, entropy)
     app = App(
         AppConfig(data_dir=data_dir, listener=Listener(address="127.0.0.1:0")),
         on_fatal=lambda: None,
@@ -736,7 +736,7 @@ def test_streams_end_when_the_service_stops(
     app.start()
     with (
         grpc.insecure_channel(f"127.0.0.1:{app.port}") as channel,
-        watching(Stubs(channel, founded.minted.token)) as stream,
+        watching(Stubs(channel, created.issued.token)) as stream,
     ):
         stream.subscribe()
         started = time.monotonic()
@@ -756,7 +756,7 @@ def _item(key_id: str, **fields: Any) -> dict[str, Any]:
 
 def _reported(service: Service, stubs: Stubs, items: list[dict[str, Any]]) -> None:
     """Report uses and wait until they are stored."""
-    hub = service.app.core.watches
+    hub = service.app.container.watches
     counted = threading.Event()
     count = hub._uses._count
 
@@ -773,7 +773,7 @@ def _reported(service: Service, stubs: Stubs, items: list[dict[str, Any]]) -> No
             stream.ping()
     finally:
         hub._uses._count = count  # type: ignore[method-assign]
-    service.app.core.usage.flush()
+    service.app.container.usage.flush()
 
 
 def test_reported_uses_are_counted(
@@ -861,7 +861,7 @@ def test_uses_of_keys_of_other_accounts_are_dropped(service: Service, admin: Stu
 
 
 def test_no_decision_reads_reported_uses(service: Service, admin: Stubs, watcher: Stubs) -> None:
-    """A key that a watcher claims was used can still be minted again when its answer was lost."""
+    """A key that a watcher claims was used can still be issued again when its answer was lost."""
     request = {
         "name": "lost",
         "role": "ROLE_DEVELOPER",

@@ -28,13 +28,13 @@ from backends import dump_database
 from fakes import FakeClock, SeededEntropy
 from harness import initialise
 from keybearer.access import AccessRule, Role
-from keybearer_service.container import Core, open_core
+from keybearer_service.container import Container, open_container
 from keybearer_service.domain.clock import HOUR, MINUTE
 from keybearer_service.domain.errors import KeyExpired, KeyRevoked, ServiceError
 from keybearer_service.domain.model import RevocationReason, UserType
 from keybearer_service.domain.verdict import Outcome
 from keybearer_service.offline import audit as offline_audit
-from keybearer_service.usecases.call_context import Call
+from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.issuing import Expiration, NewKey
 from keybearer_service.usecases.keys import KeyUpdate
 from keybearer_service.usecases.users import NewUser, UserUpdate
@@ -121,35 +121,35 @@ class Machine(RuleBasedStateMachine):
         self._directory = Path(tempfile.mkdtemp(prefix="machine"))
         self.clock = FakeClock()
         entropy = SeededEntropy(seed)
-        data_dir, founded = initialise(self._directory / "data", self.clock, entropy)
+        data_dir, created = initialise(self._directory / "data", self.clock, entropy)
         self.database = data_dir.database
-        self.core: Core = open_core(data_dir, self.clock, entropy)
+        self.container: Container = open_container(data_dir, self.clock, entropy)
         self.model = Model()
-        self.chief = founded.user.id
+        self.chief = created.user.id
         self.model.roles[self.chief] = self.model.all_roles[self.chief] = Role.ADMIN
-        self.model.keys[founded.minted.key.id] = ModelKey(
-            self.chief, self.chief, Role.ADMIN, None, {founded.minted.token: 1}
+        self.model.keys[created.issued.key.id] = ModelKey(
+            self.chief, self.chief, Role.ADMIN, None, {created.issued.token: 1}
         )
-        self.chief_token = founded.minted.token
+        self.chief_token = created.issued.token
         self.users_made = 0
 
     def teardown(self) -> None:
         """Close and remove it."""
-        if hasattr(self, "core"):
-            report = offline_audit.verify_audit(self.core, None)
-            self.core.close()
+        if hasattr(self, "container"):
+            report = offline_audit.verify_audit(self.container.store, self.container.audit, None)
+            self.container.close()
             shutil.rmtree(self._directory)
             assert report.broken_seq is None
 
     # --- helpers ----------------------------------------------------------------------------------
 
-    def _call(self, token: str) -> Call:
-        call = Call("/test", AccessRule(role=Role.ADMIN), Waiting(), lambda: "request")
-        call.caller = self.core.validator.authenticate(token)
+    def _call(self, token: str) -> CallContext:
+        call = CallContext("/test", AccessRule(role=Role.ADMIN), Waiting(), lambda: "request")
+        call.caller = self.container.validator.authenticate(token)
         return call
 
     def _dump(self) -> dict[str, Any]:
-        self.core.usage.flush()
+        self.container.usage.flush()
         tables: dict[str, Any] = dump_database(self.database)
         for row in tables["api_keys"]:
             for column in USAGE:
@@ -214,7 +214,7 @@ class Machine(RuleBasedStateMachine):
     def _user(self, data: st.DataObject) -> str:
         return data.draw(st.sampled_from(sorted(self.model.roles.keys() - {self.chief})))
 
-    def _caller(self, data: st.DataObject) -> Call:
+    def _caller(self, data: st.DataObject) -> CallContext:
         return self._call(data.draw(st.sampled_from(self._admins())))
 
     # --- rules ------------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ class Machine(RuleBasedStateMachine):
             type=UserType.PERSON,
         )
         user = self._step(
-            lambda: self.core.users.create(call, call.identity.account_id, new),
+            lambda: self.container.users.create(call, call.identity.account_id, new),
             changes={"new"},
             alters_answers=False,  # nobody's token is worth more or less by it
         )
@@ -251,7 +251,7 @@ class Machine(RuleBasedStateMachine):
         update = UserUpdate(paths=frozenset({"role"}), role=role)
         same = self.model.roles[user_id] is role
         self._step(
-            lambda: self.core.users.update(call, user_id, update),
+            lambda: self.container.users.update(call, user_id, update),
             changes={user_id},
             events=0 if same else 1,
         )
@@ -271,7 +271,7 @@ class Machine(RuleBasedStateMachine):
             if key.creator == user_id and key.owner != user_id
         }
         deletion = self._step(
-            lambda: self.core.users.delete(
+            lambda: self.container.users.delete(
                 call, user_id, validate_only=False, revoke_created=revoke_created
             ),
             changes={user_id} | owned | (made if revoke_created else set()),
@@ -292,16 +292,16 @@ class Machine(RuleBasedStateMachine):
         new = NewKey(
             name="k", role=role, expiration=Expiration(ttl=life), owner_id=owner, labels={}
         )
-        minted = self._step(
-            lambda: self.core.keys.create(call, call.identity.account_id, new, None),
+        issued = self._step(
+            lambda: self.container.keys.create(call, call.identity.account_id, new, None),
             changes={"new"},
         )
-        self.model.keys[minted.key.id] = ModelKey(
+        self.model.keys[issued.key.id] = ModelKey(
             owner,
             call.identity.owner_id,
             role,
             None if life is None else self.clock.now() + life,
-            {minted.token: 1},
+            {issued.token: 1},
         )
 
     @precondition(lambda self: self._has_keys())
@@ -310,7 +310,7 @@ class Machine(RuleBasedStateMachine):
         """A key is switched off or on."""
         key_id, key = self._key(data)
         call = self._call(self.chief_token)
-        manager = self.core.keys
+        manager = self.container.keys
 
         def do() -> object:
             return manager.disable(call, key_id) if disabled else manager.enable(call, key_id)
@@ -330,7 +330,7 @@ class Machine(RuleBasedStateMachine):
         update = KeyUpdate(paths=frozenset({"role"}), role=role, labels={})
 
         def do() -> object:
-            return self.core.keys.update(call, key_id, update)
+            return self.container.keys.update(call, key_id, update)
 
         if key.reason is not None:
             self._refused(do, KeyRevoked)
@@ -348,14 +348,14 @@ class Machine(RuleBasedStateMachine):
 
         if key.reason is not None or (key.expire_time is not None and now >= key.expire_time):
             error = KeyExpired if key.reason is None else KeyRevoked
-            self._refused(lambda: self.core.keys.rotate(call, key_id, overlap, None), error)
+            self._refused(lambda: self.container.keys.rotate(call, key_id, overlap, None), error)
             return
-        minted = self._step(
-            lambda: self.core.keys.rotate(call, key_id, overlap, None), changes={key_id}
+        issued = self._step(
+            lambda: self.container.keys.rotate(call, key_id, overlap, None), changes={key_id}
         )
         key.old_version, key.version = key.version, key.version + 1
         key.overlap_end = min(now + overlap, key.expire_time or now + overlap)
-        key.tokens[minted.token] = key.version
+        key.tokens[issued.token] = key.version
 
     @precondition(lambda self: self._has_keys())
     @rule(data=st.data())
@@ -364,7 +364,7 @@ class Machine(RuleBasedStateMachine):
         key_id, key = self._key(data)
         call = self._call(self.chief_token)
         revoked = self._step(
-            lambda: self.core.keys.revoke(call, key_id, RevocationReason.LOST, ""),
+            lambda: self.container.keys.revoke(call, key_id, RevocationReason.LOST, ""),
             changes={key_id},
             events=int(key.reason is None),
         )
@@ -377,12 +377,12 @@ class Machine(RuleBasedStateMachine):
         """Whoever holds a token ends what it opens, and nothing else."""
         key_id, key = self._key(data)
         token = data.draw(st.sampled_from(sorted(key.tokens)))
-        call = Call("/test", AccessRule(public=True), Waiting(), lambda: "request")
+        call = CallContext("/test", AccessRule(public=True), Waiting(), lambda: "request")
         version = key.tokens[token]
         is_old = version == key.old_version and self.clock.now() < key.overlap_end
         opens = key.reason is None and (version == key.version or is_old)
         self._step(
-            lambda: self.core.keys.revoke_token(call, token),
+            lambda: self.container.keys.revoke_token(call, token),
             changes={key_id},
             events=int(opens),
         )
@@ -396,14 +396,14 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def every_token_is_worth_what_the_model_says(self) -> None:
         """Every one that was ever handed out, for every required role."""
-        if not hasattr(self, "core"):
+        if not hasattr(self, "container"):
             return
         now = self.clock.now()
         for key_id, key in self.model.keys.items():
             for token in key.tokens:
                 for required in (Role.UNSPECIFIED, Role.ADMIN):
                     question = Question(token, "-", AccessRule(role=required))
-                    verdict = self.core.validator.judge(question)
+                    verdict = self.container.validator.judge(question)
                     assert verdict.outcome is self.model.outcome(key, token, now, required)
                     assert (verdict.match is None) == (verdict.outcome is Outcome.NOT_FOUND)
                     assert verdict.match is None or verdict.match.record.key_id == key_id

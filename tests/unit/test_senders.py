@@ -5,20 +5,20 @@ from collections.abc import Iterator
 
 import pytest
 
-from keybearer_service.rpc.executors import Pool
+from keybearer_service.rpc.executors import CallExecutor
 
 WAIT_S = 10.0
 
 
 @pytest.fixture
-def pool() -> Iterator[Pool]:
+def pool() -> Iterator[CallExecutor]:
     """A pool of one thread."""
-    made = Pool(1, "test")
+    made = CallExecutor(1, "test")
     yield made
     made.shutdown()
 
 
-def occupy(pool: Pool) -> threading.Event:
+def occupy(pool: CallExecutor) -> threading.Event:
     """Have a thread of the pool wait for the event that is answered."""
     begun, over = threading.Event(), threading.Event()
 
@@ -32,7 +32,7 @@ def occupy(pool: Pool) -> threading.Event:
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit])
-def test_a_thread_outlives_its_work(pool: Pool, error: type[BaseException]) -> None:
+def test_a_thread_outlives_its_work(pool: CallExecutor, error: type[BaseException]) -> None:
     """What a call raises costs the pool no thread."""
 
     def fail() -> None:
@@ -45,7 +45,7 @@ def test_a_thread_outlives_its_work(pool: Pool, error: type[BaseException]) -> N
     assert len(pool._threads) == 1
 
 
-def test_no_more_threads_than_needed(pool: Pool) -> None:
+def test_no_more_threads_than_needed(pool: CallExecutor) -> None:
     """Calls beyond the number of threads wait, and run in the order they came."""
     over, order = occupy(pool), list[int]()
     for number in range(3):
@@ -56,7 +56,7 @@ def test_no_more_threads_than_needed(pool: Pool) -> None:
     assert order == [0, 1, 2]
 
 
-def test_stand_ins_take_what_waits(pool: Pool) -> None:
+def test_stand_ins_take_what_waits(pool: CallExecutor) -> None:
     """A thread that is made up for does not hold up the calls behind it."""
     over, done = occupy(pool), threading.Event()
     pool.submit(done.set)
@@ -65,7 +65,7 @@ def test_stand_ins_take_what_waits(pool: Pool) -> None:
     over.set()
 
 
-def test_a_pool_that_was_shut_down_takes_nothing(pool: Pool) -> None:
+def test_a_pool_that_was_shut_down_takes_nothing(pool: CallExecutor) -> None:
     """Neither what comes later nor what still waits is worked on."""
     over, done = occupy(pool), threading.Event()
     pool.submit(done.set)

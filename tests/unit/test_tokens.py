@@ -158,7 +158,7 @@ def test_an_id_has_sixteen_characters(text: str, *, right: bool) -> None:
 def test_a_secret_is_drawn_from_the_whole_alphabet() -> None:
     """43 characters, every one of base62 among them over a few draws."""
     entropy = SeededEntropy(3)
-    drawn = [token_format.mint_secret(entropy) for _ in range(100)]
+    drawn = [token_format.draw_secret(entropy) for _ in range(100)]
     assert {len(one) for one in drawn} == {43}
     assert set("".join(drawn)) == set(BASE62)
     assert len(set(drawn)) == 100

@@ -399,7 +399,7 @@ def test_reported_uses_arrive_in_the_store(service: Service, admin: Stubs) -> No
         assert verifier.stats().hits == 9
 
     def counted() -> bool:
-        service.app.core.usage.flush()
+        service.app.container.usage.flush()
         return admin.key(created.api_key.id).use_count == 10
 
     eventually(counted, "ten uses are stored")

@@ -305,7 +305,7 @@ def test_a_pong_of_a_remembered_head_would_be_seen(
 ) -> None:
     """A server that answers pings with the head of its last poll, three seconds ago."""
     with running(tmp_path / "data", SystemClock(), SystemEntropy()) as service:
-        hub = service.app.core.watches
+        hub = service.app.container.watches
         tell, polled = hub._tell, 0.0
 
         def poll_seldom(reader: Any, installation: Any) -> None:

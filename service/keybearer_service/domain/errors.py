@@ -4,15 +4,29 @@ One class for every reason of `error_reason.proto` that the service sends. Messa
 they name the field, say what would be right, and never carry a secret or an exception's text.
 """
 
+import enum
 from typing import ClassVar
 
-import grpc
+
+class Code(enum.IntEnum):
+    """The codes of google.rpc.Code that the service sends."""
+
+    INVALID_ARGUMENT = 3
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    UNAUTHENTICATED = 16
 
 
 class ServiceError(Exception):
     """The root. Never raised itself."""
 
-    code: ClassVar[grpc.StatusCode]
+    code: ClassVar[Code]
     reason: ClassVar[str]
     retry_after: float | None = None
     """Seconds, for RetryInfo."""
@@ -27,7 +41,7 @@ class ServiceError(Exception):
 class CredentialsMissing(ServiceError):
     """No credential, or not exactly one in the form asked for."""
 
-    code = grpc.StatusCode.UNAUTHENTICATED
+    code = Code.UNAUTHENTICATED
     reason = "CREDENTIALS_MISSING"
 
     def __init__(self) -> None:
@@ -38,7 +52,7 @@ class CredentialsMissing(ServiceError):
 class CredentialsExpired(ServiceError):
     """The key has expired; its holder may know."""
 
-    code = grpc.StatusCode.UNAUTHENTICATED
+    code = Code.UNAUTHENTICATED
     reason = "CREDENTIALS_EXPIRED"
 
     def __init__(self) -> None:
@@ -49,7 +63,7 @@ class CredentialsExpired(ServiceError):
 class CredentialsInvalid(ServiceError):
     """Anything else wrong with the credential: one text for all."""
 
-    code = grpc.StatusCode.UNAUTHENTICATED
+    code = Code.UNAUTHENTICATED
     reason = "CREDENTIALS_INVALID"
 
     def __init__(self) -> None:
@@ -60,35 +74,35 @@ class CredentialsInvalid(ServiceError):
 class RoleInsufficient(ServiceError):
     """The effective role is too low."""
 
-    code = grpc.StatusCode.PERMISSION_DENIED
+    code = Code.PERMISSION_DENIED
     reason = "ROLE_INSUFFICIENT"
 
 
 class ScopeInsufficient(ServiceError):
     """The key lacks a scope."""
 
-    code = grpc.StatusCode.PERMISSION_DENIED
+    code = Code.PERMISSION_DENIED
     reason = "SCOPE_INSUFFICIENT"
 
 
 class OperatorOnly(ServiceError):
     """Only the operator account may do this."""
 
-    code = grpc.StatusCode.PERMISSION_DENIED
+    code = Code.PERMISSION_DENIED
     reason = "OPERATOR_ONLY"
 
 
 class AuthorityExceeded(ServiceError):
     """The call would create more authority than its caller holds."""
 
-    code = grpc.StatusCode.PERMISSION_DENIED
+    code = Code.PERMISSION_DENIED
     reason = "AUTHORITY_EXCEEDED"
 
 
 class ResourceNotFound(ServiceError):
     """Nothing, or a thing of another account: alike."""
 
-    code = grpc.StatusCode.NOT_FOUND
+    code = Code.NOT_FOUND
     reason = "RESOURCE_NOT_FOUND"
 
     def __init__(self, resource: str, resource_id: str) -> None:
@@ -99,7 +113,7 @@ class ResourceNotFound(ServiceError):
 class FieldInvalid(ServiceError):
     """A field of the request is wrong."""
 
-    code = grpc.StatusCode.INVALID_ARGUMENT
+    code = Code.INVALID_ARGUMENT
     reason = "FIELD_INVALID"
 
     def __init__(self, field: str, description: str) -> None:
@@ -112,7 +126,7 @@ class FieldInvalid(ServiceError):
 class KeyRevoked(ServiceError):
     """The key is revoked, for good."""
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code = Code.FAILED_PRECONDITION
     reason = "KEY_REVOKED"
 
     def __init__(self, key_id: str) -> None:
@@ -123,7 +137,7 @@ class KeyRevoked(ServiceError):
 class KeyExpired(ServiceError):
     """The key has expired and is not revived."""
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code = Code.FAILED_PRECONDITION
     reason = "KEY_EXPIRED"
 
     def __init__(self, key_id: str) -> None:
@@ -134,7 +148,7 @@ class KeyExpired(ServiceError):
 class LastAdmin(ServiceError):
     """The account would be left without an administrator."""
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code = Code.FAILED_PRECONDITION
     reason = "LAST_ADMIN"
 
     def __init__(self, user_id: str) -> None:
@@ -148,7 +162,7 @@ class LastAdmin(ServiceError):
 class OperatorAccountProtected(ServiceError):
     """The operator account cannot be disabled."""
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code = Code.FAILED_PRECONDITION
     reason = "OPERATOR_ACCOUNT_PROTECTED"
 
     def __init__(self, account_id: str) -> None:
@@ -159,7 +173,7 @@ class OperatorAccountProtected(ServiceError):
 class EtagMismatch(ServiceError):
     """The resource has changed since it was read."""
 
-    code = grpc.StatusCode.ABORTED
+    code = Code.ABORTED
     reason = "ETAG_MISMATCH"
 
     def __init__(self) -> None:
@@ -170,7 +184,7 @@ class EtagMismatch(ServiceError):
 class EmailTaken(ServiceError):
     """Another live user of the account has the address."""
 
-    code = grpc.StatusCode.ALREADY_EXISTS
+    code = Code.ALREADY_EXISTS
     reason = "EMAIL_TAKEN"
 
     def __init__(self) -> None:
@@ -181,7 +195,7 @@ class EmailTaken(ServiceError):
 class RequestIdReused(ServiceError):
     """The request_id was used with another body."""
 
-    code = grpc.StatusCode.ALREADY_EXISTS
+    code = Code.ALREADY_EXISTS
     reason = "REQUEST_ID_REUSED"
 
     def __init__(self, key_id: str) -> None:
@@ -192,15 +206,15 @@ class RequestIdReused(ServiceError):
 
 
 class ReplayImpossible(ServiceError):
-    """The request was carried out and its token cannot be minted again."""
+    """The request was carried out and its token cannot be issued again."""
 
-    code = grpc.StatusCode.ALREADY_EXISTS
+    code = Code.ALREADY_EXISTS
     reason = "REPLAY_IMPOSSIBLE"
 
     def __init__(self, key_id: str) -> None:
         """Name the key made then."""
         super().__init__(
-            "the request was carried out before and its token cannot be minted again; "
+            "the request was carried out before and its token cannot be issued again; "
             "rotate or revoke the key",
             api_key_id=key_id,
         )
@@ -209,7 +223,7 @@ class ReplayImpossible(ServiceError):
 class StoreFull(ServiceError):
     """The disk of the store is full; nothing was changed."""
 
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    code = Code.RESOURCE_EXHAUSTED
     reason = "STORE_FULL"
     retry_after = 5.0
 
@@ -221,7 +235,7 @@ class StoreFull(ServiceError):
 class Overloaded(ServiceError):
     """Too many calls."""
 
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    code = Code.RESOURCE_EXHAUSTED
     reason = "OVERLOADED"
     retry_after = 1.0
 
@@ -233,7 +247,7 @@ class Overloaded(ServiceError):
 class StoreUnavailable(ServiceError):
     """The store is locked or cannot be reached; nothing was changed."""
 
-    code = grpc.StatusCode.UNAVAILABLE
+    code = Code.UNAVAILABLE
     reason = "STORE_UNAVAILABLE"
     retry_after = 1.0
 
@@ -245,7 +259,7 @@ class StoreUnavailable(ServiceError):
 class OutcomeUnknown(ServiceError):
     """The commit failed: the change may or may not have happened."""
 
-    code = grpc.StatusCode.UNAVAILABLE
+    code = Code.UNAVAILABLE
     reason = "OUTCOME_UNKNOWN"
     retry_after = 2.0
 
@@ -260,7 +274,7 @@ class OutcomeUnknown(ServiceError):
 class StreamEnded(ServiceError):
     """A stream ends although nothing is wrong: it is old, or the server stops."""
 
-    code = grpc.StatusCode.UNAVAILABLE
+    code = Code.UNAVAILABLE
     reason = "STREAM_ENDED"
     retry_after = 0.1
 
@@ -268,7 +282,7 @@ class StreamEnded(ServiceError):
 class Internal(ServiceError):
     """Unforeseen. The reference stands in the log too."""
 
-    code = grpc.StatusCode.INTERNAL
+    code = Code.INTERNAL
     reason = "INTERNAL"
 
     def __init__(self, reference: str) -> None:

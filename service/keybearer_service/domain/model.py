@@ -116,7 +116,7 @@ class ApiKey:
     secret_version: int = 1
     secret_create_time: int
     secret_used: bool = False
-    """Whether the current secret was ever seen to work; it then cannot be minted again."""
+    """Whether the current secret was ever seen to work; it then cannot be issued again."""
     overlap_end_time: int | None = None
     last_used_time: int | None = None
     use_count: int = 0
@@ -170,7 +170,7 @@ class SubjectKind(enum.IntEnum):
     EVERYTHING = 4
 
 
-class Change(NamedTuple):
+class Invalidation(NamedTuple):
     """One revision: which verdicts it makes stale."""
 
     revision: int

@@ -60,7 +60,7 @@ def write(prefix: str, key_id: str, secret: str) -> str:
     return body + checksum(body)
 
 
-def mint_secret(entropy: Entropy) -> str:
+def draw_secret(entropy: Entropy) -> str:
     """Draw a fresh secret of 256 bits."""
     return entropy.base62(SECRET_LENGTH)
 

@@ -1,6 +1,6 @@
-"""What the doors for gateways share: reading what a gateway asks for, and writing who came.
+"""What the entry points for gateways share: reading a requirement, and writing an identity.
 
-A door never decides. It makes a `Question` of what it reads, and `Validator.judge` answers it.
+An entry point never decides. It turns what it reads into a `Question` for `Validator.judge`.
 
 A requirement comes from several sources at once: a header, a query, the configuration of a route.
 All of them hold together, and none relaxes another. What cannot be read is never left out: a typing
@@ -29,7 +29,7 @@ from keybearer_service.domain.errors import (
 from keybearer_service.domain.model import ANY_ACCOUNT
 from keybearer_service.domain.verdict import Caller, Match, Outcome
 from keybearer_service.telemetry.log_quotas import MinuteQuota
-from keybearer_service.telemetry.recorder import Door, Observer
+from keybearer_service.telemetry.recorder import EntryPoint, Recorder
 from keybearer_service.validation.validator import Question, Validator, denial_of
 
 log = structlog.get_logger(__name__)
@@ -58,7 +58,7 @@ _FAULTS_LOGGED_A_MINUTE = 10
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Who asks at a door."""
+    """Who asks at an entry point."""
 
     account_id: str
     """The account whose keys are meant when no source names one."""
@@ -80,19 +80,19 @@ class Requirement:
     """Accounts that were named; ANY_ACCOUNT may be one of them."""
 
 
-class Doors:
+class Authorizer:
     """Admits or denies the clients of gateways."""
 
-    def __init__(self, validator: Validator, observer: Observer, clock: Clock) -> None:
+    def __init__(self, validator: Validator, recorder: Recorder, clock: Clock) -> None:
         """Take who judges, and who is told."""
         self._validator = validator
-        self._observer = observer
+        self._recorder = recorder
         self._clock = clock
         self._logged_faults = MinuteQuota(clock, _FAULTS_LOGGED_A_MINUTE)
 
-    def admit(
+    def authorize(
         self,
-        door: Door,
+        entry_point: EntryPoint,
         gateway: Gateway,
         asked: Iterable[tuple[str, str]],
         authorization: Sequence[str],
@@ -100,7 +100,7 @@ class Doors:
         """Answer whose token it is, when it meets everything that is asked.
 
         Args:
-            door: Where it is asked.
+            entry_point: Where it is asked.
             gateway: Who asks.
             asked: Names and values of requirements, from every source.
             authorization: The values of the client's `authorization` headers.
@@ -112,19 +112,21 @@ class Doors:
             StoreError, StoreUnavailable: The store could not be asked; that denies nobody.
         """
         try:
-            return self._judge(door, self._question(door, gateway, asked, authorization))
+            return self._judge(
+                entry_point, self._question(entry_point, gateway, asked, authorization)
+            )
         except ServiceError as error:
-            self._observer.refused(door, error.reason)
+            self._recorder.refused(entry_point, error.reason)
             raise
 
-    def tell_suppressed(self, *, everything: bool = False) -> None:
+    def flush_suppressed(self, *, everything: bool = False) -> None:
         """Log how many faults were not logged one by one; called every minute."""
-        for door, count in self._logged_faults.collect(everything=everything).items():
-            log.warning("requirements_invalid", door=door, not_logged=count)
+        for entry_point, count in self._logged_faults.collect(everything=everything).items():
+            log.warning("requirements_invalid", entry_point=entry_point, not_logged=count)
 
     def _question(
         self,
-        door: Door,
+        entry_point: EntryPoint,
         gateway: Gateway,
         asked: Iterable[tuple[str, str]],
         authorization: Sequence[str],
@@ -133,9 +135,12 @@ class Doors:
             requirement = requirement_of(asked)
             account_id = _account(gateway, requirement.accounts)
         except FieldInvalid as error:
-            if self._logged_faults.admit(door):
+            if self._logged_faults.admit(entry_point):
                 log.warning(
-                    "requirement_invalid", door=door, field=error.field, why=error.description
+                    "requirement_invalid",
+                    entry_point=entry_point,
+                    field=error.field,
+                    why=error.description,
                 )
             raise RoleInsufficient(
                 "the gateway asks for what no key can have; the log of keybearer says what is wrong"
@@ -145,10 +150,10 @@ class Doors:
             raise CredentialsMissing
         return Question(token, account_id, requirement.rule)
 
-    def _judge(self, door: Door, question: Question) -> Match:
+    def _judge(self, entry_point: EntryPoint, question: Question) -> Match:
         started = self._clock.monotonic()
         verdict = self._validator.judge(question)
-        self._observer.judged(door, verdict.outcome, self._clock.monotonic() - started)
+        self._recorder.judged(entry_point, verdict.outcome, self._clock.monotonic() - started)
         match = verdict.match
         if verdict.outcome is Outcome.VALID and match is not None:
             return match

@@ -11,19 +11,19 @@ import grpc
 from google.protobuf.struct_pb2 import Struct
 
 from keybearer.access import AccessRule, Role
-from keybearer_service.domain.errors import ServiceError
+from keybearer_service.domain.errors import Code, ServiceError
 from keybearer_service.domain.verdict import Match
 from keybearer_service.ext_authz.v3 import ext_authz_pb2 as pb
 from keybearer_service.gateway.authorizer import (
     IDENTITY_HEADERS,
-    Doors,
+    Authorizer,
     challenge_of,
     denial_body,
     gateway_of,
     identity_of,
 )
-from keybearer_service.rpc.status import status_of
-from keybearer_service.telemetry.recorder import Door
+from keybearer_service.gateway.status import status_of
+from keybearer_service.telemetry.recorder import EntryPoint
 from keybearer_service.usecases.call_context import current_call
 
 SERVICE = "envoy.service.auth.v3.Authorization"
@@ -33,16 +33,16 @@ RULE = AccessRule(only_roles=(Role.VALIDATOR, Role.ADMIN))
 KEEP_AUTHORIZATION = "keep_authorization"
 """A context extension, `true` or `false`: whether the upstream sees the client's token."""
 
-_HTTP_STATUS = {grpc.StatusCode.UNAUTHENTICATED: 401, grpc.StatusCode.PERMISSION_DENIED: 403}
+_HTTP_STATUS = {Code.UNAUTHENTICATED: 401, Code.PERMISSION_DENIED: 403}
 _OVERWRITE = pb.HeaderValueOption.HEADER_APPEND_ACTION_OVERWRITE_IF_EXISTS_OR_ADD
 
 
 class AuthorizationServicer:
     """Judges the clients of an Envoy."""
 
-    def __init__(self, doors: Doors) -> None:
+    def __init__(self, authorizer: Authorizer) -> None:
         """Take who judges."""
-        self._doors = doors
+        self._authorizer = authorizer
 
     def Check(self, request: pb.CheckRequest, context: grpc.ServicerContext) -> pb.CheckResponse:
         """Let a request pass or deny it."""
@@ -51,8 +51,8 @@ class AuthorizationServicer:
         keep = asked.pop(KEEP_AUTHORIZATION, "false")
         headers = list(_headers(attributes.request.http))
         try:
-            match = self._doors.admit(
-                Door.EXT_AUTHZ,
+            match = self._authorizer.authorize(
+                EntryPoint.EXT_AUTHZ,
                 gateway_of(current_call().identity),
                 asked.items() if keep in ("true", "false") else [(KEEP_AUTHORIZATION, keep)],
                 [value for name, value in headers if name == "authorization"],

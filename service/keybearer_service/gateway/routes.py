@@ -1,7 +1,8 @@
 """The HTTP port: forward-auth for gateways, introspection (RFC 7662), health and figures.
 
-What a gateway asks for is read here, and what `Doors` answers is rendered. On `/v1/auth` only 200,
-401 and 403 are decisions: most gateways take nothing else for one. 503 says that there is none.
+This module reads what a gateway asks for and renders what `Authorizer` decides. On `/v1/auth` only
+200, 401 and 403 are decisions: most gateways take nothing else for one. 503 means that there is no
+decision.
 """
 
 import asyncio
@@ -12,9 +13,8 @@ from typing import Any
 from urllib.parse import parse_qsl, quote
 
 import structlog
-from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from keybearer.access import AccessRule, Role
@@ -35,7 +35,7 @@ from keybearer_service.gateway.authorizer import (
     IDENTITY_HEADERS,
     ROLE,
     SCOPES,
-    Doors,
+    Authorizer,
     Gateway,
     challenge_of,
     denial_body,
@@ -43,11 +43,11 @@ from keybearer_service.gateway.authorizer import (
     identity_of,
     only_token,
 )
+from keybearer_service.gateway.status import status_of
 from keybearer_service.installation.keyring import KeyringError
-from keybearer_service.rpc.status import status_of
 from keybearer_service.storage import StoreError
 from keybearer_service.telemetry.log_quotas import MinuteQuota
-from keybearer_service.telemetry.recorder import Door, Observer
+from keybearer_service.telemetry.recorder import EntryPoint, Recorder
 from keybearer_service.validation.validator import Validator, judge_caller
 
 log = structlog.get_logger(__name__)
@@ -84,14 +84,14 @@ _GRPC_MESSAGE_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code
 _REFUSALS_LOGGED_A_MINUTE = 10
 
 
-class HttpDoors:
+class GatewayRoutes:
     """The routes of the HTTP port."""
 
     def __init__(
         self,
-        doors: Doors,
+        authorizer: Authorizer,
         validator: Validator,
-        observer: Observer,
+        recorder: Recorder,
         clock: Clock,
         entropy: Entropy,
         open_account: str = "",
@@ -99,24 +99,24 @@ class HttpDoors:
         """Take who judges.
 
         Args:
-            doors: Judges clients.
+            authorizer: Judges clients.
             validator: Authenticates gateways.
-            observer: Is told of refusals.
+            recorder: Is told of refusals.
             clock: Bounds what is logged.
             entropy: Draws the references of unforeseen errors.
             open_account: The account whose keys anybody may ask about; empty for none.
         """
-        self._doors = doors
+        self._authorizer = authorizer
         self._validator = validator
-        self._observer = observer
+        self._recorder = recorder
         self._clock = clock
         self._entropy = entropy
         self._open_account = open_account
         self._logged_refusals = MinuteQuota(clock, _REFUSALS_LOGGED_A_MINUTE)
-        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="http-door")
+        self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="http-gateway")
 
     def routes(self) -> list[Route]:
-        """Answer the routes of the doors."""
+        """Return the routes for gateways."""
         return [
             _for_all_methods(Route("/v1/auth", self._forward_auth)),
             _for_all_methods(Route("/v1/auth/{rest:path}", self._forward_auth)),
@@ -127,7 +127,7 @@ class HttpDoors:
         """End the threads."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def tell_suppressed(self, *, everything: bool = False) -> None:
+    def flush_suppressed(self, *, everything: bool = False) -> None:
         """Log how many refusals were not logged one by one; called every minute."""
         for peer, count in self._logged_refusals.collect(everything=everything).items():
             log.warning("gateways_refused", peer=peer, not_logged=count)
@@ -147,8 +147,8 @@ class HttpDoors:
             # may be a good one, and would be thrown away.
             return _refusal(RoleInsufficient(_GATEWAY_REFUSED), is_grpc=_is_grpc(request))
         try:
-            match = self._doors.admit(
-                Door.FORWARD_AUTH,
+            match = self._authorizer.authorize(
+                EntryPoint.FORWARD_AUTH,
                 gateway,
                 [*_asked_by_headers(request), *_asked_by_query(request)],
                 request.headers.getlist("authorization"),
@@ -183,7 +183,9 @@ class HttpDoors:
         token, asked = _form(request, body)
         asked += _asked_by_headers(request)
         try:
-            match = self._doors.admit(Door.INTROSPECTION, gateway, asked, [f"Bearer {token}"])
+            match = self._authorizer.authorize(
+                EntryPoint.INTROSPECTION, gateway, asked, [f"Bearer {token}"]
+            )
         except ServiceError as error:
             if _STATUS.get(error.code.name) not in _DENIALS:
                 raise
@@ -220,44 +222,12 @@ class HttpDoors:
             caller = self._validator.authenticate(token)
             judge_caller(caller, RULE)
         except ServiceError as error:
-            self._observer.refused("http", error.reason)
+            self._recorder.refused("http", error.reason)
             peer = request.client.host if request.client else ""
             if self._logged_refusals.admit(peer):
                 log.warning("gateway_refused", reason=error.reason, peer=peer)
             raise
         return gateway_of(caller)
-
-
-def health_routes(is_ready: Callable[[], bool]) -> list[Route]:
-    """Answer `/healthz`, which says that the process lives, and `/readyz`: that it can answer."""
-
-    async def healthz(_request: Request) -> Response:
-        return PlainTextResponse("ok\n", headers=NO_STORE)
-
-    def readyz(_request: Request) -> Response:
-        ready = is_ready()
-        return PlainTextResponse(
-            "ready\n" if ready else "not ready\n", 200 if ready else 503, headers=NO_STORE
-        )
-
-    return [Route("/healthz", healthz), Route("/readyz", readyz)]
-
-
-def metrics_route(render: Callable[[], tuple[bytes, str]]) -> Route:
-    """Answer `/metrics`."""
-
-    def metrics(_request: Request) -> Response:
-        figures, content_type = render()
-        return Response(figures, headers={**NO_STORE, "content-type": content_type})
-
-    return Route("/metrics", metrics)
-
-
-def application(routes: Sequence[Route]) -> Starlette:
-    """Put routes together."""
-    app = Starlette(routes=routes)
-    app.router.redirect_slashes = False
-    return app
 
 
 def introspection_of(match: Match) -> dict[str, Any]:

@@ -3,29 +3,31 @@
 import json
 from collections.abc import Iterator
 
-from keybearer_service.container import Core
-from keybearer_service.usecases.audit import ChainReport
+from keybearer_service.storage import Store
+from keybearer_service.usecases.audit import AuditLog, ChainReport
 
 
-def check(core: Core) -> list[str]:
+def check(store: Store, audit_log: AuditLog) -> list[str]:
     """Look for damage in the database, the key files and the audit chain."""
-    findings = list(core.store.check())
-    report = verify_audit(core, None)
+    findings = list(store.check())
+    report = verify_audit(store, audit_log, None)
     if report.broken_seq is not None:
         findings.append(f"audit: {report.problem}")
     return findings
 
 
-def verify_audit(core: Core, expect: tuple[int, bytes] | None) -> ChainReport:
+def verify_audit(
+    store: Store, audit_log: AuditLog, expect: tuple[int, bytes] | None
+) -> ChainReport:
     """Check the audit chain, against a head noted elsewhere if there is one."""
-    with core.store.read() as reader:
-        return core.audit.verify(reader, expect)
+    with store.read() as reader:
+        return audit_log.verify(reader, expect)
 
 
-def export_audit(core: Core) -> Iterator[str]:
+def export_audit(store: Store, audit_log: AuditLog) -> Iterator[str]:
     """Answer the audit log as JSON lines, oldest first, the last one being the head."""
-    with core.store.read() as reader:
-        for event in core.audit.events(reader):
+    with store.read() as reader:
+        for event in audit_log.events(reader):
             yield json.dumps(
                 {
                     "seq": event.seq,

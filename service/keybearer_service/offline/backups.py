@@ -1,10 +1,10 @@
 """Backups, and how they come back."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from keybearer_service.container import Core
 from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
@@ -13,10 +13,9 @@ from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.keyring import Keyring
 from keybearer_service.offline.errors import LocalError
 from keybearer_service.offline.initialise import EPOCH_LENGTH
-from keybearer_service.storage import Reader
-from keybearer_service.storage.sqlite import SqliteStore
+from keybearer_service.storage import Reader, Store
 from keybearer_service.usecases.audit import AuditLog
-from keybearer_service.usecases.mutations import Changes
+from keybearer_service.usecases.mutations import Mutations
 
 
 def keys_beside(backup: Path) -> Path:
@@ -24,7 +23,7 @@ def keys_beside(backup: Path) -> Path:
     return backup.with_name(backup.name + ".peppers")
 
 
-def back_up(core: Core, data_dir: DataDir, file: Path, *, with_keys: bool) -> None:
+def back_up(store: Store, data_dir: DataDir, file: Path, *, with_keys: bool) -> None:
     """Write a copy of the database, and of the key files into a directory beside it.
 
     Raises:
@@ -33,7 +32,7 @@ def back_up(core: Core, data_dir: DataDir, file: Path, *, with_keys: bool) -> No
     for target in (file, keys_beside(file)):
         if target.exists():
             raise LocalError(f"{target} exists already")
-    core.store.backup(file)
+    store.backup(file)
     if with_keys:
         _copy_keys(data_dir.peppers, keys_beside(file))
 
@@ -48,7 +47,15 @@ class Restored:
     keys: int
 
 
-def restore(data_dir: DataDir, file: Path, keys: Path, clock: Clock, entropy: Entropy) -> Restored:
+def restore(
+    data_dir: DataDir,
+    file: Path,
+    keys: Path,
+    *,
+    open_store: Callable[[Path], Store],
+    clock: Clock,
+    entropy: Entropy,
+) -> Restored:
     """Bring a backup back into an empty directory, as a new epoch, and audit that.
 
     Raises:
@@ -65,7 +72,7 @@ def restore(data_dir: DataDir, file: Path, keys: Path, clock: Clock, entropy: En
         )
     data_dir.create()
     try:
-        return _restore(data_dir, file, keys, clock, entropy)
+        return _restore(data_dir, file, keys, open_store, clock, entropy)
     except BaseException:
         # Nothing half-restored stays behind, so that the command can simply be run again.
         for path in data_dir.path.iterdir():
@@ -73,13 +80,20 @@ def restore(data_dir: DataDir, file: Path, keys: Path, clock: Clock, entropy: En
         raise
 
 
-def _restore(data_dir: DataDir, file: Path, keys: Path, clock: Clock, entropy: Entropy) -> Restored:
+def _restore(
+    data_dir: DataDir,
+    file: Path,
+    keys: Path,
+    open_store: Callable[[Path], Store],
+    clock: Clock,
+    entropy: Entropy,
+) -> Restored:
     _copy_keys(keys, data_dir.peppers)
     unfinished = data_dir.path / "keybearer.db.new"
     unfinished.touch(mode=0o600)
     shutil.copyfile(file, unfinished)
     keyring = Keyring(data_dir.peppers)
-    store = SqliteStore(unfinished)
+    store = open_store(unfinished)
     try:
         damage = store.check()
         if damage:
@@ -88,11 +102,11 @@ def _restore(data_dir: DataDir, file: Path, keys: Path, clock: Clock, entropy: E
             keyring.verify(reader.peppers())
             last_change = _last_event_time(reader)
             count = reader.key_count()
-        changes = Changes(store, AuditLog(keyring.audit_key, entropy), clock)
-        with changes.begin_local() as change:
-            before = change.tx.installation()
+        mutations = Mutations(store, AuditLog(keyring.audit_key, entropy), clock)
+        with mutations.begin_local() as mutation:
+            before = mutation.tx.installation()
             epoch = entropy.base62(EPOCH_LENGTH)
-            change.tx.put_installation(
+            mutation.tx.put_installation(
                 Installation(
                     epoch=epoch,
                     revision=before.revision,
@@ -102,14 +116,14 @@ def _restore(data_dir: DataDir, file: Path, keys: Path, clock: Clock, entropy: E
                     create_time=before.create_time,
                 )
             )
-            change.record(
+            mutation.record(
                 Action.INSTALLATION_RESTORED,
                 account_id=before.operator_account_id,
                 target_type=TargetType.INSTALLATION,
                 target_id=before.operator_account_id,
                 changes=(FieldChange("epoch", before.epoch, epoch),),
             )
-            change.invalidate(SubjectKind.EVERYTHING, "", before.operator_account_id)
+            mutation.invalidate(SubjectKind.EVERYTHING, "", before.operator_account_id)
     finally:
         store.close()
     data_dir.publish(unfinished, data_dir.database)

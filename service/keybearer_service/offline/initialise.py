@@ -1,6 +1,8 @@
 """Makes an installation."""
 
 import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 from keybearer_service.domain import token_format
 from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
@@ -10,19 +12,25 @@ from keybearer_service.domain.model import Installation, SubjectKind
 from keybearer_service.installation.data_directory import DataDir, DataDirError
 from keybearer_service.installation.keyring import Keyring
 from keybearer_service.offline.errors import LocalError
-from keybearer_service.offline.peppers import _insert_pepper
-from keybearer_service.storage.sqlite import SqliteStore
-from keybearer_service.usecases.accounts import Founded, NewAccount, found
+from keybearer_service.offline.peppers import insert_pepper
+from keybearer_service.storage import Store
+from keybearer_service.usecases.accounts import CreatedAccount, NewAccount, create_account_rows
 from keybearer_service.usecases.audit import AuditLog
-from keybearer_service.usecases.issuing import Mint
-from keybearer_service.usecases.mutations import Change, Changes
+from keybearer_service.usecases.issuing import KeyIssuer
+from keybearer_service.usecases.mutations import Mutation, Mutations
 
 EPOCH_LENGTH = 16
 
 
 def initialise(
-    data_dir: DataDir, clock: Clock, entropy: Entropy, new: NewAccount, prefix: str
-) -> Founded:
+    data_dir: DataDir,
+    new: NewAccount,
+    prefix: str,
+    *,
+    create_store: Callable[[Path], Store],
+    clock: Clock,
+    entropy: Entropy,
+) -> CreatedAccount:
     """Make an installation: key files, database, operator account, administrator, key.
 
     The database appears under its name last and complete, so that a beginning that was cut off is
@@ -46,46 +54,46 @@ def initialise(
     unfinished_keys = data_dir.path / "peppers.new"
     shutil.rmtree(unfinished_keys, ignore_errors=True)
     keyring = Keyring.create(unfinished_keys, entropy)
-    store = SqliteStore.create(unfinished)
+    store = create_store(unfinished)
     try:
-        changes = Changes(store, AuditLog(keyring.audit_key, entropy), clock)
-        mint = Mint(keyring, entropy, prefix)
-        with changes.begin_local() as change:
-            pepper = _insert_pepper(change, keyring, entropy)
-            founded = _found_operator(change, mint, new, prefix, entropy)
-            change.record(
+        mutations = Mutations(store, AuditLog(keyring.audit_key, entropy), clock)
+        issuer = KeyIssuer(keyring, entropy, prefix)
+        with mutations.begin_local() as mutation:
+            pepper = insert_pepper(mutation, keyring, entropy)
+            created = _create_operator_rows(mutation, issuer, new, prefix, entropy)
+            mutation.record(
                 Action.INSTALLATION_CREATED,
-                account_id=founded.account.id,
+                account_id=created.account.id,
                 target_type=TargetType.INSTALLATION,
-                target_id=founded.account.id,
+                target_id=created.account.id,
                 changes=(
                     FieldChange("account_name", "", new.name),
-                    FieldChange("admin_user_id", "", founded.user.id),
-                    FieldChange("api_key_id", "", founded.minted.key.id),
+                    FieldChange("admin_user_id", "", created.user.id),
+                    FieldChange("api_key_id", "", created.issued.key.id),
                     FieldChange("pepper_id", "", pepper.id),
                     FieldChange("prefix", "", prefix),
                 ),
             )
-            change.invalidate(SubjectKind.EVERYTHING, "", founded.account.id)
+            mutation.invalidate(SubjectKind.EVERYTHING, "", created.account.id)
     finally:
         store.close()
     data_dir.publish(unfinished_keys, data_dir.peppers)
     data_dir.publish(unfinished, data_dir.database)
-    return founded
+    return created
 
 
-def _found_operator(
-    change: Change, mint: Mint, new: NewAccount, prefix: str, entropy: Entropy
-) -> Founded:
-    founded = found(change, mint, new, is_operator=True, created_by="")
-    change.tx.put_installation(
+def _create_operator_rows(
+    mutation: Mutation, issuer: KeyIssuer, new: NewAccount, prefix: str, entropy: Entropy
+) -> CreatedAccount:
+    created = create_account_rows(mutation, issuer, new, is_operator=True, created_by="")
+    mutation.tx.put_installation(
         Installation(
             epoch=entropy.base62(EPOCH_LENGTH),
             revision=0,
             prefix=prefix,
             retired_prefixes=(),
-            operator_account_id=founded.account.id,
-            create_time=change.now,
+            operator_account_id=created.account.id,
+            create_time=mutation.now,
         )
     )
-    return founded
+    return created

@@ -30,7 +30,7 @@ _RECEIVING: str = _server._RECEIVE_MESSAGE_TOKEN  # noqa: SLF001 - see above
 _SENDING: str = _server._SEND_MESSAGE_TOKEN  # noqa: SLF001 - see above
 
 
-class Conversation(Generic[Request, Response]):
+class BidiStream(Generic[Request, Response]):
     """One open call with messages each way. May be used by any thread."""
 
     def __init__(

@@ -30,7 +30,7 @@ from keybearer_service.domain.model import (
     ANY_ACCOUNT,
     Account,
     ApiKey,
-    Change,
+    Invalidation,
     KeyState,
     RevocationReason,
     SubjectKind,
@@ -42,9 +42,9 @@ from keybearer_service.storage import AccountQuery, AuditQuery, KeyQuery, UserQu
 from keybearer_service.storage.rows import labels_from_text
 from keybearer_service.usecases import keys, users
 from keybearer_service.usecases.accounts import NewAccount
-from keybearer_service.usecases.call_context import Call
-from keybearer_service.usecases.idempotency import Repeatable
-from keybearer_service.usecases.issuing import NEVER_EXPIRES, Expiration, Minted, NewKey
+from keybearer_service.usecases.call_context import CallContext
+from keybearer_service.usecases.idempotency import IdempotencyKey
+from keybearer_service.usecases.issuing import NEVER_EXPIRES, Expiration, IssuedKey, NewKey
 from keybearer_service.usecases.keys import KeyUpdate
 from keybearer_service.usecases.users import Deletion, NewUser, UserUpdate
 from keybearer_service.validation.validator import Question
@@ -145,7 +145,7 @@ def _expiration(
     raise FieldInvalid("expiration", "one of expire_time, ttl, never_expires: true is required")
 
 
-def repeatable(method: str, request: _Repeatable) -> Repeatable | None:
+def idempotency_key(method: str, request: _Repeatable) -> IdempotencyKey | None:
     """Read what makes a request recognisable when it comes again; None without a request_id.
 
     Raises:
@@ -162,7 +162,7 @@ def repeatable(method: str, request: _Repeatable) -> Repeatable | None:
     body.attempt = 0
     body.request_id = ""  # the same UUID in either case
     digest = hashlib.sha256(method.encode() + b"\0" + body.SerializeToString(deterministic=True))
-    return Repeatable(
+    return IdempotencyKey(
         validators.request_id("request_id", request.request_id), request.attempt, digest.digest()
     )
 
@@ -333,7 +333,7 @@ def audit_query(
 
 
 def question(
-    call: Call, request: token_service_pb2.ValidateTokenRequest, prefix: str = ""
+    call: CallContext, request: token_service_pb2.ValidateTokenRequest, prefix: str = ""
 ) -> Question:
     """Read what is asked about one token. Authority over the account comes before the rest.
 
@@ -355,7 +355,9 @@ def question(
     )
 
 
-def questions(call: Call, request: token_service_pb2.BatchValidateTokensRequest) -> list[Question]:
+def questions(
+    call: CallContext, request: token_service_pb2.BatchValidateTokensRequest
+) -> list[Question]:
     """Read what is asked about many tokens."""
     if not 1 <= len(request.requests) <= MAX_BATCH:
         raise FieldInvalid("requests", f"1 to {MAX_BATCH}")
@@ -364,7 +366,7 @@ def questions(call: Call, request: token_service_pb2.BatchValidateTokensRequest)
     ]
 
 
-def audited_account(call: Call, requested: str) -> str | None:
+def audited_account(call: CallContext, requested: str) -> str | None:
     """Read whose audit log is wanted; None for the whole installation's."""
     if requested == ANY_ACCOUNT and call.is_operator_admin:
         return None
@@ -474,7 +476,7 @@ def key_to_proto(key: ApiKey, now: int) -> api_key_pb2.ApiKey:
     )
 
 
-class MintedFields(TypedDict):
+class IssuedFields(TypedDict):
     """The fields that every answer with a new token has."""
 
     api_key: api_key_pb2.ApiKey
@@ -482,10 +484,10 @@ class MintedFields(TypedDict):
     replayed: bool
 
 
-def minted_fields(minted: Minted, now: int) -> MintedFields:
+def issued_fields(issued: IssuedKey, now: int) -> IssuedFields:
     """Write a key with its new token: into an answer, and nowhere else."""
-    return MintedFields(
-        api_key=key_to_proto(minted.key, now), token=minted.token, replayed=minted.replayed
+    return IssuedFields(
+        api_key=key_to_proto(issued.key, now), token=issued.token, replayed=issued.replayed
     )
 
 
@@ -572,13 +574,13 @@ def watch_response_to_proto(told: Outgoing) -> token_service_pb2.WatchInvalidati
             response.reset.epoch, response.reset.head_revision = told
         case Pong():
             response.pong.sent_at, response.pong.head_revision = told
-        case Change():
+        case Invalidation():
             _write_invalidation(told, response.invalidation)
     return response
 
 
 def _write_invalidation(
-    change: Change, told: token_service_pb2.WatchInvalidationsResponse.Invalidation
+    change: Invalidation, told: token_service_pb2.WatchInvalidationsResponse.Invalidation
 ) -> None:
     told.revision = change.revision
     match change.kind:

@@ -66,7 +66,7 @@ class _Task:
         """Call nobody: grpc counts calls by it, for `maximum_concurrent_rpcs`, which is not set."""
 
 
-class Pool(ThreadPoolExecutor):
+class CallExecutor(ThreadPoolExecutor):
     """Threads for calls, with stand-ins once all of them wait for slow senders."""
 
     def __init__(self, threads: int, name: str) -> None:
@@ -110,15 +110,15 @@ class Cancellable(Protocol):
         ...
 
 
-class SlowSenders:
+class MessageWatchdog:
     """Watches the calls that wait for their message."""
 
     def __init__(self, clock: Clock) -> None:
         """Take the clock. `start` begins the watching."""
         self._clock = clock
-        self._waits: dict[int, tuple[float, Cancellable, Pool]] = {}
+        self._waits: dict[int, tuple[float, Cancellable, CallExecutor]] = {}
         """Since when which call waits, on a thread of which pool. No class: it is made a call."""
-        self._pools: set[Pool] = set()
+        self._pools: set[CallExecutor] = set()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="slow-senders", daemon=True)
         self._cut_off = 0
@@ -134,7 +134,7 @@ class SlowSenders:
         if self._thread.is_alive():
             self._thread.join()
 
-    def first_message(self, messages: Iterator[M], call: Cancellable, pool: Pool) -> M:
+    def first_message(self, messages: Iterator[M], call: Cancellable, pool: CallExecutor) -> M:
         """Wait for the message of a call that has one, on a thread of `pool`.
 
         Raises:
@@ -168,5 +168,5 @@ class SlowSenders:
                 call.cancel()
                 self._cut_off += 1
         if self._cut_off and now - self._told_at >= _TELL_EVERY_S:
-            log.warning("slow_senders_cut_off", calls=self._cut_off)
+            log.warning("slow_calls_cut_off", calls=self._cut_off)
             self._cut_off, self._told_at = 0, now

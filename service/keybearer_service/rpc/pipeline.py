@@ -24,6 +24,7 @@ from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import (
     CallAbandoned,
+    Code,
     FieldInvalid,
     Internal,
     OutcomeUnknown,
@@ -34,22 +35,22 @@ from keybearer_service.domain.errors import (
 )
 from keybearer_service.domain.token_format import ID_LENGTH
 from keybearer_service.domain.verdict import Caller
+from keybearer_service.gateway.status import status_of
 from keybearer_service.installation.keyring import KeyringError
-from keybearer_service.rpc.bidi import Conversation
+from keybearer_service.rpc.bidi import BidiStream
 from keybearer_service.rpc.credentials import bearer_token
-from keybearer_service.rpc.executors import SLOW_AFTER_S, Pool, SlowSenders
-from keybearer_service.rpc.status import status_of
+from keybearer_service.rpc.executors import SLOW_AFTER_S, CallExecutor, MessageWatchdog
 from keybearer_service.storage import CommitFailedError, StoreError, StoreFullError
 from keybearer_service.telemetry.log_quotas import MinuteQuota
-from keybearer_service.telemetry.recorder import Observer
+from keybearer_service.telemetry.recorder import Recorder
 from keybearer_service.usecases.audit import RefusalLog
-from keybearer_service.usecases.call_context import Call, set_current_call
+from keybearer_service.usecases.call_context import CallContext, set_current_call
 from keybearer_service.validation.validator import Validator, judge_caller
 
 log = structlog.get_logger(__name__)
 REFUSALS_LOGGED_A_MINUTE = 10
 """Refused calls of one peer that get a log line each; the rest are counted."""
-_REFUSALS = frozenset({grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED})
+_REFUSALS = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED})
 
 Behaviour = Callable[[Any, grpc.ServicerContext], Any]
 M = TypeVar("M")
@@ -64,14 +65,14 @@ class CallPipeline(grpc.ServerInterceptor):
         *,
         exempt: frozenset[str],
         quiet: frozenset[str],
-        pools: Mapping[str, Pool],
-        slow_senders: SlowSenders,
+        pools: Mapping[str, CallExecutor],
+        message_watchdog: MessageWatchdog,
         validator: Validator,
         authenticate_stream: Callable[[str], Caller],
         refusals: RefusalLog,
         clock: Clock,
         entropy: Entropy,
-        observer: Observer,
+        recorder: Recorder,
         on_outcome_unknown: Callable[[], None],
     ) -> None:
         """Take what calls are judged by.
@@ -81,27 +82,27 @@ class CallPipeline(grpc.ServerInterceptor):
             exempt: Paths served without any judgement: health and reflection, by exact name.
             quiet: Paths too frequent to log or audit one by one: the validating ones.
             pools: The threads that each method runs on.
-            slow_senders: Waits for the messages of calls.
+            message_watchdog: Waits for the messages of calls.
             validator: Authenticates callers.
             authenticate_stream: Authenticates those of streams: so many begin at once after a
                 restart that they share their reads of the store.
             refusals: Audits refused management calls.
             clock: Measures calls.
             entropy: Draws request ids.
-            observer: Is told of every call that is not quiet, and of refused callers.
+            recorder: Is told of every call that is not quiet, and of refused callers.
             on_outcome_unknown: Called when a commit failed; the process is to end.
         """
         self._rules = rules
         self._exempt = exempt
         self._quiet = quiet
         self._pools = pools
-        self._slow_senders = slow_senders
+        self._message_watchdog = message_watchdog
         self._authenticate = validator.authenticate
         self._authenticate_stream = authenticate_stream
         self._refusals = refusals
         self._clock = clock
         self._entropy = entropy
-        self._observer = observer
+        self._recorder = recorder
         self._on_outcome_unknown = on_outcome_unknown
         self._logged_refusals = MinuteQuota(clock, REFUSALS_LOGGED_A_MINUTE)
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
@@ -128,7 +129,7 @@ class CallPipeline(grpc.ServerInterceptor):
         self._handlers[method] = served
         return served
 
-    def tell_suppressed(self, *, everything: bool = False) -> None:
+    def flush_suppressed(self, *, everything: bool = False) -> None:
         """Log how many refusals were not logged one by one; called every minute."""
         for peer, count in self._logged_refusals.collect(everything=everything).items():
             log.warning("calls_refused", peer=peer, not_logged=count)
@@ -155,10 +156,10 @@ class CallPipeline(grpc.ServerInterceptor):
         rule: AccessRule,
         behaviour: Behaviour,
         parse: Callable[[bytes], Any],
-        pool: Pool,
+        pool: CallExecutor,
     ) -> Callable[..., Any]:
         def read(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
-            return parse(self._slow_senders.first_message(raw, context, pool))
+            return parse(self._message_watchdog.first_message(raw, context, pool))
 
         def guarded(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
             return self._serve(method, rule, behaviour, read, raw, context)
@@ -172,7 +173,7 @@ class CallPipeline(grpc.ServerInterceptor):
         behaviour: Behaviour,
         parse: Callable[[bytes], Any],
         handler: "grpc.RpcMethodHandler[Any, Any]",
-        pool: Pool,
+        pool: CallExecutor,
     ) -> Callable[..., Any]:
         serialize = handler.response_serializer
         if not handler.request_streaming or serialize is None:
@@ -184,7 +185,7 @@ class CallPipeline(grpc.ServerInterceptor):
             send_status: Callable[[None], None],
         ) -> None:
             started = self._clock.monotonic()
-            call = Call(method, rule, context, self._new_request_id)
+            call = CallContext(method, rule, context, self._new_request_id)
 
             def conclude(error: Exception) -> None:
                 status = self._status_of(call, error, started)
@@ -194,7 +195,7 @@ class CallPipeline(grpc.ServerInterceptor):
 
             try:
                 self._admit(call, context, self._authenticate_stream)
-                conversation = Conversation[Any, Any](
+                conversation = BidiStream[Any, Any](
                     context,
                     parse=parse,
                     serialize=serialize,
@@ -220,7 +221,7 @@ class CallPipeline(grpc.ServerInterceptor):
 
         def served(requests: Iterator[Any], context: grpc.ServicerContext, *callback: Any) -> Any:
             try:
-                request = self._slow_senders.first_message(requests, context, pool)
+                request = self._message_watchdog.first_message(requests, context, pool)
             except (ServiceError, CallAbandoned):
                 context.abort(grpc.StatusCode.INVALID_ARGUMENT, "exactly one message is needed")
             return behaviour(request, context, *callback)
@@ -239,7 +240,7 @@ class CallPipeline(grpc.ServerInterceptor):
         context: grpc.ServicerContext,
     ) -> Any:
         started = self._clock.monotonic()
-        call = Call(method, rule, context, self._new_request_id)
+        call = CallContext(method, rule, context, self._new_request_id)
         try:
             self._admit(call, context, self._authenticate)
             request = read(raw, context)
@@ -252,7 +253,7 @@ class CallPipeline(grpc.ServerInterceptor):
         finally:
             set_current_call(None)
         if method not in self._quiet:
-            self._observer.called(method, "OK")
+            self._recorder.called(method, "OK")
             self._log_served(call, started)
         return response
 
@@ -260,7 +261,7 @@ class CallPipeline(grpc.ServerInterceptor):
 
     def _admit(
         self,
-        call: Call,
+        call: CallContext,
         context: grpc.ServicerContext,
         authenticate: Callable[[str], Caller],
     ) -> None:
@@ -270,22 +271,22 @@ class CallPipeline(grpc.ServerInterceptor):
         set_current_call(call)
 
     def _fail(
-        self, call: Call, context: grpc.ServicerContext, error: Exception, started: float
+        self, call: CallContext, context: grpc.ServicerContext, error: Exception, started: float
     ) -> NoReturn:
         if isinstance(error, CallAbandoned):  # nobody waits for an answer
             context.abort(grpc.StatusCode.CANCELLED, "the caller has gone")
         context.abort_with_status(self._status_of(call, error, started))
 
-    def _status_of(self, call: Call, error: Exception, started: float) -> grpc.Status:
+    def _status_of(self, call: CallContext, error: Exception, started: float) -> grpc.Status:
         """Answer the status that an error becomes, and tell those who are to hear of it."""
         known = self._known(call, error)
         refused = known.code in _REFUSALS
         if refused and call.method not in self._quiet:
             self._refusals.refused(call, known.reason)
         if refused:
-            self._observer.refused("grpc", known.reason)
+            self._recorder.refused("grpc", known.reason)
         if call.method not in self._quiet:
-            self._observer.called(call.method, known.code.name)
+            self._recorder.called(call.method, known.code.name)
         if isinstance(known, StreamEnded):
             self._log_served(call, started)
         # Without a credential nobody fills the log.
@@ -299,7 +300,7 @@ class CallPipeline(grpc.ServerInterceptor):
             )
         return rpc_status.to_status(status_of(known))
 
-    def _known(self, call: Call, error: Exception) -> ServiceError:
+    def _known(self, call: CallContext, error: Exception) -> ServiceError:
         if isinstance(error, ServiceError):
             return error
         if isinstance(error, CommitFailedError):
@@ -314,10 +315,10 @@ class CallPipeline(grpc.ServerInterceptor):
         log.error("internal_error", request_id=call.request_id, exc_info=error)
         return Internal(call.request_id)
 
-    def _log_served(self, call: Call, started: float) -> None:
+    def _log_served(self, call: CallContext, started: float) -> None:
         log.info("call_served", method=call.method, **self._facts(call, started))
 
-    def _facts(self, call: Call, started: float) -> dict[str, Any]:
+    def _facts(self, call: CallContext, started: float) -> dict[str, Any]:
         return {
             "request_id": call.request_id,
             "peer": call.peer,

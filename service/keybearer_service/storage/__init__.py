@@ -22,8 +22,8 @@ from keybearer_service.domain.audit_event import Action, AuditEvent
 from keybearer_service.domain.model import (
     Account,
     ApiKey,
-    Change,
     Installation,
+    Invalidation,
     KeyState,
     Pepper,
     RequestRecord,
@@ -208,7 +208,7 @@ class Reader(Protocol):
         """Count the unrevoked secrets under a pepper, old ones of rotations too."""
         ...
 
-    def changes_after(self, revision: int, limit: int) -> Sequence[Change]:
+    def changes_after(self, revision: int, limit: int) -> Sequence[Invalidation]:
         """Answer the changes with greater revisions; must be in rising order."""
         ...
 

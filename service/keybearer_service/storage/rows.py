@@ -16,8 +16,8 @@ from keybearer_service.domain.audit_event import (
 from keybearer_service.domain.model import (
     Account,
     ApiKey,
-    Change,
     Installation,
+    Invalidation,
     Pepper,
     RequestRecord,
     RevocationReason,
@@ -269,9 +269,9 @@ def row_from_request_record(record: RequestRecord) -> Columns:
     }
 
 
-def change_from_row(row: Row) -> Change:
+def change_from_row(row: Row) -> Invalidation:
     """Read all columns of changes."""
-    return Change(row[0], row[1], row[2], SubjectKind(row[3]), row[4])
+    return Invalidation(row[0], row[1], row[2], SubjectKind(row[3]), row[4])
 
 
 def audit_event_from_row(row: Row) -> AuditEvent:

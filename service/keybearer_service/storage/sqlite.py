@@ -18,8 +18,8 @@ from keybearer_service.domain.clock import HOUR, MINUTE
 from keybearer_service.domain.model import (
     Account,
     ApiKey,
-    Change,
     Installation,
+    Invalidation,
     KeyState,
     Pepper,
     RequestRecord,
@@ -503,7 +503,7 @@ class _SqliteReader:
             pepper_id,
         )
 
-    def changes_after(self, revision: int, limit: int) -> Sequence[Change]:
+    def changes_after(self, revision: int, limit: int) -> Sequence[Invalidation]:
         found = self._all(
             "SELECT revision, time, account_id, kind, subject_id FROM changes"
             " WHERE revision > ? ORDER BY revision LIMIT ?",

@@ -1,7 +1,7 @@
 """Prometheus figures of the service.
 
-Labels are bounded: doors, outcomes, reasons, our own methods, status codes, spans of days. Never a
-key, an account, a peer, or anything that a caller can choose.
+Labels are bounded: entry points, outcomes, reasons, own methods, status codes, spans of days. Never
+a key, an account, a peer, or anything that a caller can choose.
 
 What happens on every validation is only noted, which takes a fraction of a microsecond; once a
 second, and before every scrape, the notes are folded into the figures. With several processes each
@@ -23,7 +23,7 @@ import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 
 from keybearer_service.domain.verdict import Outcome
-from keybearer_service.telemetry.recorder import Door
+from keybearer_service.telemetry.recorder import EntryPoint
 
 log = structlog.get_logger(__name__)
 
@@ -76,7 +76,7 @@ class _FoldedHistogram(Histogram):
 
 
 class PrometheusMetrics:
-    """An Observer that Prometheus can ask."""
+    """An Recorder that Prometheus can ask."""
 
     def __init__(self) -> None:
         """Make the figures. `start` begins to fold."""
@@ -84,13 +84,13 @@ class PrometheusMetrics:
         self._verdicts = Counter(
             "keybearer_validations",
             "Verdicts about tokens.",
-            ["door", "outcome"],
+            ["entry_point", "outcome"],
             registry=self._registry,
         )
         self._latency = _FoldedHistogram(
             "keybearer_validation_duration_seconds",
             "How long verdicts took to reach, the network left out.",
-            ["door"],
+            ["entry_point"],
             buckets=LATENCY_BOUNDS,
             registry=self._registry,
         )
@@ -102,7 +102,7 @@ class PrometheusMetrics:
         )
         self._refusals = Counter(
             "keybearer_refusals",
-            "Denials of the doors, and refused callers of our own methods (grpc), by reason.",
+            "Denials by an entry point, and refused callers of our own methods (grpc), by reason.",
             ["where", "reason"],
             registry=self._registry,
         )
@@ -117,16 +117,16 @@ class PrometheusMetrics:
             registry=self._registry,
             multiprocess_mode="livemostrecent",
         )
-        self._notes: deque[tuple[Door, Outcome, float]] = deque(maxlen=MAX_NOTES)
+        self._notes: deque[tuple[EntryPoint, Outcome, float]] = deque(maxlen=MAX_NOTES)
         self._folding = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     # --- what the service tells -------------------------------------------------------------------
 
-    def judged(self, door: Door, outcome: Outcome, seconds: float) -> None:
+    def judged(self, entry_point: EntryPoint, outcome: Outcome, seconds: float) -> None:
         """Note one verdict."""
-        self._notes.append((door, outcome, seconds))
+        self._notes.append((entry_point, outcome, seconds))
 
     def called(self, method: str, code: str) -> None:
         """Count one management call."""
@@ -180,13 +180,13 @@ class PrometheusMetrics:
     def _fold(self) -> None:
         with self._folding:
             notes = [self._notes.popleft() for _ in range(len(self._notes))]
-            verdicts = Tally((door, outcome) for door, outcome, _ in notes)
-            for (door, outcome), count in verdicts.items():
-                self._verdicts.labels(door, outcome.name).inc(count)
-            for door in {door for door, _ in verdicts}:
-                seconds = [one for noted_at, _, one in notes if noted_at is door]
+            verdicts = Tally((entry_point, outcome) for entry_point, outcome, _ in notes)
+            for (entry_point, outcome), count in verdicts.items():
+                self._verdicts.labels(entry_point, outcome.name).inc(count)
+            for entry_point in {entry_point for entry_point, _ in verdicts}:
+                seconds = [one for noted_at, _, one in notes if noted_at is entry_point]
                 buckets = Tally(bisect_left(LATENCY_BOUNDS, one) for one in seconds)
-                self._latency.labels(door).add(buckets, sum(seconds))
+                self._latency.labels(entry_point).add(buckets, sum(seconds))
 
     def _look(self, probe: Probe) -> None:
         for name, value in probe().items():

@@ -6,7 +6,7 @@ from typing import Protocol
 from keybearer_service.domain.verdict import Outcome
 
 
-class Door(enum.StrEnum):
+class EntryPoint(enum.StrEnum):
     """Where a question about a token comes in."""
 
     VALIDATE = "validate"
@@ -16,10 +16,10 @@ class Door(enum.StrEnum):
     INTROSPECTION = "introspection"
 
 
-class Observer(Protocol):
+class Recorder(Protocol):
     """Is told what happens. Must be cheap, safe for many threads, and never raise."""
 
-    def judged(self, door: Door, outcome: Outcome, seconds: float) -> None:
+    def judged(self, entry_point: EntryPoint, outcome: Outcome, seconds: float) -> None:
         """Hear of one verdict and how long it took to reach, the network left out."""
         ...
 
@@ -28,14 +28,14 @@ class Observer(Protocol):
         ...
 
     def refused(self, where: str, reason: str) -> None:
-        """Hear of one refusal: at a door, or in front of our own methods (`grpc`)."""
+        """Hear of one refusal: at an entry point, or in front of our own methods (`grpc`)."""
         ...
 
 
-class NoObserver:
+class NullRecorder:
     """Listens to nothing: for a server whose figures nobody can ask for."""
 
-    def judged(self, door: Door, outcome: Outcome, seconds: float) -> None:
+    def judged(self, entry_point: EntryPoint, outcome: Outcome, seconds: float) -> None:
         """Ignore it."""
 
     def called(self, method: str, code: str) -> None:

@@ -10,10 +10,10 @@ from keybearer_service.domain.errors import OperatorAccountProtected, ResourceNo
 from keybearer_service.domain.model import Account, SubjectKind, User, UserType
 from keybearer_service.storage import AccountQuery, Store
 from keybearer_service.usecases import idempotency
-from keybearer_service.usecases.call_context import Call
-from keybearer_service.usecases.idempotency import Repeatable
-from keybearer_service.usecases.issuing import Expiration, Mint, Minted, NewKey
-from keybearer_service.usecases.mutations import Change, Changes
+from keybearer_service.usecases.call_context import CallContext
+from keybearer_service.usecases.idempotency import IdempotencyKey
+from keybearer_service.usecases.issuing import Expiration, IssuedKey, KeyIssuer, NewKey
+from keybearer_service.usecases.mutations import Mutation, Mutations
 from keybearer_service.usecases.pagination import PageTokens
 from keybearer_service.usecases.users import NewUser, insert_user
 from keybearer_service.validation.usage import UsageRecorder
@@ -32,33 +32,33 @@ class NewAccount:
 
 
 @dataclass(frozen=True, slots=True)
-class Founded:
+class CreatedAccount:
     """An account that was just made."""
 
     account: Account
     user: User
-    minted: Minted
+    issued: IssuedKey
 
 
-def found(
-    change: Change, mint: Mint, new: NewAccount, *, is_operator: bool, created_by: str
-) -> Founded:
+def create_account_rows(
+    mutation: Mutation, issuer: KeyIssuer, new: NewAccount, *, is_operator: bool, created_by: str
+) -> CreatedAccount:
     """Insert an account with its first administrator and key.
 
     Args:
-        change: The transaction.
-        mint: Makes ids and the secret.
+        mutation: The transaction.
+        issuer: Makes ids and the secret.
         new: What it is to be.
         is_operator: Whether this is the operator account; there is one in an installation.
         created_by: The user that makes it; empty for the new administrator's own making.
     """
     account = Account(
-        id=mint.new_id(), name=new.name, create_time=change.now, is_operator=is_operator
+        id=issuer.new_id(), name=new.name, create_time=mutation.now, is_operator=is_operator
     )
-    change.tx.insert_account(account)
+    mutation.tx.insert_account(account)
     user = insert_user(
-        change,
-        mint,
+        mutation,
+        issuer,
         account.id,
         NewUser(
             email=new.admin_email,
@@ -67,13 +67,13 @@ def found(
             type=UserType.PERSON,
         ),
     )
-    minted = mint.issue(
-        change,
+    issued = issuer.issue(
+        mutation,
         NewKey(name=FIRST_KEY_NAME, role=Role.ADMIN, expiration=new.expiration, labels={}),
         owner=user,
         created_by=created_by or user.id,
     )
-    return Founded(account, user, minted)
+    return CreatedAccount(account, user, issued)
 
 
 class AccountManager:
@@ -82,19 +82,21 @@ class AccountManager:
     def __init__(
         self,
         store: Store,
-        changes: Changes,
-        mint: Mint,
+        mutations: Mutations,
+        issuer: KeyIssuer,
         usage: UsageRecorder,
         page_tokens: PageTokens,
     ) -> None:
         """Take what the use cases need."""
         self._store = store
-        self._changes = changes
-        self._mint = mint
+        self._mutations = mutations
+        self._issuer = issuer
         self._usage = usage
         self._page_tokens = page_tokens
 
-    def create(self, call: Call, new: NewAccount, request: Repeatable | None) -> Founded:
+    def create(
+        self, call: CallContext, new: NewAccount, request: IdempotencyKey | None
+    ) -> CreatedAccount:
         """Make an account, or mint a fresh token for the key an earlier try made.
 
         Raises:
@@ -103,47 +105,53 @@ class AccountManager:
         caller = call.identity
         if request is not None:
             self._usage.write()
-        with self._changes.begin(call) as change:
-            replay = idempotency.find(change, caller.owner_id, request)
+        with self._mutations.begin(call) as mutation:
+            replay = idempotency.find(mutation, caller.owner_id, request)
             if replay is not None:
-                return self._remint(change, call, replay, request)
-            founded = found(change, self._mint, new, is_operator=False, created_by=caller.owner_id)
-            key = founded.minted.key
-            idempotency.remember(change, caller.owner_id, request, key, None)
-            change.record(
+                return self._reissue(mutation, call, replay, request)
+            created = create_account_rows(
+                mutation, self._issuer, new, is_operator=False, created_by=caller.owner_id
+            )
+            key = created.issued.key
+            idempotency.remember(mutation, caller.owner_id, request, key, None)
+            mutation.record(
                 Action.ACCOUNT_CREATED,
-                account_id=founded.account.id,
+                account_id=created.account.id,
                 target_type=TargetType.ACCOUNT,
-                target_id=founded.account.id,
+                target_id=created.account.id,
                 changes=(
                     FieldChange("name", "", new.name),
-                    FieldChange("admin_user_id", "", founded.user.id),
-                    FieldChange("admin_email", "", founded.user.email),
+                    FieldChange("admin_user_id", "", created.user.id),
+                    FieldChange("admin_email", "", created.user.email),
                     FieldChange("api_key_id", "", key.id),
                 ),
                 request_id=request.request_id if request else "",
             )
-            change.invalidate(SubjectKind.ACCOUNT, founded.account.id, founded.account.id)
-            return founded
+            mutation.invalidate(SubjectKind.ACCOUNT, created.account.id, created.account.id)
+            return created
 
-    def _remint(
-        self, change: Change, call: Call, replay: idempotency.Replay, request: Repeatable | None
-    ) -> Founded:
-        minted = self._mint.remint(change, replay.key)
-        idempotency.remember(change, call.identity.owner_id, request, minted.key, replay)
-        key = minted.key
-        change.record(
+    def _reissue(
+        self,
+        mutation: Mutation,
+        call: CallContext,
+        replay: idempotency.Replay,
+        request: IdempotencyKey | None,
+    ) -> CreatedAccount:
+        issued = self._issuer.reissue(mutation, replay.key)
+        idempotency.remember(mutation, call.identity.owner_id, request, issued.key, replay)
+        key = issued.key
+        mutation.record(
             Action.API_KEY_REMINTED,
             account_id=key.account_id,
             target_type=TargetType.API_KEY,
             target_id=key.id,
             request_id=request.request_id if request else "",
         )
-        change.invalidate(SubjectKind.KEY, key.id, key.account_id)
-        account, user = change.tx.account(key.account_id), change.tx.user(key.owner_id)
+        mutation.invalidate(SubjectKind.KEY, key.id, key.account_id)
+        account, user = mutation.tx.account(key.account_id), mutation.tx.user(key.owner_id)
         if account is None or user is None:
             raise LookupError(key.account_id)
-        return Founded(account, user, minted)
+        return CreatedAccount(account, user, issued)
 
     def get(self, account_id: str) -> Account:
         """Answer one account.
@@ -173,7 +181,7 @@ class AccountManager:
             listed, page, bound_to, lambda account: (account.create_time, account.id)
         )
 
-    def disable(self, call: Call, account_id: str) -> Account:
+    def disable(self, call: CallContext, account_id: str) -> Account:
         """Make every key of an account validate as DISABLED; repeating it changes nothing.
 
         Raises:
@@ -182,7 +190,7 @@ class AccountManager:
         """
         return self._switch(call, account_id, disabled=True)
 
-    def enable(self, call: Call, account_id: str) -> Account:
+    def enable(self, call: CallContext, account_id: str) -> Account:
         """Undo `disable`; repeating it changes nothing.
 
         Raises:
@@ -190,9 +198,9 @@ class AccountManager:
         """
         return self._switch(call, account_id, disabled=False)
 
-    def _switch(self, call: Call, account_id: str, *, disabled: bool) -> Account:
-        with self._changes.begin(call) as change:
-            account = change.tx.account(validators.required_id("id", account_id))
+    def _switch(self, call: CallContext, account_id: str, *, disabled: bool) -> Account:
+        with self._mutations.begin(call) as mutation:
+            account = mutation.tx.account(validators.required_id("id", account_id))
             if account is None:
                 raise ResourceNotFound("account", account_id)
             if disabled and account.is_operator:
@@ -201,15 +209,15 @@ class AccountManager:
                 return account
             switched = replace(
                 account,
-                disable_time=change.now if disabled else None,
+                disable_time=mutation.now if disabled else None,
                 row_version=account.row_version + 1,
             )
-            change.tx.update_account(switched)
-            change.record(
+            mutation.tx.update_account(switched)
+            mutation.record(
                 Action.ACCOUNT_DISABLED if disabled else Action.ACCOUNT_ENABLED,
                 account_id=account_id,
                 target_type=TargetType.ACCOUNT,
                 target_id=account_id,
             )
-            change.invalidate(SubjectKind.ACCOUNT, account_id, account_id)
+            mutation.invalidate(SubjectKind.ACCOUNT, account_id, account_id)
             return switched

@@ -20,7 +20,7 @@ from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.token_format import ID_LENGTH
 from keybearer_service.storage import Reader, Store, StoreError, Writer
 from keybearer_service.telemetry.log_quotas import MinuteQuota
-from keybearer_service.usecases.call_context import Call
+from keybearer_service.usecases.call_context import CallContext
 
 log = structlog.get_logger(__name__)
 
@@ -177,7 +177,7 @@ class RefusalLog:
         self._operator_account = operator_account
         self._quota = MinuteQuota(clock, REFUSALS_A_MINUTE)
 
-    def refused(self, call: Call, reason: str) -> None:
+    def refused(self, call: CallContext, reason: str) -> None:
         """Tell of one refused call, or count it."""
         caller = call.caller
         if self._quota.admit("" if caller is None else caller.key_id):
@@ -190,7 +190,7 @@ class RefusalLog:
                 call.peer,
             )
 
-    def flush(self, *, everything: bool = False) -> None:
+    def flush_suppressed(self, *, everything: bool = False) -> None:
         """Tell of what was only counted; called every minute, and with `everything` at the end."""
         for key_id, count in self._quota.collect(everything=everything).items():
             self._write_count(key_id, count)
@@ -213,7 +213,7 @@ class RefusalLog:
         change = FieldChange("refused_calls_not_listed", "", str(count))
         self._write(actor, account, "", [change], "", "")
 
-    def _account_of(self, call: Call) -> str:
+    def _account_of(self, call: CallContext) -> str:
         return self._operator_account if call.caller is None else call.caller.account_id
 
     def _write(

@@ -27,7 +27,7 @@ class Transport(Protocol):
         ...
 
 
-class Call:
+class CallContext:
     """The facts of one call. What only logs and audit events need is worked out when they ask."""
 
     __slots__ = ("_new_request_id", "_request_id", "_transport", "caller", "method", "rule")
@@ -125,10 +125,10 @@ class Call:
         )
 
 
-_current: ContextVar[Call | None] = ContextVar("keybearer_call", default=None)
+_current: ContextVar[CallContext | None] = ContextVar("keybearer_call", default=None)
 
 
-def set_current_call(call: Call | None) -> None:
+def set_current_call(call: CallContext | None) -> None:
     """Say which call is being served, and None once it is over.
 
     A call that stayed here would live until the garbage collector comes: grpc keeps a context for
@@ -138,7 +138,7 @@ def set_current_call(call: Call | None) -> None:
     _current.set(call)
 
 
-def current_call() -> Call:
+def current_call() -> CallContext:
     """Answer the call being served; the call pipeline sets it before a servicer runs."""
     call = _current.get()
     if call is None:

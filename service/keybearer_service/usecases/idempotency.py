@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 
 from keybearer_service.domain.errors import ReplayImpossible, RequestIdReused
 from keybearer_service.domain.model import ApiKey, KeyState, RequestRecord
-from keybearer_service.usecases.mutations import Change
+from keybearer_service.usecases.mutations import Mutation
 from keybearer_service.validation.usage import YOUNG
 
 
 @dataclass(frozen=True, slots=True)
-class Repeatable:
+class IdempotencyKey:
     """What makes a request recognisable when it comes again."""
 
     request_id: str
@@ -31,7 +31,7 @@ class Replay:
     key: ApiKey
 
 
-def find(change: Change, user_id: str, request: Repeatable | None) -> Replay | None:
+def find(mutation: Mutation, user_id: str, request: IdempotencyKey | None) -> Replay | None:
     """Answer the earlier try of the same request by the same user, None when this is the first.
 
     Raises:
@@ -40,19 +40,19 @@ def find(change: Change, user_id: str, request: Repeatable | None) -> Replay | N
     """
     if request is None:
         return None
-    record = change.tx.request_record(user_id, request.request_id)
+    record = mutation.tx.request_record(user_id, request.request_id)
     if record is None:
         return None
     if record.body_hash != request.body_hash:
         raise RequestIdReused(record.key_id)
-    key = change.tx.api_key(record.key_id)
+    key = mutation.tx.api_key(record.key_id)
     if (
         key is None
         # A delayed duplicate of a try that was answered: its caller holds that answer's token.
         or request.attempt <= record.attempt
-        or key.state_at(change.now) is not KeyState.ACTIVE
+        or key.state_at(mutation.now) is not KeyState.ACTIVE
         or key.secret_version != record.secret_version
-        or change.now - record.create_time >= YOUNG
+        or mutation.now - record.create_time >= YOUNG
         or key.secret_used
     ):
         raise ReplayImpossible(record.key_id)
@@ -60,7 +60,11 @@ def find(change: Change, user_id: str, request: Repeatable | None) -> Replay | N
 
 
 def remember(
-    change: Change, user_id: str, request: Repeatable | None, key: ApiKey, replay: Replay | None
+    mutation: Mutation,
+    user_id: str,
+    request: IdempotencyKey | None,
+    key: ApiKey,
+    replay: Replay | None,
 ) -> None:
     """Write down what this try did. A replay keeps the time of the first try."""
     if request is None:
@@ -75,6 +79,6 @@ def remember(
             attempt=request.attempt,
             key_id=key.id,
             secret_version=key.secret_version,
-            create_time=change.now,
+            create_time=mutation.now,
         )
-    change.tx.put_request_record(record)
+    mutation.tx.put_request_record(record)

@@ -10,7 +10,7 @@ from keybearer_service.domain.errors import (
 )
 from keybearer_service.domain.model import ApiKey, StoredSecret, User
 from keybearer_service.installation.keyring import Keyring
-from keybearer_service.usecases.mutations import Change
+from keybearer_service.usecases.mutations import Mutation
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class NewKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Minted:
+class IssuedKey:
     """A key with the token that is shown once."""
 
     key: ApiKey
@@ -60,10 +60,10 @@ class Minted:
 
     def __repr__(self) -> str:
         """Leave the token out."""
-        return f"Minted(key={self.key.id!r}, replayed={self.replayed})"
+        return f"IssuedKey(key={self.key.id!r}, replayed={self.replayed})"
 
 
-class Mint:
+class KeyIssuer:
     """Makes secrets and puts them into rows: for every way in which a key gets one."""
 
     def __init__(self, keyring: Keyring, entropy: Entropy, prefix: str) -> None:
@@ -78,14 +78,14 @@ class Mint:
 
     def issue(
         self,
-        change: Change,
+        mutation: Mutation,
         new: NewKey,
         *,
         owner: User,
         created_by: str,
-    ) -> Minted:
+    ) -> IssuedKey:
         """Insert a key of `owner` with its first secret."""
-        now = change.now
+        now = mutation.now
         key = ApiKey(
             id=self.new_id(),
             account_id=owner.account_id,
@@ -101,45 +101,45 @@ class Mint:
             expire_time=new.expiration.resolve(now),
             secret_create_time=now,
         )
-        token, secret = self._secret(change, key)
-        change.tx.insert_api_key(key, secret)
-        return Minted(self._read_back(change, key.id), token)
+        token, secret = self._secret(mutation, key)
+        mutation.tx.insert_api_key(key, secret)
+        return IssuedKey(self._read_back(mutation, key.id), token)
 
-    def renew(self, change: Change, key: ApiKey, *, overlap_end_time: int | None) -> Minted:
+    def renew(self, mutation: Mutation, key: ApiKey, *, overlap_end_time: int | None) -> IssuedKey:
         """Give a key its next secret; the current one lives on until `overlap_end_time`."""
-        current, _ = change.tx.secrets_of(key.id)
+        current, _ = mutation.tx.secrets_of(key.id)
         return self._put_next(
-            change,
+            mutation,
             replace(key, overlap_end_time=overlap_end_time, old_secret_last_used_time=None),
             None if overlap_end_time is None else current,
         )
 
-    def remint(self, change: Change, key: ApiKey) -> Minted:
+    def reissue(self, mutation: Mutation, key: ApiKey) -> IssuedKey:
         """Put a fresh secret in the place of one whose answer was lost; an old one stays."""
-        _, old = change.tx.secrets_of(key.id)
-        keep = old if key.overlaps_at(change.now) else None
-        minted = self._put_next(
-            change, replace(key, overlap_end_time=key.overlap_end_time if keep else None), keep
+        _, old = mutation.tx.secrets_of(key.id)
+        keep = old if key.overlaps_at(mutation.now) else None
+        issued = self._put_next(
+            mutation, replace(key, overlap_end_time=key.overlap_end_time if keep else None), keep
         )
-        return replace(minted, replayed=True)
+        return replace(issued, replayed=True)
 
-    def _put_next(self, change: Change, key: ApiKey, old: StoredSecret | None) -> Minted:
+    def _put_next(self, mutation: Mutation, key: ApiKey, old: StoredSecret | None) -> IssuedKey:
         renewed = replace(
             key,
             secret_version=key.secret_version + 1,
-            secret_create_time=change.now,
+            secret_create_time=mutation.now,
             secret_used=False,
-            update_time=change.now,
+            update_time=mutation.now,
             row_version=key.row_version + 1,
         )
-        token, secret = self._secret(change, renewed)
-        change.tx.replace_secret(renewed, secret, old)
-        return Minted(self._read_back(change, key.id), token)
+        token, secret = self._secret(mutation, renewed)
+        mutation.tx.replace_secret(renewed, secret, old)
+        return IssuedKey(self._read_back(mutation, key.id), token)
 
-    def _secret(self, change: Change, key: ApiKey) -> tuple[str, StoredSecret]:
-        secret = token_format.mint_secret(self._entropy)
+    def _secret(self, mutation: Mutation, key: ApiKey) -> tuple[str, StoredSecret]:
+        secret = token_format.draw_secret(self._entropy)
         # The newest pepper that is not retired; `pepper add` makes a newer one at any time.
-        pepper_id = next(one.id for one in change.tx.peppers() if one.retire_time is None)
+        pepper_id = next(one.id for one in mutation.tx.peppers() if one.retire_time is None)
         stored = StoredSecret(
             token_format.digest(self._keyring.pepper(pepper_id), key.account_id, key.id, secret),
             pepper_id,
@@ -148,8 +148,8 @@ class Mint:
         return token_format.write(self._prefix, key.id, secret), stored
 
     @staticmethod
-    def _read_back(change: Change, key_id: str) -> ApiKey:
-        key = change.tx.api_key(key_id)
+    def _read_back(mutation: Mutation, key_id: str) -> ApiKey:
+        key = mutation.tx.api_key(key_id)
         if key is None:
             raise LookupError(key_id)
         return key

@@ -25,10 +25,10 @@ from keybearer_service.domain.model import (
 )
 from keybearer_service.storage import NEVER, UNUSED, KeyQuery, Reader, SortKey, Store
 from keybearer_service.usecases import idempotency
-from keybearer_service.usecases.call_context import Call
-from keybearer_service.usecases.idempotency import Repeatable
-from keybearer_service.usecases.issuing import Expiration, Mint, Minted, NewKey
-from keybearer_service.usecases.mutations import Change, Changes
+from keybearer_service.usecases.call_context import CallContext
+from keybearer_service.usecases.idempotency import IdempotencyKey
+from keybearer_service.usecases.issuing import Expiration, IssuedKey, KeyIssuer, NewKey
+from keybearer_service.usecases.mutations import Mutation, Mutations
 from keybearer_service.usecases.pagination import PageTokens
 from keybearer_service.validation.usage import UsageRecorder
 from keybearer_service.validation.validator import Validator
@@ -62,23 +62,23 @@ class KeyManager:
     def __init__(
         self,
         store: Store,
-        changes: Changes,
-        mint: Mint,
+        mutations: Mutations,
+        issuer: KeyIssuer,
         validator: Validator,
         usage: UsageRecorder,
         page_tokens: PageTokens,
     ) -> None:
         """Take what the use cases need."""
         self._store = store
-        self._changes = changes
-        self._mint = mint
+        self._mutations = mutations
+        self._issuer = issuer
         self._validator = validator
         self._usage = usage
         self._page_tokens = page_tokens
 
     # --- reading ----------------------------------------------------------------------------------
 
-    def get(self, call: Call, key_id: str) -> ApiKey:
+    def get(self, call: CallContext, key_id: str) -> ApiKey:
         """Answer one key.
 
         Raises:
@@ -107,8 +107,8 @@ class KeyManager:
     # --- minting ----------------------------------------------------------------------------------
 
     def create(
-        self, call: Call, account_id: str, new: NewKey, request: Repeatable | None
-    ) -> Minted:
+        self, call: CallContext, account_id: str, new: NewKey, request: IdempotencyKey | None
+    ) -> IssuedKey:
         """Make a key, or mint a fresh token for the one an earlier try made.
 
         Raises:
@@ -120,31 +120,33 @@ class KeyManager:
         if not new.owner_id and account_id != caller.account_id:
             raise FieldInvalid("owner_id", "required for a key in another account than one's own")
         self._flush_before_replay(request)
-        with self._changes.begin(call) as change:
-            replay = idempotency.find(change, caller.owner_id, request)
+        with self._mutations.begin(call) as mutation:
+            replay = idempotency.find(mutation, caller.owner_id, request)
             if replay is not None:
-                return self._remint(change, call, replay, request)
-            change.assert_may_grant(new.role)
-            if change.tx.account(account_id) is None:
+                return self._reissue(mutation, call, replay, request)
+            mutation.assert_may_grant(new.role)
+            if mutation.tx.account(account_id) is None:
                 raise ResourceNotFound("account", account_id)
             owner_id = new.owner_id or caller.owner_id
-            owner = change.tx.user(owner_id)
+            owner = mutation.tx.user(owner_id)
             if owner is None or owner.account_id != account_id or owner.delete_time is not None:
                 raise ResourceNotFound("user", owner_id)
-            minted = self._mint.issue(change, new, owner=owner, created_by=caller.owner_id)
-            idempotency.remember(change, caller.owner_id, request, minted.key, None)
-            change.record(
+            issued = self._issuer.issue(mutation, new, owner=owner, created_by=caller.owner_id)
+            idempotency.remember(mutation, caller.owner_id, request, issued.key, None)
+            mutation.record(
                 Action.API_KEY_CREATED,
                 account_id=account_id,
                 target_type=TargetType.API_KEY,
-                target_id=minted.key.id,
-                changes=_differences(None, minted.key, change.now),
+                target_id=issued.key.id,
+                changes=_differences(None, issued.key, mutation.now),
                 request_id=request.request_id if request else "",
             )
-            change.invalidate(SubjectKind.KEY, minted.key.id, account_id)
-            return minted
+            mutation.invalidate(SubjectKind.KEY, issued.key.id, account_id)
+            return issued
 
-    def rotate(self, call: Call, key_id: str, overlap: int, request: Repeatable | None) -> Minted:
+    def rotate(
+        self, call: CallContext, key_id: str, overlap: int, request: IdempotencyKey | None
+    ) -> IssuedKey:
         """Give a key a new secret; the old one lives for `overlap` microseconds more.
 
         Raises:
@@ -152,83 +154,94 @@ class KeyManager:
             RequestIdReused, ReplayImpossible: See `replays`.
         """
         self._flush_before_replay(request)
-        with self._changes.begin(call) as change:
-            replay = idempotency.find(change, call.identity.owner_id, request)
+        with self._mutations.begin(call) as mutation:
+            replay = idempotency.find(mutation, call.identity.owner_id, request)
             if replay is not None:
-                return self._remint(change, call, replay, request)
-            key = _visible_key(call, change.tx, key_id)
-            _assert_alive(key, change.now)
-            change.assert_may_grant(key.role)
-            return self._rotate(change, call, key, overlap, request)
+                return self._reissue(mutation, call, replay, request)
+            key = _visible_key(call, mutation.tx, key_id)
+            _assert_alive(key, mutation.now)
+            mutation.assert_may_grant(key.role)
+            return self._rotate(mutation, call, key, overlap, request)
 
-    def rotate_self(self, call: Call, overlap: int, request: Repeatable | None) -> Minted:
+    def rotate_self(
+        self, call: CallContext, overlap: int, request: IdempotencyKey | None
+    ) -> IssuedKey:
         """Give the calling key a new secret; it keeps the role it was granted, no more.
 
         Raises:
             RequestIdReused, ReplayImpossible: See `replays`.
         """
         self._flush_before_replay(request)
-        with self._changes.begin(call) as change:
-            replay = idempotency.find(change, call.identity.owner_id, request)
+        with self._mutations.begin(call) as mutation:
+            replay = idempotency.find(mutation, call.identity.owner_id, request)
             if replay is not None:
                 if replay.key.id != call.identity.key_id:
                     # The caller is part of this request: another key asks for another thing.
                     raise RequestIdReused(replay.key.id)
-                return self._remint(change, call, replay, request)
-            key = _visible_key(call, change.tx, call.identity.key_id)
-            return self._rotate(change, call, key, overlap, request)
+                return self._reissue(mutation, call, replay, request)
+            key = _visible_key(call, mutation.tx, call.identity.key_id)
+            return self._rotate(mutation, call, key, overlap, request)
 
     def _rotate(
-        self, change: Change, call: Call, key: ApiKey, overlap: int, request: Repeatable | None
-    ) -> Minted:
+        self,
+        mutation: Mutation,
+        call: CallContext,
+        key: ApiKey,
+        overlap: int,
+        request: IdempotencyKey | None,
+    ) -> IssuedKey:
         end = None
         if overlap:
-            end = min(change.now + overlap, key.expire_time or change.now + overlap)
-        minted = self._mint.renew(change, key, overlap_end_time=end)
-        idempotency.remember(change, call.identity.owner_id, request, minted.key, None)
-        self._record(change, Action.API_KEY_ROTATED, key, minted.key, request)
-        return minted
+            end = min(mutation.now + overlap, key.expire_time or mutation.now + overlap)
+        issued = self._issuer.renew(mutation, key, overlap_end_time=end)
+        idempotency.remember(mutation, call.identity.owner_id, request, issued.key, None)
+        self._record(mutation, Action.API_KEY_ROTATED, key, issued.key, request)
+        return issued
 
-    def _remint(
-        self, change: Change, call: Call, replay: idempotency.Replay, request: Repeatable | None
-    ) -> Minted:
+    def _reissue(
+        self,
+        mutation: Mutation,
+        call: CallContext,
+        replay: idempotency.Replay,
+        request: IdempotencyKey | None,
+    ) -> IssuedKey:
         # Whoever may no longer see or grant the key may not have a fresh secret of it either.
         call.assert_visible(replay.key.account_id, "API key", replay.key.id)
         if replay.key.id != call.identity.key_id:
-            change.assert_may_grant(replay.key.role)
-        minted = self._mint.remint(change, replay.key)
-        idempotency.remember(change, call.identity.owner_id, request, minted.key, replay)
-        self._record(change, Action.API_KEY_REMINTED, replay.key, minted.key, request)
-        return minted
+            mutation.assert_may_grant(replay.key.role)
+        issued = self._issuer.reissue(mutation, replay.key)
+        idempotency.remember(mutation, call.identity.owner_id, request, issued.key, replay)
+        self._record(mutation, Action.API_KEY_REMINTED, replay.key, issued.key, request)
+        return issued
 
-    def _flush_before_replay(self, request: Repeatable | None) -> None:
+    def _flush_before_replay(self, request: IdempotencyKey | None) -> None:
         # A use that is only counted in memory must forbid a replay too.
         if request is not None:
             self._usage.write()
 
     # --- changing ---------------------------------------------------------------------------------
 
-    def update(self, call: Call, key_id: str, update: KeyUpdate) -> ApiKey:
+    def update(self, call: CallContext, key_id: str, update: KeyUpdate) -> ApiKey:
         """Change the fields named by the paths.
 
         Raises:
             ResourceNotFound, KeyRevoked, KeyExpired, AuthorityExceeded, EtagMismatch,
             FieldInvalid: It cannot be.
         """
-        with self._changes.begin(call) as change:
-            key = _visible_key(call, change.tx, key_id)
+        with self._mutations.begin(call) as mutation:
+            key = _visible_key(call, mutation.tx, key_id)
             if update.etag and update.etag != etag_of(key):
                 raise EtagMismatch
-            state = key.state_at(change.now)
+            state = key.state_at(mutation.now)
             if state is KeyState.REVOKED:
                 raise KeyRevoked(key_id)
             if state is KeyState.EXPIRED and "expiration" in update.paths:
                 raise KeyExpired(key_id)
-            updated = _updated(key, update, change.now)
-            change.assert_may_grant(updated.role)
-            return self._write(change, Action.API_KEY_UPDATED, key, updated)
+            updated = _updated(key, update, mutation.now)
+            mutation.assert_may_grant(updated.role)
+            return self._write(mutation, Action.API_KEY_UPDATED, key, updated)
 
-    def disable(self, call: Call, key_id: str) -> ApiKey:
+    def disable(self, call: CallContext, key_id: str) -> ApiKey:
         """Switch a key off; one that is off stays as it is.
 
         Raises:
@@ -243,7 +256,7 @@ class KeyManager:
             ),
         )
 
-    def enable(self, call: Call, key_id: str) -> ApiKey:
+    def enable(self, call: CallContext, key_id: str) -> ApiKey:
         """Switch a key on; one that is on stays as it is.
 
         Raises:
@@ -254,15 +267,19 @@ class KeyManager:
         )
 
     def _switch(
-        self, call: Call, key_id: str, action: Action, switched: Callable[[ApiKey, int], ApiKey]
+        self,
+        call: CallContext,
+        key_id: str,
+        action: Action,
+        switched: Callable[[ApiKey, int], ApiKey],
     ) -> ApiKey:
-        with self._changes.begin(call) as change:
-            key = _visible_key(call, change.tx, key_id)
+        with self._mutations.begin(call) as mutation:
+            key = _visible_key(call, mutation.tx, key_id)
             if key.revoke_time is not None:
                 raise KeyRevoked(key_id)
-            return self._write(change, action, key, switched(key, change.now))
+            return self._write(mutation, action, key, switched(key, mutation.now))
 
-    def revoke(self, call: Call, key_id: str, reason: RevocationReason, note: str) -> ApiKey:
+    def revoke(self, call: CallContext, key_id: str, reason: RevocationReason, note: str) -> ApiKey:
         """Kill a key for good; one that is revoked keeps the facts of its first revocation.
 
         Raises:
@@ -273,20 +290,20 @@ class KeyManager:
             raise FieldInvalid(
                 "reason", "one of LOST, COMPROMISED, SUPERSEDED, NO_LONGER_USED is required"
             )
-        with self._changes.begin(call) as change:
-            key = _visible_key(call, change.tx, key_id)
+        with self._mutations.begin(call) as mutation:
+            key = _visible_key(call, mutation.tx, key_id)
             if key.revoke_time is not None:
                 return key
             revoked = replace(
                 key,
-                revoke_time=change.now,
+                revoke_time=mutation.now,
                 revoked_by=call.identity.owner_id,
                 revocation_reason=reason,
                 revocation_note=note,
             )
-            return self._write(change, Action.API_KEY_REVOKED, key, revoked)
+            return self._write(mutation, Action.API_KEY_REVOKED, key, revoked)
 
-    def revoke_token(self, call: Call, token: str) -> None:
+    def revoke_token(self, call: CallContext, token: str) -> None:
         """Revoke what a token opens, for whoever holds it; nothing for a token that opens nothing.
 
         The current secret revokes the key, the old one of a rotation ends the overlap.
@@ -294,53 +311,57 @@ class KeyManager:
         match = self._validator.match(token)
         if match is None or match.record.revoke_time is not None:
             return
-        with self._changes.begin_for_holder(call, match.record.key_id) as change:
-            key = change.tx.api_key(match.record.key_id)
+        with self._mutations.begin_for_holder(call, match.record.key_id) as mutation:
+            key = mutation.tx.api_key(match.record.key_id)
             if key is None or key.revoke_time is not None:
                 return
             if match.secret_version == key.secret_version:
                 revoked = replace(
                     key,
-                    revoke_time=change.now,
+                    revoke_time=mutation.now,
                     revocation_reason=RevocationReason.REPORTED_BY_HOLDER,
                 )
-                self._write(change, Action.API_KEY_REVOKED, key, revoked)
+                self._write(mutation, Action.API_KEY_REVOKED, key, revoked)
                 return
             # Rotated since the match, or the old secret all along: either way that secret dies.
-            _, old = change.tx.secrets_of(key.id)
+            _, old = mutation.tx.secrets_of(key.id)
             if old is not None and old.version == match.secret_version:
                 self._write(
-                    change,
+                    mutation,
                     Action.API_KEY_OVERLAP_ENDED,
                     key,
                     replace(key, overlap_end_time=None),
                 )
 
-    def _write(self, change: Change, action: Action, before: ApiKey, after: ApiKey) -> ApiKey:
+    def _write(self, mutation: Mutation, action: Action, before: ApiKey, after: ApiKey) -> ApiKey:
         if after == before:
             return before
-        change.tx.update_api_key(
-            replace(after, update_time=change.now, row_version=before.row_version + 1)
+        mutation.tx.update_api_key(
+            replace(after, update_time=mutation.now, row_version=before.row_version + 1)
         )
-        written = change.tx.api_key(before.id)
+        written = mutation.tx.api_key(before.id)
         if written is None:
             raise LookupError(before.id)
-        self._record(change, action, before, written, None)
+        self._record(mutation, action, before, written, None)
         return written
 
     @staticmethod
     def _record(
-        change: Change, action: Action, before: ApiKey, after: ApiKey, request: Repeatable | None
+        mutation: Mutation,
+        action: Action,
+        before: ApiKey,
+        after: ApiKey,
+        request: IdempotencyKey | None,
     ) -> None:
-        change.record(
+        mutation.record(
             action,
             account_id=after.account_id,
             target_type=TargetType.API_KEY,
             target_id=after.id,
-            changes=_differences(before, after, change.now),
+            changes=_differences(before, after, mutation.now),
             request_id=request.request_id if request else "",
         )
-        change.invalidate(SubjectKind.KEY, after.id, after.account_id)
+        mutation.invalidate(SubjectKind.KEY, after.id, after.account_id)
 
 
 def etag_of(thing: ApiKey | User) -> str:
@@ -348,7 +369,7 @@ def etag_of(thing: ApiKey | User) -> str:
     return f'"{thing.row_version}"'
 
 
-def _visible_key(call: Call, reader: Reader, key_id: str) -> ApiKey:
+def _visible_key(call: CallContext, reader: Reader, key_id: str) -> ApiKey:
     key = reader.api_key(validators.required_id("id", key_id))
     if key is None:
         raise ResourceNotFound("API key", key_id)

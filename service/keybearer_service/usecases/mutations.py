@@ -1,4 +1,4 @@
-"""The one way to change anything: the change, its audit event and its revision, together.
+"""The one way to change anything: the mutation, its audit event and its revision, together.
 
 A change begins only while somebody waits for it, judges its caller once more inside the
 transaction, and reads the time there, so that the order of times is the order of commits.
@@ -14,15 +14,22 @@ from keybearer_service.domain.errors import AuthorityExceeded, CallAbandoned
 from keybearer_service.domain.model import SubjectKind
 from keybearer_service.storage import Store, Writer
 from keybearer_service.usecases.audit import AuditLog
-from keybearer_service.usecases.call_context import Call
+from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.validation.validator import judge_caller_again
 
 
-class Change:
-    """One change in the making. Valid inside the block of `Changes.begin` only."""
+class Mutation:
+    """One change in the making. Valid inside the block of `Mutations.begin` only."""
 
     def __init__(
-        self, tx: Writer, audit: AuditLog, actor: Actor, now: int, *, role: Role, call: Call | None
+        self,
+        tx: Writer,
+        audit: AuditLog,
+        actor: Actor,
+        now: int,
+        *,
+        role: Role,
+        call: CallContext | None,
     ) -> None:
         """Take the transaction, who acts and at which moment."""
         self.tx = tx
@@ -43,7 +50,7 @@ class Change:
         changes: Sequence[FieldChange] = (),
         request_id: str = "",
     ) -> None:
-        """Write the audit event of this change."""
+        """Write the audit event of this mutation."""
         call = self._call
         self._audit.append(
             self.tx,
@@ -76,7 +83,7 @@ class Change:
             )
 
 
-class Changes:
+class Mutations:
     """Begins changes."""
 
     def __init__(
@@ -93,7 +100,7 @@ class Changes:
         self._on_commit = on_commit
 
     @contextmanager
-    def begin(self, call: Call) -> Iterator[Change]:
+    def begin(self, call: CallContext) -> Iterator[Mutation]:
         """Open a change for a caller.
 
         Raises:
@@ -105,25 +112,25 @@ class Changes:
                 raise CallAbandoned
             now = self._clock.now()
             role = judge_caller_again(tx.lookup, call.identity, call.rule, now)
-            yield Change(tx, self._audit, call.actor, now, role=role, call=call)
+            yield Mutation(tx, self._audit, call.actor, now, role=role, call=call)
             tx.prune(now)
         self._on_commit()
 
     @contextmanager
-    def begin_for_holder(self, call: Call, key_id: str) -> Iterator[Change]:
+    def begin_for_holder(self, call: CallContext, key_id: str) -> Iterator[Mutation]:
         """Open a change for somebody who proved to hold a token, and nothing else."""
         with self._store.write() as tx:
             if not call.is_alive:
                 raise CallAbandoned
             actor = Actor(type=ActorType.HOLDER, key_id=key_id)
-            yield Change(
+            yield Mutation(
                 tx, self._audit, actor, self._clock.now(), role=Role.UNSPECIFIED, call=call
             )
         self._on_commit()
 
     @contextmanager
-    def begin_local(self) -> Iterator[Change]:
+    def begin_local(self) -> Iterator[Mutation]:
         """Open a change for the server's own command line, which may grant anything."""
         with self._store.write() as tx:
             actor = Actor(type=ActorType.LOCAL_COMMAND)
-            yield Change(tx, self._audit, actor, self._clock.now(), role=Role.ADMIN, call=None)
+            yield Mutation(tx, self._audit, actor, self._clock.now(), role=Role.ADMIN, call=None)

@@ -10,10 +10,10 @@ from keybearer_service.domain.errors import EmailTaken, EtagMismatch, LastAdmin,
 from keybearer_service.domain.model import RevocationReason, SubjectKind, User, UserType
 from keybearer_service.storage import Reader, Revoked, Store, UserQuery
 from keybearer_service.usecases.audit import ids_change
-from keybearer_service.usecases.call_context import Call
-from keybearer_service.usecases.issuing import Mint
+from keybearer_service.usecases.call_context import CallContext
+from keybearer_service.usecases.issuing import KeyIssuer
 from keybearer_service.usecases.keys import etag_of
-from keybearer_service.usecases.mutations import Change, Changes
+from keybearer_service.usecases.mutations import Mutation, Mutations
 from keybearer_service.usecases.pagination import PageTokens
 
 MAX_ANSWERED_IDS = 10_000
@@ -55,14 +55,16 @@ UPDATABLE = frozenset({"display_name", "role"})
 class UserManager:
     """The users of accounts."""
 
-    def __init__(self, store: Store, changes: Changes, mint: Mint, page_tokens: PageTokens) -> None:
+    def __init__(
+        self, store: Store, mutations: Mutations, issuer: KeyIssuer, page_tokens: PageTokens
+    ) -> None:
         """Take what the use cases need."""
         self._store = store
-        self._changes = changes
-        self._mint = mint
+        self._mutations = mutations
+        self._issuer = issuer
         self._page_tokens = page_tokens
 
-    def create(self, call: Call, account_id: str, new: NewUser) -> User:
+    def create(self, call: CallContext, account_id: str, new: NewUser) -> User:
         """Make a user.
 
         Raises:
@@ -70,12 +72,12 @@ class UserManager:
             EmailTaken: A live user of the account has the address.
             AuthorityExceeded: The role is above the caller's.
         """
-        with self._changes.begin(call) as change:
-            change.assert_may_grant(new.role)
-            if change.tx.account(account_id) is None:
+        with self._mutations.begin(call) as mutation:
+            mutation.assert_may_grant(new.role)
+            if mutation.tx.account(account_id) is None:
                 raise ResourceNotFound("account", account_id)
-            user = insert_user(change, self._mint, account_id, new)
-            change.record(
+            user = insert_user(mutation, self._issuer, account_id, new)
+            mutation.record(
                 Action.USER_CREATED,
                 account_id=account_id,
                 target_type=TargetType.USER,
@@ -84,7 +86,7 @@ class UserManager:
             )
             return user
 
-    def get(self, call: Call, user_id: str) -> User:
+    def get(self, call: CallContext, user_id: str) -> User:
         """Answer one user, deleted or not.
 
         Raises:
@@ -110,7 +112,7 @@ class UserManager:
             found, page, bound_to, lambda user: (user.create_time, user.id)
         )
 
-    def update(self, call: Call, user_id: str, update: UserUpdate) -> User:
+    def update(self, call: CallContext, user_id: str, update: UserUpdate) -> User:
         """Change the name or the role; a role counts from the next validation on.
 
         Raises:
@@ -118,8 +120,8 @@ class UserManager:
             LastAdmin: The account would be left without an administrator.
             EtagMismatch: Changed since it was read.
         """
-        with self._changes.begin(call) as change:
-            user = _live_user(call, change.tx, user_id)
+        with self._mutations.begin(call) as mutation:
+            user = _live_user(call, mutation.tx, user_id)
             if update.etag and update.etag != etag_of(user):
                 raise EtagMismatch
             updated = replace(
@@ -131,12 +133,12 @@ class UserManager:
             )
             if updated == user:
                 return user
-            change.assert_may_grant(updated.role)
+            mutation.assert_may_grant(updated.role)
             if updated.role is not Role.ADMIN:
-                _assert_not_last_admin(change, user)
-            updated = replace(updated, update_time=change.now, row_version=user.row_version + 1)
-            change.tx.update_user(updated)
-            change.record(
+                _assert_not_last_admin(mutation, user)
+            updated = replace(updated, update_time=mutation.now, row_version=user.row_version + 1)
+            mutation.tx.update_user(updated)
+            mutation.record(
                 Action.USER_UPDATED,
                 account_id=user.account_id,
                 target_type=TargetType.USER,
@@ -144,11 +146,11 @@ class UserManager:
                 changes=_differences(user, updated),
             )
             if updated.role is not user.role:
-                change.invalidate(SubjectKind.OWNER, user.id, user.account_id)
+                mutation.invalidate(SubjectKind.OWNER, user.id, user.account_id)
             return updated
 
     def delete(
-        self, call: Call, user_id: str, *, validate_only: bool, revoke_created: bool
+        self, call: CallContext, user_id: str, *, validate_only: bool, revoke_created: bool
     ) -> Deletion:
         """Delete a user and revoke every key the user owns, in one transaction.
 
@@ -162,19 +164,19 @@ class UserManager:
                 if user.role is Role.ADMIN and reader.live_admins(user.account_id) == 1:
                     raise LastAdmin(user_id)
                 return _deletion(reader, user, revoke_created=revoke_created)
-        with self._changes.begin(call) as change:
-            user = _live_user(call, change.tx, user_id)
-            _assert_not_last_admin(change, user)
-            planned = _deletion(change.tx, user, revoke_created=revoke_created)
+        with self._mutations.begin(call) as mutation:
+            user = _live_user(call, mutation.tx, user_id)
+            _assert_not_last_admin(mutation, user)
+            planned = _deletion(mutation.tx, user, revoke_created=revoke_created)
             deleted = replace(
                 user,
-                delete_time=change.now,
-                update_time=change.now,
+                delete_time=mutation.now,
+                update_time=mutation.now,
                 row_version=user.row_version + 1,
             )
-            change.tx.update_user(deleted)
-            self._revoke_keys_of(change, call, user, revoke_created=revoke_created)
-            change.record(
+            mutation.tx.update_user(deleted)
+            self._revoke_keys_of(mutation, call, user, revoke_created=revoke_created)
+            mutation.record(
                 Action.USER_DELETED,
                 account_id=user.account_id,
                 target_type=TargetType.USER,
@@ -184,48 +186,50 @@ class UserManager:
             return replace(planned, user=deleted)
 
     @staticmethod
-    def _revoke_keys_of(change: Change, call: Call, user: User, *, revoke_created: bool) -> None:
-        change.tx.revoke_keys(
+    def _revoke_keys_of(
+        mutation: Mutation, call: CallContext, user: User, *, revoke_created: bool
+    ) -> None:
+        mutation.tx.revoke_keys(
             owner_id=user.id,
             reason=RevocationReason.OWNER_DELETED,
             revoked_by=call.identity.owner_id,
-            now=change.now,
+            now=mutation.now,
         )
-        change.invalidate(SubjectKind.OWNER, user.id, user.account_id)
+        mutation.invalidate(SubjectKind.OWNER, user.id, user.account_id)
         if not revoke_created:
             return
-        others = change.tx.revoke_keys(
+        others = mutation.tx.revoke_keys(
             created_by=user.id,
             not_owner_id=user.id,
             reason=RevocationReason.CREATOR_DELETED,
             revoked_by=call.identity.owner_id,
-            now=change.now,
+            now=mutation.now,
         )
         if others:
             # Their owners are many, and an operator's keys may be of any account: one change that
             # covers them all is cheaper for every watcher than one for each.
-            change.invalidate(SubjectKind.EVERYTHING, "", user.account_id)
+            mutation.invalidate(SubjectKind.EVERYTHING, "", user.account_id)
 
 
-def insert_user(change: Change, mint: Mint, account_id: str, new: NewUser) -> User:
+def insert_user(mutation: Mutation, issuer: KeyIssuer, account_id: str, new: NewUser) -> User:
     """Insert a user.
 
     Raises:
         EmailTaken: A live user of the account has the address.
     """
-    if change.tx.user_by_email(account_id, new.email) is not None:
+    if mutation.tx.user_by_email(account_id, new.email) is not None:
         raise EmailTaken
     user = User(
-        id=mint.new_id(),
+        id=issuer.new_id(),
         account_id=account_id,
         email=new.email,
         display_name=new.display_name,
         role=new.role,
         type=new.type,
-        create_time=change.now,
-        update_time=change.now,
+        create_time=mutation.now,
+        update_time=mutation.now,
     )
-    change.tx.insert_user(user)
+    mutation.tx.insert_user(user)
     return user
 
 
@@ -261,7 +265,7 @@ def _deletion(reader: Reader, user: User, *, revoke_created: bool) -> Deletion:
     return Deletion(user, revoked, created)
 
 
-def _visible_user(call: Call, reader: Reader, user_id: str) -> User:
+def _visible_user(call: CallContext, reader: Reader, user_id: str) -> User:
     user = reader.user(validators.required_id("id", user_id))
     if user is None:
         raise ResourceNotFound("user", user_id)
@@ -269,13 +273,13 @@ def _visible_user(call: Call, reader: Reader, user_id: str) -> User:
     return user
 
 
-def _live_user(call: Call, reader: Reader, user_id: str) -> User:
+def _live_user(call: CallContext, reader: Reader, user_id: str) -> User:
     user = _visible_user(call, reader, user_id)
     if user.delete_time is not None:
         raise ResourceNotFound("user", user_id)
     return user
 
 
-def _assert_not_last_admin(change: Change, user: User) -> None:
-    if user.role is Role.ADMIN and change.tx.live_admins(user.account_id) == 1:
+def _assert_not_last_admin(mutation: Mutation, user: User) -> None:
+    if user.role is Role.ADMIN and mutation.tx.live_admins(user.account_id) == 1:
         raise LastAdmin(user.id)

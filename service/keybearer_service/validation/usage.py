@@ -21,7 +21,7 @@ FLUSH_INTERVAL_S = 5.0
 MAX_PENDING = 200_000
 """Secrets with uses not yet written; beyond, counts are dropped rather than memory filled."""
 YOUNG = 10 * MINUTE
-"""A secret this young may still be minted again, unless a use of it is known to the store."""
+"""A secret this young may still be issued again, unless a use of it is known to the store."""
 MAX_NOTES = 500_000
 """Uses noted and not yet counted; beyond, the oldest are lost rather than memory filled. A process
 that judges nothing but batches notes some 70,000 a second."""

@@ -1,4 +1,4 @@
-"""The decision about a token: match the secret, then judge the key. Every door asks here.
+"""The decision about a token: match the secret, then judge the key. Every entry point asks here.
 
 The store is read for every verdict; the server keeps none. Only who *calls* is remembered, for as
 long as nobody has committed anything.

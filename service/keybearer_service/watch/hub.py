@@ -19,14 +19,14 @@ import structlog
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import FieldInvalid, Overloaded, ServiceError, StreamEnded
-from keybearer_service.domain.model import Change, Installation, SubjectKind
+from keybearer_service.domain.model import Installation, Invalidation, SubjectKind
 from keybearer_service.domain.verdict import Caller, TokenRecord
 from keybearer_service.storage import Reader, Store, StoreError
-from keybearer_service.usecases.call_context import Call
+from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.validation.usage import UsageRecorder
 from keybearer_service.validation.validator import Lookup, Validator, judge_caller_again
 from keybearer_service.watch.messages import Hello, Incoming, Outgoing, Ping, Pong, Reset, Subscribe
-from keybearer_service.watch.usage_reports import ReportedUses, UsageReport
+from keybearer_service.watch.usage_reports import UsageIngest, UsageReport
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class _ChangedError(Exception):
     """Something was committed since the last turn."""
 
 
-class Line(Protocol):
+class WatcherSink(Protocol):
     """The way to one watcher. May be used by any thread, and none of it waits."""
 
     @property
@@ -76,11 +76,11 @@ class Line(Protocol):
 class Watcher:
     """One open stream. Made by `WatchHub.open`."""
 
-    def __init__(self, hub: "WatchHub", call: Call, line: Line, age: float) -> None:
+    def __init__(self, hub: "WatchHub", call: CallContext, sink: WatcherSink, age: float) -> None:
         """Take who watches, and the way to them."""
         self.caller = call.identity
         self.rule = call.rule
-        self.line = line
+        self.sink = sink
         self.ends_at = hub.clock.monotonic() + age
         self.judged_at = hub.clock.monotonic()
         self.position: int | None = None
@@ -111,7 +111,7 @@ class Watcher:
         """Be forgotten: the stream is over."""
         self._hub.leave(self)
 
-    def sees(self, change: Change) -> bool:
+    def sees(self, change: Invalidation) -> bool:
         """Tell whether a change is any business of the watcher."""
         return (
             self.caller.is_operator
@@ -148,7 +148,7 @@ class WatchHub:
         self._validator = validator
         self._entropy = entropy
         self._max_watchers = max_watchers
-        self._uses = ReportedUses(store, usage, clock)
+        self._uses = UsageIngest(store, usage, clock)
         self._lock = threading.Lock()
         self._open: set[Watcher] = set()
         self._subscriptions: deque[tuple[Watcher, Subscribe]] = deque()
@@ -186,7 +186,7 @@ class WatchHub:
             self._closing = True
             streams = list(self._open)
         for watcher in streams:
-            watcher.line.end(StreamEnded("the server stops"))
+            watcher.sink.end(StreamEnded("the server stops"))
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -212,19 +212,19 @@ class WatchHub:
         self._wake.set()
         return caller.result()
 
-    def open(self, call: Call, line: Line) -> Watcher:
+    def open(self, call: CallContext, sink: WatcherSink) -> Watcher:
         """Begin a stream.
 
         Args:
             call: Its caller was authenticated and judged.
-            line: The way to the watcher.
+            sink: The way to the watcher.
 
         Raises:
             Overloaded: There are too many.
             StreamEnded: The server stops.
         """
         spread = (self._entropy.key_bytes(1)[0] / 255 * 2 - 1) * AGE_SPREAD
-        watcher = Watcher(self, call, line, MAX_AGE_S * (1 + spread))
+        watcher = Watcher(self, call, sink, MAX_AGE_S * (1 + spread))
         with self._lock:
             if self._closing:
                 raise StreamEnded("the server stops")
@@ -277,12 +277,12 @@ class WatchHub:
             turn = _Turn(_drained(self._subscriptions), pings, _drained(self._credentials))
             try:
                 self._serve(turn)
-                self._feel(None)
+                self._log_state_change(None)
             except Exception as error:  # noqa: BLE001 - the hub outlives what it cannot foresee
-                self._feel(error)
+                self._log_state_change(error)
                 # No store, no pong; and nobody waits in vain.
                 for watcher, _ in turn.subscriptions:
-                    watcher.line.end(error)
+                    watcher.sink.end(error)
                 for _, caller in turn.credentials:
                     if not caller.done():
                         caller.set_exception(error)
@@ -321,7 +321,7 @@ class WatchHub:
                 self._judge(lookup, {watcher for watcher, _ in pings})
             else:
                 lookup("")
-            self._look_after(lookup)
+            self._sweep(lookup)
         except _ChangedError:
             return False
         self._answer(pings, head)
@@ -338,12 +338,12 @@ class WatchHub:
                 self._catch_up(reader, installation.revision, watcher)
             self._judge(reader.lookup, {watcher for watcher, _ in turn.pings})
             self._answer(turn.pings, installation.revision)
-            self._look_after(reader.lookup)
+            self._sweep(reader.lookup)
 
     def _answer(self, pings: Iterable[tuple[Watcher, Ping]], head: int) -> None:
         for watcher, ping in pings:
             if watcher in self._live:
-                watcher.line.send(Pong(ping.sent_at, head))
+                watcher.sink.send(Pong(ping.sent_at, head))
             elif watcher in self._behind:
                 watcher.waiting.append(ping.sent_at)
             self._drop_if_stuck(watcher)
@@ -351,7 +351,7 @@ class WatchHub:
     def _tell(self, reader: Reader, installation: Installation) -> None:
         """Tell the live streams what is new."""
         epoch, head = installation.epoch, installation.revision
-        changes: list[Change] | None = []
+        changes: list[Invalidation] | None = []
         if self._told is not None and self._live:
             changes = _between(reader, self._told[1], head) if self._told[0] == epoch else None
         # Not before they were read: what a store that failed has not told is told later.
@@ -363,17 +363,17 @@ class WatchHub:
         for watcher in list(self._live) if changes else ():
             for change in changes:
                 if watcher.sees(change):
-                    watcher.line.send(change)
+                    watcher.sink.send(change)
             self._drop_if_stuck(watcher)
 
     def _drop_if_stuck(self, watcher: Watcher) -> None:
         """Cut off a watcher that does not read; it may resume by revision."""
-        queued = watcher.line.queued + len(watcher.waiting)
+        queued = watcher.sink.queued + len(watcher.waiting)
         if queued > MAX_QUEUED:
             log.warning("watcher_dropped", key_id=watcher.caller.key_id, queued=queued)
             self._live.discard(watcher)
             self._behind.discard(watcher)
-            watcher.line.cancel()
+            watcher.sink.cancel()
 
     def _begin(
         self, reader: Reader, installation: Installation, watcher: Watcher, wanted: Subscribe
@@ -381,19 +381,19 @@ class WatchHub:
         epoch, head = installation.epoch, installation.revision
         self._live.add(watcher)
         if not wanted.epoch:
-            watcher.line.send(Hello(epoch, head))
+            watcher.sink.send(Hello(epoch, head))
         elif wanted.epoch == epoch and reader.oldest_change() - 1 <= wanted.from_revision <= head:
-            watcher.line.send(Hello(epoch, head))
+            watcher.sink.send(Hello(epoch, head))
             if wanted.from_revision < head:
                 self._live.discard(watcher)
                 self._behind.add(watcher)
                 watcher.position = wanted.from_revision
         else:
-            watcher.line.send(Reset(epoch, head))
+            watcher.sink.send(Reset(epoch, head))
 
     def _catch_up(self, reader: Reader, head: int, watcher: Watcher) -> None:
         """Tell a stream that resumed the next part of what it missed, as fast as it reads."""
-        if watcher.position is None or watcher.line.queued > MAX_QUEUED - _PAGE:
+        if watcher.position is None or watcher.sink.queued > MAX_QUEUED - _PAGE:
             return
         until = min(watcher.position + _PAGE, head)
         changes = _between(reader, watcher.position, until)
@@ -402,13 +402,13 @@ class WatchHub:
             return
         for change in changes:
             if watcher.sees(change):
-                watcher.line.send(change)
+                watcher.sink.send(change)
         watcher.position = until
         if until == head:
             self._behind.discard(watcher)
             self._live.add(watcher)
             for sent_at in watcher.waiting:
-                watcher.line.send(Pong(sent_at, head))
+                watcher.sink.send(Pong(sent_at, head))
             watcher.waiting.clear()
         else:
             self._wake.set()
@@ -431,7 +431,7 @@ class WatchHub:
             if denial is not None:
                 self._end_all({watcher}, denial)
 
-    def _look_after(self, lookup: Lookup) -> None:
+    def _sweep(self, lookup: Lookup) -> None:
         """Judge those who have been silent, and end the streams that are old; once a second."""
         now = self.clock.monotonic()
         if now - self._looked_after < 1:
@@ -447,9 +447,9 @@ class WatchHub:
         for watcher in list(watchers):
             self._live.discard(watcher)
             self._behind.discard(watcher)
-            watcher.line.end(error)
+            watcher.sink.end(error)
 
-    def _feel(self, error: Exception | None) -> None:
+    def _log_state_change(self, error: Exception | None) -> None:
         """Log trouble when it begins and when it ends, not at every turn."""
         if error is not None and not self._in_trouble:
             foreseen = isinstance(error, StoreError)
@@ -466,9 +466,9 @@ def _drained(inbox: deque[T]) -> list[T]:
     return [inbox.popleft() for _ in range(len(inbox))]
 
 
-def _between(reader: Reader, after: int, until: int) -> list[Change] | None:
+def _between(reader: Reader, after: int, until: int) -> list[Invalidation] | None:
     """Read the changes in (after, until]; None when some of them are no longer there."""
-    changes: list[Change] = []
+    changes: list[Invalidation] = []
     while after < until:
         page = reader.changes_after(after, min(_PAGE, until - after))
         if not page or page[0].revision != after + 1 or page[-1].revision != after + len(page):

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from keybearer_service.domain.model import Change
+from keybearer_service.domain.model import Invalidation
 from keybearer_service.watch.usage_reports import UsageReport
 
 
@@ -41,4 +41,4 @@ class Pong(NamedTuple):
 
 
 Incoming = Subscribe | Ping | UsageReport
-Outgoing = Hello | Reset | Change | Pong
+Outgoing = Hello | Reset | Invalidation | Pong

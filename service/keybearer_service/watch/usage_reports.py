@@ -40,11 +40,11 @@ class UsageReport(NamedTuple):
     """To be gone through once, by the thread that counts them."""
 
 
-class ReportedUses:
+class UsageIngest:
     """Counts the uses that watchers report, on a thread of its own: a decision never waits for it.
 
     No decision reads them either: a secret that was never seen to work by the server itself stays
-    unused, so that a report can not keep a lost answer from being minted again.
+    unused, so that a report can not keep a lost answer from being issued again.
     """
 
     def __init__(self, store: Store, usage: UsageRecorder, clock: Clock) -> None:

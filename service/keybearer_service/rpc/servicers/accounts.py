@@ -23,13 +23,13 @@ class AccountServicer(account_service_pb2_grpc.AccountServiceServicer):
     ) -> pb.CreateAccountResponse:
         """Make an account."""
         call = current_call()
-        founded = self._accounts.create(
-            call, convert.new_account(request), convert.repeatable(call.method, request)
+        created = self._accounts.create(
+            call, convert.new_account(request), convert.idempotency_key(call.method, request)
         )
         return pb.CreateAccountResponse(
-            account=convert.account_to_proto(founded.account),
-            user=convert.user_to_proto(founded.user),
-            **convert.minted_fields(founded.minted, self._clock.now()),
+            account=convert.account_to_proto(created.account),
+            user=convert.user_to_proto(created.user),
+            **convert.issued_fields(created.issued, self._clock.now()),
         )
 
     def GetAccount(

@@ -25,8 +25,10 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
         call = current_call()
         account_id = call.account(request.account_id)
         new = convert.new_key(request)
-        minted = self._keys.create(call, account_id, new, convert.repeatable(call.method, request))
-        return pb.CreateApiKeyResponse(**convert.minted_fields(minted, self._clock.now()))
+        issued = self._keys.create(
+            call, account_id, new, convert.idempotency_key(call.method, request)
+        )
+        return pb.CreateApiKeyResponse(**convert.issued_fields(issued, self._clock.now()))
 
     def GetApiKey(
         self, request: pb.GetApiKeyRequest, context: grpc.ServicerContext
@@ -73,10 +75,13 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
     ) -> pb.RotateApiKeyResponse:
         """Give a key a new secret."""
         call = current_call()
-        minted = self._keys.rotate(
-            call, request.id, convert.overlap(request), convert.repeatable(call.method, request)
+        issued = self._keys.rotate(
+            call,
+            request.id,
+            convert.overlap(request),
+            convert.idempotency_key(call.method, request),
         )
-        return pb.RotateApiKeyResponse(**convert.minted_fields(minted, self._clock.now()))
+        return pb.RotateApiKeyResponse(**convert.issued_fields(issued, self._clock.now()))
 
     def RevokeApiKey(
         self, request: pb.RevokeApiKeyRequest, context: grpc.ServicerContext

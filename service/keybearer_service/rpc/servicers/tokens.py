@@ -1,4 +1,4 @@
-"""TokenService: the hot path, and what holders of tokens may do."""
+"""TokenService: the hot path, and what public of tokens may do."""
 
 import grpc
 
@@ -8,15 +8,15 @@ from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.rate_limits import PeerLimiter
 from keybearer_service.rpc import convert
-from keybearer_service.rpc.bidi import Conversation
-from keybearer_service.telemetry.recorder import Door, Observer
+from keybearer_service.rpc.bidi import BidiStream
+from keybearer_service.telemetry.recorder import EntryPoint, Recorder
 from keybearer_service.usecases.call_context import current_call
 from keybearer_service.usecases.keys import KeyManager
 from keybearer_service.validation.validator import Validator
 from keybearer_service.watch.hub import WatchHub
 from keybearer_service.watch.messages import Outgoing
 
-WatchConversation = Conversation[pb.WatchInvalidationsRequest, pb.WatchInvalidationsResponse]
+WatchStream = BidiStream[pb.WatchInvalidationsRequest, pb.WatchInvalidationsResponse]
 
 
 class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
@@ -29,7 +29,7 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
         watches: WatchHub,
         limiter: PeerLimiter,
         clock: Clock,
-        observer: Observer,
+        recorder: Recorder,
     ) -> None:
         """Take the use cases, what bounds the one public method, and who hears of verdicts."""
         self._validator = validator
@@ -37,7 +37,7 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
         self._watches = watches
         self._limiter = limiter
         self._clock = clock
-        self._observer = observer
+        self._recorder = recorder
 
     def ValidateToken(
         self, request: pb.ValidateTokenRequest, context: grpc.ServicerContext
@@ -49,7 +49,7 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
         started = self._clock.monotonic()
         verdict = self._validator.judge(question)
         elapsed = self._clock.monotonic() - started
-        self._observer.judged(Door.VALIDATE, verdict.outcome, elapsed)
+        self._recorder.judged(EntryPoint.VALIDATE, verdict.outcome, elapsed)
         return convert.verdict_to_proto(verdict)
 
     def BatchValidateTokens(
@@ -61,16 +61,16 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
         verdicts = self._validator.judge_many(questions)
         each = (self._clock.monotonic() - started) / len(verdicts)
         for verdict in verdicts:
-            self._observer.judged(Door.BATCH, verdict.outcome, each)
+            self._recorder.judged(EntryPoint.BATCH, verdict.outcome, each)
         return pb.BatchValidateTokensResponse(
             responses=[convert.verdict_to_proto(verdict) for verdict in verdicts]
         )
 
-    def WatchInvalidations(  # type: ignore[override]  # the call pipeline makes it a Conversation
-        self, conversation: "WatchConversation", context: grpc.ServicerContext
+    def WatchInvalidations(  # type: ignore[override]  # the call pipeline makes it a BidiStream
+        self, conversation: "WatchStream", context: grpc.ServicerContext
     ) -> None:
         """Tell of changes."""
-        watcher = self._watches.open(current_call(), _Line(conversation))
+        watcher = self._watches.open(current_call(), _StreamSink(conversation))
         conversation.listen(
             lambda request: watcher.take(convert.watch_message(request)), watcher.leave
         )
@@ -86,10 +86,10 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
     ) -> pb.RotateSelfResponse:
         """Give the calling key a new secret."""
         call = current_call()
-        minted = self._keys.rotate_self(
-            call, convert.overlap(request), convert.repeatable(call.method, request)
+        issued = self._keys.rotate_self(
+            call, convert.overlap(request), convert.idempotency_key(call.method, request)
         )
-        return pb.RotateSelfResponse(**convert.minted_fields(minted, self._clock.now()))
+        return pb.RotateSelfResponse(**convert.issued_fields(issued, self._clock.now()))
 
     def RevokeToken(
         self, request: pb.RevokeTokenRequest, context: grpc.ServicerContext
@@ -103,10 +103,10 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
         return pb.RevokeTokenResponse()
 
 
-class _Line:
+class _StreamSink:
     """The way to one watcher, in the words of `watch`."""
 
-    def __init__(self, conversation: WatchConversation) -> None:
+    def __init__(self, conversation: WatchStream) -> None:
         self._conversation = conversation
         self.end = conversation.end
         self.cancel = conversation.cancel

@@ -34,5 +34,4 @@ def status_of(error: ServiceError) -> status_pb2.Status:
     for detail in details:
         packed.append(AnyMessage())
         packed[-1].Pack(detail)
-    code: int = error.code.value[0]
-    return status_pb2.Status(code=code, message=error.message, details=packed)
+    return status_pb2.Status(code=error.code, message=error.message, details=packed)

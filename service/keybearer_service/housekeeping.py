@@ -1,0 +1,77 @@
+"""What a running service does once a minute, whoever calls."""
+
+import threading
+from collections.abc import Sequence
+from typing import Protocol
+
+import structlog
+
+from keybearer_service.storage import Store, StoreError
+
+log = structlog.get_logger(__name__)
+
+INTERVAL_S = 60.0
+
+
+class Flushable(Protocol):
+    """Counts what it does not log or audit one by one."""
+
+    def flush_suppressed(self, *, everything: bool = False) -> None:
+        """Log or audit the counts of the minutes that are over; `everything` at the end."""
+        ...
+
+
+class Housekeeper:
+    """Flushes counts and logs the head of the audit chain, on a thread of its own."""
+
+    def __init__(self, store: Store, flushables: Sequence[Flushable]) -> None:
+        """Take what is flushed. `start` begins."""
+        self._store = store
+        self._flushables = flushables
+        self._stopping = threading.Event()
+        self._logged_seq = 0
+        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the turn that runs, then flush everything for the last time."""
+        self.abandon()
+        if self._thread.is_alive():
+            self._thread.join()
+        try:
+            self.flush(everything=True)
+        except StoreError as error:
+            # What was not flushed is in the store or lost; the end is in order all the same.
+            log.warning("last_flush_failed", cause=type(error).__name__)
+
+    def abandon(self) -> None:
+        """Begin no further turn, and flush nothing more."""
+        self._stopping.set()
+
+    def flush(self, *, everything: bool = False) -> None:
+        """Do one turn.
+
+        Args:
+            everything: Flush the counts of the running minute too.
+
+        Raises:
+            StoreError: The head of the audit chain cannot be read.
+        """
+        for flushable in self._flushables:
+            flushable.flush_suppressed(everything=everything)
+        with self._store.read() as reader:
+            seq, head = reader.audit_head()
+        if seq != self._logged_seq:
+            # Kept outside the database, a head proves that the end of the log was not cut off.
+            self._logged_seq = seq
+            log.info("audit_head", seq=seq, hash=head.hex())
+
+    def _run(self) -> None:
+        while not self._stopping.wait(INTERVAL_S):
+            try:
+                self.flush()
+            except Exception:  # the thread goes on after an error that nobody foresaw
+                log.exception("housekeeping_failed")
