@@ -1,23 +1,17 @@
 """The composition root: builds clock, entropy, store, use cases and server, runs and ends them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-import grpc
 import structlog
 
-from keybearer.access import rules_of
 from keybearer.v1 import (
     account_service_pb2,
-    account_service_pb2_grpc,
     api_key_service_pb2,
-    api_key_service_pb2_grpc,
     audit_service_pb2,
-    audit_service_pb2_grpc,
     token_service_pb2,
-    token_service_pb2_grpc,
     user_service_pb2,
-    user_service_pb2_grpc,
 )
 from keybearer_service.container import Container, open_container
 from keybearer_service.domain.clock import Clock, SystemClock
@@ -30,8 +24,12 @@ from keybearer_service.housekeeping import Housekeeper
 from keybearer_service.http.listeners import HttpConfig, HttpListeners
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.net.addresses import Listener, ListenError
+from keybearer_service.rpc.call_log import CallLog
 from keybearer_service.rpc.executors import CallExecutor, MessageWatchdog
-from keybearer_service.rpc.pipeline import CallPipeline
+from keybearer_service.rpc.exempt import ExemptMethods
+from keybearer_service.rpc.handlers import MethodHandlers, stream_handler, unary_handler
+from keybearer_service.rpc.methods import behaviour_of, specs_of
+from keybearer_service.rpc.pipeline import MethodSpec, StreamMethod, UnaryMethod
 from keybearer_service.rpc.server import EXEMPT_METHODS, Server
 from keybearer_service.rpc.servicers.accounts import AccountServicer
 from keybearer_service.rpc.servicers.api_keys import ApiKeyServicer
@@ -40,6 +38,7 @@ from keybearer_service.rpc.servicers.tokens import TokenServicer
 from keybearer_service.rpc.servicers.users import UserServicer
 from keybearer_service.storage import StoreError
 from keybearer_service.telemetry.metrics import PrometheusMetrics
+from keybearer_service.validation.callers import Callers
 
 log = structlog.get_logger(__name__)
 
@@ -134,7 +133,7 @@ class App:
             raise
         try:
             self._http.bind()
-            self._pipeline, self._server = self._build(config, on_fatal)
+            self._call_log, self._server = self._build(config, on_fatal)
         except BaseException:
             self._http.stop(0)
             self._gateway_routes.close()
@@ -144,7 +143,7 @@ class App:
         container = self.container
         self.housekeeper = Housekeeper(
             container.store,
-            [container.refusals, self._pipeline, container.authorizer, self._gateway_routes],
+            [container.refusals, self._call_log, container.authorizer, self._gateway_routes],
         )
 
     @property
@@ -246,64 +245,98 @@ class App:
             )
         return GatewayRoutes(
             container.authorizer,
-            container.validator,
+            Callers(container.validator),
             container.recorder,
             container.clock,
             container.entropy,
             open_account,
         )
 
-    def _build(
-        self, config: AppConfig, on_fatal: Callable[[], None]
-    ) -> tuple[CallPipeline, Server]:
+    def _build(self, config: AppConfig, on_fatal: Callable[[], None]) -> tuple[CallLog, Server]:
         container = self.container
-        rules = {**rules_of(SERVICES), ext_authz.CHECK_METHOD: ext_authz.RULE}
-        validation = CallExecutor(VALIDATION_THREADS, "validation")
-        management = CallExecutor(MANAGEMENT_THREADS, "management")
-        public = CallExecutor(PUBLIC_THREADS, "public")
-        probes = CallExecutor(PROBE_THREADS, "probes")
-        streams = CallExecutor(WATCH_THREADS, "watch-stream")
-        pipeline = CallPipeline(
-            rules,
-            exempt=EXEMPT_METHODS,
+        specs = served_methods()
+        executors = Executors()
+        call_log = CallLog(
             quiet=QUIET_METHODS | {WATCH_METHOD},
-            pools={
-                **{method: public if rule.public else management for method, rule in rules.items()},
-                **dict.fromkeys(QUIET_METHODS, validation),
-                **dict.fromkeys(EXEMPT_METHODS, probes),
-                WATCH_METHOD: streams,
-            },
-            message_watchdog=self._message_watchdog,
-            validator=container.validator,
-            authenticate_stream=container.watches.authenticate,
             refusals=container.refusals,
-            clock=container.clock,
-            entropy=container.entropy,
             recorder=container.recorder,
+            clock=container.clock,
             on_outcome_unknown=on_fatal,
         )
+        servicers = servicers_of(container)
+        callers, stream_callers = Callers(container.validator), Callers(container.watches)
+
+        def handler_of(spec: MethodSpec) -> Any:
+            executor = executors.of(spec)
+            shared = {"log": call_log, "clock": container.clock, "entropy": container.entropy}
+            serve = behaviour_of(servicers, spec)
+            if spec.is_stream:
+                stream = StreamMethod(spec, serve, callers=stream_callers, **shared)
+                return stream_handler(stream, executor, self._message_watchdog)
+            method = UnaryMethod(spec, serve, callers=callers, **shared)
+            return unary_handler(method, executor, self._message_watchdog)
+
         server = Server(
             config.listener,
-            interceptor=pipeline,
-            register=lambda server: register_servicers(server, container),
+            methods=MethodHandlers((path, handler_of(spec)) for path, spec in specs.items()),
+            exempt=ExemptMethods(
+                dict.fromkeys(EXEMPT_METHODS, executors.probes), self._message_watchdog
+            ),
             services=[service.full_name for service in SERVICES],
-            executors=[validation, management, public, probes, streams],
+            default_executor=executors.validation,
+            executors=executors.all,
             with_reflection=config.reflection,
         )
-        return pipeline, server
+        return call_log, server
 
 
-def register_servicers(server: grpc.Server, container: Container) -> None:
-    """Add every servicer of ours."""
-    account_service_pb2_grpc.add_AccountServiceServicer_to_server(
-        AccountServicer(container.accounts, container.clock), server
+class Executors:
+    """The threads that calls run on, apart so that none waits behind another kind."""
+
+    def __init__(self) -> None:
+        """Start the threads."""
+        self.validation = CallExecutor(VALIDATION_THREADS, "validation")
+        self._management = CallExecutor(MANAGEMENT_THREADS, "management")
+        self._public = CallExecutor(PUBLIC_THREADS, "public")
+        self.probes = CallExecutor(PROBE_THREADS, "probes")
+        self._streams = CallExecutor(WATCH_THREADS, "watch-stream")
+
+    @property
+    def all(self) -> Sequence[CallExecutor]:
+        """Every executor."""
+        return self.validation, self._management, self._public, self.probes, self._streams
+
+    def of(self, spec: MethodSpec) -> CallExecutor:
+        """Return the executor of a method."""
+        if spec.is_stream:
+            return self._streams
+        if spec.path in QUIET_METHODS:
+            return self.validation
+        return self._public if spec.rule.public else self._management
+
+
+def served_methods() -> Mapping[str, MethodSpec]:
+    """Return every method of ours that is served, by path.
+
+    Raises:
+        RuleError: A method has no access rule.
+    """
+    check = MethodSpec(
+        path=ext_authz.CHECK_METHOD,
+        rule=ext_authz.RULE,
+        request=ext_authz.REQUEST,
+        response=ext_authz.RESPONSE,
     )
-    user_service_pb2_grpc.add_UserServiceServicer_to_server(UserServicer(container.users), server)
-    api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server(
-        ApiKeyServicer(container.keys, container.clock), server
-    )
-    token_service_pb2_grpc.add_TokenServiceServicer_to_server(
-        TokenServicer(
+    return {**specs_of(SERVICES), check.path: check}
+
+
+def servicers_of(container: Container) -> Mapping[str, object]:
+    """Return the servicers by the full name of the service that each serves."""
+    return {
+        "keybearer.v1.AccountService": AccountServicer(container.accounts, container.clock),
+        "keybearer.v1.UserService": UserServicer(container.users),
+        "keybearer.v1.ApiKeyService": ApiKeyServicer(container.keys, container.clock),
+        "keybearer.v1.TokenService": TokenServicer(
             container.validator,
             container.keys,
             container.watches,
@@ -311,9 +344,6 @@ def register_servicers(server: grpc.Server, container: Container) -> None:
             container.clock,
             container.recorder,
         ),
-        server,
-    )
-    audit_service_pb2_grpc.add_AuditServiceServicer_to_server(
-        AuditServicer(container.store, container.page_tokens), server
-    )
-    ext_authz.add_to_server(ext_authz.AuthorizationServicer(container.authorizer), server)
+        "keybearer.v1.AuditService": AuditServicer(container.store, container.page_tokens),
+        ext_authz.SERVICE: ext_authz.AuthorizationServicer(container.authorizer),
+    }

@@ -230,8 +230,6 @@ def test_an_outage_between_gateway_and_client_is_no_verdict(
     validator = world.service.app.container.validator
     known = validator.authenticate(keys.gateway)
     monkeypatch.setattr(validator, "authenticate", lambda _token: known)
-    pipeline = world.service.app._pipeline
-    monkeypatch.setattr(pipeline, "_authenticate", validator.authenticate)
     with world.outage():
         answer = DOORS[door](world, keys.gateway, keys.good, ())
     assert (answer.kind, answer.reason) == ("unavailable", "STORE_UNAVAILABLE")

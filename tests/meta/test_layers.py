@@ -132,8 +132,26 @@ def test_only_the_edges_know_generated_messages() -> None:
 
 
 def test_only_the_edges_know_grpc() -> None:
-    """Use cases do not know how they are called."""
-    assert {name.split(".")[0] for name in importers_of("grpc")} == {"app", "gateway", "net", "rpc"}
+    """Use cases and the pipeline do not know how they are called."""
+    assert importers_of("grpc") == {
+        "net.health_client",
+        "net.tls",
+        "rpc.bidi",
+        "rpc.exempt",
+        "rpc.handlers",
+        "rpc.server",
+    }
+
+
+def test_callers_are_authenticated_in_one_place() -> None:
+    """Every entry point admits its callers through `Callers`."""
+    calling = {
+        name
+        for name, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "authenticate"
+    }
+    assert calling == {"validation.callers", "watch.hub"}
 
 
 def test_nobody_reads_the_wall_clock_through_datetime_or_os() -> None:

@@ -81,14 +81,8 @@ class ForgetsAttempts:
 class Nowhere:
     """A connection without a network."""
 
-    def peer(self) -> str:
-        return "ipv4:127.0.0.1:1"
-
-    def is_active(self) -> bool:
-        return True
-
-    def time_remaining(self) -> float | None:
-        return None
+    peer = "127.0.0.1"
+    is_alive = True
 
 
 class Arena:

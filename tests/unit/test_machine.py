@@ -56,17 +56,8 @@ USAGE = {"last_used_time", "use_count", "secret_used", "old_secret_last_used_tim
 class Waiting:
     """A caller that waits for its answer."""
 
-    def peer(self) -> str:
-        return "ipv4:127.0.0.1:1"
-
-    def is_active(self) -> bool:
-        return True
-
-    def time_remaining(self) -> float | None:
-        return None
-
-    def cancel(self) -> bool:
-        return False
+    peer = "127.0.0.1"
+    is_alive = True
 
 
 @dataclass

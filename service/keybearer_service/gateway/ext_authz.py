@@ -7,7 +7,6 @@ Envoy's own policy decides, which by default denies with `status_on_error`.
 import base64
 from collections.abc import Iterable
 
-import grpc
 from google.protobuf.struct_pb2 import Struct
 
 from keybearer.access import AccessRule, Role
@@ -24,12 +23,13 @@ from keybearer_service.gateway.authorizer import (
 )
 from keybearer_service.gateway.status import status_of
 from keybearer_service.telemetry.recorder import EntryPoint
-from keybearer_service.usecases.call_context import current_call
+from keybearer_service.usecases.call_context import CallContext
 
 SERVICE = "envoy.service.auth.v3.Authorization"
 CHECK_METHOD = f"/{SERVICE}/Check"
 RULE = AccessRule(only_roles=(Role.VALIDATOR, Role.ADMIN))
 """Who may ask, as for ValidateToken. Envoy's proto cannot carry it."""
+REQUEST, RESPONSE = pb.CheckRequest, pb.CheckResponse
 KEEP_AUTHORIZATION = "keep_authorization"
 """A context extension, `true` or `false`: whether the upstream sees the client's token."""
 
@@ -44,7 +44,7 @@ class AuthorizationServicer:
         """Take who judges."""
         self._authorizer = authorizer
 
-    def Check(self, request: pb.CheckRequest, context: grpc.ServicerContext) -> pb.CheckResponse:
+    def Check(self, request: pb.CheckRequest, call: CallContext) -> pb.CheckResponse:
         """Let a request pass or deny it."""
         attributes = request.attributes
         asked = dict(attributes.context_extensions)
@@ -53,7 +53,7 @@ class AuthorizationServicer:
         try:
             match = self._authorizer.authorize(
                 EntryPoint.EXT_AUTHZ,
-                gateway_of(current_call().identity),
+                gateway_of(call.identity),
                 asked.items() if keep in ("true", "false") else [(KEEP_AUTHORIZATION, keep)],
                 [value for name, value in headers if name == "authorization"],
             )
@@ -62,18 +62,6 @@ class AuthorizationServicer:
                 raise
             return _denied(error, is_grpc=_is_grpc(headers))
         return _admitted(match, keep=keep == "true")
-
-
-def add_to_server(servicer: AuthorizationServicer, server: grpc.Server) -> None:
-    """Serve it under the name that Envoy calls."""
-    check = grpc.unary_unary_rpc_method_handler(
-        servicer.Check,
-        request_deserializer=pb.CheckRequest.FromString,
-        response_serializer=pb.CheckResponse.SerializeToString,
-    )
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(SERVICE, {"Check": check}),)
-    )
 
 
 def _headers(http: pb.AttributeContext.HttpRequest) -> Iterable[tuple[str, str]]:

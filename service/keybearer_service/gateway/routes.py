@@ -9,6 +9,7 @@ import asyncio
 import base64
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
@@ -29,7 +30,7 @@ from keybearer_service.domain.errors import (
     StoreUnavailable,
 )
 from keybearer_service.domain.token_format import ID_LENGTH
-from keybearer_service.domain.verdict import Match
+from keybearer_service.domain.verdict import Caller, Match
 from keybearer_service.gateway.authorizer import (
     ACCOUNT,
     IDENTITY_HEADERS,
@@ -48,7 +49,7 @@ from keybearer_service.installation.keyring import KeyringError
 from keybearer_service.storage import StoreError
 from keybearer_service.telemetry.log_quotas import MinuteQuota
 from keybearer_service.telemetry.recorder import EntryPoint, Recorder
-from keybearer_service.validation.validator import Validator, judge_caller
+from keybearer_service.validation.callers import Callers
 
 log = structlog.get_logger(__name__)
 
@@ -84,13 +85,21 @@ _GRPC_MESSAGE_SAFE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code
 _REFUSALS_LOGGED_A_MINUTE = 10
 
 
+@dataclass(slots=True)
+class _GatewayCall:
+    """A gateway that asks, as `Callers` sees it."""
+
+    rule: AccessRule = RULE
+    caller: Caller | None = None
+
+
 class GatewayRoutes:
     """The routes of the HTTP port."""
 
     def __init__(
         self,
         authorizer: Authorizer,
-        validator: Validator,
+        callers: Callers,
         recorder: Recorder,
         clock: Clock,
         entropy: Entropy,
@@ -100,14 +109,14 @@ class GatewayRoutes:
 
         Args:
             authorizer: Judges clients.
-            validator: Authenticates gateways.
+            callers: Admits gateways.
             recorder: Is told of refusals.
             clock: Bounds what is logged.
             entropy: Draws the references of unforeseen errors.
             open_account: The account whose keys anybody may ask about; empty for none.
         """
         self._authorizer = authorizer
-        self._validator = validator
+        self._callers = callers
         self._recorder = recorder
         self._clock = clock
         self._entropy = entropy
@@ -219,8 +228,7 @@ class GatewayRoutes:
             token = only_token(credentials)
             if token is None:
                 raise CredentialsMissing
-            caller = self._validator.authenticate(token)
-            judge_caller(caller, RULE)
+            caller = self._callers.admit(_GatewayCall(), token)
         except ServiceError as error:
             self._recorder.refused("http", error.reason)
             peer = request.client.host if request.client else ""

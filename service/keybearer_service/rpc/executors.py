@@ -9,6 +9,8 @@ another one, and a message that does not come is not waited for.
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Protocol, TypeVar
 
 import structlog
@@ -31,75 +33,128 @@ _LOOK_EVERY_S = 0.05
 _TELL_EVERY_S = 60.0
 
 
-class _Task:
-    """A call to be worked on: what the base class keeps in its queue, and a Future in one.
+class Submitted:
+    """What `submit` returns: as much of a Future as grpc asks for.
 
     Nobody waits for a call or asks what became of it, and the locks of a true Future that nobody
     needs would cost each call 6 us.
     """
 
-    __slots__ = ("_args", "_work")
-
-    def __init__(self, work: Callable[..., object], args: tuple[object, ...]) -> None:
-        self._work = work
-        self._args = args
-
-    @property
-    def future(self) -> "_Task":
-        """What the base class cancels when it shuts down."""
-        return self
-
-    def run(self, *_context: object) -> None:
-        """Do the work. The thread outlives whatever it raises, as with a Future.
-
-        From Python 3.14 on, a worker hands over the context of its thread, which is empty here.
-        """
-        try:
-            self._work(*self._args)
-        except BaseException:  # grpc has answered for what behaviours raise
-            log.exception("task_failed")
-
-    def cancel(self) -> None:
-        """Leave the work undone: it is out of the queue already."""
-
     def add_done_callback(self, callback: Callable[..., object]) -> None:
-        """Call nobody: grpc counts calls by it, for `maximum_concurrent_rpcs`, which is not set."""
+        """Ignore it: grpc counts calls by it, for `maximum_concurrent_rpcs`, which is not set."""
+
+
+_SUBMITTED = Submitted()
+_Work = tuple[Callable[..., object], tuple[object, ...]]
 
 
 class CallExecutor(ThreadPoolExecutor):
-    """Threads for calls, with stand-ins once all of them wait for slow senders."""
+    """A fixed number of threads for calls, with stand-ins once all of them wait for slow senders.
+
+    grpc takes an executor for a method only when it is an instance of `ThreadPoolExecutor`; nothing
+    of that class is used but its name.
+    """
 
     def __init__(self, threads: int, name: str) -> None:
-        """Take how many calls may be worked on at a time."""
-        super().__init__(threads, thread_name_prefix=name)
-        self._threads_at_work = threads
+        """Start the threads.
 
-    def submit(  # type: ignore[override]  # what is answered has of a Future what grpc asks for
+        Args:
+            threads: How many calls may be worked on at a time.
+            name: What the names of the threads begin with.
+        """
+        self._name = name
+        self._threads_at_work = threads
+        self._queue: SimpleQueue[_Work | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads: set[threading.Thread] = set()
+        self._wanted = threads
+        self._is_shut_down = False
+        self._hire()
+
+    @property
+    def queued(self) -> int:
+        """How many calls wait for a thread."""
+        return self._queue.qsize()
+
+    @property
+    def threads(self) -> int:
+        """How many threads there are."""
+        return len(self._threads)
+
+    def submit(  # type: ignore[override]  # what is returned has of a Future what grpc asks for
         self, work: Callable[..., object], /, *args: object
-    ) -> _Task:
-        """Have a call worked on.
+    ) -> Submitted:
+        """Queue a call.
 
         Raises:
-            RuntimeError: The pool was shut down.
+            RuntimeError: The executor was shut down.
         """
-        task = _Task(work, args)
-        with self._shutdown_lock:
-            if self._shutdown:
-                raise RuntimeError("the pool was shut down")
-            self._work_queue.put(task)  # type: ignore[arg-type]
-            self._adjust_thread_count()
-        return task
+        if self._is_shut_down:
+            raise RuntimeError("the executor was shut down")
+        self._queue.put((work, args))
+        return _SUBMITTED
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - the library's signature
+        """Take no more calls and end the threads.
+
+        Args:
+            wait: Return only once every thread has ended.
+            cancel_futures: Drop the calls that still wait.
+        """
+        with self._lock:
+            self._is_shut_down = True
+            threads = list(self._threads)
+        if cancel_futures:
+            with suppress(Empty):
+                while True:
+                    self._queue.get_nowait()
+        for _ in threads:
+            self._queue.put(None)
+        if wait:
+            for thread in threads:
+                thread.join()
 
     def make_up_for(self, waiting: int) -> None:
-        """Have threads for others too while so many of them wait for slow senders."""
-        if waiting >= self._max_workers:
-            # Twice as many, so that hundreds who come at once are made up for in a few steps. The
-            # base class starts threads only when calls come, and some are in its queue already.
-            self._max_workers = self._threads_at_work + 2 * waiting
-            for _ in range(min(2 * waiting, self._work_queue.qsize())):
-                self._adjust_thread_count()
-        elif not waiting:
-            self._max_workers = self._threads_at_work
+        """Have threads for others too while `waiting` of them wait for slow senders.
+
+        Twice as many stand in, so that hundreds who come at once are made up for in a few steps.
+        Stand-ins leave after their next call once nobody is slow any more.
+        """
+        with self._lock:
+            if waiting >= self._wanted:
+                self._wanted = self._threads_at_work + 2 * waiting
+                self._hire()
+            elif not waiting:
+                self._wanted = self._threads_at_work
+
+    def _hire(self) -> None:
+        while len(self._threads) < self._wanted and not self._is_shut_down:
+            thread = threading.Thread(
+                target=self._run, name=f"{self._name}-{len(self._threads)}", daemon=True
+            )
+            self._threads.add(thread)
+            thread.start()
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            work, args = item
+            try:
+                work(*args)
+            except BaseException:  # the thread goes on; grpc has answered for what behaviours raise
+                log.exception("task_failed")
+            # Nothing of a call stays here while the thread waits for the next one.
+            del item, work, args
+            if len(self._threads) > self._wanted and self._leaves():
+                return
+        with self._lock:
+            self._threads.discard(threading.current_thread())
+
+    def _leaves(self) -> bool:
+        with self._lock:
+            is_surplus = len(self._threads) > self._wanted
+            if is_surplus:
+                self._threads.discard(threading.current_thread())
+            return is_surplus
 
 
 class Cancellable(Protocol):

@@ -1,6 +1,6 @@
 """The gRPC server: ports, health, reflection, and an end that loses nothing."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from keybearer_service.net.addresses import Listener, ListenError
 from keybearer_service.net.tls import server_credentials
+from keybearer_service.rpc.executors import CallExecutor
 
 MAX_MESSAGE_BYTES = 128 * 1024
 MAX_METADATA_BYTES = 8 * 1024
@@ -37,35 +38,38 @@ class Server:
         self,
         listener: Listener,
         *,
-        interceptor: grpc.ServerInterceptor,
-        register: Callable[[grpc.Server], None],
+        methods: grpc.GenericRpcHandler,
+        exempt: grpc.ServerInterceptor,
         services: Sequence[str],
-        executors: Sequence[ThreadPoolExecutor],
+        default_executor: CallExecutor,
+        executors: Sequence[CallExecutor],
         with_reflection: bool = True,
     ) -> None:
         """Bind the port; `start` begins to serve.
 
         Args:
             listener: Where to listen.
-            interceptor: What every call goes through.
-            register: Adds our servicers.
-            services: Their full names, for health and reflection.
-            executors: Shut down with the server. The first runs the calls that have none of their
-                own.
+            methods: The methods of ours.
+            exempt: Bounds the calls of health and reflection.
+            services: The full names of our services, for health and reflection.
+            default_executor: Runs the calls of methods that have no executor of their own; how many
+                wait for it is shown in the metrics.
+            executors: Shut down with the server.
             with_reflection: Whether tools may ask what is served.
 
         Raises:
             ListenError: The port is in use, or not to be had.
         """
         self._reflection_executor = ThreadPoolExecutor(4, thread_name_prefix="reflection")
-        self._executors = [*executors, self._reflection_executor]
+        self._executors: list[ThreadPoolExecutor] = [*executors, self._reflection_executor]
+        self._default_executor = default_executor
         self._services = services
         self._server = grpc.server(
-            executors[0],
-            interceptors=[interceptor],
+            default_executor,
+            interceptors=[exempt],
             options=server_options(share_port=listener.share_port),
         )
-        register(self._server)
+        self._server.add_generic_rpc_handlers((methods,))
         # Non-blocking, so that a Watch holds no thread.
         self.health = health.HealthServicer(experimental_non_blocking=True)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
@@ -76,8 +80,8 @@ class Server:
 
     @property
     def queued_calls(self) -> int:
-        """How many calls wait for a thread of the first executor."""
-        return self._executors[0]._work_queue.qsize()  # noqa: SLF001 - it is told nowhere else
+        """How many validations wait for a thread."""
+        return self._default_executor.queued
 
     def start(self) -> None:
         """Begin to serve, and say so to those who ask for health."""

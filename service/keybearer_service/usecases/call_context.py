@@ -1,9 +1,7 @@
 """One call, as the use cases see it: who calls, from where, and whether anybody still waits."""
 
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Protocol
-from urllib.parse import unquote
 
 from keybearer.access import AccessRule, Role
 from keybearer_service.domain.audit_event import Actor, ActorType
@@ -11,42 +9,43 @@ from keybearer_service.domain.errors import OperatorOnly, ResourceNotFound
 from keybearer_service.domain.verdict import Caller
 
 
-class Transport(Protocol):
-    """What is asked of the connection that a call came by; grpc's ServicerContext answers it."""
+class Origin(Protocol):
+    """Where a call comes from."""
 
+    @property
     def peer(self) -> str:
-        """Name the other end, as grpc does: `ipv4:192.0.2.1:1234`."""
+        """The address of the other end, without its port."""
         ...
 
-    def is_active(self) -> bool:
-        """Tell whether the call was neither cancelled nor answered."""
-        ...
-
-    def time_remaining(self) -> float | None:
-        """Answer the seconds left to the caller's deadline; None when there is none."""
+    @property
+    def is_alive(self) -> bool:
+        """Whether somebody still waits for the answer."""
         ...
 
 
 class CallContext:
     """The facts of one call. What only logs and audit events need is worked out when they ask."""
 
-    __slots__ = ("_new_request_id", "_request_id", "_transport", "caller", "method", "rule")
+    __slots__ = ("_new_request_id", "_origin", "_request_id", "caller", "method", "rule", "started")
 
     def __init__(
         self,
         method: str,
         rule: AccessRule,
-        transport: Transport,
+        origin: Origin,
         new_request_id: Callable[[], str],
+        started: float = 0.0,
     ) -> None:
-        """Take where the call came from and which rule its caller is judged by."""
+        """Take where the call comes from and which rule its caller is judged by."""
         self.method = method
         """`/package.Service/Method`."""
         self.rule = rule
         """What the caller is judged by, and is judged by again inside a change."""
         self.caller: Caller | None = None
         """None for the public methods, and until the caller is authenticated."""
-        self._transport = transport
+        self.started = started
+        """When the call began, in seconds on the monotonic clock."""
+        self._origin = origin
         self._new_request_id = new_request_id
         self._request_id = ""
 
@@ -60,14 +59,12 @@ class CallContext:
     @property
     def peer(self) -> str:
         """The address of the other end, without its port."""
-        family, _, address = unquote(self._transport.peer()).partition(":")
-        return address.rpartition(":")[0].strip("[]") if family.startswith("ip") else family
+        return self._origin.peer
 
     @property
     def is_alive(self) -> bool:
         """Whether somebody still waits for the answer."""
-        remaining = self._transport.time_remaining()
-        return self._transport.is_active() and (remaining is None or remaining > 0)
+        return self._origin.is_alive
 
     @property
     def identity(self) -> Caller:
@@ -123,24 +120,3 @@ class CallContext:
             user_id=self.caller.owner_id,
             user_email=self.caller.owner_email,
         )
-
-
-_current: ContextVar[CallContext | None] = ContextVar("keybearer_call", default=None)
-
-
-def set_current_call(call: CallContext | None) -> None:
-    """Say which call is being served, and None once it is over.
-
-    A call that stayed here would live until the garbage collector comes: grpc keeps a context for
-    each call, which would hold the call, which holds its transport, which holds the context. And
-    while it lives its stream counts among the 100 of its connection.
-    """
-    _current.set(call)
-
-
-def current_call() -> CallContext:
-    """Answer the call being served; the call pipeline sets it before a servicer runs."""
-    call = _current.get()
-    if call is None:
-        raise LookupError("no call is being served")
-    return call

@@ -1,16 +1,13 @@
 """AccountService."""
 
-import grpc
-
 from keybearer.v1 import account_service_pb2 as pb
-from keybearer.v1 import account_service_pb2_grpc
 from keybearer_service.domain.clock import Clock
 from keybearer_service.rpc import convert
 from keybearer_service.usecases.accounts import AccountManager
-from keybearer_service.usecases.call_context import current_call
+from keybearer_service.usecases.call_context import CallContext
 
 
-class AccountServicer(account_service_pb2_grpc.AccountServiceServicer):
+class AccountServicer:
     """The accounts of the installation."""
 
     def __init__(self, accounts: AccountManager, clock: Clock) -> None:
@@ -19,10 +16,9 @@ class AccountServicer(account_service_pb2_grpc.AccountServiceServicer):
         self._clock = clock
 
     def CreateAccount(
-        self, request: pb.CreateAccountRequest, context: grpc.ServicerContext
+        self, request: pb.CreateAccountRequest, call: CallContext
     ) -> pb.CreateAccountResponse:
         """Make an account."""
-        call = current_call()
         created = self._accounts.create(
             call, convert.new_account(request), convert.idempotency_key(call.method, request)
         )
@@ -32,15 +28,13 @@ class AccountServicer(account_service_pb2_grpc.AccountServiceServicer):
             **convert.issued_fields(created.issued, self._clock.now()),
         )
 
-    def GetAccount(
-        self, request: pb.GetAccountRequest, context: grpc.ServicerContext
-    ) -> pb.GetAccountResponse:
+    def GetAccount(self, request: pb.GetAccountRequest, call: CallContext) -> pb.GetAccountResponse:
         """Answer one account."""
         account = self._accounts.get(request.id)
         return pb.GetAccountResponse(account=convert.account_to_proto(account))
 
     def ListAccounts(
-        self, request: pb.ListAccountsRequest, context: grpc.ServicerContext
+        self, request: pb.ListAccountsRequest, call: CallContext
     ) -> pb.ListAccountsResponse:
         """Answer a page of accounts."""
         accounts, next_page = self._accounts.list(
@@ -52,15 +46,15 @@ class AccountServicer(account_service_pb2_grpc.AccountServiceServicer):
         )
 
     def DisableAccount(
-        self, request: pb.DisableAccountRequest, context: grpc.ServicerContext
+        self, request: pb.DisableAccountRequest, call: CallContext
     ) -> pb.DisableAccountResponse:
         """Make every key of an account validate as DISABLED."""
-        account = self._accounts.disable(current_call(), request.id)
+        account = self._accounts.disable(call, request.id)
         return pb.DisableAccountResponse(account=convert.account_to_proto(account))
 
     def EnableAccount(
-        self, request: pb.EnableAccountRequest, context: grpc.ServicerContext
+        self, request: pb.EnableAccountRequest, call: CallContext
     ) -> pb.EnableAccountResponse:
         """Undo DisableAccount."""
-        account = self._accounts.enable(current_call(), request.id)
+        account = self._accounts.enable(call, request.id)
         return pb.EnableAccountResponse(account=convert.account_to_proto(account))

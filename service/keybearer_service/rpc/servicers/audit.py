@@ -1,17 +1,14 @@
 """AuditService."""
 
-import grpc
-
 from keybearer.v1 import audit_service_pb2 as pb
-from keybearer.v1 import audit_service_pb2_grpc
 from keybearer_service.domain.errors import ResourceNotFound
 from keybearer_service.rpc import convert
 from keybearer_service.storage import Store
-from keybearer_service.usecases.call_context import current_call
+from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.pagination import PageTokens
 
 
-class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
+class AuditServicer:
     """The audit log of an account."""
 
     def __init__(self, store: Store, page_tokens: PageTokens) -> None:
@@ -20,10 +17,9 @@ class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
         self._page_tokens = page_tokens
 
     def ListAuditEvents(
-        self, request: pb.ListAuditEventsRequest, context: grpc.ServicerContext
+        self, request: pb.ListAuditEventsRequest, call: CallContext
     ) -> pb.ListAuditEventsResponse:
         """Answer a page of events, newest first."""
-        call = current_call()
         query = convert.audit_query(convert.audited_account(call, request.account_id), request)
         bound_to = ("audit", query)
         page = self._page_tokens.page(request.page_size, request.page_token, bound_to)

@@ -1,25 +1,20 @@
-"""TokenService: the hot path, and what public of tokens may do."""
-
-import grpc
+"""TokenService: the hot path, and what holders of tokens may do."""
 
 from keybearer.v1 import token_service_pb2 as pb
-from keybearer.v1 import token_service_pb2_grpc
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.rate_limits import PeerLimiter
 from keybearer_service.rpc import convert
-from keybearer_service.rpc.bidi import BidiStream
+from keybearer_service.rpc.requests import MessageStream
 from keybearer_service.telemetry.recorder import EntryPoint, Recorder
-from keybearer_service.usecases.call_context import current_call
+from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.keys import KeyManager
 from keybearer_service.validation.validator import Validator
 from keybearer_service.watch.hub import WatchHub
 from keybearer_service.watch.messages import Outgoing
 
-WatchStream = BidiStream[pb.WatchInvalidationsRequest, pb.WatchInvalidationsResponse]
 
-
-class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
+class TokenServicer:
     """Questions about tokens."""
 
     def __init__(
@@ -40,10 +35,10 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
         self._recorder = recorder
 
     def ValidateToken(
-        self, request: pb.ValidateTokenRequest, context: grpc.ServicerContext
+        self, request: pb.ValidateTokenRequest, call: CallContext
     ) -> pb.ValidateTokenResponse:
         """Judge a token."""
-        question = convert.question(current_call(), request)
+        question = convert.question(call, request)
         if not question.token:
             raise FieldInvalid("token", "required")
         started = self._clock.monotonic()
@@ -53,10 +48,10 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
         return convert.verdict_to_proto(verdict)
 
     def BatchValidateTokens(
-        self, request: pb.BatchValidateTokensRequest, context: grpc.ServicerContext
+        self, request: pb.BatchValidateTokensRequest, call: CallContext
     ) -> pb.BatchValidateTokensResponse:
         """Judge many tokens against one snapshot."""
-        questions = convert.questions(current_call(), request)
+        questions = convert.questions(call, request)
         started = self._clock.monotonic()
         verdicts = self._validator.judge_many(questions)
         each = (self._clock.monotonic() - started) / len(verdicts)
@@ -66,36 +61,27 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
             responses=[convert.verdict_to_proto(verdict) for verdict in verdicts]
         )
 
-    def WatchInvalidations(  # type: ignore[override]  # the call pipeline makes it a BidiStream
-        self, conversation: "WatchStream", context: grpc.ServicerContext
-    ) -> None:
-        """Tell of changes."""
-        watcher = self._watches.open(current_call(), _StreamSink(conversation))
-        conversation.listen(
-            lambda request: watcher.take(convert.watch_message(request)), watcher.leave
-        )
+    def WatchInvalidations(self, stream: MessageStream, call: CallContext) -> None:
+        """Send changes as they happen."""
+        watcher = self._watches.open(call, _StreamSink(stream))
+        stream.listen(lambda request: watcher.take(convert.watch_message(request)), watcher.leave)
 
-    def WhoAmI(self, request: pb.WhoAmIRequest, context: grpc.ServicerContext) -> pb.WhoAmIResponse:
+    def WhoAmI(self, request: pb.WhoAmIRequest, call: CallContext) -> pb.WhoAmIResponse:
         """Answer who the caller is."""
-        call = current_call()
         caller, revision = self._validator.identify_again(call.identity, call.rule)
         return convert.identity_to_proto(caller, revision, self._clock.now())
 
-    def RotateSelf(
-        self, request: pb.RotateSelfRequest, context: grpc.ServicerContext
-    ) -> pb.RotateSelfResponse:
+    def RotateSelf(self, request: pb.RotateSelfRequest, call: CallContext) -> pb.RotateSelfResponse:
         """Give the calling key a new secret."""
-        call = current_call()
         issued = self._keys.rotate_self(
             call, convert.overlap(request), convert.idempotency_key(call.method, request)
         )
         return pb.RotateSelfResponse(**convert.issued_fields(issued, self._clock.now()))
 
     def RevokeToken(
-        self, request: pb.RevokeTokenRequest, context: grpc.ServicerContext
+        self, request: pb.RevokeTokenRequest, call: CallContext
     ) -> pb.RevokeTokenResponse:
         """Revoke what a token opens, for whoever holds it."""
-        call = current_call()
         self._limiter.admit(call.peer)
         if not request.token:
             raise FieldInvalid("token", "required")
@@ -106,14 +92,14 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
 class _StreamSink:
     """The way to one watcher, in the words of `watch`."""
 
-    def __init__(self, conversation: WatchStream) -> None:
-        self._conversation = conversation
-        self.end = conversation.end
-        self.cancel = conversation.cancel
+    def __init__(self, stream: MessageStream) -> None:
+        self._stream = stream
+        self.end = stream.end
+        self.cancel = stream.cancel
 
     @property
     def queued(self) -> int:
-        return self._conversation.queued
+        return self._stream.queued
 
     def send(self, item: Outgoing) -> None:
-        self._conversation.send(convert.watch_response_to_proto(item))
+        self._stream.send(convert.watch_response_to_proto(item))

@@ -42,7 +42,7 @@ def test_a_thread_outlives_its_work(pool: CallExecutor, error: type[BaseExceptio
     pool.submit(fail)
     pool.submit(done.set)
     assert done.wait(WAIT_S)
-    assert len(pool._threads) == 1
+    assert pool.threads == 1
 
 
 def test_no_more_threads_than_needed(pool: CallExecutor) -> None:
@@ -50,7 +50,7 @@ def test_no_more_threads_than_needed(pool: CallExecutor) -> None:
     over, order = occupy(pool), list[int]()
     for number in range(3):
         pool.submit(order.append, number)
-    assert pool._work_queue.qsize() == 3
+    assert pool.queued == 3
     over.set()
     pool.shutdown()
     assert order == [0, 1, 2]

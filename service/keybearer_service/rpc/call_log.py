@@ -1,0 +1,104 @@
+"""How a call ended: its status, its log line, its metrics, its audit event."""
+
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from google.rpc.status_pb2 import Status
+
+from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.errors import CallAbandoned, Code, StreamEnded
+from keybearer_service.gateway.status import status_of
+from keybearer_service.telemetry.log_quotas import MinuteQuota
+from keybearer_service.telemetry.recorder import Recorder
+from keybearer_service.usecases.audit import RefusalLog
+from keybearer_service.usecases.call_context import CallContext
+from keybearer_service.usecases.failures import service_error_of
+
+log = structlog.get_logger(__name__)
+
+REFUSALS_LOGGED_A_MINUTE = 10
+"""Refused calls of one peer that get a log line each; the rest are counted."""
+_REFUSALS = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED})
+_CANCELLED = Status(code=1, message="the caller has gone")
+
+
+class CallLog:
+    """Turns the end of a call into what callers, operators and auditors see of it."""
+
+    def __init__(
+        self,
+        *,
+        quiet: frozenset[str],
+        refusals: RefusalLog,
+        recorder: Recorder,
+        clock: Clock,
+        on_outcome_unknown: Callable[[], None],
+    ) -> None:
+        """Take where the ends of calls are reported.
+
+        Args:
+            quiet: Paths too frequent to log or audit one by one: the validating ones.
+            refusals: Audits refused management calls.
+            recorder: Counts every call that is not quiet, and refused callers.
+            clock: Measures calls.
+            on_outcome_unknown: Called when a commit failed; the process is to end.
+        """
+        self._quiet = quiet
+        self._refusals = refusals
+        self._recorder = recorder
+        self._clock = clock
+        self._on_outcome_unknown = on_outcome_unknown
+        self._logged_refusals = MinuteQuota(clock, REFUSALS_LOGGED_A_MINUTE)
+
+    def served(self, call: CallContext) -> None:
+        """Report a call that was answered."""
+        if call.method not in self._quiet:
+            self._recorder.called(call.method, "OK")
+            self.stream_ended(call)
+
+    def stream_ended(self, call: CallContext) -> None:
+        """Report a stream that its caller ended, or that ended in order."""
+        log.info("call_served", method=call.method, **self._facts(call))
+
+    def failed(self, call: CallContext, error: Exception) -> Status:
+        """Report a call that failed; return its status."""
+        if isinstance(error, CallAbandoned):  # nobody waits for an answer
+            return _CANCELLED
+        known = service_error_of(error, call, self._on_outcome_unknown)
+        is_refusal = known.code in _REFUSALS
+        if is_refusal:
+            self._recorder.refused("grpc", known.reason)
+        if call.method not in self._quiet:
+            self._recorder.called(call.method, known.code.name)
+            if is_refusal:
+                self._refusals.refused(call, known.reason)
+        if isinstance(known, StreamEnded):
+            self.stream_ended(call)
+        elif self._is_logged(call, is_refusal=is_refusal):
+            log.warning(
+                "call_refused" if is_refusal else "call_failed",
+                method=call.method,
+                code=known.code.name,
+                reason=known.reason,
+                **self._facts(call),
+            )
+        return status_of(known)
+
+    def flush_suppressed(self, *, everything: bool = False) -> None:
+        """Log how many refusals were not logged one by one; called every minute."""
+        for peer, count in self._logged_refusals.collect(everything=everything).items():
+            log.warning("calls_refused", peer=peer, not_logged=count)
+
+    def _is_logged(self, call: CallContext, *, is_refusal: bool) -> bool:
+        # Nobody without a credential may fill the log.
+        is_known = call.caller is not None and not is_refusal
+        return is_known or self._logged_refusals.admit(call.peer)
+
+    def _facts(self, call: CallContext) -> dict[str, Any]:
+        return {
+            "request_id": call.request_id,
+            "peer": call.peer,
+            "key_id": "" if call.caller is None else call.caller.key_id,
+            "ms": round((self._clock.monotonic() - call.started) * 1000, 2),
+        }

@@ -1,0 +1,152 @@
+"""From grpcio to the pipeline: methods of ours as handlers of a `grpc.Server`.
+
+Every method is served as if its requests were a stream: grpc then calls us as soon as the headers
+are there, so that the caller is judged before its message is waited for, and we do the waiting.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn, cast
+from urllib.parse import unquote
+
+import grpc
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
+
+from keybearer_service.rpc.bidi import BidiStream
+from keybearer_service.rpc.executors import CallExecutor, MessageWatchdog
+from keybearer_service.rpc.pipeline import StreamMethod, UnaryMethod
+from keybearer_service.rpc.requests import Metadata
+
+
+class MethodHandlers(grpc.GenericRpcHandler):
+    """The methods of ours on a port, found by their path in one step."""
+
+    def __init__(self, handlers: Iterable[tuple[str, Any]]) -> None:
+        """Take the paths and their handlers."""
+        self._handlers = dict(handlers)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """Return the handler of a method; None, for UNIMPLEMENTED, when it is not ours."""
+        return self._handlers.get(handler_call_details.method)
+
+
+def unary_handler(method: UnaryMethod, executor: CallExecutor, watchdog: MessageWatchdog) -> Any:
+    """Return the handler of a method with one message each way."""
+
+    def behaviour(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        answer = method.answer(GrpcRequest(context, messages, executor, watchdog))
+        if isinstance(answer, Status):
+            _abort(context, answer)
+        return answer
+
+    behaviour.experimental_thread_pool = executor  # type: ignore[attr-defined]
+    return grpc.stream_unary_rpc_method_handler(behaviour)
+
+
+def stream_handler(method: StreamMethod, executor: CallExecutor, watchdog: MessageWatchdog) -> Any:
+    """Return the handler of a method with messages each way."""
+
+    def behaviour(
+        messages: Iterator[bytes],
+        context: grpc.ServicerContext,
+        send_status: Callable[[None], None],
+    ) -> None:
+        request = GrpcStreamRequest(context, messages, executor, watchdog, send_status)
+        status = method.open(request)
+        if status is not None:
+            _abort(context, status)
+
+    behaviour.experimental_thread_pool = executor  # type: ignore[attr-defined]
+    behaviour.experimental_non_blocking = True  # type: ignore[attr-defined]
+    return grpc.stream_stream_rpc_method_handler(behaviour)
+
+
+class GrpcRequest:
+    """A call that came in over grpc."""
+
+    __slots__ = ("_context", "_executor", "_messages", "_watchdog")
+
+    def __init__(
+        self,
+        context: grpc.ServicerContext,
+        messages: Iterator[bytes],
+        executor: CallExecutor,
+        watchdog: MessageWatchdog,
+    ) -> None:
+        """Take the call, and who watches that its message comes."""
+        self._context = context
+        self._messages = messages
+        self._executor = executor
+        self._watchdog = watchdog
+
+    @property
+    def metadata(self) -> Metadata:
+        """The metadata of the call."""
+        return self._context.invocation_metadata()
+
+    @property
+    def peer(self) -> str:
+        """The address of the other end, without its port; the family where it has none."""
+        text: str = self._context.peer()
+        family, _, address = unquote(text).partition(":")
+        return address.rpartition(":")[0].strip("[]") if family.startswith("ip") else family
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the call is neither cancelled nor past its deadline."""
+        # None without a deadline, which the type stubs do not say.
+        remaining = cast("float | None", self._context.time_remaining())
+        return self._context.is_active() and (remaining is None or remaining > 0)
+
+    def message(self) -> bytes:
+        """Wait for the message; see `MessageWatchdog.first_message`."""
+        return self._watchdog.first_message(self._messages, self._context, self._executor)
+
+
+class GrpcStreamRequest(GrpcRequest):
+    """A call with messages each way that came in over grpc."""
+
+    __slots__ = ("_send_status",)
+
+    def __init__(
+        self,
+        context: grpc.ServicerContext,
+        messages: Iterator[bytes],
+        executor: CallExecutor,
+        watchdog: MessageWatchdog,
+        send_status: Callable[[None], None],
+    ) -> None:
+        """Take the call, and grpc's way to end a behaviour that does not block."""
+        super().__init__(context, messages, executor, watchdog)
+        self._send_status = send_status
+
+    def open(
+        self,
+        *,
+        parse: Callable[[bytes], Any],
+        serialize: Callable[[Any], bytes],
+        status_of: Callable[[Exception], Status],
+        on_left: Callable[[], None],
+    ) -> BidiStream[Any, Any]:
+        """Take the call on as a stream; see `StreamRequest.open`."""
+        context = self._context
+
+        def conclude(error: Exception) -> None:
+            status = rpc_status.to_status(status_of(error))
+            context.set_trailing_metadata(status.trailing_metadata)
+            context.set_code(status.code)
+            context.set_details(status.details)
+
+        return BidiStream(
+            context,
+            parse=parse,
+            serialize=serialize,
+            conclude=conclude,
+            left=on_left,
+            send_status=self._send_status,
+            executor=self._executor,
+        )
+
+
+def _abort(context: grpc.ServicerContext, status: Status) -> NoReturn:
+    context.abort_with_status(rpc_status.to_status(status))

@@ -1,0 +1,52 @@
+"""Which error callers see for what went wrong inside: one table for every entry point."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import structlog
+
+from keybearer_service.domain.errors import (
+    Internal,
+    OutcomeUnknown,
+    ServiceError,
+    StoreFull,
+    StoreUnavailable,
+)
+from keybearer_service.installation.keyring import KeyringError
+from keybearer_service.storage import CommitFailedError, StoreError, StoreFullError
+
+log = structlog.get_logger(__name__)
+
+
+class Referable(Protocol):
+    """What a log line and an error name a call by."""
+
+    @property
+    def request_id(self) -> str:
+        """Names the call."""
+        ...
+
+
+def service_error_of(
+    error: Exception, call: Referable, on_outcome_unknown: Callable[[], None]
+) -> ServiceError:
+    """Return the error that the caller sees, and log what the caller must not see.
+
+    Args:
+        error: What was raised.
+        call: The call that failed.
+        on_outcome_unknown: Called when a commit failed; the process is to end.
+    """
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, CommitFailedError):
+        log.critical("commit_failed", cause=str(error), request_id=call.request_id)
+        on_outcome_unknown()
+        return OutcomeUnknown()
+    if isinstance(error, StoreFullError):
+        return StoreFull()
+    if isinstance(error, StoreError | KeyringError):
+        log.error("store_unavailable", cause=str(error), request_id=call.request_id)
+        return StoreUnavailable()
+    log.error("internal_error", request_id=call.request_id, exc_info=error)
+    return Internal(call.request_id)
