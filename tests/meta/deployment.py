@@ -45,6 +45,8 @@ def stages() -> list[list[Instruction]]:
 
 
 BUILD, FINAL = stages()
+[VARIABLES] = [one.assignments for one in FINAL if one.name == "ENV"]
+"""What the image sets for every command."""
 
 
 def texts_of(stage: list[Instruction], name: str) -> list[str]:

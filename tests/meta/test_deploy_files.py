@@ -22,7 +22,16 @@ import pytest
 
 from keybearer.durations import parse_duration
 from keybearer_service.config import Settings, load
-from meta.deployment import DEPLOY, IMAGE_USER, ROOT, assert_serves, documents, objects, parsed
+from meta.deployment import (
+    DEPLOY,
+    IMAGE_USER,
+    ROOT,
+    VARIABLES,
+    assert_serves,
+    documents,
+    objects,
+    parsed,
+)
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 IMAGE = f"keybearer:{PROJECT['version']}"
@@ -69,9 +78,10 @@ class FirstStart:
         """Run a shell command as the file's containers do."""
         kept = {one: text for one, text in os.environ.items() if not one.startswith("KEYBEARER_")}
         path = os.pathsep.join((str(self.place), os.environ["PATH"]))
+        of_image = {one: text for one, text in VARIABLES.items() if one.startswith("KEYBEARER_")}
         done = subprocess.run(
             ["sh", "-c", command],
-            env={**kept, "PATH": path, "KEYBEARER_DATA_DIR": str(self.data_dir)},
+            env={**kept, **of_image, "PATH": path, "KEYBEARER_DATA_DIR": str(self.data_dir)},
             capture_output=True,
             text=True,
             check=False,

@@ -25,11 +25,12 @@ import pytest
 
 from keybearer import KeybearerClient
 from keybearer_service.config import ConfigError, load
-from meta.deployment import BUILD, DEPLOY, FINAL, IMAGE_USER, ROOT, parsed, texts_of
+from meta.deployment import BUILD, DEPLOY, FINAL, IMAGE_USER, ROOT, VARIABLES, parsed, texts_of
 
 INSTALLED = "/opt/keybearer"
 BUILD_TOOLS = ("bin/buf", "hatchling", "editables.py", "pip", "setuptools", "wheel")
 TIMEOUT_S = 120
+FREE = "127.0.0.1:0"
 DIGEST = "sha256:" + "5" * 64
 
 
@@ -146,9 +147,9 @@ def test_the_image_asks_itself_whether_it_serves() -> None:
 
 def test_the_image_does_not_serve_plain_text_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the environment that it sets, its own command is one that is refused."""
-    [command], [variables] = texts_of(FINAL, "CMD"), [one for one in FINAL if one.name == "ENV"]
+    [command] = texts_of(FINAL, "CMD")
     assert texts_of(FINAL, "ENTRYPOINT") == ['["keybearer-server"]']
-    for name, value in variables.assignments.items():
+    for name, value in VARIABLES.items():
         if name.startswith("KEYBEARER_"):
             monkeypatch.setenv(name, value)
     flags = parsed(json.loads(command))
@@ -171,25 +172,24 @@ class Image:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the final stage sets, on a port that is free."""
-        [variables] = [one for one in FINAL if one.name == "ENV"]
+        """What the final stage sets, with directories of this test."""
         there = {
             name: value.replace(INSTALLED, str(self.directory)).replace("$PATH", os.environ["PATH"])
-            for name, value in variables.assignments.items()
+            for name, value in VARIABLES.items()
         }
-        data = {"KEYBEARER_DATA_DIR": str(self.data_dir), "KEYBEARER_LISTEN": "127.0.0.1:0"}
         # Nothing was compiled here, so the first process does it for those that follow.
-        return there | data | {"PYTHONDONTWRITEBYTECODE": ""}
+        compiling = {"PYTHONDONTWRITEBYTECODE": ""}
+        return {**there, **compiling, "KEYBEARER_DATA_DIR": str(self.data_dir)}
 
     def command(self, *arguments: str) -> list[str]:
         """Return the words that run `keybearer-server` with arguments."""
         return [str(self.python), str(self.directory / "bin/keybearer-server"), *arguments]
 
-    def run(self, *arguments: str, **environment: str) -> str:
+    def run(self, *arguments: str) -> str:
         """Run `keybearer-server` to its successful end; return what it printed."""
         done = subprocess.run(
             self.command(*arguments),
-            env={**self.environment, **environment},
+            env=self.environment,
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
@@ -199,10 +199,10 @@ class Image:
         return done.stdout
 
     @contextmanager
-    def serving(self, *arguments: str) -> Iterator[dict[str, int]]:
-        """Serve until the end of the block; gives the ports by their names in the log."""
+    def serving(self) -> Iterator[dict[str, int]]:
+        """Serve on free ports until the end of the block; gives them by their names in the log."""
         with subprocess.Popen(
-            self.command("serve", *arguments),
+            self.command("serve", "--listen", FREE, "--metrics-listen", FREE),
             env=self.environment,
             stderr=subprocess.PIPE,
             text=True,
@@ -309,9 +309,9 @@ def test_the_image_serves(image: Image) -> None:
     first = ("--account", "example", "--admin-email", "admin@example.com", "--ttl", "1s")
     image.run("init", *first)
     token = image.run("admin-token", "--email", "admin@example.com", "--ttl", "1h").strip()
-    with image.serving("--metrics-listen", "127.0.0.1:0") as ports:
+    with image.serving() as ports:
         address = f"127.0.0.1:{ports['grpc']}"
-        assert image.run("healthcheck", KEYBEARER_LISTEN=address) == "SERVING\n"
+        assert image.run("healthcheck", "--listen", address) == "SERVING\n"
         alive = httpx.get(f"http://127.0.0.1:{ports['metrics-http']}/healthz", trust_env=False)
         assert alive.status_code == httpx.codes.OK
         with KeybearerClient(address, token=token, tls=False) as client:
