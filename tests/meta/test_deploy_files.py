@@ -175,7 +175,7 @@ def test_no_text_says_to_leave_a_token_that_never_expires() -> None:
 
 EXAMPLE = (DEPLOY / "keybearer.toml").read_text("utf-8")
 _SETTING = re.compile(r"^(# )?([a-z_]+) = (.+)$", re.MULTILINE)
-_DEPENDENT = {
+_DEPENDENT: dict[str, dict[str, Any]] = {
     "http_account": {"http_open": True, "http_listen": "127.0.0.1:8081"},
     "tls_cert": {"tls_key": "key.pem"},
     "tls_key": {"tls_cert": "cert.pem"},
