@@ -89,8 +89,9 @@ generate: .venv-generate/.installed ## Generate the code of protos/
 .PHONY: lock
 lock: .venv-lock/.installed ## Update requirements/ to the newest versions allowed
 	$(COMPILE) --upgrade --extra server --extra cli --group dev pyproject.toml --output-file requirements/dev.txt
-	$(COMPILE) --upgrade --extra server --extra cli --group run pyproject.toml --constraints requirements/dev.txt \
-		--output-file requirements/server.txt
+	$(COMPILE_PART) --extra server --extra cli --group run pyproject.toml --output-file requirements/run.txt
+	$(COMPILE_PART) --extra server --extra cli pyproject.toml --output-file requirements/server.txt
+	$(COMPILE_PART) --group build --output-file requirements/build.txt
 	$(COMPILE) --upgrade --group generate --output-file requirements/generate.txt
 
 .PHONY: wheel
@@ -106,6 +107,8 @@ clean: ## Remove environments, caches and build output; keeps DATA_DIR
 
 COMPILE = $(LOCK_PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-emit-package pip --custom-compile-command 'make lock'
+# dev.txt holds everything; the other lists are parts of it, with the same versions.
+COMPILE_PART = $(COMPILE) --upgrade --constraints requirements/dev.txt
 
 # $(call venv,DIRECTORY): a new environment, or a clear refusal.
 define venv
@@ -125,9 +128,9 @@ $(GEN_PY):
 $(LOCK_PY):
 	$(call venv,.venv-lock)
 
-$(VENV)/.run: requirements/server.txt pyproject.toml | $(PY)
+$(VENV)/.run: requirements/run.txt pyproject.toml | $(PY)
 	@echo "Installing the service into $(VENV)"
-	@$(PY) $(PIP_INSTALL_LIST) requirements/server.txt
+	@$(PY) $(PIP_INSTALL_LIST) requirements/run.txt
 	@$(INSTALL_SELF)
 	@touch $@
 
