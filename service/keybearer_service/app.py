@@ -1,78 +1,31 @@
-"""The composition root: builds clock, entropy, store, use cases and server, runs and ends them."""
+"""The composition root: builds clock, entropy, store, use cases and servers, runs and ends them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
 
 import structlog
 
-from keybearer.v1 import (
-    account_service_pb2,
-    api_key_service_pb2,
-    audit_service_pb2,
-    token_service_pb2,
-    user_service_pb2,
-)
 from keybearer_service.container import Container, open_container
 from keybearer_service.domain.clock import Clock, SystemClock
 from keybearer_service.domain.entropy import Entropy, SystemEntropy
-from keybearer_service.domain.rate_limits import PeerLimiter
-from keybearer_service.gateway import ext_authz
+from keybearer_service.endpoints import RpcEndpoints
 from keybearer_service.gateway.routes import GatewayRoutes
 from keybearer_service.gauges import live_keys_by_expiry, service_gauges
 from keybearer_service.housekeeping import Housekeeper
 from keybearer_service.http.listeners import HttpConfig, HttpListeners
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.net.addresses import Listener, ListenError
-from keybearer_service.rpc.call_log import CallLog
-from keybearer_service.rpc.executors import CallExecutor, MessageWatchdog
-from keybearer_service.rpc.exempt import ExemptMethods
-from keybearer_service.rpc.handlers import MethodHandlers, stream_handler, unary_handler
-from keybearer_service.rpc.methods import behaviour_of, specs_of
-from keybearer_service.rpc.pipeline import MethodSpec, StreamMethod, UnaryMethod
-from keybearer_service.rpc.server import EXEMPT_METHODS, Server
-from keybearer_service.rpc.servicers.accounts import AccountServicer
-from keybearer_service.rpc.servicers.api_keys import ApiKeyServicer
-from keybearer_service.rpc.servicers.audit import AuditServicer
-from keybearer_service.rpc.servicers.tokens import TokenServicer
-from keybearer_service.rpc.servicers.users import UserServicer
-from keybearer_service.storage import StoreError
+from keybearer_service.rpc.probes import PrivateListener, SharedQuestion, Watchdog
 from keybearer_service.telemetry.metrics import PrometheusMetrics
 from keybearer_service.validation.callers import Callers
 
 log = structlog.get_logger(__name__)
 
-SERVICES = (
-    account_service_pb2.DESCRIPTOR.services_by_name["AccountService"],
-    user_service_pb2.DESCRIPTOR.services_by_name["UserService"],
-    api_key_service_pb2.DESCRIPTOR.services_by_name["ApiKeyService"],
-    token_service_pb2.DESCRIPTOR.services_by_name["TokenService"],
-    audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"],
-)
-QUIET_METHODS = frozenset(
-    {
-        *(
-            f"/keybearer.v1.TokenService/{name}"
-            for name in ("ValidateToken", "BatchValidateTokens", "WhoAmI")
-        ),
-        ext_authz.CHECK_METHOD,
-    }
-)
-"""Called all the time: neither logged nor audited one by one, and run on threads of their own, so
-that a stuck write or a long list never makes a validation wait."""
-WATCH_METHOD = "/keybearer.v1.TokenService/WatchInvalidations"
-WATCH_THREADS = 16
-"""Streams begin and end on them, and hold none in between."""
-VALIDATION_THREADS = 2
-"""The interpreter runs one at a time, and SQLite hands it over several times in a read: with more
-threads a validation costs more. Those that wait for slow senders are made up for."""
-MANAGEMENT_THREADS = 8
-PUBLIC_THREADS = 4
-"""For the public method: whoever needs no credential must not cost those who have one a thread."""
-PROBE_THREADS = 4
-"""For health, which must not wait behind anything."""
 ABANDON_GRACE_S = 0.5
 """Long enough for the answers that are on their way."""
+DRAIN_GRACE_S = 10.0
+"""How long calls in flight may take to finish; below the 30 s that Kubernetes waits."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,14 +48,16 @@ class App:
         config: AppConfig,
         *,
         on_fatal: Callable[[], None],
+        on_unresponsive: Callable[[], None] | None = None,
         clock: Clock | None = None,
         entropy: Entropy | None = None,
     ) -> None:
-        """Build everything and bind the port; `start` begins to serve.
+        """Build everything and bind the ports; `start` begins to serve.
 
         Args:
             config: Where the data is and where to listen.
             on_fatal: Called once the process must end because an outcome is unknown.
+            on_unresponsive: Called once the process no longer answers; None for no watchdog.
             clock: Tells the time; the machine's by default.
             entropy: Draws secrets; the machine's by default.
 
@@ -110,46 +65,61 @@ class App:
             DataDirError, StoreError, KeyringError, TlsError, ListenError: It cannot start.
             RuleError: A method of ours has no access rule.
         """
-        self._metrics = PrometheusMetrics() if config.http.is_served else None
-        self.container = open_container(
-            config.data_dir,
-            clock or SystemClock(),
-            entropy or SystemEntropy(),
-            shared=config.shared,
-            recorder=self._metrics,
-        )
+        metrics = PrometheusMetrics() if config.http.is_served else None
+        self._metrics = metrics
         self._data_dir = config.data_dir
-        self._message_watchdog = MessageWatchdog(self.container.clock)
-        try:
-            self._gateway_routes = self._build_gateway_routes(config.http.open_account)
+        self._is_serving = False
+        self._is_stopped = False
+        with ExitStack() as undo:
+            self.container = open_container(
+                config.data_dir,
+                clock or SystemClock(),
+                entropy or SystemEntropy(),
+                shared=config.shared,
+                recorder=metrics,
+            )
+            undo.callback(self.container.close)
+            container = self.container
+            self._private_listener = PrivateListener()
+            undo.callback(self._private_listener.close)
+            self._store_answers = SharedQuestion("store-probe", self._read_store, container.clock)
+            self._liveness = SharedQuestion(
+                "liveness-probe", self._private_listener.ask, container.clock
+            )
+            self._watchdog = (
+                None
+                if on_unresponsive is None
+                else Watchdog(self._liveness.ask, container.clock, on_unresponsive)
+            )
+            self._gateway_routes = gateway_routes_of(container, config.http.open_account)
+            undo.callback(self._gateway_routes.close)
             self._http = HttpListeners(
                 config.http,
                 gateway_routes=self._gateway_routes.routes(),
-                is_ready=self._is_ready,
-                render_metrics=self._render_metrics,
+                is_live=self._liveness.ask,
+                is_ready=lambda: self._liveness.ask() and self._is_ready(),
+                render_metrics=None if metrics is None else metrics.render,
             )
-        except BaseException:
-            self.container.close()
-            raise
-        try:
+            undo.callback(self._http.stop, 0)
             self._http.bind()
-            self._call_log, self._server = self._build(config, on_fatal)
-        except BaseException:
-            self._http.stop(0)
-            self._gateway_routes.close()
-            self.container.close()
-            raise
-        self._is_stopped = False
-        container = self.container
+            self._rpc = RpcEndpoints(
+                container,
+                config.listener,
+                private_address=self._private_listener.address,
+                is_ready=self._is_ready,
+                on_outcome_unknown=on_fatal,
+                with_reflection=config.reflection,
+            )
+            undo.pop_all()
         self.housekeeper = Housekeeper(
             container.store,
-            [container.refusals, self._call_log, container.authorizer, self._gateway_routes],
+            [container.refusals, self._rpc.call_log, container.authorizer, self._gateway_routes],
         )
 
     @property
     def port(self) -> int:
         """The port that is listened on."""
-        return self._server.port
+        return self._rpc.port
 
     @property
     def http_port(self) -> int:
@@ -158,26 +128,35 @@ class App:
 
     @property
     def metrics_port(self) -> int:
-        """The port of the figures alone; 0 when there is none."""
+        """The port of the metrics alone; 0 when there is none."""
         return self._http.metrics_port
+
+    @property
+    def calls_without_message(self) -> int:
+        """How many calls have sent their headers and not yet their message."""
+        return self._rpc.calls_without_message
 
     def start(self) -> None:
         """Begin to serve."""
+        self._store_answers.start()
+        self._liveness.start()
         self.container.usage.start()
         self.container.watches.start()
         self.housekeeper.start()
-        self._message_watchdog.start()
-        self._server.start()
+        self._is_serving = True
+        self._rpc.start()
         if self._metrics is not None:
             self._metrics.start(self._gauges, self._live_keys)
         self._http.start()
+        if self._watchdog is not None:
+            self._watchdog.start()
         log.info("serving", port=self.port, keys=self._count_keys())
 
     def drain(self) -> None:
         """Answer readiness probes with no from now on; everything else goes on."""
-        self._http.drain()
+        self._is_serving = False
 
-    def stop(self, grace_s: float = 10.0) -> None:
+    def stop(self, grace_s: float = DRAIN_GRACE_S) -> None:
         """Finish what is in flight, write what is in memory, and close everything, once.
 
         Args:
@@ -187,11 +166,7 @@ class App:
             return
         self._is_stopped = True
         log.info("draining", grace_s=grace_s)
-        self.drain()
-        self.container.watches.close()
-        self._server.stop(grace_s)
-        self._stop_http(grace_s)
-        self._message_watchdog.stop()
+        self._end_serving(grace_s)
         self.housekeeper.stop()
         self.container.close()
         log.info("stopped")
@@ -199,32 +174,33 @@ class App:
     def abandon(self) -> None:
         """End at once and write nothing more: what the store holds is no longer known."""
         self.housekeeper.abandon()
-        self.container.watches.close()
-        self._server.stop(ABANDON_GRACE_S)
-        self._stop_http(ABANDON_GRACE_S)
+        self._end_serving(ABANDON_GRACE_S)
         log.critical("abandoned")
 
-    def _stop_http(self, grace_s: float) -> None:
+    def _end_serving(self, grace_s: float) -> None:
+        self.drain()
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        self._liveness.close()
+        self._store_answers.close()
+        self.container.watches.close()
+        self._rpc.stop(grace_s)
         self._http.stop(grace_s)
         self._gateway_routes.close()
         if self._metrics is not None:
             self._metrics.stop()
+        self._private_listener.close()
 
     def _is_ready(self) -> bool:
-        try:
-            self.container.validator.revision()
-        except StoreError:
-            return False
-        return True
+        return self._is_serving and self._store_answers.ask()
 
-    def _render_metrics(self) -> tuple[bytes, str]:
-        if self._metrics is None:
-            raise LookupError("no port serves metrics")
-        return self._metrics.render()
+    def _read_store(self) -> bool:
+        self.container.validator.revision()
+        return True
 
     def _gauges(self) -> Mapping[str, float]:
         return service_gauges(
-            self.container, lambda: self._server.queued_calls, lambda: self._data_dir.store_bytes
+            self.container, lambda: self._rpc.queued_calls, lambda: self._data_dir.store_bytes
         )
 
     def _live_keys(self) -> Mapping[str, int]:
@@ -234,116 +210,29 @@ class App:
         with self.container.store.read() as reader:
             return reader.key_count()
 
-    def _build_gateway_routes(self, open_account: str) -> GatewayRoutes:
-        container = self.container
-        if open_account:
-            with container.store.read() as reader:
-                if reader.account(open_account) is None:
-                    raise ListenError(f"--http-account: there is no account {open_account[:64]!r}")
-            log.warning(
-                "http_port_open", account_id=open_account, why="no credential of gateways asked"
-            )
-        return GatewayRoutes(
-            container.authorizer,
-            Callers(container.validator),
-            container.recorder,
-            container.clock,
-            container.entropy,
-            open_account,
-        )
 
-    def _build(self, config: AppConfig, on_fatal: Callable[[], None]) -> tuple[CallLog, Server]:
-        container = self.container
-        specs = served_methods()
-        executors = Executors()
-        call_log = CallLog(
-            quiet=QUIET_METHODS | {WATCH_METHOD},
-            refusals=container.refusals,
-            recorder=container.recorder,
-            clock=container.clock,
-            on_outcome_unknown=on_fatal,
-        )
-        servicers = servicers_of(container)
-        callers, stream_callers = Callers(container.validator), Callers(container.watches)
+def gateway_routes_of(container: Container, open_account: str) -> GatewayRoutes:
+    """Return the HTTP routes for gateways.
 
-        def handler_of(spec: MethodSpec) -> Any:
-            executor = executors.of(spec)
-            shared = {"log": call_log, "clock": container.clock, "entropy": container.entropy}
-            serve = behaviour_of(servicers, spec)
-            if spec.is_stream:
-                stream = StreamMethod(spec, serve, callers=stream_callers, **shared)
-                return stream_handler(stream, executor, self._message_watchdog)
-            method = UnaryMethod(spec, serve, callers=callers, **shared)
-            return unary_handler(method, executor, self._message_watchdog)
-
-        server = Server(
-            config.listener,
-            methods=MethodHandlers((path, handler_of(spec)) for path, spec in specs.items()),
-            exempt=ExemptMethods(
-                dict.fromkeys(EXEMPT_METHODS, executors.probes), self._message_watchdog
-            ),
-            services=[service.full_name for service in SERVICES],
-            default_executor=executors.validation,
-            executors=executors.all,
-            with_reflection=config.reflection,
-        )
-        return call_log, server
-
-
-class Executors:
-    """The threads that calls run on, apart so that none waits behind another kind."""
-
-    def __init__(self) -> None:
-        """Start the threads."""
-        self.validation = CallExecutor(VALIDATION_THREADS, "validation")
-        self._management = CallExecutor(MANAGEMENT_THREADS, "management")
-        self._public = CallExecutor(PUBLIC_THREADS, "public")
-        self.probes = CallExecutor(PROBE_THREADS, "probes")
-        self._streams = CallExecutor(WATCH_THREADS, "watch-stream")
-
-    @property
-    def all(self) -> Sequence[CallExecutor]:
-        """Every executor."""
-        return self.validation, self._management, self._public, self.probes, self._streams
-
-    def of(self, spec: MethodSpec) -> CallExecutor:
-        """Return the executor of a method."""
-        if spec.is_stream:
-            return self._streams
-        if spec.path in QUIET_METHODS:
-            return self.validation
-        return self._public if spec.rule.public else self._management
-
-
-def served_methods() -> Mapping[str, MethodSpec]:
-    """Return every method of ours that is served, by path.
+    Args:
+        container: The use cases.
+        open_account: The account whose keys anybody may ask about; empty for none.
 
     Raises:
-        RuleError: A method has no access rule.
+        ListenError: There is no such account.
     """
-    check = MethodSpec(
-        path=ext_authz.CHECK_METHOD,
-        rule=ext_authz.RULE,
-        request=ext_authz.REQUEST,
-        response=ext_authz.RESPONSE,
+    if open_account:
+        with container.store.read() as reader:
+            if reader.account(open_account) is None:
+                raise ListenError(f"--http-account: there is no account {open_account[:64]!r}")
+        log.warning(
+            "http_port_open", account_id=open_account, why="no credential of gateways asked"
+        )
+    return GatewayRoutes(
+        container.authorizer,
+        Callers(container.validator),
+        container.recorder,
+        container.clock,
+        container.entropy,
+        open_account,
     )
-    return {**specs_of(SERVICES), check.path: check}
-
-
-def servicers_of(container: Container) -> Mapping[str, object]:
-    """Return the servicers by the full name of the service that each serves."""
-    return {
-        "keybearer.v1.AccountService": AccountServicer(container.accounts, container.clock),
-        "keybearer.v1.UserService": UserServicer(container.users),
-        "keybearer.v1.ApiKeyService": ApiKeyServicer(container.keys, container.clock),
-        "keybearer.v1.TokenService": TokenServicer(
-            container.validator,
-            container.keys,
-            container.watches,
-            PeerLimiter(container.clock),
-            container.clock,
-            container.recorder,
-        ),
-        "keybearer.v1.AuditService": AuditServicer(container.store, container.page_tokens),
-        ext_authz.SERVICE: ext_authz.AuthorizationServicer(container.authorizer),
-    }

@@ -30,6 +30,8 @@ log = structlog.get_logger(__name__)
 
 EXIT_OUTCOME_UNKNOWN = 3
 """A commit failed: start again, recovery decides."""
+EXIT_UNRESPONSIVE = 4
+"""The process no longer answered, and ended itself so that it is started again."""
 RESTART_DELAY_S = 1.0
 """Between the end of a worker and its replacement, so that one that cannot start does not spin."""
 
@@ -88,6 +90,8 @@ def _serve_alone(
             shared=shared,
         ),
         on_fatal=lambda: ends.put(EXIT_OUTCOME_UNKNOWN),
+        # Nothing in this process can be trusted to end it in order any more.
+        on_unresponsive=lambda: os._exit(EXIT_UNRESPONSIVE),
     )
     service.start()
     on_serving(_with_port(address, service.port))

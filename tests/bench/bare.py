@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 
 from keybearer.v1 import token_service_pb2 as pb
-from keybearer_service.app import VALIDATION_THREADS
+from keybearer_service.endpoints import VALIDATION_THREADS
 from keybearer_service.rpc.server import server_options
 
 

@@ -309,6 +309,7 @@ def test_a_port_in_use_is_refused_and_leaves_nothing_open(world: Gated) -> None:
     ports = HttpListeners(
         HttpConfig(gateway=Listener(address="127.0.0.1:0"), metrics=taken),
         gateway_routes=(),
+        is_live=lambda: True,
         is_ready=lambda: True,
         render_metrics=lambda: (b"", ""),
     )

@@ -13,7 +13,7 @@ import keybearer.v1
 from fakes import FakeClock, SeededEntropy
 from harness import initialise
 from keybearer.access import RuleError, rule_of, rules_of
-from keybearer_service import app
+from keybearer_service import endpoints
 from keybearer_service.app import App, AppConfig
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.net.addresses import Listener
@@ -40,7 +40,7 @@ def test_every_method_has_an_access_rule(method: MethodDescriptor) -> None:
 
 def test_the_server_serves_every_service_of_the_package() -> None:
     """A service that is published is served, so that none escapes the start's check of rules."""
-    assert {one.full_name for one in app.SERVICES} == {
+    assert {one.full_name for one in endpoints.SERVICES} == {
         one.full_name for one in published_services()
     }
 
@@ -78,7 +78,7 @@ def test_a_service_with_a_method_without_a_rule_does_not_start(
 ) -> None:
     """The start fails and names the method."""
     data_dir = _installation(tmp_path / "data")
-    monkeypatch.setattr(app, "SERVICES", (*app.SERVICES, _service_without_a_rule()))
+    monkeypatch.setattr(endpoints, "SERVICES", (*endpoints.SERVICES, _service_without_a_rule()))
     with pytest.raises(RuleError, match=r"forgotten\.ForgottenService\.Forget"):
         _built(data_dir)
 
@@ -89,7 +89,7 @@ def test_a_start_that_failed_leaves_nothing_open(
     """After a refused start the same directory can be served."""
     data_dir = _installation(tmp_path / "data")
     with monkeypatch.context() as patched:
-        patched.setattr(app, "SERVICES", (*app.SERVICES, _service_without_a_rule()))
+        patched.setattr(endpoints, "SERVICES", (*endpoints.SERVICES, _service_without_a_rule()))
         with pytest.raises(RuleError):
             _built(data_dir)
     service = _built(data_dir)

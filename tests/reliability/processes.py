@@ -21,7 +21,7 @@ TESTS = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 60.0
 SERVER = ("-m", "keybearer_service")
-DOCTORED = ("-m", "reliability.doctored")
+RUN_WITH_BUGS = ("-m", "reliability.run_with_bugs")
 
 
 def environment(**extra: str) -> dict[str, str]:
@@ -73,7 +73,7 @@ class ServerProcess:
 
     Args:
         data_dir: What to serve.
-        plants: Bugs to plant, by the names in `plants`; makes it the doctored server.
+        bugs: Bugs to plant, by the names in `bugs`; makes it a server with bugs.
         wrapper: Words before the command, such as a tracer's, that leave its pid in place.
         flags: More flags of `serve`.
     """
@@ -82,11 +82,11 @@ class ServerProcess:
         self,
         data_dir: Path,
         *,
-        plants: Sequence[str] = (),
+        bugs: Sequence[str] = (),
         wrapper: Sequence[str] = (),
         flags: Sequence[str] = (),
     ) -> None:
-        entry = (*DOCTORED, ",".join(plants)) if plants else SERVER
+        entry = (*RUN_WITH_BUGS, ",".join(bugs)) if bugs else SERVER
         serve = ("serve", "--data-dir", str(data_dir), "--listen", "127.0.0.1:0", *flags)
         self._process = subprocess.Popen(
             [*wrapper, sys.executable, *entry, *serve],
@@ -199,12 +199,12 @@ class ServerProcess:
 def serving(
     data_dir: Path,
     *,
-    plants: Sequence[str] = (),
+    bugs: Sequence[str] = (),
     wrapper: Sequence[str] = (),
     flags: Sequence[str] = (),
 ) -> Iterator[ServerProcess]:
     """Run a server for a block, and wait until it serves."""
-    server = ServerProcess(data_dir, plants=plants, wrapper=wrapper, flags=flags)
+    server = ServerProcess(data_dir, bugs=bugs, wrapper=wrapper, flags=flags)
     try:
         server.wait_until_serving()
         yield server

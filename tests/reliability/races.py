@@ -24,7 +24,7 @@ from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.issuing import Expiration, IssuedKey, NewKey
 from keybearer_service.validation.validator import ANY_KEY, Question
-from reliability.plants import Replaced, StaleReads
+from reliability.seeded_bugs import Replaced, StaleReads
 
 LONGEST_DELAY_S = 0.005
 STEPS = 21

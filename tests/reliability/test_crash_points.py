@@ -50,7 +50,7 @@ class Recording:
     """What must be true after so many acknowledgements."""
 
 
-def record(path: Path, seed: int, plants: str) -> Recording:
+def record(path: Path, seed: int, bugs: str) -> Recording:
     """Serve, make changes, and record every system call that touches a file."""
     require_strace()
     sys.stdout.write(f"KEYBEARER_TEST_SEED={seed}\n")
@@ -58,11 +58,11 @@ def record(path: Path, seed: int, plants: str) -> Recording:
     ids = init(data)
     before = {file.name: file.read_bytes() for file in data.glob("keybearer.db*")}
     first = StoreImage(data / DATABASE)
-    arguments = [str(data), ids["token"], ids["user_id"], str(seed), str(CHANGES), plants]
+    arguments = [str(data), ids["token"], ids["user_id"], str(seed), str(CHANGES), bugs]
     trace = ["strace", "-f", "--seccomp-bpf", "-y", "-xx", "-s", "70000"]
     trace += ["-e", f"trace={RECORDED}", "-o", str(path / "trace")]
     subprocess.run(
-        [*trace, sys.executable, "-m", "reliability.recorded", *arguments],
+        [*trace, sys.executable, "-m", "reliability.traced_run", *arguments],
         env=environment(),
         check=True,
         timeout=120,

@@ -37,7 +37,7 @@ class Total:
 
 
 def kill_repeatedly(
-    path: Path, seed: int, kills: int, plants: tuple[str, ...] = (), *, until_found: bool = False
+    path: Path, seed: int, kills: int, bugs: tuple[str, ...] = (), *, until_found: bool = False
 ) -> Total:
     """Serve, write with eight clients, kill, compare; again and again on the same directory."""
     sys.stdout.write(f"KEYBEARER_TEST_SEED={seed}\n")
@@ -51,7 +51,7 @@ def kill_repeatedly(
     ]
     total = Total()
     for _ in range(kills):
-        with serving(path, plants=plants) as server:
+        with serving(path, bugs=bugs) as server:
             begun, stop = threading.Event(), threading.Event()
             threads = [
                 threading.Thread(

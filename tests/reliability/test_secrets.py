@@ -21,15 +21,15 @@ from keybearer.v1 import (
     user_service_pb2,
 )
 from keybearer_service import container
-from keybearer_service.app import SERVICES
 from keybearer_service.domain.clock import HOUR
 from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.domain.token_format import draw_secret, write
+from keybearer_service.endpoints import SERVICES
 from keybearer_service.storage import dbapi
 from keybearer_service.storage.sqlite import SqliteStore
-from reliability.hunting import files_below, hunt, spellings
-from reliability.plants import KeepsFreedPages
 from reliability.processes import ServerProcess, answer, command, init, serving
+from reliability.secret_scan import files_below, hunt, spellings
+from reliability.seeded_bugs import KeepsFreedPages
 
 
 def every_method(server: ServerProcess, tokens: list[str]) -> int:
@@ -97,7 +97,7 @@ def story(admin: Stubs, server: ServerProcess) -> Iterator[str]:
     )
 
 
-def run_through_everything(path: Path, plants: tuple[str, ...] = ()) -> list[str]:
+def run_through_everything(path: Path, bugs: tuple[str, ...] = ()) -> list[str]:
     """KeyIssuer, present and refuse tokens everywhere; answers where any of them was found."""
     data, backups = path / "data", path / "backups"
     backups.mkdir()
@@ -106,13 +106,13 @@ def run_through_everything(path: Path, plants: tuple[str, ...] = ()) -> list[str
     # Well-formed, and of nothing.
     tokens = [ids["token"], write("kbear1", entropy.base62(16), draw_secret(entropy))]
     places: dict[str, bytes] = {}
-    with serving(data, plants=plants, flags=["--log-level", "debug"]) as server:
+    with serving(data, bugs=bugs, flags=["--log-level", "debug"]) as server:
         admin = server.stubs(ids["token"])
         tokens += story(admin, server)
         tokens.append(
             answer("admin-token", "--data-dir", str(data), "--email", "glass@example.com")["token"]
         )
-        calls = every_method(server, tokens[: 1 if plants else 4])
+        calls = every_method(server, tokens[: 1 if bugs else 4])
         for number, words in enumerate(
             (
                 ["backup", str(backups / "one.db")],
@@ -121,7 +121,7 @@ def run_through_everything(path: Path, plants: tuple[str, ...] = ()) -> list[str
                 ["check"],
                 ["pepper", "add"],
                 ["pepper", "list"],
-            )[: 1 if plants else None]
+            )[: 1 if bugs else None]
         ):
             done = command(*words, "--data-dir", str(data))
             assert done.returncode == 0, done.stderr

@@ -23,8 +23,8 @@ from keybearer.v1 import (
     token_service_pb2,
     user_service_pb2,
 )
-from keybearer_service.app import served_methods
 from keybearer_service.domain.clock import HOUR
+from keybearer_service.endpoints import served_methods
 
 TIMEOUT_S = 10.0
 CALLERS = (

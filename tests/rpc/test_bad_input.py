@@ -23,7 +23,7 @@ from fakes import FakeClock, SeededEntropy
 from harness import Service, refused, running
 from keybearer.access import method_path
 from keybearer.v1 import token_service_pb2
-from keybearer_service import app as service_app
+from keybearer_service import endpoints
 from keybearer_service.domain.clock import SECOND
 from keybearer_service.domain.entropy import BASE62
 
@@ -48,7 +48,7 @@ ALLOWED = {
 }
 METHODS: dict[str, MethodDescriptor] = {
     method_path(method): method
-    for one in service_app.SERVICES
+    for one in endpoints.SERVICES
     for method in one.methods
     if not method.client_streaming
 }

@@ -214,12 +214,12 @@ class HeldCall:
     def __init__(self, service: Service, method: str, token: str) -> None:
         self._messages: SimpleQueue[bytes | None] = SimpleQueue()
         call: Any = service.channel().stream_unary(method)
-        before = len(service.app._message_watchdog._waits)
+        before = service.app.calls_without_message
         self._future = call.future(
             iter(self._messages.get, None), metadata=bearer(token), timeout=TIMEOUT_S
         )
         # Until the server has judged the caller and waits for the message.
-        while len(service.app._message_watchdog._waits) == before:
+        while service.app.calls_without_message == before:
             threading.Event().wait(0.001)
 
     def send(self, payload: bytes) -> bytes:

@@ -17,10 +17,11 @@ from fakes import FakeClock, SeededEntropy
 from harness import Refusal, Service, Stubs, initialise, message, refusal_of
 from keybearer.v1 import account_service_pb2, api_key_service_pb2, user_service_pb2
 from keybearer.v1 import token_service_pb2 as pb
-from keybearer_service.app import WATCH_THREADS, App, AppConfig
+from keybearer_service.app import App, AppConfig
 from keybearer_service.domain.clock import MINUTE, SECOND
 from keybearer_service.domain.model import SubjectKind
 from keybearer_service.domain.verdict import Caller
+from keybearer_service.endpoints import STREAM_THREADS
 from keybearer_service.net.addresses import Listener
 from keybearer_service.storage import StoreLockedError
 from keybearer_service.watch import hub as watch_module
@@ -608,7 +609,7 @@ def test_two_hundred_parked_streams_do_not_stop_validation(service: Service, adm
         assert set(pool.map(lambda _: admin.outcome(token), range(50))) == {"VALID"}
     assert service.app.container.watches.watchers == 200
     of_streams = [one for one in threading.enumerate() if one.name.startswith("watch-stream")]
-    assert len(of_streams) <= WATCH_THREADS
+    assert len(of_streams) <= STREAM_THREADS
     for stream in streams:
         stream.call.cancel()
         stream.half_close()

@@ -56,3 +56,36 @@ class PeerLimiter:
             bucket = self._peers.setdefault(peer, _Bucket(self._per_peer, now))
             if not bucket.take(now, self._per_peer) or not self._all.take(now, self._in_all):
                 raise Overloaded
+
+
+class ConcurrencyLimit:
+    """How many of something there may be at a time: in all, and of any one."""
+
+    def __init__(self, *, in_all: int, of_one: int) -> None:
+        """Take the bounds."""
+        self._in_all = in_all
+        self._of_one = of_one
+        self._held: dict[str, int] = {}
+        self._total = 0
+        self._lock = threading.Lock()
+
+    def acquire(self, name: str) -> None:
+        """Count one more of `name`.
+
+        Raises:
+            Overloaded: There are too many.
+        """
+        with self._lock:
+            held = self._held.get(name, 0)
+            if held >= self._of_one or self._total >= self._in_all:
+                raise Overloaded("too many open streams; try again later")
+            self._held[name] = held + 1
+            self._total += 1
+
+    def release(self, name: str) -> None:
+        """Count one less."""
+        with self._lock:
+            held = self._held.pop(name) - 1
+            if held:
+                self._held[name] = held
+            self._total -= 1

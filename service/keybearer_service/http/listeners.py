@@ -38,23 +38,24 @@ class HttpListeners:
         config: HttpConfig,
         *,
         gateway_routes: Sequence[Route],
+        is_live: Callable[[], bool],
         is_ready: Callable[[], bool],
-        render_metrics: Callable[[], tuple[bytes, str]],
+        render_metrics: Callable[[], tuple[bytes, str]] | None,
     ) -> None:
         """Take the routes. `bind` takes the ports.
 
         Args:
             config: Which ports there are.
             gateway_routes: The routes for gateways.
-            is_ready: Returns whether the service can answer.
-            render_metrics: Returns the metrics and their content type.
+            is_live: Returns whether the process answers.
+            is_ready: Returns whether calls can be answered.
+            render_metrics: Returns the metrics and their content type; None for no metrics.
         """
         self._config = config
         self._gateway_routes = gateway_routes
-        self._is_ready = is_ready
-        self._render_metrics = render_metrics
+        self._health = health_routes(is_live, is_ready)
+        self._metrics = [] if render_metrics is None else [metrics_route(render_metrics)]
         self._servers: dict[str, HttpServer] = {}
-        self._serving = False
 
     def bind(self) -> None:
         """Take the ports; `start` begins to serve.
@@ -63,13 +64,11 @@ class HttpListeners:
             ListenError: A port is in use.
             TlsError: A certificate or key cannot be read.
         """
-        health = health_routes(lambda: self._serving and self._is_ready())
-        metrics = metrics_route(self._render_metrics)
         if self._config.gateway is not None:
-            shown = [metrics] if self._config.metrics is None else []
-            self._bind("http", self._config.gateway, [*self._gateway_routes, *health, *shown])
+            shown = self._metrics if self._config.metrics is None else []
+            self._bind("http", self._config.gateway, [*self._gateway_routes, *self._health, *shown])
         if self._config.metrics is not None:
-            self._bind("metrics-http", self._config.metrics, [*health, metrics])
+            self._bind("metrics-http", self._config.metrics, [*self._health, *self._metrics])
 
     @property
     def port(self) -> int:
@@ -83,18 +82,12 @@ class HttpListeners:
 
     def start(self) -> None:
         """Begin to serve."""
-        self._serving = True
         for name, server in self._servers.items():
             server.start()
             log.info("serving_http", port=server.port, name=name)
 
-    def drain(self) -> None:
-        """Answer `/readyz` with 503 from now on."""
-        self._serving = False
-
     def stop(self, grace_s: float) -> None:
         """Finish the requests in flight and close every port."""
-        self.drain()
         for server in self._servers.values():
             server.stop(grace_s)
 

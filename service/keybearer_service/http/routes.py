@@ -10,19 +10,26 @@ from starlette.routing import Route
 NO_STORE = {"cache-control": "no-store"}
 
 
-def health_routes(is_ready: Callable[[], bool]) -> list[Route]:
-    """Return `/healthz`: the process lives, and `/readyz`: it can answer."""
+def health_routes(is_live: Callable[[], bool], is_ready: Callable[[], bool]) -> list[Route]:
+    """Return `/healthz`: the process answers, and `/readyz`: it can answer calls.
 
-    async def healthz(_request: Request) -> Response:
-        return PlainTextResponse("ok\n", headers=NO_STORE)
+    Args:
+        is_live: Returns the first; may take up to 2 s.
+        is_ready: Returns the second; may take up to 4 s.
+    """
+
+    def healthz(_request: Request) -> Response:
+        return _status(is_live(), "ok", "not answering")
 
     def readyz(_request: Request) -> Response:
-        ready = is_ready()
-        return PlainTextResponse(
-            "ready\n" if ready else "not ready\n", 200 if ready else 503, headers=NO_STORE
-        )
+        return _status(is_ready(), "ready", "not ready")
 
     return [Route("/healthz", healthz), Route("/readyz", readyz)]
+
+
+def _status(is_well: bool, well: str, ill: str) -> Response:  # noqa: FBT001 - private, two words
+    text, status = (well, 200) if is_well else (ill, 503)
+    return PlainTextResponse(f"{text}\n", status, headers=NO_STORE)
 
 
 def metrics_route(render: Callable[[], tuple[bytes, str]]) -> Route:

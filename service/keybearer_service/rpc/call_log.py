@@ -55,11 +55,13 @@ class CallLog:
         """Report a call that was answered."""
         if call.method not in self._quiet:
             self._recorder.called(call.method, "OK")
-            self.stream_ended(call)
+            self._log_served(call)
 
     def stream_ended(self, call: CallContext) -> None:
         """Report a stream that its caller ended, or that ended in order."""
-        log.info("call_served", method=call.method, **self._facts(call))
+        # Nobody without a credential may fill the log.
+        if call.caller is not None:
+            self._log_served(call)
 
     def failed(self, call: CallContext, error: Exception) -> Status:
         """Report a call that failed; return its status."""
@@ -89,6 +91,9 @@ class CallLog:
         """Log how many refusals were not logged one by one; called every minute."""
         for peer, count in self._logged_refusals.collect(everything=everything).items():
             log.warning("calls_refused", peer=peer, not_logged=count)
+
+    def _log_served(self, call: CallContext) -> None:
+        log.info("call_served", method=call.method, **self._facts(call))
 
     def _is_logged(self, call: CallContext, *, is_refusal: bool) -> bool:
         # Nobody without a credential may fill the log.

@@ -48,6 +48,21 @@ _SUBMITTED = Submitted()
 _Work = tuple[Callable[..., object], tuple[object, ...]]
 
 
+class Ping:
+    """An empty task in an executor."""
+
+    def __init__(self, executor: "CallExecutor") -> None:
+        """Submit it."""
+        self._executor = executor
+        self._finished_before = executor.finished
+        self._done = threading.Event()
+        executor.submit(self._done.set)
+
+    def answered_within(self, seconds: float) -> bool:
+        """Wait; return whether this task or another one ended meanwhile."""
+        return self._done.wait(seconds) or self._executor.finished != self._finished_before
+
+
 class CallExecutor(ThreadPoolExecutor):
     """A fixed number of threads for calls, with stand-ins once all of them wait for slow senders.
 
@@ -69,6 +84,8 @@ class CallExecutor(ThreadPoolExecutor):
         self._threads: set[threading.Thread] = set()
         self._wanted = threads
         self._is_shut_down = False
+        self.finished = 0
+        """Counts the tasks that ended; a count may be lost, but not every one of several."""
         self._hire()
 
     @property
@@ -93,6 +110,10 @@ class CallExecutor(ThreadPoolExecutor):
             raise RuntimeError("the executor was shut down")
         self._queue.put((work, args))
         return _SUBMITTED
+
+    def ping(self) -> "Ping":
+        """Submit an empty task, to see whether the executor ends tasks at all."""
+        return Ping(self)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - the library's signature
         """Take no more calls and end the threads.
@@ -142,6 +163,7 @@ class CallExecutor(ThreadPoolExecutor):
                 work(*args)
             except BaseException:  # the thread goes on; grpc has answered for what behaviours raise
                 log.exception("task_failed")
+            self.finished += 1
             # Nothing of a call stays here while the thread waits for the next one.
             del item, work, args
             if len(self._threads) > self._wanted and self._leaves():
@@ -188,6 +210,11 @@ class MessageWatchdog:
         self._ending.set()
         if self._thread.is_alive():
             self._thread.join()
+
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for their message."""
+        return len(self._waits)
 
     def first_message(self, messages: Iterator[M], call: Cancellable, pool: CallExecutor) -> M:
         """Wait for the message of a call that has one, on a thread of `pool`.

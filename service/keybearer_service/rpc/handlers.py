@@ -4,7 +4,7 @@ Every method is served as if its requests were a stream: grpc then calls us as s
 are there, so that the caller is judged before its message is waited for, and we do the waiting.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, cast
 from urllib.parse import unquote
 
@@ -21,9 +21,9 @@ from keybearer_service.rpc.requests import Metadata
 class MethodHandlers(grpc.GenericRpcHandler):
     """The methods of ours on a port, found by their path in one step."""
 
-    def __init__(self, handlers: Iterable[tuple[str, Any]]) -> None:
-        """Take the paths and their handlers."""
-        self._handlers = dict(handlers)
+    def __init__(self, handlers: Mapping[str, Any]) -> None:
+        """Take the handlers by path."""
+        self._handlers = handlers
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """Return the handler of a method; None, for UNIMPLEMENTED, when it is not ours."""
@@ -34,6 +34,7 @@ def unary_handler(method: UnaryMethod, executor: CallExecutor, watchdog: Message
     """Return the handler of a method with one message each way."""
 
     def behaviour(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        _refuse_private(context)
         answer = method.answer(GrpcRequest(context, messages, executor, watchdog))
         if isinstance(answer, Status):
             _abort(context, answer)
@@ -51,6 +52,7 @@ def stream_handler(method: StreamMethod, executor: CallExecutor, watchdog: Messa
         context: grpc.ServicerContext,
         send_status: Callable[[None], None],
     ) -> None:
+        _refuse_private(context)
         request = GrpcStreamRequest(context, messages, executor, watchdog, send_status)
         status = method.open(request)
         if status is not None:
@@ -146,6 +148,20 @@ class GrpcStreamRequest(GrpcRequest):
             send_status=self._send_status,
             executor=self._executor,
         )
+
+
+def is_private(context: grpc.ServicerContext) -> bool:
+    """Return whether a call came over the private listener, whose credentials are local ones."""
+    if context.peer() != "unix:":
+        return False
+    # Lists of bytes, which the type stubs do not say.
+    facts: Mapping[str, Any] = context.auth_context()
+    return list(facts.get("transport_security_type", ())) == [b"local"]
+
+
+def _refuse_private(context: grpc.ServicerContext) -> None:
+    if is_private(context):
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "only liveness is asked here")
 
 
 def _abort(context: grpc.ServicerContext, status: Status) -> NoReturn:

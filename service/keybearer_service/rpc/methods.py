@@ -1,9 +1,9 @@
 """The methods that a port serves: read from descriptors and joined with their servicers."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
 from keybearer.access import AccessRule, method_path, rules_of
@@ -18,7 +18,18 @@ def specs_of(services: Iterable[ServiceDescriptor]) -> Mapping[str, MethodSpec]:
     """
     listed = list(services)
     rules = rules_of(listed)
-    return {spec.path: spec for service in listed for spec in _specs(service, rules)}
+    return {
+        path: _spec(method, rules[path])
+        for service in listed
+        for method in service.methods
+        for path in (method_path(method),)
+    }
+
+
+def public_specs_of(service: Any) -> tuple[MethodSpec, ...]:
+    """Return the methods of a service that asks for no credential."""
+    rule = AccessRule(public=True)
+    return tuple(_spec(method, rule) for method in service.methods)
 
 
 def behaviour_of(servicers: Mapping[str, object], spec: MethodSpec) -> Callable[..., Any]:
@@ -39,13 +50,11 @@ def behaviour_of(servicers: Mapping[str, object], spec: MethodSpec) -> Callable[
     return serve
 
 
-def _specs(service: ServiceDescriptor, rules: Mapping[str, AccessRule]) -> Iterator[MethodSpec]:
-    for method in service.methods:
-        path = method_path(method)
-        yield MethodSpec(
-            path=path,
-            rule=rules[path],
-            request=GetMessageClass(method.input_type),
-            response=GetMessageClass(method.output_type),
-            is_stream=method.server_streaming,
-        )
+def _spec(method: MethodDescriptor, rule: AccessRule) -> MethodSpec:
+    return MethodSpec(
+        path=method_path(method),
+        rule=rule,
+        request=GetMessageClass(method.input_type),
+        response=GetMessageClass(method.output_type),
+        is_stream=method.server_streaming,
+    )

@@ -1,13 +1,6 @@
 """The gRPC server: ports, health, reflection, and an end that loses nothing."""
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
 import grpc
-from google.protobuf import descriptor_pool
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from keybearer_service.net.addresses import Listener, ListenError
 from keybearer_service.net.tls import server_credentials
@@ -17,18 +10,6 @@ MAX_MESSAGE_BYTES = 128 * 1024
 MAX_METADATA_BYTES = 8 * 1024
 MAX_STREAMS_A_CONNECTION = 100
 """Section 8 of the wire contract."""
-DRAIN_GRACE_S = 10.0
-"""How long calls in flight may take to finish; below the 30 s that Kubernetes waits."""
-
-HEALTH_METHODS = frozenset(f"/grpc.health.v1.Health/{name}" for name in ("Check", "List", "Watch"))
-REFLECTION_SERVICES = (
-    "grpc.reflection.v1.ServerReflection",
-    "grpc.reflection.v1alpha.ServerReflection",
-)
-"""grpcio serves v1alpha alone; tools ask for v1 first. The messages are the same on the wire."""
-REFLECTION_METHODS = frozenset(f"/{name}/ServerReflectionInfo" for name in REFLECTION_SERVICES)
-EXEMPT_METHODS = HEALTH_METHODS | REFLECTION_METHODS
-"""Served to anybody: they tell whether the server runs and what its protos say, both public."""
 
 
 class Server:
@@ -39,83 +20,40 @@ class Server:
         listener: Listener,
         *,
         methods: grpc.GenericRpcHandler,
-        exempt: grpc.ServerInterceptor,
-        services: Sequence[str],
+        private_address: str,
         default_executor: CallExecutor,
-        executors: Sequence[CallExecutor],
-        with_reflection: bool = True,
     ) -> None:
         """Bind the port; `start` begins to serve.
 
         Args:
             listener: Where to listen.
-            methods: The methods of ours.
-            exempt: Bounds the calls of health and reflection.
-            services: The full names of our services, for health and reflection.
-            default_executor: Runs the calls of methods that have no executor of their own; how many
-                wait for it is shown in the metrics.
-            executors: Shut down with the server.
-            with_reflection: Whether tools may ask what is served.
+            methods: Everything that is served.
+            private_address: A `unix:` socket that this process asks itself on.
+            default_executor: Takes what grpc has no executor for.
 
         Raises:
             ListenError: The port is in use, or not to be had.
         """
-        self._reflection_executor = ThreadPoolExecutor(4, thread_name_prefix="reflection")
-        self._executors: list[ThreadPoolExecutor] = [*executors, self._reflection_executor]
-        self._default_executor = default_executor
-        self._services = services
         self._server = grpc.server(
-            default_executor,
-            interceptors=[exempt],
-            options=server_options(share_port=listener.share_port),
+            default_executor, options=server_options(share_port=listener.share_port)
         )
         self._server.add_generic_rpc_handlers((methods,))
-        # Non-blocking, so that a Watch holds no thread.
-        self.health = health.HealthServicer(experimental_non_blocking=True)
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
-        self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        if with_reflection:
-            self._add_reflection([*services, health.SERVICE_NAME, *REFLECTION_SERVICES[1:]])
         self.port = self._bind(listener)
-
-    @property
-    def queued_calls(self) -> int:
-        """How many validations wait for a thread."""
-        return self._default_executor.queued
+        self._server.add_secure_port(
+            private_address, grpc.local_server_credentials(grpc.LocalConnectionType.UDS)
+        )
 
     def start(self) -> None:
-        """Begin to serve, and say so to those who ask for health."""
+        """Begin to serve."""
         self._server.start()
-        self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
-    def stop(self, grace_s: float = DRAIN_GRACE_S) -> None:
-        """Take no more calls, let those in flight finish for a while, and end."""
-        self.health.enter_graceful_shutdown()
+    def stop(self, grace_s: float) -> None:
+        """Take no more calls, let those in flight finish for a while, and end.
+
+        Args:
+            grace_s: Seconds for the calls in flight.
+        """
         self._server.stop(grace_s).wait()
-        for executor in self._executors:
-            executor.shutdown(wait=True, cancel_futures=True)
-
-    def _set_health(self, status: int) -> None:
-        for name in ("", *self._services):
-            self.health.set(name, status)
-
-    def _add_reflection(self, names: Sequence[str]) -> None:
-        servicer = reflection.ReflectionServicer(names, pool=_Symbols())
-
-        def info(requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-            yield from servicer.ServerReflectionInfo(requests, context)
-
-        # Its own executor: a tool that keeps its stream open must not cost a validation a thread.
-        info.experimental_thread_pool = self._reflection_executor  # type: ignore[attr-defined]
-        handler = grpc.stream_stream_rpc_method_handler(
-            info,
-            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-        )
-        for name in REFLECTION_SERVICES:
-            self._server.add_generic_rpc_handlers(
-                (grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": handler}),)
-            )
 
     def _bind(self, listener: Listener) -> int:
         try:
@@ -152,32 +90,3 @@ def server_options(*, share_port: bool) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.enable_channelz", 0),
     ]
-
-
-class _Symbols:
-    """The descriptor pool, where methods are found too.
-
-    protobuf's own finds the file of a service and not that of its method, which grpcurl asks for
-    when it describes one.
-    """
-
-    def __init__(self) -> None:
-        self._pool = descriptor_pool.Default()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._pool, name)
-
-    def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802 - the library's name
-        """Answer the file that declares a symbol.
-
-        Raises:
-            KeyError: There is none.
-        """
-        try:
-            return self._pool.FindFileContainingSymbol(symbol)
-        except KeyError:
-            service, _, method = symbol.rpartition(".")
-            found = self._pool.FindServiceByName(service)
-            if method not in found.methods_by_name:
-                raise
-            return found.file

@@ -1,4 +1,4 @@
-"""`python -m reliability.recorded DIR TOKEN ADMIN SEED CHANGES PLANTS`: a run to be traced.
+"""`python -m reliability.traced_run DIR TOKEN ADMIN SEED CHANGES PLANTS`: a run to be traced.
 
 Serves the directory in a child, makes changes one after the other, and after each acknowledgement
 appends what must be true from now on to the file `acks`: one JSON line.
@@ -15,13 +15,13 @@ from reliability.processes import serving
 
 def main() -> None:
     """Make the run."""
-    directory, token, admin, seed, changes, plants = sys.argv[1:]
+    directory, token, admin, seed, changes, bugs = sys.argv[1:]
     path = Path(directory)
     writer = Writer(0, random.Random(int(seed)), admin)
     # Unbuffered: the line is written when it is written.
     with (
         (path.parent / "acks").open("ab", buffering=0) as acks,
-        serving(path, plants=plants.split(",")) as server,
+        serving(path, bugs=bugs.split(",")) as server,
     ):
         stubs = server.stubs(token)
         for _ in range(int(changes)):

@@ -1,16 +1,18 @@
-"""`python -m reliability.doctored PLANT,PLANT COMMAND…`: the server's command with bugs planted."""
+"""`python -m reliability.run_with_bugs BUG,BUG COMMAND…`: the server's command with bugs."""
 
 import sys
+import threading
+from typing import Any
 from unittest import mock
 
 from keybearer_service import cli, container
 from keybearer_service.domain import token_format
-from keybearer_service.rpc import executors
-from reliability.plants import store_with
+from keybearer_service.rpc import executors, handlers, probes
+from reliability.seeded_bugs import store_with
 
 
 def main() -> None:
-    """Put the doctored parts in place and run the command."""
+    """Put the parts with bugs in place and run the command."""
     names = sys.argv[1].split(",")
     del sys.argv[1]
     parse = token_format.parse
@@ -23,6 +25,18 @@ def main() -> None:
 
     def hire_nobody(_pool: executors.CallExecutor, _waiting: int) -> None:
         """Leave the threads waiting."""
+
+    find = handlers.MethodHandlers.service
+
+    def hold_the_serving_thread(self: handlers.MethodHandlers, details: Any) -> Any:
+        if details.method == "/planted/Hold":
+            threading.Event().wait()
+        return find(self, details)
+
+    if {"hold-serving-thread", "short-watchdog"} & set(names):
+        probes.WATCHDOG_INTERVAL_S = 1.0
+    if "hold-serving-thread" in names:
+        handlers.MethodHandlers.service = hold_the_serving_thread  # type: ignore[assignment,method-assign]
 
     hire = hire_nobody if "no-stand-ins" in names else executors.CallExecutor.make_up_for
     with (

@@ -1,6 +1,6 @@
 """Bugs to plant, each a small wrong variant of the store. A harness that misses one proves nothing.
 
-Subclasses of the real store, put in its place by `doctored` in a process of its own, or by a test
+Subclasses of the real store, put in its place by `run_with_bugs` in its own process, or by a test
 in its own process. Nothing of the product knows them.
 """
 

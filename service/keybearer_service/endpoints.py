@@ -1,0 +1,273 @@
+"""Everything that is served over gRPC, put together: methods, servicers, threads, health."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from keybearer.v1 import (
+    account_service_pb2,
+    api_key_service_pb2,
+    audit_service_pb2,
+    token_service_pb2,
+    user_service_pb2,
+)
+from keybearer_service.container import Container
+from keybearer_service.domain.rate_limits import PeerLimiter
+from keybearer_service.gateway import ext_authz
+from keybearer_service.net.addresses import Listener
+from keybearer_service.rpc import health, reflection
+from keybearer_service.rpc.call_log import CallLog
+from keybearer_service.rpc.executors import CallExecutor, MessageWatchdog
+from keybearer_service.rpc.handlers import MethodHandlers, stream_handler, unary_handler
+from keybearer_service.rpc.health import HealthServicer
+from keybearer_service.rpc.methods import behaviour_of, specs_of
+from keybearer_service.rpc.pipeline import MethodSpec, StreamMethod, UnaryMethod
+from keybearer_service.rpc.probes import LIVENESS_METHOD, executors_answer, liveness_handler
+from keybearer_service.rpc.reflection import ReflectionServicer
+from keybearer_service.rpc.server import Server
+from keybearer_service.rpc.servicers.accounts import AccountServicer
+from keybearer_service.rpc.servicers.api_keys import ApiKeyServicer
+from keybearer_service.rpc.servicers.audit import AuditServicer
+from keybearer_service.rpc.servicers.tokens import TokenServicer
+from keybearer_service.rpc.servicers.users import UserServicer
+from keybearer_service.validation.callers import Callers
+
+SERVICES = (
+    account_service_pb2.DESCRIPTOR.services_by_name["AccountService"],
+    user_service_pb2.DESCRIPTOR.services_by_name["UserService"],
+    api_key_service_pb2.DESCRIPTOR.services_by_name["ApiKeyService"],
+    token_service_pb2.DESCRIPTOR.services_by_name["TokenService"],
+    audit_service_pb2.DESCRIPTOR.services_by_name["AuditService"],
+)
+SERVICE_NAMES = tuple(service.full_name for service in SERVICES)
+
+VALIDATING_METHODS = frozenset(
+    {
+        *(
+            f"/keybearer.v1.TokenService/{name}"
+            for name in ("ValidateToken", "BatchValidateTokens", "WhoAmI")
+        ),
+        ext_authz.CHECK_METHOD,
+    }
+)
+"""Called all the time, so they run on threads of their own: a stuck write or a long list never
+makes a validation wait."""
+WATCH_METHOD = "/keybearer.v1.TokenService/WatchInvalidations"
+QUIET_METHODS = frozenset(
+    {
+        *VALIDATING_METHODS,
+        WATCH_METHOD,
+        *(spec.path for spec in (*health.SPECS, *reflection.SPECS)),
+    }
+)
+"""Neither logged nor audited one by one."""
+
+VALIDATION_THREADS = 2
+"""Two is enough: the GIL serialises the work, and every extra thread adds hand-overs inside SQLite
+reads. Those that wait for slow senders are made up for."""
+MANAGEMENT_THREADS = 8
+PUBLIC_THREADS = 4
+"""For the public method: callers without a credential must not cost those who have one a thread."""
+STREAM_THREADS = 16
+"""Watch streams begin and end on them, and hold none in between."""
+PROBE_THREADS = 4
+"""For health, which must not wait behind anything."""
+REFLECTION_THREADS = 2
+
+
+def served_methods() -> Mapping[str, MethodSpec]:
+    """Return every method of ours that is served, by path.
+
+    Raises:
+        RuleError: A method has no access rule.
+    """
+    check = MethodSpec(
+        path=ext_authz.CHECK_METHOD,
+        rule=ext_authz.RULE,
+        request=ext_authz.REQUEST,
+        response=ext_authz.RESPONSE,
+    )
+    return {**specs_of(SERVICES), check.path: check}
+
+
+class Executors:
+    """The threads that calls run on, apart so that none waits behind another kind."""
+
+    def __init__(self) -> None:
+        """Start the threads."""
+        self.validation = CallExecutor(VALIDATION_THREADS, "validation")
+        self._management = CallExecutor(MANAGEMENT_THREADS, "management")
+        self._public = CallExecutor(PUBLIC_THREADS, "public")
+        self._streams = CallExecutor(STREAM_THREADS, "watch-stream")
+        self._probes = CallExecutor(PROBE_THREADS, "probes")
+        self.reflection = CallExecutor(REFLECTION_THREADS, "reflection")
+        self.liveness = CallExecutor(1, "liveness")
+
+    @property
+    def serving(self) -> Sequence[CallExecutor]:
+        """Every executor that serves callers."""
+        return (
+            self.validation,
+            self._management,
+            self._public,
+            self._streams,
+            self._probes,
+            self.reflection,
+        )
+
+    def of(self, spec: MethodSpec) -> CallExecutor:
+        """Return the executor of a method."""
+        if spec in health.SPECS:
+            return self._probes
+        if spec in reflection.SPECS:
+            return self.reflection
+        if spec.is_stream:
+            return self._streams
+        if spec.path in VALIDATING_METHODS:
+            return self.validation
+        return self._public if spec.rule.public else self._management
+
+    def answer(self) -> bool:
+        """Return whether every executor that serves callers ends its tasks."""
+        return executors_answer(self.serving)
+
+    def shutdown(self) -> None:
+        """Drop what waits and end every thread."""
+        for executor in (*self.serving, self.liveness):
+            executor.shutdown(wait=True, cancel_futures=True)
+
+
+class RpcEndpoints:
+    """The gRPC server and what it serves."""
+
+    def __init__(
+        self,
+        container: Container,
+        listener: Listener,
+        *,
+        private_address: str,
+        is_ready: Callable[[], bool],
+        on_outcome_unknown: Callable[[], None],
+        with_reflection: bool,
+    ) -> None:
+        """Build everything and bind the port; `start` begins to serve.
+
+        Args:
+            container: The use cases.
+            listener: Where to listen.
+            private_address: The socket that the process asks itself on.
+            is_ready: Returns whether calls can be answered.
+            on_outcome_unknown: Called when a commit failed; the process is to end.
+            with_reflection: Whether tools may ask what is served.
+
+        Raises:
+            ListenError, TlsError: The port cannot be had.
+            RuleError: A method of ours has no access rule.
+        """
+        self._container = container
+        self._executors = Executors()
+        self._watchdog = MessageWatchdog(container.clock)
+        self.call_log = CallLog(
+            quiet=QUIET_METHODS,
+            refusals=container.refusals,
+            recorder=container.recorder,
+            clock=container.clock,
+            on_outcome_unknown=on_outcome_unknown,
+        )
+        self._health = HealthServicer(
+            SERVICE_NAMES, is_ready=is_ready, is_live=self._executors.answer
+        )
+        self._reflection = ReflectionServicer(
+            [*SERVICE_NAMES, health.SERVICE, *reflection.SERVICES[1:]], self._executors.reflection
+        )
+        try:
+            self._server = Server(
+                listener,
+                methods=MethodHandlers(self._handlers(with_reflection=with_reflection)),
+                private_address=private_address,
+                default_executor=self._executors.validation,
+            )
+        except BaseException:
+            self._executors.shutdown()
+            raise
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        return self._server.port
+
+    @property
+    def queued_calls(self) -> int:
+        """How many validations wait for a thread."""
+        return self._executors.validation.queued
+
+    @property
+    def calls_without_message(self) -> int:
+        """How many calls have sent their headers and not yet their message."""
+        return self._watchdog.waiting
+
+    def executors_answer(self) -> bool:
+        """Return whether every executor that serves callers ends its tasks."""
+        return self._executors.answer()
+
+    def start(self) -> None:
+        """Begin to serve."""
+        self._watchdog.start()
+        self._health.start()
+        self._server.start()
+
+    def stop(self, grace_s: float) -> None:
+        """End the streams, let the calls in flight finish for a while, and end.
+
+        Args:
+            grace_s: Seconds for the calls in flight.
+        """
+        self._health.close()
+        self._reflection.close()
+        self._server.stop(grace_s)
+        self._executors.shutdown()
+        self._watchdog.stop()
+
+    def _handlers(self, *, with_reflection: bool) -> dict[str, Any]:
+        servicers = servicers_of(self._container)
+        servicers[health.SERVICE] = self._health
+        specs = {**served_methods(), **{spec.path: spec for spec in health.SPECS}}
+        if with_reflection:
+            servicers |= dict.fromkeys(reflection.SERVICES, self._reflection)
+            specs |= {spec.path: spec for spec in reflection.SPECS}
+        handlers = {
+            path: self._handler_of(spec, behaviour_of(servicers, spec))
+            for path, spec in specs.items()
+        }
+        handlers[LIVENESS_METHOD] = liveness_handler(
+            self._executors.answer, self._executors.liveness
+        )
+        return handlers
+
+    def _handler_of(self, spec: MethodSpec, serve: Callable[..., Any]) -> Any:
+        container, executor = self._container, self._executors.of(spec)
+        shared = {"log": self.call_log, "clock": container.clock, "entropy": container.entropy}
+        if spec.is_stream:
+            # So many streams begin at once after a restart that they share reads of the store.
+            stream = StreamMethod(spec, serve, callers=Callers(container.watches), **shared)
+            return stream_handler(stream, executor, self._watchdog)
+        method = UnaryMethod(spec, serve, callers=Callers(container.validator), **shared)
+        return unary_handler(method, executor, self._watchdog)
+
+
+def servicers_of(container: Container) -> dict[str, object]:
+    """Return the servicers by the full name of the service that each serves."""
+    return {
+        "keybearer.v1.AccountService": AccountServicer(container.accounts, container.clock),
+        "keybearer.v1.UserService": UserServicer(container.users),
+        "keybearer.v1.ApiKeyService": ApiKeyServicer(container.keys, container.clock),
+        "keybearer.v1.TokenService": TokenServicer(
+            container.validator,
+            container.keys,
+            container.watches,
+            PeerLimiter(container.clock),
+            container.clock,
+            container.recorder,
+        ),
+        "keybearer.v1.AuditService": AuditServicer(container.store, container.page_tokens),
+        ext_authz.SERVICE: ext_authz.AuthorizationServicer(container.authorizer),
+    }
