@@ -17,7 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fakes import FakeClock, SeededEntropy
-from gateway.asking import DOORS, forward_auth_request
+from gateway.gateway_clients import DOORS, forward_auth_request
 from gateway.support import Cast, Gated, cast, free_port, gated
 from harness import refused
 from keybearer_service import metrics

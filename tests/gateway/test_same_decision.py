@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pytest
 
-from gateway.asking import DENIALS, DOORS, Answer, Asked
+from gateway.gateway_clients import DENIALS, DOORS, Answer, Asked
 from gateway.support import KEY_NAME_OUT, Cast, Gated
 
 
