@@ -9,7 +9,13 @@ import httpx
 import pytest
 
 from fakes import FakeClock, SeededEntropy
-from gateway.gateway_clients import DOORS, check_request, forward_auth_request, reason_in, send_check
+from gateway.gateway_clients import (
+    DOORS,
+    check_request,
+    forward_auth_request,
+    reason_in,
+    send_check,
+)
 from gateway.support import Cast, Gated, cast, gated, tls_files
 from harness import refused
 from keybearer_service.config import ConfigError, load
