@@ -17,7 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fakes import FakeClock, SeededEntropy
-from gateway.gateway_clients import DOORS, forward_auth_request
+from gateway.gateway_clients import ENTRY_POINTS, forward_auth_request
 from gateway.support import Cast, Gated, cast, free_port, gated
 from harness import refused
 from keybearer_service import metrics
@@ -68,9 +68,9 @@ def test_verdicts_are_counted_by_door_and_outcome(counted: tuple[Gated, Cast]) -
         "introspection": "introspection",
     }
     for door in names:
-        DOORS[door](world, keys.gateway, keys.good, ())
+        ENTRY_POINTS[door](world, keys.gateway, keys.good, ())
         for _ in range(2):
-            DOORS[door](world, keys.gateway, keys.revoked, ())
+            ENTRY_POINTS[door](world, keys.gateway, keys.revoked, ())
     figures = scrape(world)
     for name in names.values():
         count = "keybearer_validations_total"

@@ -385,6 +385,12 @@ def test_the_largest_identity_reaches_the_grpc_service(channel: Any, largest: Ke
     assert {name: seen[header] for name, header in names.items()} == largest.identity
 
 
+def test_a_large_message_reaches_the_grpc_service(channel: Any, usual: Key) -> None:
+    """A stream has no end that could be limited beforehand."""
+    method = channel.unary_unary("/demo.v1.EchoService/UnaryUnary")
+    assert method(b"x" * LARGE_BODY, metadata=[bearer(usual.token)], timeout=10)
+
+
 @pytest.mark.parametrize(
     "method",
     [

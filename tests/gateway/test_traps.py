@@ -152,6 +152,19 @@ def loses_large_body(scene: Scene) -> bool:
     return not is_served(send(scene.proxy, "/x", [bearer(scene.keys.good)], body))
 
 
+def loses_large_message(scene: Scene) -> bool:
+    """Be refused for a large message of gRPC."""
+    message = b"x" * (2 * 1024 * 1024)
+    metadata = [bearer(scene.keys.good)]
+    with grpc.insecure_channel(f"127.0.0.1:{scene.proxy.grpc}") as channel:
+        method = channel.unary_unary("/demo.v1.EchoService/UnaryUnary")
+        try:
+            method(message, metadata=metadata, timeout=10)
+        except grpc.RpcError:
+            return True
+    return False
+
+
 def loses_large_identity(scene: Scene) -> bool:
     """Be refused for one's own identity."""
     return not is_served(send(scene.proxy, "/x", [bearer(scene.largest.token)]))
@@ -202,7 +215,7 @@ class Trap(NamedTuple):
     """What is changed in other files in either case."""
 
 
-def _lines_with(gateway: str, file: str, start: str) -> str:
+def _line_of(gateway: str, file: str, start: str) -> str:
     """Return the one line of a shipped file that begins so."""
     text = (proxies.SHIPPED / gateway / file).read_text()
     [line] = {line for line in text.splitlines() if line.strip().startswith(start)}
@@ -329,6 +342,9 @@ TRAPS = {
         loses_large_body,
         TAKES_LARGE_BODIES,
     ),
+    "nginx limits what a stream may carry": Trap(
+        "nginx", "nginx.conf", "client_max_body_size 0;", "", loses_large_message
+    ),
     "nginx has no room for a large identity": Trap(
         "nginx", "keybearer-check.conf", "proxy_buffer_size 16k;", "", loses_large_identity
     ),
@@ -398,14 +414,14 @@ TRAPS = {
     "haproxy passes other paths on": Trap(
         "haproxy",
         "haproxy.cfg",
-        _lines_with("haproxy", "haproxy.cfg", "http-request del-header ^x-"),
+        _line_of("haproxy", "haproxy.cfg", "http-request del-header ^x-"),
         "",
         names_other_path,
     ),
     "haproxy takes paths with two readings": Trap(
         "haproxy",
         "haproxy.cfg",
-        _lines_with("haproxy", "haproxy.cfg", "http-request return status 400 if { path -m reg"),
+        _line_of("haproxy", "haproxy.cfg", "http-request return status 400 if { path -m reg"),
         "",
         spells_path_otherwise,
     ),
