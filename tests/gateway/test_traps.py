@@ -155,9 +155,11 @@ def loses_large_body(scene: Scene) -> bool:
 def loses_large_message(scene: Scene) -> bool:
     """Be refused for a large message of gRPC."""
     message = b"x" * (2 * 1024 * 1024)
-    metadata = [bearer(scene.keys.good)]
+    metadata = (bearer(scene.keys.good),)
     with grpc.insecure_channel(f"127.0.0.1:{scene.proxy.grpc}") as channel:
-        method = channel.unary_unary("/demo.v1.EchoService/UnaryUnary")
+        method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            "/demo.v1.EchoService/UnaryUnary"
+        )
         try:
             method(message, metadata=metadata, timeout=10)
         except grpc.RpcError:
