@@ -51,7 +51,7 @@ test-long: $(VENV)/.dev ## Run the long suites, those marked slow
 .PHONY: bench
 bench: $(VENV)/.dev ## Measure the service on this machine
 	$(PY) tests/bench/run.py
-	$(PY) tests/bench/doors.py
+	$(PY) tests/bench/entry_points.py
 
 .PHONY: lint
 lint: $(VENV)/.dev ## Check style and format of Python and protos

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fakes import FakeClock, SeededEntropy
+from gateway.expected import Key, largest_key, usual_key
 from gateway.support import Cast, Gated, Upstreams, cast, gated, grpc_upstream, http_upstream
 
 
@@ -21,6 +22,18 @@ def world(tmp_path_factory: pytest.TempPathFactory, seed: int) -> Iterator[Gated
 def keys(world: Gated) -> Cast:
     """Keys for every case, in `world`."""
     return cast(world)
+
+
+@pytest.fixture(scope="session")
+def usual(world: Gated, keys: Cast) -> Key:
+    """A DEVELOPER key as most are, in `world`."""
+    return usual_key(world, keys)
+
+
+@pytest.fixture(scope="session")
+def largest(world: Gated, keys: Cast) -> Key:
+    """A key with the largest identity, in `world`."""
+    return largest_key(world)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,12 @@
 """The real gateways, started with the files of deploy/gateways; only addresses are replaced."""
 
+import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,8 @@ def _start_nginx(
     (directory / "keybearer-caller.conf").write_text(caller.replace("<token>", keybearer.token))
     (directory / "logs").mkdir()
     here = f"pid {directory}/pid; error_log {directory}/logs/error.log;"
+    if os.geteuid() == 0:
+        here += " user root;"  # another one could not write large bodies into this directory
     # Where Debian's nginx would write, another user may have to.
     temporary = "".join(
         f" {kind}_temp_path {directory}/{kind};"
@@ -148,7 +151,7 @@ def running(
     keybearer: Keybearer,
     upstreams: Upstreams,
     *,
-    edits: Mapping[str, tuple[str, str]] | None = None,
+    edits: Iterable[tuple[str, str, str]] = (),
 ) -> Iterator[Proxy]:
     """Run a gateway with a copy of its shipped files; skip where it is not installed.
 
@@ -157,10 +160,10 @@ def running(
         directory: Where the copy goes.
         keybearer: Where it asks.
         upstreams: Where it leads to.
-        edits: By file, a text and what stands there in its place, to plant a bug.
+        edits: Files, a text in each, and what stands there in its place, to plant a bug.
     """
     shutil.copytree(SHIPPED / name, directory)
-    for file, (text, other) in (edits or {}).items():
+    for file, text, other in edits:
         shipped = (directory / file).read_text()
         assert text in shipped, f"{file} does not say {text}"
         (directory / file).write_text(shipped.replace(text, other))

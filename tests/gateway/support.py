@@ -287,7 +287,9 @@ def _echo_handlers() -> dict[str, Any]:
 @contextmanager
 def grpc_upstream() -> Iterator[int]:
     """Serve demo.v1.EchoService and demo.v1.AdminService in all arities; yields the port."""
-    server = grpc.server(ThreadPoolExecutor(8))
+    # Room for the largest identity; gRPC begins to refuse at 8 KiB.
+    limits = [("grpc.max_metadata_size", 64 * 1024), ("grpc.absolute_max_metadata_size", 64 * 1024)]
+    server = grpc.server(ThreadPoolExecutor(8), options=limits)
     for name in ("demo.v1.EchoService", "demo.v1.AdminService"):
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(name, _echo_handlers()),)

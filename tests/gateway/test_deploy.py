@@ -1,5 +1,6 @@
 """The files under deploy/gateways/, as far as parsers can tell."""
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,25 @@ def _documents(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "file", ["envoy/envoy.yaml", "nginx/keybearer-identity.conf", "caddy/Caddyfile"]
+    "file", ["nginx/keybearer-identity.conf", "caddy/Caddyfile", "haproxy/keybearer.lua"]
 )
 def test_every_identity_header_is_in_the_file(file: str) -> None:
     """One that is left out would be the client's own."""
     text = (DEPLOY / "gateways" / file).read_text().lower()
     assert [name for name in IDENTITY if name not in text] == []
+
+
+def test_every_gateway_refuses_the_same_paths() -> None:
+    """The expression is one, written down in each language."""
+    gateways = DEPLOY / "gateways"
+    nginx = (gateways / "nginx/keybearer-path.conf").read_text()
+    [expression] = re.findall(r'\$request_uri ~\* "(.+)"\)', nginx)
+    for file, count in (
+        ("caddy/Caddyfile", 1),
+        ("envoy/envoy.yaml", 1),
+        ("haproxy/haproxy.cfg", 2),
+    ):
+        assert (gateways / file).read_text().count(expression) == count, file
 
 
 def test_traefik_files_name_what_they_use_and_every_identity_header() -> None:
@@ -33,6 +47,10 @@ def test_traefik_files_name_what_they_use_and_every_identity_header() -> None:
     [dynamic] = _documents("gateways/traefik/keybearer.yaml")
     http = dynamic["http"]
     assert static["providers"]["file"]["filename"] == "keybearer.yaml"
+    assert static["entryPoints"]["clients"]["http"]["aliasHeadersStrategy"] == "delete"
+    assert not any(static["entryPoints"]["clients"]["http"]["encodedCharacters"].values())
+    ambiguous = http["routers"].pop("ambiguous")
+    assert (ambiguous["service"], ambiguous["priority"]) == ("noop@internal", 1000)
     for name, router in http["routers"].items():
         assert set(router["middlewares"]) <= set(http["middlewares"])
         assert router["service"] in http["services"]

@@ -9,7 +9,13 @@ import httpx
 import pytest
 
 from fakes import FakeClock, SeededEntropy
-from gateway.asking import DOORS, check_request, forward_auth_request, reason_in, send_check
+from gateway.gateway_clients import (
+    ENTRY_POINTS,
+    check_request,
+    forward_auth_request,
+    reason_in,
+    send_check,
+)
 from gateway.support import Cast, Gated, cast, gated, tls_files
 from harness import initialise, refused
 from keybearer_service.app import App, AppConfig
@@ -130,7 +136,7 @@ def test_an_http_client_of_envoy_is_denied_in_json(world: Gated, keys: Cast) -> 
 
 def test_introspection_tells_whose_token_it_is(world: Gated, keys: Cast) -> None:
     """The names of RFC 7662 and ours."""
-    answer = DOORS["introspection"](world, keys.gateway, keys.good, ()).identity
+    answer = ENTRY_POINTS["introspection"](world, keys.gateway, keys.good, ()).identity
     assert answer == {
         "active": True,
         "token_type": "Bearer",
@@ -151,7 +157,7 @@ def test_introspection_tells_when_a_token_ends(world: Gated, keys: Cast) -> None
     """`exp` in seconds, as RFC 7519 counts."""
     until = world.clock.now() // 1_000_000 + 3600
     token = world.admin.create_key(expire_time={"seconds": until}).token
-    assert DOORS["introspection"](world, keys.gateway, token, ()).identity["exp"] == until
+    assert ENTRY_POINTS["introspection"](world, keys.gateway, token, ()).identity["exp"] == until
 
 
 def introspect(world: Gated, keys: Cast, **request: Any) -> httpx.Response:
@@ -211,41 +217,41 @@ def test_introspection_is_never_a_get(world: Gated, keys: Cast) -> None:
 # --- outages --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("door", DOORS)
-def test_an_outage_is_no_verdict_at_any_door(world: Gated, keys: Cast, door: str) -> None:
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_an_outage_is_no_verdict_at_any_door(world: Gated, keys: Cast, entry_point: str) -> None:
     """Without the store everybody hears UNAVAILABLE or 503, and nobody that a key is bad."""
     with world.outage():
         for token in (keys.good, keys.unknown):
-            answer = DOORS[door](world, keys.gateway, token, ())
+            answer = ENTRY_POINTS[entry_point](world, keys.gateway, token, ())
             assert (answer.kind, answer.reason) == ("unavailable", "STORE_UNAVAILABLE")
         assert world.http.get("/readyz").status_code == 503
         assert world.http.get("/healthz").status_code == 200
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 def test_an_outage_between_gateway_and_client_is_no_verdict(
-    world: Gated, keys: Cast, monkeypatch: pytest.MonkeyPatch, door: str
+    world: Gated, keys: Cast, monkeypatch: pytest.MonkeyPatch, entry_point: str
 ) -> None:
     """The same when the gateway is still known and its client cannot be looked up."""
     validator = world.service.app.container.validator
     known = validator.authenticate(keys.gateway)
     monkeypatch.setattr(validator, "authenticate", lambda _token: known)
     with world.outage():
-        answer = DOORS[door](world, keys.gateway, keys.good, ())
+        answer = ENTRY_POINTS[entry_point](world, keys.gateway, keys.good, ())
     assert (answer.kind, answer.reason) == ("unavailable", "STORE_UNAVAILABLE")
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 def test_a_pepper_that_is_missing_is_no_verdict(
-    world: Gated, keys: Cast, monkeypatch: pytest.MonkeyPatch, door: str
+    world: Gated, keys: Cast, monkeypatch: pytest.MonkeyPatch, entry_point: str
 ) -> None:
-    """What the use case itself calls unavailable is so at every door."""
+    """What the use case itself calls unavailable is so at every entry point."""
 
     def unavailable(_question: object) -> None:
         raise StoreUnavailable
 
     monkeypatch.setattr(world.service.app.container.validator, "judge", unavailable)
-    answer = DOORS[door](world, keys.gateway, keys.good, ())
+    answer = ENTRY_POINTS[entry_point](world, keys.gateway, keys.good, ())
     assert (answer.kind, answer.reason) == ("unavailable", "STORE_UNAVAILABLE")
 
 

@@ -17,7 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from fakes import FakeClock, SeededEntropy
-from gateway.asking import DOORS, forward_auth_request
+from gateway.gateway_clients import ENTRY_POINTS, forward_auth_request
 from gateway.support import Cast, Gated, cast, free_port, gated
 from harness import refused
 from keybearer_service.domain.verdict import Outcome
@@ -68,10 +68,10 @@ def test_verdicts_are_counted_by_door_and_outcome(counted: tuple[Gated, Cast]) -
         "forward_auth": "forward_auth",
         "introspection": "introspection",
     }
-    for door in names:
-        DOORS[door](world, keys.gateway, keys.good, ())
+    for entry_point in names:
+        ENTRY_POINTS[entry_point](world, keys.gateway, keys.good, ())
         for _ in range(2):
-            DOORS[door](world, keys.gateway, keys.revoked, ())
+            ENTRY_POINTS[entry_point](world, keys.gateway, keys.revoked, ())
     figures = scrape(world)
     for name in names.values():
         count = "keybearer_validations_total"
@@ -154,7 +154,7 @@ def test_no_label_holds_what_a_caller_can_choose(counted: tuple[Gated, Cast]) ->
 
 
 def test_figures_on_their_own_port_are_not_on_the_gateways(counted: tuple[Gated, Cast]) -> None:
-    """--metrics-listen takes them away from --http-listen, and serves no door."""
+    """--metrics-listen takes them away from --http-listen, and serves no entry point."""
     world, keys = counted
     assert world.http.get("/metrics").status_code == 404
     url = f"http://127.0.0.1:{world.service.app.metrics_port}"
@@ -265,8 +265,8 @@ def test_two_workers_answer_with_the_figures_of_both(tmp_path: Path) -> None:
                 break
         assert counts == {40.0}  # within a second, which is how often the other one folds
         assert len(list(stale.glob("counter_*.db"))) == 2  # and both have served
-        door = frozenset({("entry_point", "forward_auth")})
-        taken = {one["keybearer_validation_duration_seconds_count", door] for one in answers}
+        entry_point = frozenset({("entry_point", "forward_auth")})
+        taken = {one["keybearer_validation_duration_seconds_count", entry_point] for one in answers}
         assert taken == {40.0}
         never = frozenset({("days", "never")})
         assert {one["keybearer_live_keys", never] for one in answers} == {1}

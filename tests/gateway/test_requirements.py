@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gateway.asking import check_request, forward_auth_request, of_response, send_check
+from gateway.gateway_clients import check_request, forward_auth_request, of_response, send_check
 from gateway.support import Cast, Gated
 
 ROLE = "x-keybearer-required-role"

@@ -1,10 +1,10 @@
-"""One decision at every door: a table of situations, asked at each of them."""
+"""One decision at every entry point: a table of situations, asked at each of them."""
 
 from typing import NamedTuple
 
 import pytest
 
-from gateway.asking import DENIALS, DOORS, Answer, Asked
+from gateway.gateway_clients import DENIALS, ENTRY_POINTS, Answer, Asked
 from gateway.support import KEY_NAME_OUT, Cast, Gated
 
 
@@ -76,18 +76,22 @@ def _asked(situation: Situation, keys: Cast) -> Asked:
     return [(name, value.format(**vars(keys))) for name, value in situation.asked]
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 @pytest.mark.parametrize("name", SITUATIONS)
-def test_every_door_decides_alike(world: Gated, keys: Cast, name: str, door: str) -> None:
-    """The verdict does not depend on the door."""
+def test_every_entry_point_decides_alike(
+    world: Gated, keys: Cast, name: str, entry_point: str
+) -> None:
+    """The verdict does not depend on the entry point."""
     situation = SITUATIONS[name]
     token = getattr(keys, situation.token)
 
-    answer = DOORS[door](world, getattr(keys, situation.gateway), token, _asked(situation, keys))
+    answer = ENTRY_POINTS[entry_point](
+        world, getattr(keys, situation.gateway), token, _asked(situation, keys)
+    )
 
     if situation.expected == "VALID":
         assert (answer.kind, answer.key_id) == ("admitted", token.split("_")[1])
-    elif door == "introspection":
+    elif entry_point == "introspection":
         assert answer == Answer("inactive")
     else:
         assert (answer.kind, answer.reason) == DENIALS[situation.expected]
@@ -102,15 +106,15 @@ REFUSED_GATEWAYS = {
 }
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 @pytest.mark.parametrize("gateway", REFUSED_GATEWAYS)
 def test_a_gateway_without_authority_gets_nothing(
-    world: Gated, keys: Cast, gateway: str, door: str
+    world: Gated, keys: Cast, gateway: str, entry_point: str
 ) -> None:
     """Nobody learns anything about a token without a VALIDATOR key of one's own."""
-    answer = DOORS[door](world, getattr(keys, gateway), keys.good, ())
+    answer = ENTRY_POINTS[entry_point](world, getattr(keys, gateway), keys.good, ())
     reason = REFUSED_GATEWAYS[gateway]
-    if door.startswith("forward_auth"):
+    if entry_point.startswith("forward_auth"):
         # Passed on to a client whose own key may be good.
         assert (answer.kind, answer.reason, answer.challenge) == (
             "forbidden",
@@ -123,24 +127,24 @@ def test_a_gateway_without_authority_gets_nothing(
     assert not answer.identity
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 @pytest.mark.parametrize("asked", [TENANT, ANY], ids=["another", "any"])
 def test_a_tenants_gateway_reaches_no_other_account(
-    world: Gated, keys: Cast, asked: tuple[str, str], door: str
+    world: Gated, keys: Cast, asked: tuple[str, str], entry_point: str
 ) -> None:
     """Naming another account is for the operator's gateways, whether the account exists or not."""
     other = (asked[0], asked[1].replace("{tenant_account}", world.service.account_id))
-    answer = DOORS[door](world, keys.tenant_gateway, keys.tenant, [other])
+    answer = ENTRY_POINTS[entry_point](world, keys.tenant_gateway, keys.tenant, [other])
     assert answer.kind in ("forbidden", "inactive")
     assert answer.reason in ("OPERATOR_ONLY", "")
 
 
-@pytest.mark.parametrize("door", ["ext_authz", "forward_auth"])
+@pytest.mark.parametrize("entry_point", ["ext_authz", "forward_auth"])
 def test_an_admission_names_the_whole_identity_in_printable_ascii(
-    world: Gated, keys: Cast, door: str
+    world: Gated, keys: Cast, entry_point: str
 ) -> None:
     """Every header is there, and a name in other letters is percent-encoded."""
-    answer = DOORS[door](world, keys.gateway, keys.good, ())
+    answer = ENTRY_POINTS[entry_point](world, keys.gateway, keys.good, ())
     assert answer.identity == {
         "x-keybearer-key-id": keys.good_key_id,
         "x-keybearer-key-name": KEY_NAME_OUT,
@@ -152,12 +156,12 @@ def test_an_admission_names_the_whole_identity_in_printable_ascii(
     }
 
 
-@pytest.mark.parametrize("door", ["ext_authz", "forward_auth"])
+@pytest.mark.parametrize("entry_point", ["ext_authz", "forward_auth"])
 def test_what_an_admission_does_not_know_is_empty_and_there(
-    world: Gated, keys: Cast, door: str
+    world: Gated, keys: Cast, entry_point: str
 ) -> None:
     """A header that is left out would be the client's own."""
-    identity = DOORS[door](world, keys.gateway, keys.admin, ()).identity
+    identity = ENTRY_POINTS[entry_point](world, keys.gateway, keys.admin, ()).identity
     assert identity["x-keybearer-scopes"] == ""
     assert len(identity) == 7
 
@@ -169,14 +173,16 @@ CHALLENGES = {
 }
 
 
-@pytest.mark.parametrize("door", ["ext_authz", "forward_auth"])
+@pytest.mark.parametrize("entry_point", ["ext_authz", "forward_auth"])
 @pytest.mark.parametrize("token", CHALLENGES)
 def test_a_denial_carries_the_challenge_of_rfc_6750(
-    world: Gated, keys: Cast, token: str, door: str
+    world: Gated, keys: Cast, token: str, entry_point: str
 ) -> None:
     """A client is told what would be right."""
     asked, error = CHALLENGES[token]
-    challenge = DOORS[door](world, keys.gateway, getattr(keys, token), asked).challenge
+    challenge = ENTRY_POINTS[entry_point](
+        world, keys.gateway, getattr(keys, token), asked
+    ).challenge
     assert challenge.startswith('Bearer realm="keybearer", ')
     assert error in challenge
     assert ('scope="a.b c.d"' in challenge) == (token == "good")

@@ -4,9 +4,8 @@ These are the planted bugs of `test_gateways.py`: an attack that fails against t
 succeed against the file without its line, or the tests there would prove nothing.
 """
 
-import json
-import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,91 +15,194 @@ import pytest
 
 from fakes import FakeClock, SeededEntropy
 from gateway import proxies
+from gateway.exact_client import Answer, bearer, identities, send, send_lines, values_of
+from gateway.expected import Key
+from gateway.folding_upstream import folding_upstream
 from gateway.proxies import Keybearer, Proxy
+from gateway.spellings import PROTECTED, areas, path_spellings
 from gateway.support import IDENTITY, Cast, Gated, Upstreams, call_arity, cast, gated
 
 pytestmark = pytest.mark.slow
-Attack = Callable[[Proxy, Gated, Cast], bool]
 
 
-def headers_seen(answer: bytes) -> dict[str, str]:
-    """Answer what the upstream was sent; nothing when it was not asked."""
-    head, _, body = answer.partition(b"\r\n\r\n")
-    if head.split(b" ", 2)[1] != b"200":
-        return {}
-    return dict(json.loads(body[body.index(b"{") : body.rindex(b"}") + 1])["headers"])
+class Scene(NamedTuple):
+    """What an attack may use."""
+
+    proxy: Proxy
+    world: Gated
+    keys: Cast
+    largest: Key
 
 
-def raw(proxy: Proxy, path: str, *lines: str) -> bytes:
-    """Send a request exactly as it is written."""
-    request = "\r\n".join([f"GET {path} HTTP/1.1", "host: app", *lines, "", ""])
-    with socket.create_connection(("127.0.0.1", proxy.http), timeout=10) as connection:
-        connection.sendall(request.encode())
-        received = b""
-        while chunk := connection.recv(65536):
-            received += chunk
-    return received
+Attack = Callable[[Scene], bool]
+EVIL = "EVIL"
 
 
-def bearer(token: str) -> str:
-    """Make a client's header."""
-    return f"authorization: Bearer {token}"
+def is_served(answer: Answer) -> bool:
+    """Return whether the application was asked."""
+    return answer.received is not None
 
 
-def removes_identity(proxy: Proxy, world: Gated, keys: Cast) -> bool:
+def read_by_application(answer: Answer, variable: str) -> set[str]:
+    """Return what the application reads in a variable of the identity, by WSGI and by CGI."""
+    assert answer.received is not None
+    return {read.get(variable, "") for read in identities(answer.received)}
+
+
+def removes_identity(scene: Scene) -> bool:
     """Aim hop-by-hop removal at what keybearer said."""
-    names = ", ".join(IDENTITY)
-    seen = headers_seen(raw(proxy, "/x", f"connection: close, {names}", bearer(keys.good)))
-    return bool(seen) and "x-keybearer-key-id" not in seen
+    lines = [f"connection: close, {', '.join(IDENTITY)}", ": ".join(bearer(scene.keys.good))]
+    return read_by_application(send_lines(scene.proxy, "/x", lines), "KEY_ID") == {""}
 
 
-def spoofs_on_open_path(proxy: Proxy, world: Gated, keys: Cast) -> bool:
+def spoofs_on_open_path(scene: Scene) -> bool:
     """Claim an identity where no key is asked for."""
-    seen = headers_seen(raw(proxy, "/healthz", "connection: close", "x-keybearer-role: ADMIN"))
-    return seen.get("x-keybearer-role") == "ADMIN"
+    answer = send(scene.proxy, "/healthz", [("x-keybearer-role", EVIL)])
+    return EVIL in read_by_application(answer, "ROLE")
 
 
-def crosses_accounts(proxy: Proxy, world: Gated, keys: Cast) -> bool:
+def spoofs_by_underscores(scene: Scene) -> bool:
+    """Claim it in the spelling of WSGI."""
+    answer = send(scene.proxy, "/healthz", [("x_keybearer_role", EVIL)])
+    return EVIL in read_by_application(answer, "ROLE")
+
+
+def spoofs_by_dots(scene: Scene) -> bool:
+    """Claim it in a spelling that CGI folds."""
+    answer = send(scene.proxy, "/healthz", [("x.keybearer.role", EVIL)])
+    return EVIL in read_by_application(answer, "ROLE")
+
+
+def claims_requirement(scene: Scene) -> bool:
+    """Send the application a header that only the gateway sends, to keybearer."""
+    answer = send(scene.proxy, "/healthz", [("x-keybearer-required-role", EVIL)])
+    return EVIL in read_by_application(answer, "REQUIRED_ROLE")
+
+
+def passes_folding_name(scene: Scene) -> bool:
+    """Name a variable of WSGI that some servers take for the path."""
+    answer = send(scene.proxy, "/healthz", [("script_name", EVIL)])
+    return answer.received is not None and EVIL in values_of(answer.received)
+
+
+def names_other_path(scene: Scene) -> bool:
+    """Name another path in a header."""
+    answer = send(scene.proxy, "/healthz", [("x-original-url", "/admin")])
+    return answer.received is not None and "/admin" in values_of(answer.received)
+
+
+def crosses_accounts(scene: Scene) -> bool:
     """Ask for any account in a header of one's own, behind an operator's gateway."""
-    lines = ("connection: close", "x-keybearer-account: -", bearer(keys.tenant))
-    return bool(headers_seen(raw(proxy, "/x", *lines)))
+    headers = [("x-keybearer-account", "-"), bearer(scene.keys.tenant)]
+    return is_served(send(scene.proxy, "/x", headers))
 
 
-def crosses_accounts_by_query(proxy: Proxy, world: Gated, keys: Cast) -> bool:
-    """The same in a query."""
-    return bool(
-        headers_seen(raw(proxy, "/x?account_id=-", "connection: close", bearer(keys.tenant)))
-    )
+def crosses_accounts_by_query(scene: Scene) -> bool:
+    """Ask for it in a query."""
+    return is_served(send(scene.proxy, "/x?account_id=-", [bearer(scene.keys.tenant)]))
 
 
-def spells_path_otherwise(proxy: Proxy, world: Gated, keys: Cast) -> bool:
-    """Reach /admin as a DEVELOPER under another spelling."""
-    return any(
-        headers_seen(raw(proxy, path, "connection: close", bearer(keys.good)))
-        for path in ("//admin/users", "/x/../admin", "/%61dmin")
-    )
+def spells_path_otherwise(scene: Scene) -> bool:
+    """Reach what an application may read as a protected path, as a DEVELOPER."""
+    for target in path_spellings():
+        received = send(scene.proxy, target, [bearer(scene.keys.good)]).received
+        if received and areas(received.target, received.wsgi_path).intersection(PROTECTED):
+            return True
+    return False
 
 
-def sees_token(proxy: Proxy, world: Gated, keys: Cast) -> bool:
+def spells_protected_path_in_capitals(scene: Scene) -> bool:
+    """Reach it in another case."""
+    return is_served(send(scene.proxy, "/ADMIN/x", [bearer(scene.keys.good)]))
+
+
+def spells_open_path_in_capitals(scene: Scene) -> bool:
+    """Pass without a key."""
+    return is_served(send(scene.proxy, "/HEALTHZ"))
+
+
+def changes_protocol(scene: Scene) -> bool:
+    """Have the application change to a protocol whose requests nobody judges."""
+    lines = ["connection: upgrade", "upgrade: TLS/1.0", ": ".join(bearer(scene.keys.good))]
+    received = send_lines(scene.proxy, "/x", lines).received
+    return received is not None and "tls/1.0" in values_of(received).lower()
+
+
+def makes_tunnel(scene: Scene) -> bool:
+    """Have the application make a tunnel."""
+    answer = send(scene.proxy, "app:80", [bearer(scene.keys.good)], method="CONNECT")
+    return answer.status != 400
+
+
+def sees_token(scene: Scene) -> bool:
     """Read the client's token in the upstream."""
-    seen = headers_seen(raw(proxy, "/x", "connection: close", bearer(keys.good)))
-    return "authorization" in seen
+    received = send(scene.proxy, "/x", [bearer(scene.keys.good)]).received
+    return received is not None and scene.keys.good in values_of(received)
 
 
-def passes_http_in_outage(proxy: Proxy, world: Gated, keys: Cast) -> bool:
+def sees_token_on_open_path(scene: Scene) -> bool:
+    """Read it where no key is asked for."""
+    received = send(scene.proxy, "/healthz", [bearer(scene.keys.good)]).received
+    return received is not None and scene.keys.good in values_of(received)
+
+
+def loses_large_body(scene: Scene) -> bool:
+    """Be refused for a body that the location of the application takes."""
+    body = b"x" * (2 * 1024 * 1024)
+    return not is_served(send(scene.proxy, "/x", [bearer(scene.keys.good)], body))
+
+
+def loses_large_message(scene: Scene) -> bool:
+    """Be refused for a large message of gRPC."""
+    message = b"x" * (2 * 1024 * 1024)
+    metadata = (bearer(scene.keys.good),)
+    with grpc.insecure_channel(f"127.0.0.1:{scene.proxy.grpc}") as channel:
+        method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(
+            "/demo.v1.EchoService/UnaryUnary"
+        )
+        try:
+            method(message, metadata=metadata, timeout=10)
+        except grpc.RpcError:
+            return True
+    return False
+
+
+def loses_large_identity(scene: Scene) -> bool:
+    """Be refused for one's own identity."""
+    return not is_served(send(scene.proxy, "/x", [bearer(scene.largest.token)]))
+
+
+def loses_part_of_identity(scene: Scene) -> bool:
+    """Pass with a part of the identity where a body leaves no room for all of it."""
+    body = b"x" * (2 * 1024 * 1024)
+    received = send(scene.proxy, "/x", [bearer(scene.largest.token)], body).received
+    return received is not None and scene.largest.identity not in identities(received)
+
+
+def loses_large_identity_beside_body(scene: Scene) -> bool:
+    """Be refused where a body leaves no room for the identity."""
+    body = b"x" * (2 * 1024 * 1024)
+    return not is_served(send(scene.proxy, "/x", [bearer(scene.largest.token)], body))
+
+
+def passes_http_in_outage(scene: Scene) -> bool:
     """Pass while keybearer is down."""
-    world.service.app.stop(grace_s=0)
-    return httpx.get(f"{proxy.url}/x", timeout=15).status_code == 200
+    scene.world.service.app.stop(grace_s=0)
+    return httpx.get(f"{scene.proxy.url}/x", timeout=15).status_code == 200
 
 
-def passes_grpc_in_outage(proxy: Proxy, world: Gated, keys: Cast) -> bool:
-    """The same for gRPC."""
-    world.service.app.stop(grace_s=0)
-    with grpc.insecure_channel(f"127.0.0.1:{proxy.grpc}") as channel:
+def passes_grpc_in_outage(scene: Scene) -> bool:
+    """Call while keybearer is down."""
+    scene.world.service.app.stop(grace_s=0)
+    with grpc.insecure_channel(f"127.0.0.1:{scene.proxy.grpc}") as channel:
         try:
             return bool(call_arity(channel, "/demo.v1.EchoService/UnaryUnary", []))
         except grpc.RpcError:
             return False
+
+
+ENDS_SERVICE = (passes_http_in_outage, passes_grpc_in_outage)
+"""Attacks that need a service of their own."""
 
 
 class Trap(NamedTuple):
@@ -111,9 +213,22 @@ class Trap(NamedTuple):
     line: str
     without: str
     attack: Attack
+    beside: Mapping[str, tuple[str, str]] = {}
+    """What is changed in other files in either case."""
 
+
+def _line_of(gateway: str, file: str, start: str) -> str:
+    """Return the one line of a shipped file that begins so."""
+    text = (proxies.SHIPPED / gateway / file).read_text()
+    [line] = {line for line in text.splitlines() if line.strip().startswith(start)}
+    return line
+
+
+_LEADS = "proxy_pass http://127.0.0.1:9000;"
+TAKES_LARGE_BODIES = {"nginx.conf": (_LEADS, f"client_max_body_size 10m; {_LEADS}")}
 
 TRAPS = {
+    # --- Envoy
     "envoy believes an outage": Trap(
         "envoy",
         "envoy.yaml",
@@ -121,19 +236,44 @@ TRAPS = {
         "failure_mode_allow: true",
         passes_http_in_outage,
     ),
-    "envoy does not strip open paths": Trap(
-        "envoy", "envoy.yaml", "- { remove: x-keybearer-role }", "", spoofs_on_open_path
-    ),
-    "envoy merges no slashes": Trap(
-        "envoy", "envoy.yaml", "merge_slashes: true", "merge_slashes: false", spells_path_otherwise
-    ),
-    "envoy normalizes no path": Trap(
+    "envoy passes our names on": Trap(
         "envoy",
         "envoy.yaml",
-        "normalize_path: true",
-        "normalize_path: false",
+        "- remove_on_match: { key_matcher: { contains: keybearer } }",
+        "",
+        spoofs_on_open_path,
+    ),
+    "envoy passes folding names on": Trap(
+        "envoy", "envoy.yaml", '"[^:a-z0-9-].*|[^:].*[^a-z0-9-].*"', '"x"', passes_folding_name
+    ),
+    "envoy passes other paths on": Trap(
+        "envoy", "envoy.yaml", 'regex: "x-(original-ur', 'regex: "y-(original-ur', names_other_path
+    ),
+    "envoy takes paths with two readings": Trap(
+        "envoy", "envoy.yaml", "regex: '(?is)^", "regex: '(?is)^y", spells_path_otherwise
+    ),
+    "envoy looks at the case": Trap(
+        "envoy",
+        "envoy.yaml",
+        "{ prefix: /admin, case_sensitive: false }",
+        "{ prefix: /admin }",
+        spells_protected_path_in_capitals,
+    ),
+    "envoy takes a prefix for a path": Trap(
+        "envoy",
+        "envoy.yaml",
+        "{ prefix: /admin, case_sensitive: false }",
+        "{ path_separated_prefix: /admin, case_sensitive: false }",
         spells_path_otherwise,
     ),
+    "envoy passes the token on where no key is asked for": Trap(
+        "envoy",
+        "envoy.yaml",
+        "request_headers_to_remove: [authorization]",
+        "",
+        sees_token_on_open_path,
+    ),
+    # --- nginx
     "nginx leads its own question to an error page": Trap(
         "nginx",
         "nginx.conf",
@@ -158,11 +298,64 @@ TRAPS = {
         "",
         spoofs_on_open_path,
     ),
+    "nginx passes a client's requirement on": Trap(
+        "nginx",
+        "keybearer-identity.conf",
+        'proxy_set_header X-Keybearer-Required-Role "";',
+        "",
+        claims_requirement,
+    ),
+    "nginx passes underscores on": Trap(
+        "nginx",
+        "nginx.conf",
+        "underscores_in_headers off;",
+        "underscores_in_headers on;",
+        spoofs_by_underscores,
+    ),
+    "nginx passes dots on": Trap(
+        "nginx",
+        "nginx.conf",
+        "ignore_invalid_headers on;",
+        "ignore_invalid_headers off;",
+        spoofs_by_dots,
+    ),
+    "nginx passes other paths on": Trap(
+        "nginx",
+        "keybearer-identity.conf",
+        'proxy_set_header X-Original-URL "";',
+        "",
+        names_other_path,
+    ),
+    "nginx takes paths with two readings": Trap(
+        "nginx", "nginx.conf", "include keybearer-path.conf;", "", spells_path_otherwise
+    ),
+    "nginx looks at the case": Trap(
+        "nginx",
+        "nginx.conf",
+        "location ~* ^/admin {",
+        "location /admin {",
+        spells_protected_path_in_capitals,
+    ),
+    "nginx asks with the limit of another location": Trap(
+        "nginx",
+        "keybearer-check.conf",
+        "client_max_body_size 0;",
+        "",
+        loses_large_body,
+        TAKES_LARGE_BODIES,
+    ),
+    "nginx limits what a stream may carry": Trap(
+        "nginx", "nginx.conf", "client_max_body_size 0;", "", loses_large_message
+    ),
+    "nginx has no room for a large identity": Trap(
+        "nginx", "keybearer-check.conf", "proxy_buffer_size 16k;", "", loses_large_identity
+    ),
+    # --- Caddy
     "caddy keeps Connection": Trap(
         "caddy", "Caddyfile", "request_header @hop -Connection", "", removes_identity
     ),
     "caddy passes a client's account on": Trap(
-        "caddy", "Caddyfile", "request_header -X-Keybearer-*", "", crosses_accounts
+        "caddy", "Caddyfile", "request_header -*keybearer*", "", crosses_accounts
     ),
     "caddy asks where the query is read": Trap(
         "caddy", "Caddyfile", "uri /v1/auth/check", "uri /v1/auth", crosses_accounts_by_query
@@ -170,19 +363,90 @@ TRAPS = {
     "caddy passes the token on": Trap(
         "caddy", "Caddyfile", "request_header -Authorization", "", sees_token
     ),
+    "caddy passes the token on where no key is asked for": Trap(
+        "caddy", "Caddyfile", "request_header -Authorization", "", sees_token_on_open_path
+    ),
+    "caddy removes our dashes alone": Trap(
+        "caddy",
+        "Caddyfile",
+        "request_header -*keybearer*",
+        "request_header -X-Keybearer-*",
+        spoofs_by_underscores,
+        # The general rule would close it too.
+        {"Caddyfile": ("request_header -*_*", "")},
+    ),
+    "caddy passes folding names on": Trap(
+        "caddy", "Caddyfile", "request_header -*_*", "", passes_folding_name
+    ),
+    "caddy passes other paths on": Trap(
+        "caddy", "Caddyfile", "request_header -X-Original-URL", "", names_other_path
+    ),
+    "caddy takes paths with two readings": Trap(
+        "caddy", "Caddyfile", "respond @ambiguous 400", "", spells_path_otherwise
+    ),
+    "caddy takes a prefix for a path": Trap(
+        "caddy", "Caddyfile", "path /admin*", "path /admin /admin/*", spells_path_otherwise
+    ),
+    "caddy opens every case of an open path": Trap(
+        "caddy",
+        "Caddyfile",
+        "path_regexp ^/healthz$",
+        "path /healthz",
+        spells_open_path_in_capitals,
+    ),
+    "caddy changes protocols": Trap(
+        "caddy", "Caddyfile", "request_header @protocol -Upgrade", "", changes_protocol
+    ),
+    "caddy makes tunnels": Trap("caddy", "Caddyfile", "respond @tunnel 400", "", makes_tunnel),
+    # --- HAProxy
     "haproxy keeps claims on open paths": Trap(
         "haproxy",
         "haproxy.cfg",
-        "http-request del-header x-keybearer- -m beg",
+        "http-request del-header keybearer -m sub",
         "",
         spoofs_on_open_path,
     ),
-    "haproxy normalizes no path": Trap(
+    "haproxy passes folding names on": Trap(
         "haproxy",
         "haproxy.cfg",
-        "http-request normalize-uri path-merge-slashes",
+        "option http-restrict-req-hdr-names delete",
+        "",
+        passes_folding_name,
+    ),
+    "haproxy passes other paths on": Trap(
+        "haproxy",
+        "haproxy.cfg",
+        _line_of("haproxy", "haproxy.cfg", "http-request del-header ^x-"),
+        "",
+        names_other_path,
+    ),
+    "haproxy takes paths with two readings": Trap(
+        "haproxy",
+        "haproxy.cfg",
+        _line_of("haproxy", "haproxy.cfg", "http-request return status 400 if { path -m reg"),
         "",
         spells_path_otherwise,
+    ),
+    "haproxy looks at the case": Trap(
+        "haproxy",
+        "haproxy.cfg",
+        "path,url_dec -m beg -i /admin",
+        "path,url_dec -m beg /admin",
+        spells_protected_path_in_capitals,
+    ),
+    "haproxy takes a prefix for a path": Trap(
+        "haproxy",
+        "haproxy.cfg",
+        "path,url_dec -m beg -i /admin",
+        "path,url_dec -i /admin /admin/x",
+        spells_path_otherwise,
+    ),
+    "haproxy changes protocols": Trap(
+        "haproxy",
+        "haproxy.cfg",
+        "http-request del-header upgrade unless { req.hdr(upgrade) -i websocket }",
+        "",
+        changes_protocol,
     ),
     "haproxy believes an outage": Trap(
         "haproxy",
@@ -192,7 +456,25 @@ TRAPS = {
         "",
         passes_http_in_outage,
     ),
+    "haproxy has no room for a large identity beside a body": Trap(
+        "haproxy", "haproxy.cfg", "tune.maxrewrite 16384", "", loses_large_identity_beside_body
+    ),
+    "haproxy passes a part of an identity on": Trap(
+        "haproxy",
+        "keybearer.lua",
+        "if values(txn.http:req_get_headers(), name)[1] ~= value then return end",
+        "",
+        loses_part_of_identity,
+        {"haproxy.cfg": ("tune.maxrewrite 16384", "")},
+    ),
 }
+
+
+@pytest.fixture(scope="module")
+def folding(upstreams: Upstreams) -> Iterator[Upstreams]:
+    """The application that folds header names, beside the gRPC service."""
+    with folding_upstream() as port:
+        yield Upstreams(port, upstreams.grpc)
 
 
 @pytest.mark.parametrize("is_open", [True, False], ids=["open", "shipped"])
@@ -202,17 +484,25 @@ def test_a_trap_is_open_without_its_line_and_closed_with_it(
     tmp_path: Path,
     clock: FakeClock,
     entropy: SeededEntropy,
-    upstreams: Upstreams,
+    folding: Upstreams,
+    world: Gated,
+    keys: Cast,
+    largest: Key,
     *,
     is_open: bool,
 ) -> None:
-    """The attack succeeds against the doctored file and fails against the shipped one."""
+    """The attack succeeds against the file without the line and fails against the shipped one."""
     trap = TRAPS[name]
-    edits = {trap.file: (trap.line, trap.without)} if is_open else {}
-    with gated(tmp_path / "data", clock, entropy) as world:
-        keys = cast(world)
+    edits = [(file, *edit) for file, edit in trap.beside.items()]
+    if is_open:
+        edits.append((trap.file, trap.line, trap.without))
+    with ExitStack() as stack:
+        if trap.attack in ENDS_SERVICE:
+            world = stack.enter_context(gated(tmp_path / "data", clock, entropy))
+            keys = cast(world)
         keybearer = Keybearer(world.service.app.port, world.service.app.http_port, keys.gateway)
-        with proxies.running(
-            trap.gateway, tmp_path / "proxy", keybearer, upstreams, edits=edits
-        ) as proxy:
-            assert trap.attack(proxy, world, keys) is is_open
+        proxy = stack.enter_context(
+            proxies.running(trap.gateway, tmp_path / "proxy", keybearer, folding, edits=edits)
+        )
+        succeeded = trap.attack(Scene(proxy, world, keys, largest))
+    assert succeeded is is_open

@@ -438,7 +438,9 @@ def ask_reflection(service: Service, name: str, **question: Any) -> Any:
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
     )
     request = reflection_pb2.ServerReflectionRequest(**question)
-    return next(iter(call(iter([request]), timeout=TIMEOUT_S)))
+    # One answer for one question, and an end in order once the tool asks no more.
+    [answer] = call(iter([request]), timeout=TIMEOUT_S)
+    return answer
 
 
 @pytest.mark.parametrize("name", REFLECTIONS)

@@ -40,6 +40,8 @@ core.register_action("keybearer", { "http-req" }, function(txn)
             -- An answer without all of them is none of keybearer's.
             if not value then return end
             txn.http:req_set_header(name, value)
+            -- Where there is no room for it, HAProxy says nothing; no part may pass for the whole.
+            if values(txn.http:req_get_headers(), name)[1] ~= value then return end
         end
     end
     if answer.status == 200 or answer.status == 401 or answer.status == 403 then

@@ -68,25 +68,35 @@ class BidiStream(Generic[Request, Response]):
         # holder.
         self._lock = self._state.condition
         self._on_message: Callable[[Request], None] | None = None
+        self._on_half_close: Callable[[], None] | None = None
         self._outbox: deque[bytes] = deque()
         self._is_sending = False
         self._is_ending = False
+        self._is_finished = False
         self._error: Exception | None = None
 
-    def listen(self, on_message: Callable[[Request], None], on_end: Callable[[], None]) -> None:
+    def listen(
+        self,
+        on_message: Callable[[Request], None],
+        on_end: Callable[[], None],
+        on_half_close: Callable[[], None] = lambda: None,
+    ) -> None:
         """Begin to read.
 
         Args:
             on_message: Is given each message, in order, on grpc's one serving thread: it must not
                 wait for anything. What it raises ends the call.
             on_end: Called once, when the call is over, whoever ended it.
+            on_half_close: Called when the other side sends no more and may go on listening; like
+                `on_message` it must not wait.
         """
         self._on_message = on_message
+        self._on_half_close = on_half_close
 
         def over() -> None:
             # What they hold leads back to here, and a call that is held counts among the 100 of
             # its connection.
-            self._on_message, self._error = None, None
+            self._on_message, self._on_half_close, self._error = None, None, None
             self._outbox.clear()
             on_end()
             if not self._is_ending:
@@ -110,6 +120,13 @@ class BidiStream(Generic[Request, Response]):
         with self._lock:
             if self._is_open and self._error is None:
                 self._error = error
+                self._go_on()
+
+    def finish(self) -> None:
+        """End the call in order, once what was to be sent before is sent."""
+        with self._lock:
+            if self._is_open and self._error is None:
+                self._is_finished = True
                 self._go_on()
 
     def cancel(self) -> None:
@@ -137,8 +154,10 @@ class BidiStream(Generic[Request, Response]):
         message: bytes | None = event.batch_operations[0].message()
         ended = self._done(_RECEIVING)
         on_message = self._on_message
-        # Without a message the other side has half-closed; it may go on listening.
-        if message is not None and on_message is not None:
+        if message is None:
+            if self._on_half_close is not None:
+                self._on_half_close()
+        elif on_message is not None:
             try:
                 on_message(self._parse(message))
                 self._receive()
@@ -171,16 +190,19 @@ class BidiStream(Generic[Request, Response]):
                 operations.insert(0, _cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS))
             self._start(tuple(operations), self._sent)
             self._state.due.add(_SENDING)
-        elif self._error is not None:
+        elif self._error is not None or self._is_finished:
             self._is_sending = self._is_ending = True  # nothing follows the status
-            self._executor.submit(self._finish, self._error)
+            self._executor.submit(self._send_status_of, self._error)
 
     def _start(self, operations: tuple[Any, ...], then: Callable[[Any], Any]) -> None:
         self._call.start_server_batch(operations, then)
 
-    def _finish(self, error: Exception) -> None:
+    def _send_status_of(self, error: Exception | None) -> None:
         try:
-            self._conclude(error)
+            if error is None:
+                self._left()
+            else:
+                self._conclude(error)
             self._send_status(None)
         except Exception:
             log.exception("conversation_cut_off")

@@ -1,6 +1,8 @@
 """Server reflection, v1 and v1alpha: what is served, told to anybody who may connect."""
 
-from collections.abc import Callable, Sequence
+import threading
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf import descriptor_pool
@@ -8,7 +10,7 @@ from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 
 from keybearer.access import AccessRule
-from keybearer_service.domain.errors import StreamEnded
+from keybearer_service.domain.errors import Overloaded, StreamEnded
 from keybearer_service.domain.rate_limits import ConcurrencyLimit
 from keybearer_service.rpc.executors import CallExecutor
 from keybearer_service.rpc.pipeline import MethodSpec
@@ -34,7 +36,7 @@ MAX_STREAMS = 100
 """Open streams in all; beyond, RESOURCE_EXHAUSTED. Tools keep theirs open for seconds."""
 MAX_STREAMS_OF_A_PEER = 25
 MAX_QUEUED = 100
-"""Answers that wait for a slow reader; beyond, its stream is cut off."""
+"""Questions and answers of one stream that wait; beyond, it is ended."""
 
 
 class ReflectionServicer:
@@ -45,37 +47,70 @@ class ReflectionServicer:
         self._library: Any = reflection.ReflectionServicer(services, pool=_Symbols())
         self._executor = executor
         self._limit = ConcurrencyLimit(in_all=MAX_STREAMS, of_one=MAX_STREAMS_OF_A_PEER)
-        self._open: set[MessageStream] = set()
+        self._open: set[_Exchange] = set()
 
     def ServerReflectionInfo(self, stream: MessageStream, call: CallContext) -> None:  # noqa: N802 - named by the proto
         """Answer what a tool asks."""
         peer = call.peer
         self._limit.acquire(peer)
-        self._open.add(stream)
+        exchange = _Exchange(stream, self._library, self._executor)
+        self._open.add(exchange)
 
         def leave() -> None:
             self._limit.release(peer)
-            self._open.discard(stream)
+            self._open.discard(exchange)
 
-        stream.listen(self._answer_on(stream), leave)
+        stream.listen(exchange.take, leave, exchange.half_close)
 
     def close(self) -> None:
         """End all streams, so that a server that stops need not wait for them."""
-        for stream in list(self._open):
-            stream.end(StreamEnded("the server stops"))
+        for exchange in list(self._open):
+            exchange.stream.end(StreamEnded("the server stops"))
 
-    def _answer_on(self, stream: MessageStream) -> Callable[[Any], None]:
-        def take(request: Any) -> None:
-            self._executor.submit(self._answer, stream, request)
 
-        return take
+class _Exchange:
+    """One open stream: at most one of its messages is worked on at a time."""
 
-    def _answer(self, stream: MessageStream, request: Any) -> None:
-        if stream.queued >= MAX_QUEUED:
-            stream.cancel()
-            return
-        for response in self._library.ServerReflectionInfo(iter([request]), None):
-            stream.send(response)
+    def __init__(self, stream: MessageStream, library: Any, executor: CallExecutor) -> None:
+        self.stream = stream
+        self._library = library
+        self._executor = executor
+        self._lock = threading.Lock()
+        self._waiting: deque[Any] = deque()
+        self._is_working = False
+        self._is_half_closed = False
+
+    def take(self, request: Any) -> None:
+        if len(self._waiting) + self.stream.queued >= MAX_QUEUED:
+            raise Overloaded("too many questions at once; read the answers first")
+        with self._lock:
+            self._waiting.append(request)
+            self._work()
+
+    def half_close(self) -> None:
+        with self._lock:
+            self._is_half_closed = True
+            self._work()
+
+    def _work(self) -> None:
+        if not self._is_working:
+            self._is_working = True
+            self._executor.submit(self._answer_all)
+
+    def _answer_all(self) -> None:
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._is_working = False
+                    break
+                request = self._waiting.popleft()
+            try:
+                for response in self._library.ServerReflectionInfo(iter([request]), None):
+                    self.stream.send(response)
+            except Exception as error:  # noqa: BLE001 - it becomes the status of the stream
+                self.stream.end(error)
+        if self._is_half_closed:
+            self.stream.finish()
 
 
 class _Symbols:

@@ -45,13 +45,20 @@ class MessageStream(Protocol):
         """How many messages wait to be sent."""
         ...
 
-    def listen(self, on_message: Callable[[Any], None], on_end: Callable[[], None]) -> None:
+    def listen(
+        self,
+        on_message: Callable[[Any], None],
+        on_end: Callable[[], None],
+        on_half_close: Callable[[], None] = ...,
+    ) -> None:
         """Begin to read.
 
         Args:
             on_message: Called with each message, in order. It must not wait for anything; what it
                 raises ends the stream.
             on_end: Called once, when the stream is over, whoever ended it.
+            on_half_close: Called when the other side sends no more and may go on listening; like
+                `on_message` it must not wait.
         """
         ...
 
@@ -61,6 +68,10 @@ class MessageStream(Protocol):
 
     def end(self, error: Exception) -> None:
         """End the stream with the status of an error, after what was to be sent before."""
+        ...
+
+    def finish(self) -> None:
+        """End the stream in order, after what was to be sent before."""
         ...
 
     def cancel(self) -> None:

@@ -1,4 +1,4 @@
-"""The four doors as functions with one shape: who asks, about which token, requiring what."""
+"""The entry points for gateways, each as a function: who asks, about which token, for what."""
 
 import base64
 from collections.abc import Callable, Sequence
@@ -25,12 +25,12 @@ HEADERS = {
 
 @dataclass
 class Answer:
-    """What a door said, in words that all doors share."""
+    """What an entry point answered, in words that all share."""
 
     kind: str
     """admitted, unauthenticated, forbidden, unavailable."""
     reason: str = ""
-    """Of ErrorInfo, or of the body; empty where the door does not tell."""
+    """Of ErrorInfo, or of the body; empty where the entry point does not tell."""
     key_id: str = ""
     identity: dict[str, Any] = field(default_factory=dict)
     challenge: str = ""
@@ -44,7 +44,7 @@ DENIALS = {
     "ROLE_INSUFFICIENT": ("forbidden", "ROLE_INSUFFICIENT"),
     "SCOPE_INSUFFICIENT": ("forbidden", "SCOPE_INSUFFICIENT"),
 }
-"""How the outcomes of ValidateToken are told at the other doors: section 6 of the contract."""
+"""How other entry points name the outcomes of ValidateToken: section 6 of the contract."""
 
 
 def validate_token(world: Gated, gateway: str, token: str, asked: Asked) -> Answer:
@@ -174,7 +174,7 @@ def introspection(world: Gated, gateway: str, token: str, asked: Asked) -> Answe
     return Answer("admitted", key_id=answer["key_id"], identity=answer)
 
 
-DOORS: dict[str, Callable[[Gated, str, str, Asked], Answer]] = {
+ENTRY_POINTS: dict[str, Callable[[Gated, str, str, Asked], Answer]] = {
     "ValidateToken": validate_token,
     "ext_authz": ext_authz,
     "forward_auth": forward_auth,
