@@ -113,7 +113,13 @@ class App:
             undo.pop_all()
         self.housekeeper = Housekeeper(
             container.store,
-            [container.refusals, self._rpc.call_log, container.authorizer, self._gateway_routes],
+            [
+                container.refusals,
+                container.failures,
+                self._rpc.call_log,
+                container.authorizer,
+                self._gateway_routes,
+            ],
         )
 
     @property

@@ -14,6 +14,7 @@ from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.telemetry.recorder import NullRecorder, Recorder
 from keybearer_service.usecases.accounts import AccountManager
 from keybearer_service.usecases.audit import AuditLog, RefusalLog
+from keybearer_service.usecases.failures import Failures
 from keybearer_service.usecases.issuing import KeyIssuer
 from keybearer_service.usecases.keys import KeyManager
 from keybearer_service.usecases.mutations import Mutations
@@ -35,6 +36,7 @@ class Container:
     entropy: Entropy
     audit: AuditLog
     refusals: RefusalLog
+    failures: Failures
     mutations: Mutations
     issuer: KeyIssuer
     usage: UsageRecorder
@@ -126,6 +128,7 @@ def build_container(
         clock=clock,
         entropy=entropy,
         audit=audit,
+        failures=Failures(clock),
         refusals=RefusalLog(store, audit, clock, installation.operator_account_id),
         mutations=mutations,
         issuer=issuer,

@@ -168,6 +168,7 @@ class RpcEndpoints:
         self._watchdog = MessageWatchdog(container.clock)
         self.call_log = CallLog(
             quiet=QUIET_METHODS,
+            failures=container.failures,
             refusals=container.refusals,
             recorder=container.recorder,
             clock=container.clock,

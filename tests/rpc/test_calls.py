@@ -566,6 +566,29 @@ def test_refusals_are_not_logged_without_end(
     assert log().count('"call_refused"') == 10
 
 
+def test_failed_calls_of_a_known_caller_are_not_logged_without_end(
+    log: Callable[[], str], service: Service, clock: FakeClock
+) -> None:
+    """Ten a minute of one key, then a count: whoever may validate may not fill the disk."""
+    validator = service.with_role("ROLE_VALIDATOR")
+    for _ in range(15):
+        assert refused(lambda: validator.validate("")).reason == "FIELD_INVALID"
+    assert log().count('"call_failed"') == 10
+    clock.advance(61 * SECOND)
+    service.app.housekeeper.flush()
+    assert '"not_logged": 5' in log()
+
+
+def test_an_outage_is_not_logged_without_end(
+    log: Callable[[], str], service: Service, admin: Stubs
+) -> None:
+    """Every call meets it; the log says so ten times a minute."""
+    _break(service, StoreLockedError("x"), "write")
+    for _ in range(15):
+        assert refused(lambda: admin.create_key()).reason == "STORE_UNAVAILABLE"
+    assert log().count('"store_unavailable"') == 10
+
+
 # --- what a call leaves behind --------------------------------------------------------------------
 
 

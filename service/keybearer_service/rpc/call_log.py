@@ -13,12 +13,13 @@ from keybearer_service.telemetry.log_quotas import MinuteQuota
 from keybearer_service.telemetry.recorder import Recorder
 from keybearer_service.usecases.audit import RefusalLog
 from keybearer_service.usecases.call_context import CallContext
-from keybearer_service.usecases.failures import service_error_of
+from keybearer_service.usecases.failures import Failures
 
 log = structlog.get_logger(__name__)
 
-REFUSALS_LOGGED_A_MINUTE = 10
-"""Refused calls of one peer that get a log line each; the rest are counted."""
+LOGGED_A_MINUTE = 10
+"""Refused calls of one peer, and failed calls of one key, that get a line each; the rest are
+counted."""
 _REFUSALS = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED})
 _CANCELLED = Status(code=1, message="the caller has gone")
 
@@ -30,6 +31,7 @@ class CallLog:
         self,
         *,
         quiet: frozenset[str],
+        failures: Failures,
         refusals: RefusalLog,
         recorder: Recorder,
         clock: Clock,
@@ -39,17 +41,20 @@ class CallLog:
 
         Args:
             quiet: Paths too frequent to log or audit one by one: the validating ones.
+            failures: Knows which error a caller sees.
             refusals: Audits refused management calls.
             recorder: Counts every call that is not quiet, and refused callers.
             clock: Measures calls.
             on_outcome_unknown: Called when a commit failed; the process is to end.
         """
         self._quiet = quiet
+        self._failures = failures
         self._refusals = refusals
         self._recorder = recorder
         self._clock = clock
         self._on_outcome_unknown = on_outcome_unknown
-        self._logged_refusals = MinuteQuota(clock, REFUSALS_LOGGED_A_MINUTE)
+        self._logged_refusals = MinuteQuota(clock, LOGGED_A_MINUTE)
+        self._logged_failures = MinuteQuota(clock, LOGGED_A_MINUTE)
 
     def served(self, call: CallContext) -> None:
         """Report a call that was answered."""
@@ -67,7 +72,7 @@ class CallLog:
         """Report a call that failed; return its status."""
         if isinstance(error, CallAbandoned):  # nobody waits for an answer
             return _CANCELLED
-        known = service_error_of(error, call, self._on_outcome_unknown)
+        known = self._failures.error_of(error, call, self._on_outcome_unknown)
         is_refusal = known.code in _REFUSALS
         if is_refusal:
             self._recorder.refused("grpc", known.reason)
@@ -88,17 +93,20 @@ class CallLog:
         return status_of(known)
 
     def flush_suppressed(self, *, everything: bool = False) -> None:
-        """Log how many refusals were not logged one by one; called every minute."""
+        """Log how much was not logged line by line; called every minute."""
         for peer, count in self._logged_refusals.collect(everything=everything).items():
             log.warning("calls_refused", peer=peer, not_logged=count)
+        for key_id, count in self._logged_failures.collect(everything=everything).items():
+            log.warning("calls_failed", key_id=key_id, not_logged=count)
 
     def _log_served(self, call: CallContext) -> None:
         log.info("call_served", method=call.method, **self._facts(call))
 
     def _is_logged(self, call: CallContext, *, is_refusal: bool) -> bool:
-        # Nobody without a credential may fill the log.
-        is_known = call.caller is not None and not is_refusal
-        return is_known or self._logged_refusals.admit(call.peer)
+        # Nobody may fill the log, with a credential or without.
+        if call.caller is None or is_refusal:
+            return self._logged_refusals.admit(call.peer)
+        return self._logged_failures.admit(call.caller.key_id)
 
     def _facts(self, call: CallContext) -> dict[str, Any]:
         return {

@@ -5,6 +5,7 @@ from typing import Protocol
 
 import structlog
 
+from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.errors import (
     Internal,
     OutcomeUnknown,
@@ -14,8 +15,12 @@ from keybearer_service.domain.errors import (
 )
 from keybearer_service.installation.keyring import KeyringError
 from keybearer_service.storage import CommitFailedError, StoreError, StoreFullError
+from keybearer_service.telemetry.log_quotas import MinuteQuota
 
 log = structlog.get_logger(__name__)
+
+LOGGED_A_MINUTE = 10
+"""Lines about one kind of trouble; while it lasts every call meets it."""
 
 
 class Referable(Protocol):
@@ -27,26 +32,40 @@ class Referable(Protocol):
         ...
 
 
-def service_error_of(
-    error: Exception, call: Referable, on_outcome_unknown: Callable[[], None]
-) -> ServiceError:
-    """Return the error that the caller sees, and log what the caller must not see.
+class Failures:
+    """Turns what went wrong inside into the errors that callers see."""
 
-    Args:
-        error: What was raised.
-        call: The call that failed.
-        on_outcome_unknown: Called when a commit failed; the process is to end.
-    """
-    if isinstance(error, ServiceError):
-        return error
-    if isinstance(error, CommitFailedError):
-        log.critical("commit_failed", cause=str(error), request_id=call.request_id)
-        on_outcome_unknown()
-        return OutcomeUnknown()
-    if isinstance(error, StoreFullError):
-        return StoreFull()
-    if isinstance(error, StoreError | KeyringError):
-        log.error("store_unavailable", cause=str(error), request_id=call.request_id)
-        return StoreUnavailable()
-    log.error("internal_error", request_id=call.request_id, exc_info=error)
-    return Internal(call.request_id)
+    def __init__(self, clock: Clock) -> None:
+        """Take the clock that bounds the log."""
+        self._quota = MinuteQuota(clock, LOGGED_A_MINUTE)
+
+    def error_of(
+        self, error: Exception, call: Referable, on_outcome_unknown: Callable[[], None]
+    ) -> ServiceError:
+        """Return the error that the caller sees, and log what the caller must not see.
+
+        Args:
+            error: What was raised.
+            call: The call that failed.
+            on_outcome_unknown: Called when a commit failed; the process is to end.
+        """
+        if isinstance(error, ServiceError):
+            return error
+        if isinstance(error, CommitFailedError):
+            log.critical("commit_failed", cause=str(error), request_id=call.request_id)
+            on_outcome_unknown()
+            return OutcomeUnknown()
+        if isinstance(error, StoreFullError):
+            return StoreFull()
+        if isinstance(error, StoreError | KeyringError):
+            if self._quota.admit("store_unavailable"):
+                log.error("store_unavailable", cause=str(error), request_id=call.request_id)
+            return StoreUnavailable()
+        if self._quota.admit("internal_error"):
+            log.error("internal_error", request_id=call.request_id, exc_info=error)
+        return Internal(call.request_id)
+
+    def flush_suppressed(self, *, everything: bool = False) -> None:
+        """Log how much was not logged line by line; called every minute."""
+        for event, count in self._quota.collect(everything=everything).items():
+            log.error(event, not_logged=count)
