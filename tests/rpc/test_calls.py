@@ -585,7 +585,7 @@ def test_an_outage_is_not_logged_without_end(
     """Every call meets it; the log says so ten times a minute."""
     _break(service, StoreLockedError("x"), "write")
     for _ in range(15):
-        assert refused(lambda: admin.create_key()).reason == "STORE_UNAVAILABLE"
+        assert refused(admin.create_key).reason == "STORE_UNAVAILABLE"
     assert log().count('"store_unavailable"') == 10
 
 
