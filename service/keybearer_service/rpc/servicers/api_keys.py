@@ -5,7 +5,7 @@ import grpc
 from keybearer.v1 import api_key_service_pb2 as pb
 from keybearer.v1 import api_key_service_pb2_grpc
 from keybearer_service.domain.clock import Clock
-from keybearer_service.rpc import convert
+from keybearer_service.rpc.convert import api_keys as convert
 from keybearer_service.usecases.call_context import current_call
 from keybearer_service.usecases.keys import KeyManager
 

@@ -7,8 +7,8 @@ from keybearer.v1 import token_service_pb2_grpc
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.rate_limits import PeerLimiter
-from keybearer_service.rpc import convert
 from keybearer_service.rpc.bidi import BidiStream
+from keybearer_service.rpc.convert import api_keys as convert
 from keybearer_service.telemetry.recorder import EntryPoint, Recorder
 from keybearer_service.usecases.call_context import current_call
 from keybearer_service.usecases.keys import KeyManager

@@ -1,0 +1,1 @@
+"""Proto <-> model: the only bridge. Reading refuses what the model cannot hold."""
