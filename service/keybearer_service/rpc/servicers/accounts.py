@@ -5,7 +5,10 @@ import grpc
 from keybearer.v1 import account_service_pb2 as pb
 from keybearer.v1 import account_service_pb2_grpc
 from keybearer_service.domain.clock import Clock
-from keybearer_service.rpc.convert import api_keys as convert
+from keybearer_service.rpc.convert.accounts import account_query, account_to_proto, new_account
+from keybearer_service.rpc.convert.api_keys import issued_fields
+from keybearer_service.rpc.convert.common import idempotency_key
+from keybearer_service.rpc.convert.users import user_to_proto
 from keybearer_service.usecases.accounts import AccountManager
 from keybearer_service.usecases.call_context import current_call
 
@@ -24,12 +27,12 @@ class AccountServicer(account_service_pb2_grpc.AccountServiceServicer):
         """Make an account."""
         call = current_call()
         created = self._accounts.create(
-            call, convert.new_account(request), convert.idempotency_key(call.method, request)
+            call, new_account(request), idempotency_key(call.method, request)
         )
         return pb.CreateAccountResponse(
-            account=convert.account_to_proto(created.account),
-            user=convert.user_to_proto(created.user),
-            **convert.issued_fields(created.issued, self._clock.now()),
+            account=account_to_proto(created.account),
+            user=user_to_proto(created.user),
+            **issued_fields(created.issued, self._clock.now()),
         )
 
     def GetAccount(
@@ -37,17 +40,17 @@ class AccountServicer(account_service_pb2_grpc.AccountServiceServicer):
     ) -> pb.GetAccountResponse:
         """Answer one account."""
         account = self._accounts.get(request.id)
-        return pb.GetAccountResponse(account=convert.account_to_proto(account))
+        return pb.GetAccountResponse(account=account_to_proto(account))
 
     def ListAccounts(
         self, request: pb.ListAccountsRequest, context: grpc.ServicerContext
     ) -> pb.ListAccountsResponse:
         """Answer a page of accounts."""
         accounts, next_page = self._accounts.list(
-            convert.account_query(request), request.page_size, request.page_token
+            account_query(request), request.page_size, request.page_token
         )
         return pb.ListAccountsResponse(
-            accounts=[convert.account_to_proto(account) for account in accounts],
+            accounts=[account_to_proto(account) for account in accounts],
             next_page_token=next_page,
         )
 
@@ -56,11 +59,11 @@ class AccountServicer(account_service_pb2_grpc.AccountServiceServicer):
     ) -> pb.DisableAccountResponse:
         """Make every key of an account validate as DISABLED."""
         account = self._accounts.disable(current_call(), request.id)
-        return pb.DisableAccountResponse(account=convert.account_to_proto(account))
+        return pb.DisableAccountResponse(account=account_to_proto(account))
 
     def EnableAccount(
         self, request: pb.EnableAccountRequest, context: grpc.ServicerContext
     ) -> pb.EnableAccountResponse:
         """Undo DisableAccount."""
         account = self._accounts.enable(current_call(), request.id)
-        return pb.EnableAccountResponse(account=convert.account_to_proto(account))
+        return pb.EnableAccountResponse(account=account_to_proto(account))

@@ -5,7 +5,16 @@ import grpc
 from keybearer.v1 import api_key_service_pb2 as pb
 from keybearer.v1 import api_key_service_pb2_grpc
 from keybearer_service.domain.clock import Clock
-from keybearer_service.rpc.convert import api_keys as convert
+from keybearer_service.rpc.convert.api_keys import (
+    issued_fields,
+    key_query,
+    key_to_proto,
+    key_update,
+    new_key,
+    overlap,
+    revocation,
+)
+from keybearer_service.rpc.convert.common import idempotency_key
 from keybearer_service.usecases.call_context import current_call
 from keybearer_service.usecases.keys import KeyManager
 
@@ -24,18 +33,16 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
         """Make a key."""
         call = current_call()
         account_id = call.account(request.account_id)
-        new = convert.new_key(request)
-        issued = self._keys.create(
-            call, account_id, new, convert.idempotency_key(call.method, request)
-        )
-        return pb.CreateApiKeyResponse(**convert.issued_fields(issued, self._clock.now()))
+        new = new_key(request)
+        issued = self._keys.create(call, account_id, new, idempotency_key(call.method, request))
+        return pb.CreateApiKeyResponse(**issued_fields(issued, self._clock.now()))
 
     def GetApiKey(
         self, request: pb.GetApiKeyRequest, context: grpc.ServicerContext
     ) -> pb.GetApiKeyResponse:
         """Answer one key."""
         key = self._keys.get(current_call(), request.id)
-        return pb.GetApiKeyResponse(api_key=convert.key_to_proto(key, self._clock.now()))
+        return pb.GetApiKeyResponse(api_key=key_to_proto(key, self._clock.now()))
 
     def ListApiKeys(
         self, request: pb.ListApiKeysRequest, context: grpc.ServicerContext
@@ -43,32 +50,32 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
         """Answer a page of keys."""
         call = current_call()
         now = self._clock.now()
-        query = convert.key_query(call.account(request.account_id), request, now)
+        query = key_query(call.account(request.account_id), request, now)
         keys, next_page = self._keys.list(query, request.page_size, request.page_token)
         return pb.ListApiKeysResponse(
-            api_keys=[convert.key_to_proto(key, now) for key in keys], next_page_token=next_page
+            api_keys=[key_to_proto(key, now) for key in keys], next_page_token=next_page
         )
 
     def UpdateApiKey(
         self, request: pb.UpdateApiKeyRequest, context: grpc.ServicerContext
     ) -> pb.UpdateApiKeyResponse:
         """Change a key."""
-        key = self._keys.update(current_call(), request.api_key.id, convert.key_update(request))
-        return pb.UpdateApiKeyResponse(api_key=convert.key_to_proto(key, self._clock.now()))
+        key = self._keys.update(current_call(), request.api_key.id, key_update(request))
+        return pb.UpdateApiKeyResponse(api_key=key_to_proto(key, self._clock.now()))
 
     def DisableApiKey(
         self, request: pb.DisableApiKeyRequest, context: grpc.ServicerContext
     ) -> pb.DisableApiKeyResponse:
         """Switch a key off."""
         key = self._keys.disable(current_call(), request.id)
-        return pb.DisableApiKeyResponse(api_key=convert.key_to_proto(key, self._clock.now()))
+        return pb.DisableApiKeyResponse(api_key=key_to_proto(key, self._clock.now()))
 
     def EnableApiKey(
         self, request: pb.EnableApiKeyRequest, context: grpc.ServicerContext
     ) -> pb.EnableApiKeyResponse:
         """Switch a key on."""
         key = self._keys.enable(current_call(), request.id)
-        return pb.EnableApiKeyResponse(api_key=convert.key_to_proto(key, self._clock.now()))
+        return pb.EnableApiKeyResponse(api_key=key_to_proto(key, self._clock.now()))
 
     def RotateApiKey(
         self, request: pb.RotateApiKeyRequest, context: grpc.ServicerContext
@@ -78,14 +85,14 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
         issued = self._keys.rotate(
             call,
             request.id,
-            convert.overlap(request),
-            convert.idempotency_key(call.method, request),
+            overlap(request),
+            idempotency_key(call.method, request),
         )
-        return pb.RotateApiKeyResponse(**convert.issued_fields(issued, self._clock.now()))
+        return pb.RotateApiKeyResponse(**issued_fields(issued, self._clock.now()))
 
     def RevokeApiKey(
         self, request: pb.RevokeApiKeyRequest, context: grpc.ServicerContext
     ) -> pb.RevokeApiKeyResponse:
         """Kill a key."""
-        key = self._keys.revoke(current_call(), request.id, *convert.revocation(request))
-        return pb.RevokeApiKeyResponse(api_key=convert.key_to_proto(key, self._clock.now()))
+        key = self._keys.revoke(current_call(), request.id, *revocation(request))
+        return pb.RevokeApiKeyResponse(api_key=key_to_proto(key, self._clock.now()))

@@ -5,7 +5,7 @@ import grpc
 from keybearer.v1 import audit_service_pb2 as pb
 from keybearer.v1 import audit_service_pb2_grpc
 from keybearer_service.domain.errors import ResourceNotFound
-from keybearer_service.rpc.convert import api_keys as convert
+from keybearer_service.rpc.convert.audit import audit_query, audited_account, event_to_proto
 from keybearer_service.storage import Store
 from keybearer_service.usecases.call_context import current_call
 from keybearer_service.usecases.pagination import PageTokens
@@ -24,7 +24,7 @@ class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
     ) -> pb.ListAuditEventsResponse:
         """Answer a page of events, newest first."""
         call = current_call()
-        query = convert.audit_query(convert.audited_account(call, request.account_id), request)
+        query = audit_query(audited_account(call, request.account_id), request)
         bound_to = ("audit", query)
         page = self._page_tokens.page(request.page_size, request.page_token, bound_to)
         with self._store.read() as reader:
@@ -35,6 +35,6 @@ class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
             found, page, bound_to, lambda event: (event.seq, event.id)
         )
         return pb.ListAuditEventsResponse(
-            audit_events=[convert.event_to_proto(event) for event in events],
+            audit_events=[event_to_proto(event) for event in events],
             next_page_token=next_page,
         )

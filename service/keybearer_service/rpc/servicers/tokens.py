@@ -8,7 +8,15 @@ from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.rate_limits import PeerLimiter
 from keybearer_service.rpc.bidi import BidiStream
-from keybearer_service.rpc.convert import api_keys as convert
+from keybearer_service.rpc.convert.api_keys import issued_fields, overlap
+from keybearer_service.rpc.convert.common import idempotency_key
+from keybearer_service.rpc.convert.tokens import (
+    identity_to_proto,
+    question,
+    questions,
+    verdict_to_proto,
+)
+from keybearer_service.rpc.convert.watch import watch_message, watch_response_to_proto
 from keybearer_service.telemetry.recorder import EntryPoint, Recorder
 from keybearer_service.usecases.call_context import current_call
 from keybearer_service.usecases.keys import KeyManager
@@ -43,27 +51,27 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
         self, request: pb.ValidateTokenRequest, context: grpc.ServicerContext
     ) -> pb.ValidateTokenResponse:
         """Judge a token."""
-        question = convert.question(current_call(), request)
-        if not question.token:
+        asked = question(current_call(), request)
+        if not asked.token:
             raise FieldInvalid("token", "required")
         started = self._clock.monotonic()
-        verdict = self._validator.judge(question)
+        verdict = self._validator.judge(asked)
         elapsed = self._clock.monotonic() - started
         self._recorder.judged(EntryPoint.VALIDATE, verdict.outcome, elapsed)
-        return convert.verdict_to_proto(verdict)
+        return verdict_to_proto(verdict)
 
     def BatchValidateTokens(
         self, request: pb.BatchValidateTokensRequest, context: grpc.ServicerContext
     ) -> pb.BatchValidateTokensResponse:
         """Judge many tokens against one snapshot."""
-        questions = convert.questions(current_call(), request)
+        asked = questions(current_call(), request)
         started = self._clock.monotonic()
-        verdicts = self._validator.judge_many(questions)
+        verdicts = self._validator.judge_many(asked)
         each = (self._clock.monotonic() - started) / len(verdicts)
         for verdict in verdicts:
             self._recorder.judged(EntryPoint.BATCH, verdict.outcome, each)
         return pb.BatchValidateTokensResponse(
-            responses=[convert.verdict_to_proto(verdict) for verdict in verdicts]
+            responses=[verdict_to_proto(verdict) for verdict in verdicts]
         )
 
     def WatchInvalidations(  # type: ignore[override]  # the call pipeline makes it a BidiStream
@@ -71,15 +79,13 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
     ) -> None:
         """Tell of changes."""
         watcher = self._watches.open(current_call(), _StreamSink(conversation))
-        conversation.listen(
-            lambda request: watcher.take(convert.watch_message(request)), watcher.leave
-        )
+        conversation.listen(lambda request: watcher.take(watch_message(request)), watcher.leave)
 
     def WhoAmI(self, request: pb.WhoAmIRequest, context: grpc.ServicerContext) -> pb.WhoAmIResponse:
         """Answer who the caller is."""
         call = current_call()
         caller, revision = self._validator.identify_again(call.identity, call.rule)
-        return convert.identity_to_proto(caller, revision, self._clock.now())
+        return identity_to_proto(caller, revision, self._clock.now())
 
     def RotateSelf(
         self, request: pb.RotateSelfRequest, context: grpc.ServicerContext
@@ -87,9 +93,9 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
         """Give the calling key a new secret."""
         call = current_call()
         issued = self._keys.rotate_self(
-            call, convert.overlap(request), convert.idempotency_key(call.method, request)
+            call, overlap(request), idempotency_key(call.method, request)
         )
-        return pb.RotateSelfResponse(**convert.issued_fields(issued, self._clock.now()))
+        return pb.RotateSelfResponse(**issued_fields(issued, self._clock.now()))
 
     def RevokeToken(
         self, request: pb.RevokeTokenRequest, context: grpc.ServicerContext
@@ -116,4 +122,4 @@ class _StreamSink:
         return self._conversation.queued
 
     def send(self, item: Outgoing) -> None:
-        self._conversation.send(convert.watch_response_to_proto(item))
+        self._conversation.send(watch_response_to_proto(item))

@@ -4,7 +4,13 @@ import grpc
 
 from keybearer.v1 import user_service_pb2 as pb
 from keybearer.v1 import user_service_pb2_grpc
-from keybearer_service.rpc.convert import api_keys as convert
+from keybearer_service.rpc.convert.users import (
+    deletion_to_proto,
+    new_user,
+    user_query,
+    user_to_proto,
+    user_update,
+)
 from keybearer_service.usecases.call_context import current_call
 from keybearer_service.usecases.users import UserManager
 
@@ -22,32 +28,32 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
         """Make a user."""
         call = current_call()
         account_id = call.account(request.account_id)
-        user = self._users.create(call, account_id, convert.new_user(request))
-        return pb.CreateUserResponse(user=convert.user_to_proto(user))
+        user = self._users.create(call, account_id, new_user(request))
+        return pb.CreateUserResponse(user=user_to_proto(user))
 
     def GetUser(
         self, request: pb.GetUserRequest, context: grpc.ServicerContext
     ) -> pb.GetUserResponse:
         """Answer one user."""
         user = self._users.get(current_call(), request.id)
-        return pb.GetUserResponse(user=convert.user_to_proto(user))
+        return pb.GetUserResponse(user=user_to_proto(user))
 
     def ListUsers(
         self, request: pb.ListUsersRequest, context: grpc.ServicerContext
     ) -> pb.ListUsersResponse:
         """Answer a page of users."""
-        query = convert.user_query(current_call().account(request.account_id), request)
+        query = user_query(current_call().account(request.account_id), request)
         users, next_page = self._users.list(query, request.page_size, request.page_token)
         return pb.ListUsersResponse(
-            users=[convert.user_to_proto(user) for user in users], next_page_token=next_page
+            users=[user_to_proto(user) for user in users], next_page_token=next_page
         )
 
     def UpdateUser(
         self, request: pb.UpdateUserRequest, context: grpc.ServicerContext
     ) -> pb.UpdateUserResponse:
         """Change a user."""
-        user = self._users.update(current_call(), request.user.id, convert.user_update(request))
-        return pb.UpdateUserResponse(user=convert.user_to_proto(user))
+        user = self._users.update(current_call(), request.user.id, user_update(request))
+        return pb.UpdateUserResponse(user=user_to_proto(user))
 
     def DeleteUser(
         self, request: pb.DeleteUserRequest, context: grpc.ServicerContext
@@ -59,4 +65,4 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
             validate_only=request.validate_only,
             revoke_created=request.revoke_created,
         )
-        return convert.deletion_to_proto(deletion)
+        return deletion_to_proto(deletion)

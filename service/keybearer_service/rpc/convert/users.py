@@ -1,0 +1,80 @@
+"""Users, between their messages and the model."""
+
+from keybearer.access import Role
+from keybearer.v1 import user_pb2, user_service_pb2
+from keybearer_service.domain import validators
+from keybearer_service.domain.errors import FieldInvalid
+from keybearer_service.domain.model import User, UserType
+from keybearer_service.rpc.convert.common import member, members, timestamp, update_paths, wire
+from keybearer_service.storage import UserQuery
+from keybearer_service.usecases import keys, users
+from keybearer_service.usecases.users import Deletion, NewUser, UserUpdate
+
+
+def new_user(request: user_service_pb2.CreateUserRequest) -> NewUser:
+    """Read what a user is to be."""
+    if not request.type:
+        raise FieldInvalid("type", "required: USER_TYPE_PERSON or USER_TYPE_SERVICE_ACCOUNT")
+    return NewUser(
+        email=validators.email("email", request.email),
+        display_name=validators.name("display_name", request.display_name),
+        role=validators.role("role", member("role", Role, request.role)),
+        type=member("type", UserType, request.type),
+    )
+
+
+def user_update(request: user_service_pb2.UpdateUserRequest) -> UserUpdate:
+    """Read what of a user is to become what."""
+    paths = update_paths(request.update_mask, users.UPDATABLE)
+    user = request.user
+    validators.required_id("user.id", user.id)
+    if request.etag and user.etag and request.etag != user.etag:
+        raise FieldInvalid("etag", "differs from user.etag; give one of them")
+    return UserUpdate(
+        paths=paths,
+        display_name=validators.name("user.display_name", user.display_name)
+        if "display_name" in paths
+        else "",
+        role=validators.role("user.role", member("user.role", Role, user.role))
+        if "role" in paths
+        else Role.UNSPECIFIED,
+        etag=request.etag or user.etag,
+    )
+
+
+def user_query(account_id: str, request: user_service_pb2.ListUsersRequest) -> UserQuery:
+    """Read which users are wanted."""
+    return UserQuery(
+        account_id=account_id,
+        roles=tuple(validators.role("roles", one) for one in members("roles", Role, request.roles)),
+        types=members("types", UserType, request.types),
+        email_contains=validators.contained("email_contains", request.email_contains),
+        show_deleted=request.show_deleted,
+    )
+
+
+def user_to_proto(user: User) -> user_pb2.User:
+    """Write a user."""
+    return user_pb2.User(
+        id=user.id,
+        account_id=user.account_id,
+        email=user.email,
+        display_name=user.display_name,
+        role=wire(user.role),
+        type=wire(user.type),
+        create_time=timestamp(user.create_time),
+        update_time=timestamp(user.update_time),
+        delete_time=timestamp(user.delete_time),
+        etag=keys.etag_of(user),
+    )
+
+
+def deletion_to_proto(deletion: Deletion) -> user_service_pb2.DeleteUserResponse:
+    """Write what a deletion did."""
+    return user_service_pb2.DeleteUserResponse(
+        user=user_to_proto(deletion.user),
+        revoked_key_ids=deletion.revoked.ids,
+        created_for_others_key_ids=deletion.created_for_others.ids,
+        revoked_key_count=deletion.revoked.count,
+        created_for_others_key_count=deletion.created_for_others.count,
+    )
