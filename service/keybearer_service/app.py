@@ -20,6 +20,7 @@ from keybearer.v1 import (
     user_service_pb2_grpc,
 )
 from keybearer_service.container import Container, open_container
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.clock import Clock, SystemClock
 from keybearer_service.domain.entropy import Entropy, SystemEntropy
 from keybearer_service.domain.rate_limits import PeerLimiter
@@ -238,8 +239,9 @@ class App:
     def _build_gateway_routes(self, open_account: str) -> GatewayRoutes:
         container = self.container
         if open_account:
+            scope = AccountScope.of_installation("the settings name the account of an open port")
             with container.store.read() as reader:
-                if reader.account(open_account) is None:
+                if reader.account(scope, open_account) is None:
                     raise ListenError(f"--http-account: there is no account {open_account[:64]!r}")
             log.warning(
                 "http_port_open", account_id=open_account, why="no credential of gateways asked"
@@ -314,6 +316,6 @@ def register_servicers(server: grpc.Server, container: Container) -> None:
         server,
     )
     audit_service_pb2_grpc.add_AuditServiceServicer_to_server(
-        AuditServicer(container.store, container.page_tokens), server
+        AuditServicer(container.audit_history), server
     )
     ext_authz.add_to_server(ext_authz.AuthorizationServicer(container.authorizer), server)

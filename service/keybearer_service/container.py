@@ -13,7 +13,7 @@ from keybearer_service.storage import Store
 from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.telemetry.recorder import NullRecorder, Recorder
 from keybearer_service.usecases.accounts import AccountManager
-from keybearer_service.usecases.audit import AuditLog, RefusalLog
+from keybearer_service.usecases.audit import AuditHistory, AuditLog, RefusalLog
 from keybearer_service.usecases.issuing import KeyIssuer
 from keybearer_service.usecases.keys import KeyManager
 from keybearer_service.usecases.mutations import Mutations
@@ -34,6 +34,7 @@ class Container:
     clock: Clock
     entropy: Entropy
     audit: AuditLog
+    audit_history: AuditHistory
     refusals: RefusalLog
     mutations: Mutations
     issuer: KeyIssuer
@@ -126,6 +127,7 @@ def build_container(
         clock=clock,
         entropy=entropy,
         audit=audit,
+        audit_history=AuditHistory(store, page_tokens),
         refusals=RefusalLog(store, audit, clock, installation.operator_account_id),
         mutations=mutations,
         issuer=issuer,

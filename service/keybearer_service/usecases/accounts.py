@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 
 from keybearer.access import Role
 from keybearer_service.domain import validators
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
 from keybearer_service.domain.errors import OperatorAccountProtected, ResourceNotFound
 from keybearer_service.domain.model import Account, SubjectKind, User, UserType
-from keybearer_service.storage import AccountQuery, Store
+from keybearer_service.storage import AccountQuery, Reader, Store
 from keybearer_service.usecases import idempotency
+from keybearer_service.usecases.access import reach_of
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.idempotency import IdempotencyKey
 from keybearer_service.usecases.issuing import Expiration, IssuedKey, KeyIssuer, NewKey
@@ -59,7 +61,7 @@ def create_account_rows(
     user = insert_user(
         mutation,
         issuer,
-        account.id,
+        mutation.scope.narrowed_to(account.id),
         NewUser(
             email=new.admin_email,
             display_name=new.admin_display_name,
@@ -148,22 +150,20 @@ class AccountManager:
             request_id=request.request_id if request else "",
         )
         mutation.invalidate(SubjectKind.KEY, key.id, key.account_id)
-        account, user = mutation.tx.account(key.account_id), mutation.tx.user(key.owner_id)
+        account = mutation.tx.account(mutation.scope, key.account_id)
+        user = mutation.tx.user(mutation.scope, key.owner_id)
         if account is None or user is None:
             raise LookupError(key.account_id)
         return CreatedAccount(account, user, issued)
 
-    def get(self, account_id: str) -> Account:
+    def get(self, call: CallContext, account_id: str) -> Account:
         """Answer one account.
 
         Raises:
             ResourceNotFound: Unknown.
         """
         with self._store.read() as reader:
-            account = reader.account(validators.required_id("id", account_id))
-        if account is None:
-            raise ResourceNotFound("account", account_id)
-        return account
+            return _reachable_account(reader, reach_of(call), account_id)
 
     def list(
         self, query: AccountQuery, page_size: int, page_token: str
@@ -200,9 +200,7 @@ class AccountManager:
 
     def _switch(self, call: CallContext, account_id: str, *, disabled: bool) -> Account:
         with self._mutations.begin(call) as mutation:
-            account = mutation.tx.account(validators.required_id("id", account_id))
-            if account is None:
-                raise ResourceNotFound("account", account_id)
+            account = _reachable_account(mutation.tx, mutation.scope, account_id)
             if disabled and account.is_operator:
                 raise OperatorAccountProtected(account_id)
             if disabled == (account.disable_time is not None):
@@ -221,3 +219,10 @@ class AccountManager:
             )
             mutation.invalidate(SubjectKind.ACCOUNT, account_id, account_id)
             return switched
+
+
+def _reachable_account(reader: Reader, scope: AccountScope, account_id: str) -> Account:
+    account = reader.account(scope, validators.required_id("id", account_id))
+    if account is None:
+        raise ResourceNotFound("account", account_id)
+    return account

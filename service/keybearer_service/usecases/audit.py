@@ -18,9 +18,11 @@ from keybearer_service.domain.audit_event import (
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.token_format import ID_LENGTH
-from keybearer_service.storage import Reader, Store, StoreError, Writer
+from keybearer_service.storage import AuditQuery, Reader, Store, StoreError, Writer
 from keybearer_service.telemetry.log_quotas import MinuteQuota
+from keybearer_service.usecases.access import assert_account_exists
 from keybearer_service.usecases.call_context import CallContext
+from keybearer_service.usecases.pagination import PageTokens
 
 log = structlog.get_logger(__name__)
 
@@ -163,6 +165,31 @@ def ids_change(field: str, ids: Sequence[str], count: int) -> tuple[FieldChange,
     return (*listed, FieldChange(f"{field}_count", "", str(count)))
 
 
+class AuditHistory:
+    """The events that were written."""
+
+    def __init__(self, store: Store, page_tokens: PageTokens) -> None:
+        """Take the store and the page tokens."""
+        self._store = store
+        self._page_tokens = page_tokens
+
+    def list(
+        self, query: AuditQuery, page_size: int, page_token: str
+    ) -> tuple[Sequence[AuditEvent], str]:
+        """Return a page of events, newest first, and the token of the next one.
+
+        Raises:
+            FieldInvalid: The page size or the page token is not valid.
+            ResourceNotFound: An operator named an account that does not exist.
+        """
+        bound_to = ("audit", query)
+        page = self._page_tokens.page(page_size, page_token, bound_to)
+        with self._store.read() as reader:
+            assert_account_exists(reader, query.scope)
+            found = reader.list_audit_events(query, page)
+        return self._page_tokens.split(found, page, bound_to, lambda event: (event.seq, event.id))
+
+
 class RefusalLog:
     """Audits refused management calls, ten a minute for each caller and then one with a count.
 
@@ -212,9 +239,6 @@ class RefusalLog:
                 )
         change = FieldChange("refused_calls_not_listed", "", str(count))
         self._write(actor, account, "", [change], "", "")
-
-    def _account_of(self, call: CallContext) -> str:
-        return self._operator_account if call.caller is None else call.caller.account_id
 
     def _write(
         self,

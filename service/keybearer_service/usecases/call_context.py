@@ -5,9 +5,8 @@ from contextvars import ContextVar
 from typing import Protocol
 from urllib.parse import unquote
 
-from keybearer.access import AccessRule, Role
+from keybearer.access import AccessRule
 from keybearer_service.domain.audit_event import Actor, ActorType
-from keybearer_service.domain.errors import OperatorOnly, ResourceNotFound
 from keybearer_service.domain.verdict import Caller
 
 
@@ -75,42 +74,6 @@ class CallContext:
         if self.caller is None:
             raise LookupError(f"{self.method} has no caller: it is public")
         return self.caller
-
-    @property
-    def is_operator_admin(self) -> bool:
-        """Whether the caller may act in every account."""
-        return self.identity.is_operator and self.identity.role is Role.ADMIN
-
-    def account(self, requested: str) -> str:
-        """Answer the account to act in: the caller's own, or the one asked for.
-
-        Raises:
-            OperatorOnly: Another account, and the caller is no operator's administrator. Whether
-                the account exists is not told.
-        """
-        if requested in ("", self.identity.account_id):
-            return self.identity.account_id
-        if not self.is_operator_admin:
-            raise OperatorOnly("account_id: only operators may name another account")
-        return requested
-
-    def assert_operator(self, field: str) -> None:
-        """Refuse callers that are not of the operator account.
-
-        Raises:
-            OperatorOnly: Naming the field that asked for more.
-        """
-        if not self.identity.is_operator:
-            raise OperatorOnly(f"{field}: only operators may name another account")
-
-    def assert_visible(self, account_id: str, resource: str, resource_id: str) -> None:
-        """Refuse a thing of an account the caller may not see, exactly as if it did not exist.
-
-        Raises:
-            ResourceNotFound: Not visible.
-        """
-        if account_id != self.identity.account_id and not self.is_operator_admin:
-            raise ResourceNotFound(resource, resource_id)
 
     @property
     def actor(self) -> Actor:

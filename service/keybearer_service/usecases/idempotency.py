@@ -45,7 +45,7 @@ def find(mutation: Mutation, user_id: str, request: IdempotencyKey | None) -> Re
         return None
     if record.body_hash != request.body_hash:
         raise RequestIdReused(record.key_id)
-    key = mutation.tx.api_key(record.key_id)
+    key = mutation.tx.api_key(mutation.scope, record.key_id)
     if (
         key is None
         # A delayed duplicate of a try that was answered: its caller holds that answer's token.

@@ -149,7 +149,7 @@ class KeyIssuer:
 
     @staticmethod
     def _read_back(mutation: Mutation, key_id: str) -> ApiKey:
-        key = mutation.tx.api_key(key_id)
+        key = mutation.tx.api_key(mutation.scope, key_id)
         if key is None:
             raise LookupError(key_id)
         return key

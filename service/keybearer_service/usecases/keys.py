@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from keybearer.access import Role
 from keybearer_service.domain import validators
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
 from keybearer_service.domain.clock import rfc3339
 from keybearer_service.domain.errors import (
@@ -25,6 +26,7 @@ from keybearer_service.domain.model import (
 )
 from keybearer_service.storage import NEVER, UNUSED, KeyQuery, Reader, SortKey, Store
 from keybearer_service.usecases import idempotency
+from keybearer_service.usecases.access import assert_account_exists, reach_of
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.idempotency import IdempotencyKey
 from keybearer_service.usecases.issuing import Expiration, IssuedKey, KeyIssuer, NewKey
@@ -85,7 +87,7 @@ class KeyManager:
             ResourceNotFound: Unknown, or of an account the caller may not see.
         """
         with self._store.read() as reader:
-            return _visible_key(call, reader, key_id)
+            return _reachable_key(reader, reach_of(call), key_id)
 
     def list(
         self, query: KeyQuery, page_size: int, page_token: str
@@ -99,15 +101,14 @@ class KeyManager:
         bound_to = ("keys", replace(query, now=0))
         page = self._page_tokens.page(page_size, page_token, bound_to)
         with self._store.read() as reader:
-            if reader.account(query.account_id) is None:
-                raise ResourceNotFound("account", query.account_id)
+            assert_account_exists(reader, query.scope)
             found = reader.list_api_keys(query, page)
         return self._page_tokens.split(found, page, bound_to, _SORT_KEYS[query.order_by])
 
     # --- minting ----------------------------------------------------------------------------------
 
     def create(
-        self, call: CallContext, account_id: str, new: NewKey, request: IdempotencyKey | None
+        self, call: CallContext, scope: AccountScope, new: NewKey, request: IdempotencyKey | None
     ) -> IssuedKey:
         """Make a key, or mint a fresh token for the one an earlier try made.
 
@@ -117,7 +118,7 @@ class KeyManager:
             RequestIdReused, ReplayImpossible: See `replays`.
         """
         caller = call.identity
-        if not new.owner_id and account_id != caller.account_id:
+        if not new.owner_id and not scope.covers(caller.account_id):
             raise FieldInvalid("owner_id", "required for a key in another account than one's own")
         self._flush_before_replay(request)
         with self._mutations.begin(call) as mutation:
@@ -125,23 +126,22 @@ class KeyManager:
             if replay is not None:
                 return self._reissue(mutation, call, replay, request)
             mutation.assert_may_grant(new.role)
-            if mutation.tx.account(account_id) is None:
-                raise ResourceNotFound("account", account_id)
+            assert_account_exists(mutation.tx, scope)
             owner_id = new.owner_id or caller.owner_id
-            owner = mutation.tx.user(owner_id)
-            if owner is None or owner.account_id != account_id or owner.delete_time is not None:
+            owner = mutation.tx.user(scope, owner_id)
+            if owner is None or owner.delete_time is not None:
                 raise ResourceNotFound("user", owner_id)
             issued = self._issuer.issue(mutation, new, owner=owner, created_by=caller.owner_id)
             idempotency.remember(mutation, caller.owner_id, request, issued.key, None)
             mutation.record(
                 Action.API_KEY_CREATED,
-                account_id=account_id,
+                account_id=owner.account_id,
                 target_type=TargetType.API_KEY,
                 target_id=issued.key.id,
                 changes=_differences(None, issued.key, mutation.now),
                 request_id=request.request_id if request else "",
             )
-            mutation.invalidate(SubjectKind.KEY, issued.key.id, account_id)
+            mutation.invalidate(SubjectKind.KEY, issued.key.id, owner.account_id)
             return issued
 
     def rotate(
@@ -158,7 +158,7 @@ class KeyManager:
             replay = idempotency.find(mutation, call.identity.owner_id, request)
             if replay is not None:
                 return self._reissue(mutation, call, replay, request)
-            key = _visible_key(call, mutation.tx, key_id)
+            key = _reachable_key(mutation.tx, mutation.scope, key_id)
             _assert_alive(key, mutation.now)
             mutation.assert_may_grant(key.role)
             return self._rotate(mutation, call, key, overlap, request)
@@ -179,7 +179,7 @@ class KeyManager:
                     # The caller is part of this request: another key asks for another thing.
                     raise RequestIdReused(replay.key.id)
                 return self._reissue(mutation, call, replay, request)
-            key = _visible_key(call, mutation.tx, call.identity.key_id)
+            key = _reachable_key(mutation.tx, mutation.scope, call.identity.key_id)
             return self._rotate(mutation, call, key, overlap, request)
 
     def _rotate(
@@ -205,8 +205,7 @@ class KeyManager:
         replay: idempotency.Replay,
         request: IdempotencyKey | None,
     ) -> IssuedKey:
-        # Whoever may no longer see or grant the key may not have a fresh secret of it either.
-        call.assert_visible(replay.key.account_id, "API key", replay.key.id)
+        # Whoever may no longer grant the key may not have a fresh secret of it either.
         if replay.key.id != call.identity.key_id:
             mutation.assert_may_grant(replay.key.role)
         issued = self._issuer.reissue(mutation, replay.key)
@@ -229,7 +228,7 @@ class KeyManager:
             FieldInvalid: It cannot be.
         """
         with self._mutations.begin(call) as mutation:
-            key = _visible_key(call, mutation.tx, key_id)
+            key = _reachable_key(mutation.tx, mutation.scope, key_id)
             if update.etag and update.etag != etag_of(key):
                 raise EtagMismatch
             state = key.state_at(mutation.now)
@@ -274,7 +273,7 @@ class KeyManager:
         switched: Callable[[ApiKey, int], ApiKey],
     ) -> ApiKey:
         with self._mutations.begin(call) as mutation:
-            key = _visible_key(call, mutation.tx, key_id)
+            key = _reachable_key(mutation.tx, mutation.scope, key_id)
             if key.revoke_time is not None:
                 raise KeyRevoked(key_id)
             return self._write(mutation, action, key, switched(key, mutation.now))
@@ -291,7 +290,7 @@ class KeyManager:
                 "reason", "one of LOST, COMPROMISED, SUPERSEDED, NO_LONGER_USED is required"
             )
         with self._mutations.begin(call) as mutation:
-            key = _visible_key(call, mutation.tx, key_id)
+            key = _reachable_key(mutation.tx, mutation.scope, key_id)
             if key.revoke_time is not None:
                 return key
             revoked = replace(
@@ -311,8 +310,8 @@ class KeyManager:
         match = self._validator.match(token)
         if match is None or match.record.revoke_time is not None:
             return
-        with self._mutations.begin_for_holder(call, match.record.key_id) as mutation:
-            key = mutation.tx.api_key(match.record.key_id)
+        with self._mutations.begin_for_holder(call, match) as mutation:
+            key = mutation.tx.api_key(mutation.scope, match.record.key_id)
             if key is None or key.revoke_time is not None:
                 return
             if match.secret_version == key.secret_version:
@@ -339,7 +338,7 @@ class KeyManager:
         mutation.tx.update_api_key(
             replace(after, update_time=mutation.now, row_version=before.row_version + 1)
         )
-        written = mutation.tx.api_key(before.id)
+        written = mutation.tx.api_key(mutation.scope, before.id)
         if written is None:
             raise LookupError(before.id)
         self._record(mutation, action, before, written, None)
@@ -369,11 +368,10 @@ def etag_of(thing: ApiKey | User) -> str:
     return f'"{thing.row_version}"'
 
 
-def _visible_key(call: CallContext, reader: Reader, key_id: str) -> ApiKey:
-    key = reader.api_key(validators.required_id("id", key_id))
+def _reachable_key(reader: Reader, scope: AccountScope, key_id: str) -> ApiKey:
+    key = reader.api_key(scope, validators.required_id("id", key_id))
     if key is None:
         raise ResourceNotFound("API key", key_id)
-    call.assert_visible(key.account_id, "API key", key_id)
     return key
 
 

@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from keybearer.access import Role
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import Action, Actor, ActorType, FieldChange, TargetType
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.errors import AuthorityExceeded, CallAbandoned
 from keybearer_service.domain.model import SubjectKind
+from keybearer_service.domain.verdict import Match
 from keybearer_service.storage import Store, Writer
+from keybearer_service.usecases.access import reach_of, scope_of_holder
 from keybearer_service.usecases.audit import AuditLog
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.validation.validator import judge_caller_again
@@ -29,6 +32,7 @@ class Mutation:
         now: int,
         *,
         role: Role,
+        scope: AccountScope,
         call: CallContext | None,
     ) -> None:
         """Take the transaction, who acts and at which moment."""
@@ -37,6 +41,8 @@ class Mutation:
         self.actor = actor
         self.role = role
         """The most authority this change may grant: the caller's effective role, as of now."""
+        self.scope = scope
+        """Everything that the actor may touch by its id."""
         self._audit = audit
         self._call = call
 
@@ -112,19 +118,27 @@ class Mutations:
                 raise CallAbandoned
             now = self._clock.now()
             role = judge_caller_again(tx.lookup, call.identity, call.rule, now)
-            yield Mutation(tx, self._audit, call.actor, now, role=role, call=call)
+            yield Mutation(
+                tx, self._audit, call.actor, now, role=role, scope=reach_of(call), call=call
+            )
             tx.prune(now)
         self._on_commit()
 
     @contextmanager
-    def begin_for_holder(self, call: CallContext, key_id: str) -> Iterator[Mutation]:
+    def begin_for_holder(self, call: CallContext, match: Match) -> Iterator[Mutation]:
         """Open a change for somebody who proved to hold a token, and nothing else."""
         with self._store.write() as tx:
             if not call.is_alive:
                 raise CallAbandoned
-            actor = Actor(type=ActorType.HOLDER, key_id=key_id)
+            actor = Actor(type=ActorType.HOLDER, key_id=match.record.key_id)
             yield Mutation(
-                tx, self._audit, actor, self._clock.now(), role=Role.UNSPECIFIED, call=call
+                tx,
+                self._audit,
+                actor,
+                self._clock.now(),
+                role=Role.UNSPECIFIED,
+                scope=scope_of_holder(match),
+                call=call,
             )
         self._on_commit()
 
@@ -132,5 +146,12 @@ class Mutations:
     def begin_local(self) -> Iterator[Mutation]:
         """Open a change for the server's own command line, which may grant anything."""
         with self._store.write() as tx:
-            actor = Actor(type=ActorType.LOCAL_COMMAND)
-            yield Mutation(tx, self._audit, actor, self._clock.now(), role=Role.ADMIN, call=None)
+            yield Mutation(
+                tx,
+                self._audit,
+                Actor(type=ActorType.LOCAL_COMMAND),
+                self._clock.now(),
+                role=Role.ADMIN,
+                scope=AccountScope.of_installation("a command on the data directory"),
+                call=None,
+            )

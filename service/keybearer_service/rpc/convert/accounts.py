@@ -2,6 +2,7 @@
 
 from keybearer.v1 import account_pb2, account_service_pb2
 from keybearer_service.domain import validators
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.model import Account
 from keybearer_service.rpc.convert.common import micros_from_duration, timestamp
 from keybearer_service.storage import AccountQuery
@@ -22,9 +23,13 @@ def new_account(request: account_service_pb2.CreateAccountRequest) -> NewAccount
     )
 
 
-def account_query(request: account_service_pb2.ListAccountsRequest) -> AccountQuery:
+def account_query(
+    scope: AccountScope, request: account_service_pb2.ListAccountsRequest
+) -> AccountQuery:
     """Read which accounts are wanted."""
-    return AccountQuery(name_contains=validators.contained("name_contains", request.name_contains))
+    return AccountQuery(
+        scope=scope, name_contains=validators.contained("name_contains", request.name_contains)
+    )
 
 
 def account_to_proto(account: Account) -> account_pb2.Account:

@@ -5,6 +5,7 @@ from typing import TypedDict
 from keybearer.access import Role
 from keybearer.v1 import api_key_pb2, api_key_service_pb2, token_service_pb2
 from keybearer_service.domain import validators
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.model import ApiKey, KeyState, RevocationReason
 from keybearer_service.rpc.convert.common import (
@@ -101,7 +102,7 @@ def overlap(
 
 
 def key_query(
-    account_id: str, request: api_key_service_pb2.ListApiKeysRequest, now: int
+    scope: AccountScope, request: api_key_service_pb2.ListApiKeysRequest, now: int
 ) -> KeyQuery:
     """Read which keys are wanted, in which order."""
     order_by, _, direction = request.order_by.strip().partition(" ")
@@ -110,7 +111,7 @@ def key_query(
             "order_by", f"one of {', '.join(keys.ORDERS)}, each optionally with ` desc`"
         )
     return KeyQuery(
-        account_id=account_id,
+        scope=scope,
         now=now,
         states=members("states", KeyState, request.states),
         owner_id=request.owner_id,

@@ -1,26 +1,18 @@
 """Audit events, between their messages and the model."""
 
 from keybearer.v1 import audit_event_pb2, audit_service_pb2
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import Action, AuditEvent
-from keybearer_service.domain.model import ANY_ACCOUNT
 from keybearer_service.rpc.convert.common import members, optional_time, timestamp, wire
 from keybearer_service.storage import AuditQuery
-from keybearer_service.usecases.call_context import CallContext
-
-
-def audited_account(call: CallContext, requested: str) -> str | None:
-    """Read whose audit log is wanted; None for the whole installation's."""
-    if requested == ANY_ACCOUNT and call.is_operator_admin:
-        return None
-    return call.account(requested)
 
 
 def audit_query(
-    account_id: str | None, request: audit_service_pb2.ListAuditEventsRequest
+    scope: AccountScope, request: audit_service_pb2.ListAuditEventsRequest
 ) -> AuditQuery:
     """Read which events are wanted."""
     return AuditQuery(
-        account_id=account_id,
+        scope=scope,
         actor_id=request.actor_id,
         target_id=request.target_id,
         actions=members("actions", Action, request.actions),

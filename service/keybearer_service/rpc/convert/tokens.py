@@ -1,14 +1,16 @@
 """Questions about tokens and the verdicts about them, between their messages and the model."""
 
+from collections.abc import Iterable
+
 from keybearer.access import Role
 from keybearer.v1 import token_service_pb2
 from keybearer_service.domain import validators
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.clock import DAY
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.verdict import Caller, Outcome, TokenRecord, Verdict
 from keybearer_service.rpc.convert.common import fill, member, timestamp, wire
 from keybearer_service.storage.rows import labels_from_text
-from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.validation.validator import Question
 
 MAX_BATCH = 100
@@ -16,37 +18,39 @@ EXPIRES_SOON = 30 * DAY
 
 
 def question(
-    call: CallContext, request: token_service_pb2.ValidateTokenRequest, prefix: str = ""
+    scope: AccountScope, request: token_service_pb2.ValidateTokenRequest, prefix: str = ""
 ) -> Question:
-    """Read what is asked about one token. Authority over the account comes before the rest.
+    """Read what is asked about one token.
+
+    Args:
+        scope: The accounts that the key may be of.
+        request: The question.
+        prefix: What stands before the names of fields in errors.
 
     Raises:
-        OperatorOnly: Another account, and the caller is not of the operator account.
         FieldInvalid: An unknown role, or a scope that nobody can require.
     """
-    caller = call.identity
-    account_id = request.account_id or caller.account_id
-    if account_id != caller.account_id:
-        call.assert_operator(f"{prefix}account_id")
     role = request.required_role
     if not 0 <= role <= Role.ADMIN:
         member(f"{prefix}required_role", Role, role)
     return Question(
         request.token,
-        account_id,
+        scope,
         validators.requirement(prefix, Role(role), request.required_scopes),
     )
 
 
-def questions(
-    call: CallContext, request: token_service_pb2.BatchValidateTokensRequest
-) -> list[Question]:
-    """Read what is asked about many tokens."""
+def batch(
+    request: token_service_pb2.BatchValidateTokensRequest,
+) -> Iterable[tuple[str, token_service_pb2.ValidateTokenRequest]]:
+    """Return the questions of a batch, each with what stands before its fields in errors.
+
+    Raises:
+        FieldInvalid: None, or more than 100.
+    """
     if not 1 <= len(request.requests) <= MAX_BATCH:
         raise FieldInvalid("requests", f"1 to {MAX_BATCH}")
-    return [
-        question(call, one, f"requests[{index}].") for index, one in enumerate(request.requests)
-    ]
+    return ((f"requests[{index}].", one) for index, one in enumerate(request.requests))
 
 
 def verdict_to_proto(verdict: Verdict) -> token_service_pb2.ValidateTokenResponse:

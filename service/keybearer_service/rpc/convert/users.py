@@ -3,6 +3,7 @@
 from keybearer.access import Role
 from keybearer.v1 import user_pb2, user_service_pb2
 from keybearer_service.domain import validators
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.model import User, UserType
 from keybearer_service.rpc.convert.common import member, members, timestamp, update_paths, wire
@@ -42,10 +43,10 @@ def user_update(request: user_service_pb2.UpdateUserRequest) -> UserUpdate:
     )
 
 
-def user_query(account_id: str, request: user_service_pb2.ListUsersRequest) -> UserQuery:
+def user_query(scope: AccountScope, request: user_service_pb2.ListUsersRequest) -> UserQuery:
     """Read which users are wanted."""
     return UserQuery(
-        account_id=account_id,
+        scope=scope,
         roles=tuple(validators.role("roles", one) for one in members("roles", Role, request.roles)),
         types=members("types", UserType, request.types),
         email_contains=validators.contained("email_contains", request.email_contains),

@@ -9,6 +9,7 @@ from keybearer_service.rpc.convert.accounts import account_query, account_to_pro
 from keybearer_service.rpc.convert.api_keys import issued_fields
 from keybearer_service.rpc.convert.common import idempotency_key
 from keybearer_service.rpc.convert.users import user_to_proto
+from keybearer_service.usecases.access import reach_of
 from keybearer_service.usecases.accounts import AccountManager
 from keybearer_service.usecases.call_context import current_call
 
@@ -39,15 +40,16 @@ class AccountServicer(account_service_pb2_grpc.AccountServiceServicer):
         self, request: pb.GetAccountRequest, context: grpc.ServicerContext
     ) -> pb.GetAccountResponse:
         """Answer one account."""
-        account = self._accounts.get(request.id)
+        account = self._accounts.get(current_call(), request.id)
         return pb.GetAccountResponse(account=account_to_proto(account))
 
     def ListAccounts(
         self, request: pb.ListAccountsRequest, context: grpc.ServicerContext
     ) -> pb.ListAccountsResponse:
         """Answer a page of accounts."""
+        call = current_call()
         accounts, next_page = self._accounts.list(
-            account_query(request), request.page_size, request.page_token
+            account_query(reach_of(call), request), request.page_size, request.page_token
         )
         return pb.ListAccountsResponse(
             accounts=[account_to_proto(account) for account in accounts],

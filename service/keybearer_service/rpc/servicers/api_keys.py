@@ -15,6 +15,7 @@ from keybearer_service.rpc.convert.api_keys import (
     revocation,
 )
 from keybearer_service.rpc.convert.common import idempotency_key
+from keybearer_service.usecases.access import authorize
 from keybearer_service.usecases.call_context import current_call
 from keybearer_service.usecases.keys import KeyManager
 
@@ -32,9 +33,9 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
     ) -> pb.CreateApiKeyResponse:
         """Make a key."""
         call = current_call()
-        account_id = call.account(request.account_id)
+        scope = authorize(call, request.account_id)
         new = new_key(request)
-        issued = self._keys.create(call, account_id, new, idempotency_key(call.method, request))
+        issued = self._keys.create(call, scope, new, idempotency_key(call.method, request))
         return pb.CreateApiKeyResponse(**issued_fields(issued, self._clock.now()))
 
     def GetApiKey(
@@ -50,7 +51,7 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
         """Answer a page of keys."""
         call = current_call()
         now = self._clock.now()
-        query = key_query(call.account(request.account_id), request, now)
+        query = key_query(authorize(call, request.account_id), request, now)
         keys, next_page = self._keys.list(query, request.page_size, request.page_token)
         return pb.ListApiKeysResponse(
             api_keys=[key_to_proto(key, now) for key in keys], next_page_token=next_page

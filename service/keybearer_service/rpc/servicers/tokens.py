@@ -11,13 +11,14 @@ from keybearer_service.rpc.bidi import BidiStream
 from keybearer_service.rpc.convert.api_keys import issued_fields, overlap
 from keybearer_service.rpc.convert.common import idempotency_key
 from keybearer_service.rpc.convert.tokens import (
+    batch,
     identity_to_proto,
     question,
-    questions,
     verdict_to_proto,
 )
 from keybearer_service.rpc.convert.watch import watch_message, watch_response_to_proto
 from keybearer_service.telemetry.recorder import EntryPoint, Recorder
+from keybearer_service.usecases.access import authorize_question
 from keybearer_service.usecases.call_context import current_call
 from keybearer_service.usecases.keys import KeyManager
 from keybearer_service.validation.validator import Validator
@@ -51,7 +52,8 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
         self, request: pb.ValidateTokenRequest, context: grpc.ServicerContext
     ) -> pb.ValidateTokenResponse:
         """Judge a token."""
-        asked = question(current_call(), request)
+        call = current_call()
+        asked = question(authorize_question(call.identity, request.account_id), request)
         if not asked.token:
             raise FieldInvalid("token", "required")
         started = self._clock.monotonic()
@@ -64,7 +66,15 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
         self, request: pb.BatchValidateTokensRequest, context: grpc.ServicerContext
     ) -> pb.BatchValidateTokensResponse:
         """Judge many tokens against one snapshot."""
-        asked = questions(current_call(), request)
+        call = current_call()
+        asked = [
+            question(
+                authorize_question(call.identity, one.account_id, f"{prefix}account_id"),
+                one,
+                prefix,
+            )
+            for prefix, one in batch(request)
+        ]
         started = self._clock.monotonic()
         verdicts = self._validator.judge_many(asked)
         each = (self._clock.monotonic() - started) / len(verdicts)

@@ -11,6 +11,7 @@ from keybearer_service.rpc.convert.users import (
     user_to_proto,
     user_update,
 )
+from keybearer_service.usecases.access import authorize
 from keybearer_service.usecases.call_context import current_call
 from keybearer_service.usecases.users import UserManager
 
@@ -27,8 +28,8 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
     ) -> pb.CreateUserResponse:
         """Make a user."""
         call = current_call()
-        account_id = call.account(request.account_id)
-        user = self._users.create(call, account_id, new_user(request))
+        scope = authorize(call, request.account_id)
+        user = self._users.create(call, scope, new_user(request))
         return pb.CreateUserResponse(user=user_to_proto(user))
 
     def GetUser(
@@ -42,7 +43,8 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
         self, request: pb.ListUsersRequest, context: grpc.ServicerContext
     ) -> pb.ListUsersResponse:
         """Answer a page of users."""
-        query = user_query(current_call().account(request.account_id), request)
+        call = current_call()
+        query = user_query(authorize(call, request.account_id), request)
         users, next_page = self._users.list(query, request.page_size, request.page_token)
         return pb.ListUsersResponse(
             users=[user_to_proto(user) for user in users], next_page_token=next_page
