@@ -1,8 +1,8 @@
 """Checks the store and the audit chain, and exports the audit log."""
 
-import json
 from collections.abc import Iterator
 
+from keybearer_service.domain.audit_event import export_head, export_line
 from keybearer_service.storage import Store
 from keybearer_service.usecases.audit import AuditLog, ChainReport
 
@@ -25,31 +25,8 @@ def verify_audit(
 
 
 def export_audit(store: Store, audit_log: AuditLog) -> Iterator[str]:
-    """Answer the audit log as JSON lines, oldest first, the last one being the head."""
+    """Yield the audit log as lines of JSON, oldest first; the last one is the head of the chain."""
     with store.read() as reader:
         for event in audit_log.events(reader):
-            yield json.dumps(
-                {
-                    "seq": event.seq,
-                    "id": event.id,
-                    "time_us": event.time,
-                    "account_id": event.account_id,
-                    "actor": {
-                        "type": event.actor.type.name,
-                        "key_id": event.actor.key_id,
-                        "user_id": event.actor.user_id,
-                        "user_email": event.actor.user_email,
-                    },
-                    "action": event.action.name,
-                    "target": {"type": event.target_type.name, "id": event.target_id},
-                    "changes": [
-                        {"field": one.field, "before": one.before, "after": one.after}
-                        for one in event.changes
-                    ],
-                    "request_id": event.request_id,
-                    "peer": event.peer,
-                    "hash": event.hash.hex(),
-                }
-            )
-        seq, head = reader.audit_head()
-        yield json.dumps({"head": {"seq": seq, "hash": head.hex()}})
+            yield export_line(event)
+        yield export_head(*reader.audit_head())

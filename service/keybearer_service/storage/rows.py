@@ -10,8 +10,9 @@ from keybearer_service.domain.audit_event import (
     Actor,
     ActorType,
     AuditEvent,
-    FieldChange,
     TargetType,
+    changes_as_json,
+    changes_from_json,
 )
 from keybearer_service.domain.model import (
     Account,
@@ -285,7 +286,7 @@ def audit_event_from_row(row: Row) -> AuditEvent:
         action=Action(row[8]),
         target_type=TargetType(row[9]),
         target_id=row[10],
-        changes=tuple(FieldChange(*change) for change in json.loads(row[11])),
+        changes=changes_from_json(row[11]),
         request_id=row[12],
         peer=row[13],
         hash=row[14],
@@ -306,17 +307,8 @@ def row_from_audit_event(event: AuditEvent) -> Columns:
         "action": int(event.action),
         "target_type": int(event.target_type),
         "target_id": event.target_id,
-        "changes": text_from_changes(event.changes),
+        "changes": changes_as_json(event.changes),
         "request_id": event.request_id,
         "peer": event.peer,
         "hash": event.hash,
     }
-
-
-def text_from_changes(changes: Sequence[FieldChange]) -> str:
-    """Write the changes of an event as JSON, the form that is hashed too."""
-    return json.dumps(
-        [[change.field, change.before, change.after] for change in changes],
-        separators=(",", ":"),
-        ensure_ascii=True,
-    )

@@ -1,7 +1,6 @@
 """The audit log: one chain for the installation, written inside the transactions it tells of."""
 
 import hmac
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +13,7 @@ from keybearer_service.domain.audit_event import (
     AuditEvent,
     FieldChange,
     TargetType,
+    event_hash,
 )
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
@@ -31,40 +31,6 @@ REFUSALS_A_MINUTE = 10
 MAX_LISTED_IDS = 1000
 """Ids named in the event of a cascade; beyond, only the count."""
 _CHAIN_BATCH = 1000
-
-
-def event_hash(audit_key: bytes, previous_hash: bytes, event: AuditEvent) -> bytes:
-    """Answer the hash that ties an event to the one before it.
-
-    HMAC-SHA-256 under the audit key over the previous hash and these fields, each as UTF-8 text
-    prefixed with its length in four big-endian bytes: seq, id, time (microseconds), account_id,
-    actor type (number), actor key id, actor user id, actor user email, action (number), target type
-    (number), target id, changes (a JSON list of [field, before, after] without blanks, ASCII),
-    request_id, peer.
-    """
-    fields = (
-        str(event.seq),
-        event.id,
-        str(event.time),
-        event.account_id,
-        str(int(event.actor.type)),
-        event.actor.key_id,
-        event.actor.user_id,
-        event.actor.user_email,
-        str(int(event.action)),
-        str(int(event.target_type)),
-        event.target_id,
-        json.dumps(
-            [[change.field, change.before, change.after] for change in event.changes],
-            separators=(",", ":"),
-        ),
-        event.request_id,
-        event.peer,
-    )
-    message = previous_hash + b"".join(
-        len(text).to_bytes(4) + text for text in (field.encode() for field in fields)
-    )
-    return hmac.digest(audit_key, message, "sha256")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
