@@ -191,7 +191,6 @@ class Arena:
             role=role,
             expiration=Expiration(),
             owner_id=owner.id,
-            labels={},
         )
 
     def newest_event(self, target_id: str) -> int:

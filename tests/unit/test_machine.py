@@ -291,9 +291,7 @@ class Machine(RuleBasedStateMachine):
         """A key of any role, for any live user, by any administrator."""
         owner = data.draw(st.sampled_from(sorted(self.model.roles)))
         call = self._caller(data)
-        new = NewKey(
-            name="k", role=role, expiration=Expiration(ttl=life), owner_id=owner, labels={}
-        )
+        new = NewKey(name="k", role=role, expiration=Expiration(ttl=life), owner_id=owner)
         issued = self._step(
             lambda: self.container.keys.create(call, authorize(call, ""), new, None),
             changes={"new"},
@@ -329,7 +327,7 @@ class Machine(RuleBasedStateMachine):
         """A key is granted another role."""
         key_id, key = self._key(data)
         call = self._call(self.chief_token)
-        update = KeyUpdate(paths=frozenset({"role"}), role=role, labels={})
+        update = KeyUpdate(paths=frozenset({"role"}), role=role)
 
         def do() -> object:
             return self.container.keys.update(call, key_id, update)

@@ -2,7 +2,8 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from keybearer.access import (
     MAX_SCOPE_LENGTH,
@@ -60,6 +61,11 @@ def text(field: str, value: str, *, least: int, most: int) -> str:
 def name(field: str, value: str) -> str:
     """Take a name of 1 to 100 characters."""
     return text(field, value, least=1, most=MAX_NAME)
+
+
+def long_text(field: str, value: str) -> str:
+    """Take a text of up to 1000 characters; it may be empty."""
+    return text(field, value, least=0, most=MAX_TEXT)
 
 
 def contained(field: str, value: str) -> str:
@@ -151,6 +157,14 @@ def labels(field: str, values: Mapping[str, str]) -> dict[str, str]:
             raise FieldInvalid(f"{field}[{key}]", f"at most {MAX_LABEL_VALUE} characters")
         _assert_visible(f"{field}[{key}]", value)
     return dict(values)
+
+
+KEY_SETTINGS: Mapping[str, Callable[[str, Any], Any]] = {
+    "name": name,
+    "description": long_text,
+    "labels": labels,
+}
+"""How each plain field of a key is read, given its name in the request and its value."""
 
 
 def future(field: str, value: int, now: int) -> int:

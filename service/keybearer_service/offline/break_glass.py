@@ -42,7 +42,6 @@ def issue_admin_token(
                 name=BREAK_GLASS_KEY_NAME,
                 role=Role.ADMIN,
                 expiration=Expiration(ttl=ttl),
-                labels={},
             ),
             owner=user,
             created_by=user.id,

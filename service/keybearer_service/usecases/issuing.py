@@ -8,7 +8,7 @@ from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import (
     FieldInvalid,
 )
-from keybearer_service.domain.model import ApiKey, StoredSecret, User
+from keybearer_service.domain.model import ApiKey, KeySettings, StoredSecret, User, settings_of
 from keybearer_service.installation.keyring import Keyring
 from keybearer_service.usecases.mutations import Mutation
 
@@ -37,17 +37,14 @@ NEVER_EXPIRES = Expiration()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NewKey:
+class NewKey(KeySettings):
     """What a key is to be."""
 
-    name: str
     role: Role
     expiration: Expiration
     owner_id: str = ""
     """Empty means the caller."""
-    description: str = ""
     scopes: tuple[str, ...] = ()
-    labels: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +87,14 @@ class KeyIssuer:
             id=self.new_id(),
             account_id=owner.account_id,
             owner_id=owner.id,
-            name=new.name,
-            description=new.description,
             role=new.role,
             scopes=new.scopes,
-            labels=new.labels,
             create_time=now,
             created_by=created_by,
             update_time=now,
             expire_time=new.expiration.resolve(now),
             secret_create_time=now,
+            **settings_of(new),
         )
         token, secret = self._secret(mutation, key)
         mutation.tx.insert_api_key(key, secret)

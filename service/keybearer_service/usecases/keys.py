@@ -1,7 +1,8 @@
 """What can be done with keys: create, read, list, update, disable, enable, rotate, revoke."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from keybearer.access import Role
 from keybearer_service.domain import validators
@@ -17,12 +18,12 @@ from keybearer_service.domain.errors import (
     ResourceNotFound,
 )
 from keybearer_service.domain.model import (
+    KEY_SETTINGS,
     REASONS_OF_ADMINS,
     ApiKey,
     KeyState,
     RevocationReason,
     SubjectKind,
-    User,
 )
 from keybearer_service.storage import NEVER, UNUSED, KeyQuery, Reader, SortKey, Store
 from keybearer_service.usecases import idempotency
@@ -43,9 +44,8 @@ class KeyUpdate:
     """What of a key is to become what. `paths` says which of the fields count."""
 
     paths: frozenset[str]
-    name: str = ""
-    description: str = ""
-    labels: dict[str, str]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The new values of the plain fields that are among the paths."""
     scopes: tuple[str, ...] = ()
     role: Role = Role.UNSPECIFIED
     expiration: Expiration | None = None
@@ -53,9 +53,7 @@ class KeyUpdate:
     etag: str = ""
 
 
-UPDATABLE = frozenset(
-    {"name", "description", "labels", "scopes", "role", "expiration", "overlap_end_time"}
-)
+UPDATABLE = frozenset({*KEY_SETTINGS, "scopes", "role", "expiration", "overlap_end_time"})
 
 
 class KeyManager:
@@ -229,7 +227,7 @@ class KeyManager:
         """
         with self._mutations.begin(call) as mutation:
             key = _reachable_key(mutation.tx, mutation.scope, key_id)
-            if update.etag and update.etag != etag_of(key):
+            if update.etag and update.etag != key.etag:
                 raise EtagMismatch
             state = key.state_at(mutation.now)
             if state is KeyState.REVOKED:
@@ -363,11 +361,6 @@ class KeyManager:
         mutation.invalidate(SubjectKind.KEY, after.id, after.account_id)
 
 
-def etag_of(thing: ApiKey | User) -> str:
-    """Answer the etag: the row's version, which use of a key does not move."""
-    return f'"{thing.row_version}"'
-
-
 def _reachable_key(reader: Reader, scope: AccountScope, key_id: str) -> ApiKey:
     key = reader.api_key(scope, validators.required_id("id", key_id))
     if key is None:
@@ -389,9 +382,7 @@ def _updated(key: ApiKey, update: KeyUpdate, now: int) -> ApiKey:
     scopes = update.scopes if "scopes" in paths else key.scopes
     updated = replace(
         key,
-        name=update.name if "name" in paths else key.name,
-        description=update.description if "description" in paths else key.description,
-        labels=update.labels if "labels" in paths else key.labels,
+        **update.settings,
         role=role,
         scopes=validators.scopes("api_key.scopes", scopes, role),
     )
@@ -419,12 +410,10 @@ def _earlier_overlap_end(key: ApiKey, update: KeyUpdate, now: int) -> int:
 
 
 _AUDITED = (
-    "name",
-    "description",
+    *KEY_SETTINGS,
     "owner_id",
     "role",
     "scopes",
-    "labels",
     "expire_time",
     "overlap_end_time",
     "secret_version",

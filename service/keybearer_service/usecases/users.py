@@ -14,7 +14,6 @@ from keybearer_service.usecases.access import assert_account_exists, reach_of
 from keybearer_service.usecases.audit import ids_change
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.issuing import KeyIssuer
-from keybearer_service.usecases.keys import etag_of
 from keybearer_service.usecases.mutations import Mutation, Mutations
 from keybearer_service.usecases.pagination import PageTokens
 
@@ -122,7 +121,7 @@ class UserManager:
         """
         with self._mutations.begin(call) as mutation:
             user = _live_user(mutation.tx, mutation.scope, user_id)
-            if update.etag and update.etag != etag_of(user):
+            if update.etag and update.etag != user.etag:
                 raise EtagMismatch
             updated = replace(
                 user,

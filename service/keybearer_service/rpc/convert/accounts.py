@@ -4,7 +4,7 @@ from keybearer.v1 import account_pb2, account_service_pb2
 from keybearer_service.domain import validators
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.model import Account
-from keybearer_service.rpc.convert.common import micros_from_duration, timestamp
+from keybearer_service.rpc.convert.common import micros_from_duration, to_proto
 from keybearer_service.storage import AccountQuery
 from keybearer_service.usecases.accounts import NewAccount
 from keybearer_service.usecases.issuing import NEVER_EXPIRES, Expiration
@@ -34,11 +34,4 @@ def account_query(
 
 def account_to_proto(account: Account) -> account_pb2.Account:
     """Write an account."""
-    return account_pb2.Account(
-        id=account.id,
-        name=account.name,
-        create_time=timestamp(account.create_time),
-        disable_time=timestamp(account.disable_time),
-        is_operator=account.is_operator,
-        etag=f'"{account.row_version}"',
-    )
+    return to_proto(account_pb2.Account, account)

@@ -1,13 +1,16 @@
 """Keys, between their messages and the model."""
 
-from typing import TypedDict
+from collections.abc import Container
+from typing import Any, TypedDict
+
+from google.protobuf.message import Message
 
 from keybearer.access import Role
 from keybearer.v1 import api_key_pb2, api_key_service_pb2, token_service_pb2
 from keybearer_service.domain import validators
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.errors import FieldInvalid
-from keybearer_service.domain.model import ApiKey, KeyState, RevocationReason
+from keybearer_service.domain.model import KEY_SETTINGS, ApiKey, KeyState, RevocationReason
 from keybearer_service.rpc.convert.common import (
     member,
     members,
@@ -15,8 +18,8 @@ from keybearer_service.rpc.convert.common import (
     micros_from_timestamp,
     optional_time,
     timestamp,
+    to_proto,
     update_paths,
-    wire,
 )
 from keybearer_service.storage import KeyQuery
 from keybearer_service.usecases import keys
@@ -28,15 +31,11 @@ def new_key(request: api_key_service_pb2.CreateApiKeyRequest) -> NewKey:
     """Read what a key is to be."""
     role = validators.role("role", member("role", Role, request.role))
     return NewKey(
-        name=validators.name("name", request.name),
-        description=validators.text(
-            "description", request.description, least=0, most=validators.MAX_TEXT
-        ),
         owner_id=request.owner_id,
         role=role,
         scopes=validators.scopes("scopes", request.scopes, role),
-        labels=validators.labels("labels", request.labels),
         expiration=_expiration(request),
+        **_settings(request, KEY_SETTINGS),
     )
 
 
@@ -51,13 +50,7 @@ def key_update(request: api_key_service_pb2.UpdateApiKeyRequest) -> KeyUpdate:
         raise FieldInvalid("etag", "differs from api_key.etag; give one of them")
     return KeyUpdate(
         paths=paths,
-        name=validators.name("api_key.name", key.name) if "name" in paths else "",
-        description=validators.text(
-            "api_key.description", key.description, least=0, most=validators.MAX_TEXT
-        )
-        if "description" in paths
-        else "",
-        labels=validators.labels("api_key.labels", key.labels) if "labels" in paths else {},
+        settings=_settings(key, paths, prefix="api_key."),
         # Judged against the role that the key will have, which only the store knows.
         scopes=tuple(key.scopes),
         role=member("api_key.role", Role, key.role) if "role" in paths else Role.UNSPECIFIED,
@@ -67,6 +60,14 @@ def key_update(request: api_key_service_pb2.UpdateApiKeyRequest) -> KeyUpdate:
         else None,
         etag=request.etag or key.etag,
     )
+
+
+def _settings(message: Message, wanted: Container[str], prefix: str = "") -> dict[str, Any]:
+    return {
+        name: check(f"{prefix}{name}", getattr(message, name))
+        for name, check in validators.KEY_SETTINGS.items()
+        if name in wanted
+    }
 
 
 def _expiration(
@@ -91,7 +92,7 @@ def revocation(
             "reason", "one of LOST, COMPROMISED, SUPERSEDED, NO_LONGER_USED is required"
         )
     reason = member("reason", RevocationReason, request.reason)
-    return reason, validators.text("note", request.note, least=0, most=validators.MAX_TEXT)
+    return reason, validators.long_text("note", request.note)
 
 
 def overlap(
@@ -125,34 +126,11 @@ def key_query(
 
 def key_to_proto(key: ApiKey, now: int) -> api_key_pb2.ApiKey:
     """Write a key with the state it has at `now`."""
-    return api_key_pb2.ApiKey(
-        id=key.id,
-        account_id=key.account_id,
-        name=key.name,
-        description=key.description,
-        owner_id=key.owner_id,
-        owner_email=key.owner_email,
-        role=wire(key.role),
-        effective_role=wire(key.effective_role),
-        scopes=key.scopes,
-        labels=key.labels,
-        state=wire(key.state_at(now)),
-        create_time=timestamp(key.create_time),
-        created_by=key.created_by,
-        created_by_email=key.created_by_email,
-        update_time=timestamp(key.update_time),
-        expire_time=timestamp(key.expire_time),
-        last_used_time=timestamp(key.last_used_time),
-        use_count=key.use_count,
-        secret_version=key.secret_version,
+    return to_proto(
+        api_key_pb2.ApiKey,
+        key,
+        state=key.state_at(now),
         overlap_end_time=timestamp(key.overlap_end_time if key.overlaps_at(now) else None),
-        old_secret_last_used_time=timestamp(key.old_secret_last_used_time),
-        disable_time=timestamp(key.disable_time),
-        revoke_time=timestamp(key.revoke_time),
-        revoked_by=key.revoked_by,
-        revocation_reason=wire(key.revocation_reason or 0),
-        revocation_note=key.revocation_note,
-        etag=keys.etag_of(key),
     )
 
 

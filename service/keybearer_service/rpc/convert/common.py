@@ -1,10 +1,12 @@
 """What the conversions share: times, enums, masks, and what makes a request repeatable."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from functools import cache
 from typing import Any, Protocol, TypeVar
 
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
@@ -23,6 +25,7 @@ MAX_SPAN = 315_576_000_000
 """10,000 years: the range of a Duration, by its definition."""
 
 E = TypeVar("E", bound=IntEnum)
+M = TypeVar("M", bound=Message)
 
 
 class _Repeatable(Protocol):
@@ -139,6 +142,27 @@ def timestamp(micros: int | None) -> Timestamp | None:
         return None
     seconds, rest = divmod(micros, SECOND)
     return Timestamp(seconds=seconds, nanos=rest * 1000)
+
+
+def to_proto(make: type[M], source: object, **computed: Any) -> M:
+    """Write a message: each field from the attribute of the source that has its name.
+
+    Args:
+        make: The class of the message.
+        source: Holds times in microseconds, enums as their numbers, and None for what is absent.
+        computed: The fields that are no attributes of the source, or have another form there.
+    """
+    values = computed
+    for name, is_time in _fields_of(make.DESCRIPTOR):
+        if name not in values:
+            value = getattr(source, name)
+            values[name] = timestamp(value) if is_time else value
+    return make(**values)
+
+
+@cache
+def _fields_of(descriptor: Descriptor) -> Sequence[tuple[str, bool]]:
+    return [(one.name, one.message_type == Timestamp.DESCRIPTOR) for one in descriptor.fields]
 
 
 def fill(part: Timestamp | Duration, micros: int) -> None:

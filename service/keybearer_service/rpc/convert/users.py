@@ -6,9 +6,9 @@ from keybearer_service.domain import validators
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.model import User, UserType
-from keybearer_service.rpc.convert.common import member, members, timestamp, update_paths, wire
+from keybearer_service.rpc.convert.common import member, members, to_proto, update_paths
 from keybearer_service.storage import UserQuery
-from keybearer_service.usecases import keys, users
+from keybearer_service.usecases import users
 from keybearer_service.usecases.users import Deletion, NewUser, UserUpdate
 
 
@@ -56,18 +56,7 @@ def user_query(scope: AccountScope, request: user_service_pb2.ListUsersRequest) 
 
 def user_to_proto(user: User) -> user_pb2.User:
     """Write a user."""
-    return user_pb2.User(
-        id=user.id,
-        account_id=user.account_id,
-        email=user.email,
-        display_name=user.display_name,
-        role=wire(user.role),
-        type=wire(user.type),
-        create_time=timestamp(user.create_time),
-        update_time=timestamp(user.update_time),
-        delete_time=timestamp(user.delete_time),
-        etag=keys.etag_of(user),
-    )
+    return to_proto(user_pb2.User, user)
 
 
 def deletion_to_proto(deletion: Deletion) -> user_service_pb2.DeleteUserResponse:
