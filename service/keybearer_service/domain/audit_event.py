@@ -1,4 +1,4 @@
-"""The entries of the audit log."""
+"""The entries of the audit log, and the forms in which they are stored, hashed and exported."""
 
 import enum
 import hmac
@@ -53,7 +53,7 @@ class Action(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actor:
-    """Who did it."""
+    """Who made a change."""
 
     type: ActorType
     key_id: str = ""
@@ -63,7 +63,7 @@ class Actor:
 
 @dataclass(frozen=True, slots=True)
 class FieldChange:
-    """One field, as text, before and after."""
+    """One field of a change as text, before and after."""
 
     field: str
     before: str

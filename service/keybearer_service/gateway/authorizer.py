@@ -68,7 +68,7 @@ class Gateway:
 
 
 def gateway_of(caller: Caller) -> Gateway:
-    """Name the gateway behind a caller that was judged."""
+    """Return the gateway behind a caller that was judged."""
     return Gateway(caller.account_id, caller.is_operator)
 
 

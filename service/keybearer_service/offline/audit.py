@@ -1,4 +1,4 @@
-"""Checks the store and the audit chain, and exports the audit log."""
+"""Checks of the store and the audit chain, and the export of the audit log."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from keybearer_service.usecases.audit import AuditLog, ChainReport
 
 
 def check(store: Store, audit_log: AuditLog) -> list[str]:
-    """Look for damage in the database, the key files and the audit chain."""
+    """Return what is damaged in the database or the audit chain, one sentence for each finding."""
     findings = list(store.check())
     report = verify_audit(store, audit_log, None)
     if report.broken_seq is not None:
@@ -19,7 +19,7 @@ def check(store: Store, audit_log: AuditLog) -> list[str]:
 def verify_audit(
     store: Store, audit_log: AuditLog, expect: tuple[int, bytes] | None
 ) -> ChainReport:
-    """Check the audit chain, against a head noted elsewhere if there is one."""
+    """Check the audit chain, and that it holds a head that was noted elsewhere, if one is given."""
     with store.read() as reader:
         return audit_log.verify(reader, expect)
 

@@ -1,4 +1,4 @@
-"""Issues an admin token to whoever may write the data directory."""
+"""Admin tokens for whoever may write to the data directory."""
 
 from keybearer.access import Role
 from keybearer_service.domain import validators
@@ -18,11 +18,11 @@ BREAK_GLASS_KEY_NAME = "break-glass admin key"
 def issue_admin_token(
     mutations: Mutations, issuer: KeyIssuer, account_id: str, email: str, ttl: int
 ) -> IssuedKey:
-    """Issue an ADMIN key to a user, who is made when there is none with this address.
+    """Issue an ADMIN key to the user with this address, who is created when there is none.
 
     Raises:
-        ResourceNotFound: No such account.
-        LocalError: The user is there and is no administrator.
+        ResourceNotFound: There is no such account.
+        LocalError: The user exists and is not an administrator.
     """
     address = validators.email("email", email)
     with mutations.begin_local() as mutation:

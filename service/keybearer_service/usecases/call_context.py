@@ -1,4 +1,4 @@
-"""One call, as the use cases see it: who calls, from where, and whether anybody still waits."""
+"""One call, as the use cases see it: who calls, from where, and whether the caller still waits."""
 
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -11,23 +11,23 @@ from keybearer_service.domain.verdict import Caller
 
 
 class Transport(Protocol):
-    """What is asked of the connection that a call came by; grpc's ServicerContext answers it."""
+    """The connection that a call came by; grpc's ServicerContext is one."""
 
     def peer(self) -> str:
-        """Name the other end, as grpc does: `ipv4:192.0.2.1:1234`."""
+        """Return the other end in the form of grpc: `ipv4:192.0.2.1:1234`."""
         ...
 
     def is_active(self) -> bool:
-        """Tell whether the call was neither cancelled nor answered."""
+        """Return whether the call was neither cancelled nor answered."""
         ...
 
     def time_remaining(self) -> float | None:
-        """Answer the seconds left to the caller's deadline; None when there is none."""
+        """Return the seconds left until the caller's deadline; None when there is none."""
         ...
 
 
 class CallContext:
-    """The facts of one call. What only logs and audit events need is worked out when they ask."""
+    """The facts of one call. What only logs and audit events need is computed on demand."""
 
     __slots__ = ("_new_request_id", "_request_id", "_transport", "caller", "method", "rule")
 
@@ -38,20 +38,19 @@ class CallContext:
         transport: Transport,
         new_request_id: Callable[[], str],
     ) -> None:
-        """Take where the call came from and which rule its caller is judged by."""
         self.method = method
         """`/package.Service/Method`."""
         self.rule = rule
-        """What the caller is judged by, and is judged by again inside a change."""
+        """The caller is judged by it when the call begins, and again inside a change."""
         self.caller: Caller | None = None
-        """None for the public methods, and until the caller is authenticated."""
+        """None for public methods, and until the caller is authenticated."""
         self._transport = transport
         self._new_request_id = new_request_id
         self._request_id = ""
 
     @property
     def request_id(self) -> str:
-        """Names this call in logs, errors and audit events."""
+        """The id of this call in logs, errors and audit events."""
         if not self._request_id:
             self._request_id = self._new_request_id()
         return self._request_id
@@ -64,7 +63,7 @@ class CallContext:
 
     @property
     def is_alive(self) -> bool:
-        """Whether somebody still waits for the answer."""
+        """Whether the caller still waits for the response."""
         remaining = self._transport.time_remaining()
         return self._transport.is_active() and (remaining is None or remaining > 0)
 

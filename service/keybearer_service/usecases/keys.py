@@ -1,4 +1,4 @@
-"""What can be done with keys: create, read, list, update, disable, enable, rotate, revoke."""
+"""The use cases of keys: create, read, list, update, disable, enable, rotate, revoke."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -41,7 +41,7 @@ ORDERS = ("create_time", "expire_time", "name", "last_used_time")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyUpdate:
-    """What of a key is to become what. `paths` says which of the fields count."""
+    """Which fields of a key change, and to what. `paths` says which of the fields count."""
 
     paths: frozenset[str]
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -68,7 +68,6 @@ class KeyManager:
         usage: UsageRecorder,
         page_tokens: PageTokens,
     ) -> None:
-        """Take what the use cases need."""
         self._store = store
         self._mutations = mutations
         self._issuer = issuer
@@ -79,10 +78,10 @@ class KeyManager:
     # --- reading ----------------------------------------------------------------------------------
 
     def get(self, call: CallContext, key_id: str) -> ApiKey:
-        """Answer one key.
+        """Return one key.
 
         Raises:
-            ResourceNotFound: Unknown, or of an account the caller may not see.
+            ResourceNotFound: There is no such key in an account that the caller may touch.
         """
         with self._store.read() as reader:
             return _reachable_key(reader, reach_of(call), key_id)
@@ -90,10 +89,10 @@ class KeyManager:
     def list(
         self, query: KeyQuery, page_size: int, page_token: str
     ) -> tuple[Sequence[ApiKey], str]:
-        """Answer a page of keys and the token of the next one.
+        """Return a page of keys and the token of the next one.
 
         Raises:
-            FieldInvalid: A page size or token that is none.
+            FieldInvalid: The page size or the page token is not valid.
             ResourceNotFound: An operator named an account that does not exist.
         """
         bound_to = ("keys", replace(query, now=0))
@@ -103,17 +102,18 @@ class KeyManager:
             found = reader.list_api_keys(query, page)
         return self._page_tokens.split(found, page, bound_to, _SORT_KEYS[query.order_by])
 
-    # --- minting ----------------------------------------------------------------------------------
+    # --- issuing ----------------------------------------------------------------------------------
 
     def create(
         self, call: CallContext, scope: AccountScope, new: NewKey, request: IdempotencyKey | None
     ) -> IssuedKey:
-        """Make a key, or mint a fresh token for the one an earlier try made.
+        """Create a key, or reissue the token of the one that an earlier attempt created.
 
         Raises:
-            ResourceNotFound: No such account, or the owner is no live user of it.
+            FieldInvalid: A key in another account than the caller's has no owner.
+            ResourceNotFound: There is no such account, or the owner is no live user of it.
             AuthorityExceeded: The role is above the caller's.
-            RequestIdReused, ReplayImpossible: See `replays`.
+            RequestIdReused, ReplayImpossible: See `idempotency.find`.
         """
         caller = call.identity
         if not new.owner_id and not scope.covers(caller.account_id):
@@ -145,11 +145,13 @@ class KeyManager:
     def rotate(
         self, call: CallContext, key_id: str, overlap: int, request: IdempotencyKey | None
     ) -> IssuedKey:
-        """Give a key a new secret; the old one lives for `overlap` microseconds more.
+        """Rotate the secret of a key; the old one stays valid for `overlap` microseconds.
 
         Raises:
-            ResourceNotFound, KeyRevoked, KeyExpired, AuthorityExceeded: It cannot be.
-            RequestIdReused, ReplayImpossible: See `replays`.
+            ResourceNotFound: There is no such key.
+            KeyRevoked, KeyExpired: The key can no longer be used.
+            AuthorityExceeded: The role of the key is above the caller's.
+            RequestIdReused, ReplayImpossible: See `idempotency.find`.
         """
         self._flush_before_replay(request)
         with self._mutations.begin(call) as mutation:
@@ -164,17 +166,17 @@ class KeyManager:
     def rotate_self(
         self, call: CallContext, overlap: int, request: IdempotencyKey | None
     ) -> IssuedKey:
-        """Give the calling key a new secret; it keeps the role it was granted, no more.
+        """Rotate the secret of the calling key; its role, scopes and expiry stay.
 
         Raises:
-            RequestIdReused, ReplayImpossible: See `replays`.
+            RequestIdReused, ReplayImpossible: See `idempotency.find`.
         """
         self._flush_before_replay(request)
         with self._mutations.begin(call) as mutation:
             replay = idempotency.find(mutation, call.identity.owner_id, request)
             if replay is not None:
                 if replay.key.id != call.identity.key_id:
-                    # The caller is part of this request: another key asks for another thing.
+                    # Another key of the user sent this request, and it was about that key.
                     raise RequestIdReused(replay.key.id)
                 return self._reissue(mutation, call, replay, request)
             key = _reachable_key(mutation.tx, mutation.scope, call.identity.key_id)
@@ -203,7 +205,7 @@ class KeyManager:
         replay: idempotency.Replay,
         request: IdempotencyKey | None,
     ) -> IssuedKey:
-        # Whoever may no longer grant the key may not have a fresh secret of it either.
+        # Who may no longer grant the role of the key may not get a fresh secret of it either.
         if replay.key.id != call.identity.key_id:
             mutation.assert_may_grant(replay.key.role)
         issued = self._issuer.reissue(mutation, replay.key)
@@ -212,18 +214,22 @@ class KeyManager:
         return issued
 
     def _flush_before_replay(self, request: IdempotencyKey | None) -> None:
-        # A use that is only counted in memory must forbid a replay too.
+        # A use that is still in memory must rule out a replay too.
         if request is not None:
             self._usage.write()
 
     # --- changing ---------------------------------------------------------------------------------
 
     def update(self, call: CallContext, key_id: str, update: KeyUpdate) -> ApiKey:
-        """Change the fields named by the paths.
+        """Update the fields that the paths name.
 
         Raises:
-            ResourceNotFound, KeyRevoked, KeyExpired, AuthorityExceeded, EtagMismatch,
-            FieldInvalid: It cannot be.
+            ResourceNotFound: There is no such key.
+            EtagMismatch: The key has changed since the etag was read.
+            KeyRevoked: The key is revoked.
+            KeyExpired: The expiry of an expired key is among the fields.
+            AuthorityExceeded: The role that the key would have is above the caller's.
+            FieldInvalid: A value does not fit the key.
         """
         with self._mutations.begin(call) as mutation:
             key = _reachable_key(mutation.tx, mutation.scope, key_id)
@@ -239,10 +245,11 @@ class KeyManager:
             return self._write(mutation, Action.API_KEY_UPDATED, key, updated)
 
     def disable(self, call: CallContext, key_id: str) -> ApiKey:
-        """Switch a key off; one that is off stays as it is.
+        """Disable a key; a disabled one stays as it is.
 
         Raises:
-            ResourceNotFound, KeyRevoked: It cannot be.
+            ResourceNotFound: There is no such key.
+            KeyRevoked: The key is revoked.
         """
         return self._switch(
             call,
@@ -254,10 +261,11 @@ class KeyManager:
         )
 
     def enable(self, call: CallContext, key_id: str) -> ApiKey:
-        """Switch a key on; one that is on stays as it is.
+        """Enable a key; an enabled one stays as it is.
 
         Raises:
-            ResourceNotFound, KeyRevoked: It cannot be.
+            ResourceNotFound: There is no such key.
+            KeyRevoked: The key is revoked.
         """
         return self._switch(
             call, key_id, Action.API_KEY_ENABLED, lambda key, _: replace(key, disable_time=None)
@@ -277,11 +285,11 @@ class KeyManager:
             return self._write(mutation, action, key, switched(key, mutation.now))
 
     def revoke(self, call: CallContext, key_id: str, reason: RevocationReason, note: str) -> ApiKey:
-        """Kill a key for good; one that is revoked keeps the facts of its first revocation.
+        """Revoke a key for good; a revoked one keeps the facts of its first revocation.
 
         Raises:
-            ResourceNotFound: No such key.
-            FieldInvalid: A reason that is the service's own to give.
+            ResourceNotFound: There is no such key.
+            FieldInvalid: The reason is one that only the service itself gives.
         """
         if reason not in REASONS_OF_ADMINS:
             raise FieldInvalid(
@@ -301,9 +309,10 @@ class KeyManager:
             return self._write(mutation, Action.API_KEY_REVOKED, key, revoked)
 
     def revoke_token(self, call: CallContext, token: str) -> None:
-        """Revoke what a token opens, for whoever holds it; nothing for a token that opens nothing.
+        """Revoke the secret that a token is, for whoever holds it.
 
-        The current secret revokes the key, the old one of a rotation ends the overlap.
+        The current secret revokes the key, the old one of a rotation ends the overlap. A token that
+        opens nothing changes nothing, and is no error.
         """
         match = self._validator.match(token)
         if match is None or match.record.revoke_time is not None:
@@ -320,7 +329,7 @@ class KeyManager:
                 )
                 self._write(mutation, Action.API_KEY_REVOKED, key, revoked)
                 return
-            # Rotated since the match, or the old secret all along: either way that secret dies.
+            # Rotated since the match, or the old secret from the start: that secret ends.
             _, old = mutation.tx.secrets_of(key.id)
             if old is not None and old.version == match.secret_version:
                 self._write(
@@ -390,7 +399,7 @@ def _updated(key: ApiKey, update: KeyUpdate, now: int) -> ApiKey:
         expire_time = update.expiration.resolve(now)
         updated = replace(updated, expire_time=expire_time)
         if expire_time is not None and updated.overlaps_at(expire_time):
-            # An old secret never outlives its key.
+            # An old secret is never valid for longer than its key.
             updated = replace(updated, overlap_end_time=expire_time)
     if "overlap_end_time" in paths:
         updated = replace(updated, overlap_end_time=_earlier_overlap_end(key, update, now))

@@ -1,7 +1,7 @@
-"""The one way to change anything: the mutation, its audit event and its revision, together.
+"""The one way to change anything: the change, its audit event and its revision, together.
 
-A change begins only while somebody waits for it, judges its caller once more inside the
-transaction, and reads the time there, so that the order of times is the order of commits.
+A change begins only while its caller waits for it. It judges the caller once more inside the
+transaction and reads the time there, so that the order of times is the order of commits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ from keybearer_service.validation.validator import judge_caller_again
 
 
 class Mutation:
-    """One change in the making. Valid inside the block of `Mutations.begin` only."""
+    """An open change. Valid inside the block of `Mutations.begin` only."""
 
     def __init__(
         self,
@@ -35,14 +35,13 @@ class Mutation:
         scope: AccountScope,
         call: CallContext | None,
     ) -> None:
-        """Take the transaction, who acts and at which moment."""
         self.tx = tx
         self.now = now
         self.actor = actor
         self.role = role
-        """The most authority this change may grant: the caller's effective role, as of now."""
+        """The highest role that this change may grant: the caller's effective role at `now`."""
         self.scope = scope
-        """Everything that the actor may touch by its id."""
+        """The accounts whose things the actor may touch by their ids."""
         self._audit = audit
         self._call = call
 
@@ -56,7 +55,7 @@ class Mutation:
         changes: Sequence[FieldChange] = (),
         request_id: str = "",
     ) -> None:
-        """Write the audit event of this mutation."""
+        """Write the audit event of this change."""
         call = self._call
         self._audit.append(
             self.tx,
@@ -72,11 +71,11 @@ class Mutation:
         )
 
     def invalidate(self, kind: SubjectKind, subject_id: str, account_id: str) -> None:
-        """Count a revision and record which verdicts it makes stale."""
+        """Advance the revision and record which verdicts it makes stale."""
         self.tx.append_change(kind=kind, subject_id=subject_id, account_id=account_id, now=self.now)
 
     def assert_may_grant(self, role: Role) -> None:
-        """Refuse to make or renew more authority than the caller holds at this moment.
+        """Raise unless the caller holds at least this role at this moment.
 
         Raises:
             AuthorityExceeded: `role` is above the caller's effective role.
@@ -90,7 +89,7 @@ class Mutation:
 
 
 class Mutations:
-    """Begins changes."""
+    """Opens changes."""
 
     def __init__(
         self,
@@ -99,7 +98,6 @@ class Mutations:
         clock: Clock,
         on_commit: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take what every change needs, and who wants to know at once that there was one."""
         self._store = store
         self._audit = audit
         self._clock = clock
@@ -110,7 +108,7 @@ class Mutations:
         """Open a change for a caller.
 
         Raises:
-            CallAbandoned: Nobody waits for the answer any more.
+            CallAbandoned: The caller no longer waits.
             ServiceError: The caller may no longer make this call.
         """
         with self._store.write() as tx:
@@ -126,7 +124,7 @@ class Mutations:
 
     @contextmanager
     def begin_for_holder(self, call: CallContext, match: Match) -> Iterator[Mutation]:
-        """Open a change for somebody who proved to hold a token, and nothing else."""
+        """Open a change for somebody who proved to hold a token. It may grant nothing."""
         with self._store.write() as tx:
             if not call.is_alive:
                 raise CallAbandoned
@@ -144,7 +142,7 @@ class Mutations:
 
     @contextmanager
     def begin_local(self) -> Iterator[Mutation]:
-        """Open a change for the server's own command line, which may grant anything."""
+        """Open a change for a command on the data directory, which may grant anything."""
         with self._store.write() as tx:
             yield Mutation(
                 tx,

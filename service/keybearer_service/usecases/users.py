@@ -1,4 +1,4 @@
-"""What can be done with users. A user's role bounds every key the user owns."""
+"""The use cases of users. A user's role bounds every key that the user owns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,12 +18,12 @@ from keybearer_service.usecases.mutations import Mutation, Mutations
 from keybearer_service.usecases.pagination import PageTokens
 
 MAX_ANSWERED_IDS = 10_000
-"""Ids in an answer of DeleteUser; with more, the answer would not fit into a message."""
+"""Ids in a response of DeleteUser; with more, it would not fit into a message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewUser:
-    """What a user is to be."""
+    """What a new user is to be."""
 
     email: str
     display_name: str
@@ -33,7 +33,7 @@ class NewUser:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserUpdate:
-    """What of a user is to become what."""
+    """Which fields of a user change, and to what."""
 
     paths: frozenset[str]
     display_name: str = ""
@@ -59,17 +59,16 @@ class UserManager:
     def __init__(
         self, store: Store, mutations: Mutations, issuer: KeyIssuer, page_tokens: PageTokens
     ) -> None:
-        """Take what the use cases need."""
         self._store = store
         self._mutations = mutations
         self._issuer = issuer
         self._page_tokens = page_tokens
 
     def create(self, call: CallContext, scope: AccountScope, new: NewUser) -> User:
-        """Make a user in the account of the scope.
+        """Create a user in the account of the scope.
 
         Raises:
-            ResourceNotFound: No such account.
+            ResourceNotFound: There is no such account.
             EmailTaken: A live user of the account has the address.
             AuthorityExceeded: The role is above the caller's.
         """
@@ -87,19 +86,19 @@ class UserManager:
             return user
 
     def get(self, call: CallContext, user_id: str) -> User:
-        """Answer one user, deleted or not.
+        """Return one user, deleted or not.
 
         Raises:
-            ResourceNotFound: Unknown, or of an account the caller may not see.
+            ResourceNotFound: There is no such user in an account that the caller may touch.
         """
         with self._store.read() as reader:
             return _reachable_user(reader, reach_of(call), user_id)
 
     def list(self, query: UserQuery, page_size: int, page_token: str) -> tuple[Sequence[User], str]:
-        """Answer a page of users and the token of the next one.
+        """Return a page of users and the token of the next one.
 
         Raises:
-            FieldInvalid: A page size or token that is none.
+            FieldInvalid: The page size or the page token is not valid.
             ResourceNotFound: An operator named an account that does not exist.
         """
         bound_to = ("users", query)
@@ -112,12 +111,13 @@ class UserManager:
         )
 
     def update(self, call: CallContext, user_id: str, update: UserUpdate) -> User:
-        """Change the name or the role; a role counts from the next validation on.
+        """Update the name or the role; a role counts from the next validation on.
 
         Raises:
-            ResourceNotFound: Unknown, deleted, or not visible.
+            ResourceNotFound: There is no such live user.
             LastAdmin: The account would be left without an administrator.
-            EtagMismatch: Changed since it was read.
+            EtagMismatch: The user has changed since the etag was read.
+            AuthorityExceeded: The role that the user would have is above the caller's.
         """
         with self._mutations.begin(call) as mutation:
             user = _live_user(mutation.tx, mutation.scope, user_id)
@@ -151,10 +151,10 @@ class UserManager:
     def delete(
         self, call: CallContext, user_id: str, *, validate_only: bool, revoke_created: bool
     ) -> Deletion:
-        """Delete a user and revoke every key the user owns, in one transaction.
+        """Delete a user and revoke every key that the user owns, in one transaction.
 
         Raises:
-            ResourceNotFound: Unknown, deleted before, or not visible.
+            ResourceNotFound: There is no such live user.
             LastAdmin: The account would be left without an administrator.
         """
         if validate_only:
@@ -205,13 +205,13 @@ class UserManager:
             now=mutation.now,
         )
         if others:
-            # Their owners are many, and an operator's keys may be of any account: one change that
-            # covers them all is cheaper for every watcher than one for each.
+            # These keys have many owners, and an operator's may be of any account. One change that
+            # covers them all costs every watcher less than one for each.
             mutation.invalidate(SubjectKind.EVERYTHING, "", user.account_id)
 
 
 def insert_user(mutation: Mutation, issuer: KeyIssuer, scope: AccountScope, new: NewUser) -> User:
-    """Insert a user of the one account of the scope.
+    """Insert a user into the one account of the scope.
 
     Raises:
         EmailTaken: A live user of the account has the address.
@@ -233,7 +233,7 @@ def insert_user(mutation: Mutation, issuer: KeyIssuer, scope: AccountScope, new:
 
 
 def created_changes(user: User) -> Sequence[FieldChange]:
-    """Tell what a new user is."""
+    """Return the fields of a new user, as changes of an audit event."""
     return (
         FieldChange("email", "", user.email),
         FieldChange("display_name", "", user.display_name),

@@ -1,1 +1,1 @@
-"""Proto <-> model: the only bridge. Reading refuses what the model cannot hold."""
+"""Conversions between messages and the model. Reading rejects what the model cannot hold."""

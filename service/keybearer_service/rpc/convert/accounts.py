@@ -11,7 +11,7 @@ from keybearer_service.usecases.issuing import NEVER_EXPIRES, Expiration
 
 
 def new_account(request: account_service_pb2.CreateAccountRequest) -> NewAccount:
-    """Read what an account is to be."""
+    """Read what a new account is to be."""
     expiration = NEVER_EXPIRES
     if request.HasField("ttl"):
         expiration = Expiration(ttl=micros_from_duration("ttl", request.ttl))
@@ -26,7 +26,7 @@ def new_account(request: account_service_pb2.CreateAccountRequest) -> NewAccount
 def account_query(
     scope: AccountScope, request: account_service_pb2.ListAccountsRequest
 ) -> AccountQuery:
-    """Read which accounts are wanted."""
+    """Read which accounts are asked for."""
     return AccountQuery(
         scope=scope, name_contains=validators.contained("name_contains", request.name_contains)
     )

@@ -28,7 +28,7 @@ from keybearer_service.usecases.keys import KeyUpdate
 
 
 def new_key(request: api_key_service_pb2.CreateApiKeyRequest) -> NewKey:
-    """Read what a key is to be."""
+    """Read what a new key is to be."""
     role = validators.role("role", member("role", Role, request.role))
     return NewKey(
         owner_id=request.owner_id,
@@ -40,7 +40,7 @@ def new_key(request: api_key_service_pb2.CreateApiKeyRequest) -> NewKey:
 
 
 def key_update(request: api_key_service_pb2.UpdateApiKeyRequest) -> KeyUpdate:
-    """Read what of a key is to become what."""
+    """Read which fields of a key change, and to what."""
     paths = update_paths(request.update_mask, keys.UPDATABLE)
     key = request.api_key
     validators.required_id("api_key.id", key.id)
@@ -51,7 +51,7 @@ def key_update(request: api_key_service_pb2.UpdateApiKeyRequest) -> KeyUpdate:
     return KeyUpdate(
         paths=paths,
         settings=_settings(key, paths, prefix="api_key."),
-        # Judged against the role that the key will have, which only the store knows.
+        # Checked later, against the role that the key will have: only the store knows that one.
         scopes=tuple(key.scopes),
         role=member("api_key.role", Role, key.role) if "role" in paths else Role.UNSPECIFIED,
         expiration=_expiration(request) if "expiration" in paths else None,
@@ -98,14 +98,14 @@ def revocation(
 def overlap(
     request: api_key_service_pb2.RotateApiKeyRequest | token_service_pb2.RotateSelfRequest,
 ) -> int:
-    """Read the life left to an old secret; absent is none."""
+    """Read for how long the old secret stays valid, in microseconds; 0 when absent."""
     return validators.overlap("overlap", micros_from_duration("overlap", request.overlap))
 
 
 def key_query(
     scope: AccountScope, request: api_key_service_pb2.ListApiKeysRequest, now: int
 ) -> KeyQuery:
-    """Read which keys are wanted, in which order."""
+    """Read which keys are asked for, and in which order."""
     order_by, _, direction = request.order_by.strip().partition(" ")
     if request.order_by.strip() and (order_by not in keys.ORDERS or direction not in ("", "desc")):
         raise FieldInvalid(
@@ -135,7 +135,7 @@ def key_to_proto(key: ApiKey, now: int) -> api_key_pb2.ApiKey:
 
 
 class IssuedFields(TypedDict):
-    """The fields that every answer with a new token has."""
+    """The fields of every response with a new token."""
 
     api_key: api_key_pb2.ApiKey
     token: str
@@ -143,7 +143,7 @@ class IssuedFields(TypedDict):
 
 
 def issued_fields(issued: IssuedKey, now: int) -> IssuedFields:
-    """Write a key with its new token: into an answer, and nowhere else."""
+    """Write a key with its new token. The token goes into a response and nowhere else."""
     return IssuedFields(
         api_key=key_to_proto(issued.key, now), token=issued.token, replayed=issued.replayed
     )

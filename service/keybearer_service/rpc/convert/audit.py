@@ -10,7 +10,7 @@ from keybearer_service.storage import AuditQuery
 def audit_query(
     scope: AccountScope, request: audit_service_pb2.ListAuditEventsRequest
 ) -> AuditQuery:
-    """Read which events are wanted."""
+    """Read which events are asked for."""
     return AuditQuery(
         scope=scope,
         actor_id=request.actor_id,

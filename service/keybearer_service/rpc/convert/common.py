@@ -1,4 +1,4 @@
-"""What the conversions share: times, enums, masks, and what makes a request repeatable."""
+"""What the conversions share: times, enums, masks, and the key of repeated requests."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -28,22 +28,22 @@ E = TypeVar("E", bound=IntEnum)
 M = TypeVar("M", bound=Message)
 
 
-class _Repeatable(Protocol):
+class _IdempotentRequest(Protocol):
     """A request that may carry a request_id."""
 
     request_id: str
     attempt: int
 
     def SerializeToString(self, *, deterministic: bool) -> bytes:  # noqa: N802 - protobuf's name
-        """Answer the wire form."""
+        """Return the wire form."""
         ...
 
 
 def micros_from_timestamp(field: str, value: Timestamp) -> int:
-    """Read a Timestamp.
+    """Read a Timestamp as microseconds since the epoch.
 
     Raises:
-        FieldInvalid: Outside the years 1 to 9999, or nanoseconds that are none.
+        FieldInvalid: Outside the years 1 to 9999, or with nanoseconds out of range.
     """
     if not (MIN_SECONDS <= value.seconds <= MAX_SECONDS and 0 <= value.nanos < NANOS):
         raise FieldInvalid(field, "a moment from 0001-01-01T00:00:00Z to 9999-12-31T23:59:59Z")
@@ -51,7 +51,7 @@ def micros_from_timestamp(field: str, value: Timestamp) -> int:
 
 
 def micros_from_duration(field: str, value: Duration) -> int:
-    """Read a Duration.
+    """Read a Duration as microseconds.
 
     Raises:
         FieldInvalid: Out of range, or with seconds and nanoseconds of different signs.
@@ -114,11 +114,11 @@ def optional_time(request: Message, field: str) -> int | None:
     )
 
 
-def idempotency_key(method: str, request: _Repeatable) -> IdempotencyKey | None:
-    """Read what makes a request recognisable when it comes again; None without a request_id.
+def idempotency_key(method: str, request: _IdempotentRequest) -> IdempotencyKey | None:
+    """Read what identifies a request when it is repeated; None without a request_id.
 
     Raises:
-        FieldInvalid: No UUID, a negative attempt, or an attempt without a request_id.
+        FieldInvalid: The request_id is no UUID, or the attempt is negative or has no request_id.
     """
     if request.attempt < 0:
         raise FieldInvalid("attempt", "0 or more")
@@ -129,7 +129,7 @@ def idempotency_key(method: str, request: _Repeatable) -> IdempotencyKey | None:
     body = type(request)()
     body.CopyFrom(request)  # type: ignore[attr-defined]  # every request is a Message
     body.attempt = 0
-    body.request_id = ""  # the same UUID in either case
+    body.request_id = ""  # one UUID has several spellings
     digest = hashlib.sha256(method.encode() + b"\0" + body.SerializeToString(deterministic=True))
     return IdempotencyKey(
         validators.request_id("request_id", request.request_id), request.attempt, digest.digest()
@@ -137,7 +137,7 @@ def idempotency_key(method: str, request: _Repeatable) -> IdempotencyKey | None:
 
 
 def timestamp(micros: int | None) -> Timestamp | None:
-    """Write a moment; None stays absent."""
+    """Write a moment; None means absent."""
     if micros is None:
         return None
     seconds, rest = divmod(micros, SECOND)
@@ -166,11 +166,11 @@ def _fields_of(descriptor: Descriptor) -> Sequence[tuple[str, bool]]:
 
 
 def fill(part: Timestamp | Duration, micros: int) -> None:
-    """Write a moment, or a span that is not negative, into the part of a message that holds it."""
+    """Write a moment, or a span that is not negative, into the field of a message in place."""
     part.seconds, rest = divmod(micros, SECOND)
     part.nanos = rest * 1000
 
 
 def wire(number: int) -> Any:
-    """Write an enum's number; the stubs want a type of their own that the model does not know."""
+    """Write the number of an enum; the stubs ask for a type that the model does not know."""
     return number

@@ -20,7 +20,7 @@ EXPIRES_SOON = 30 * DAY
 def question(
     scope: AccountScope, request: token_service_pb2.ValidateTokenRequest, prefix: str = ""
 ) -> Question:
-    """Read what is asked about one token.
+    """Read a question about one token.
 
     Args:
         scope: The accounts that the key may be of.
@@ -28,7 +28,7 @@ def question(
         prefix: What stands before the names of fields in errors.
 
     Raises:
-        FieldInvalid: An unknown role, or a scope that nobody can require.
+        FieldInvalid: The role is unknown, or a required scope is ill-formed.
     """
     role = request.required_role
     if not 0 <= role <= Role.ADMIN:
@@ -46,7 +46,7 @@ def batch(
     """Return the questions of a batch, each with what stands before its fields in errors.
 
     Raises:
-        FieldInvalid: None, or more than 100.
+        FieldInvalid: There are none, or more than 100.
     """
     if not 1 <= len(request.requests) <= MAX_BATCH:
         raise FieldInvalid("requests", f"1 to {MAX_BATCH}")
@@ -56,8 +56,8 @@ def batch(
 def verdict_to_proto(verdict: Verdict) -> token_service_pb2.ValidateTokenResponse:
     """Write a verdict.
 
-    Runs on every validation: nothing is written that most keys do not have, and what is a message
-    of its own is filled in its place, because one that is handed over is copied.
+    Runs on every validation, so it skips what most keys do not have, and fills nested messages in
+    place: a message that is passed in is copied.
     """
     if verdict.match is None:
         response = token_service_pb2.ValidateTokenResponse(
@@ -91,7 +91,7 @@ def verdict_to_proto(verdict: Verdict) -> token_service_pb2.ValidateTokenRespons
 
 
 def identity_to_proto(caller: Caller, revision: int, now: int) -> token_service_pb2.WhoAmIResponse:
-    """Write who calls."""
+    """Write who the caller is."""
     match = caller.match
     record: TokenRecord = match.record
     return token_service_pb2.WhoAmIResponse(

@@ -13,7 +13,7 @@ from keybearer_service.usecases.users import Deletion, NewUser, UserUpdate
 
 
 def new_user(request: user_service_pb2.CreateUserRequest) -> NewUser:
-    """Read what a user is to be."""
+    """Read what a new user is to be."""
     if not request.type:
         raise FieldInvalid("type", "required: USER_TYPE_PERSON or USER_TYPE_SERVICE_ACCOUNT")
     return NewUser(
@@ -25,7 +25,7 @@ def new_user(request: user_service_pb2.CreateUserRequest) -> NewUser:
 
 
 def user_update(request: user_service_pb2.UpdateUserRequest) -> UserUpdate:
-    """Read what of a user is to become what."""
+    """Read which fields of a user change, and to what."""
     paths = update_paths(request.update_mask, users.UPDATABLE)
     user = request.user
     validators.required_id("user.id", user.id)
@@ -44,7 +44,7 @@ def user_update(request: user_service_pb2.UpdateUserRequest) -> UserUpdate:
 
 
 def user_query(scope: AccountScope, request: user_service_pb2.ListUsersRequest) -> UserQuery:
-    """Read which users are wanted."""
+    """Read which users are asked for."""
     return UserQuery(
         scope=scope,
         roles=tuple(validators.role("roles", one) for one in members("roles", Role, request.roles)),
@@ -60,7 +60,7 @@ def user_to_proto(user: User) -> user_pb2.User:
 
 
 def deletion_to_proto(deletion: Deletion) -> user_service_pb2.DeleteUserResponse:
-    """Write what a deletion did."""
+    """Write what a deletion did, or would do."""
     return user_service_pb2.DeleteUserResponse(
         user=user_to_proto(deletion.user),
         revoked_key_ids=deletion.revoked.ids,

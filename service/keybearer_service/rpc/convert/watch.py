@@ -10,7 +10,7 @@ from keybearer_service.watch.usage_reports import UsageItem, UsageReport
 
 
 def watch_message(request: token_service_pb2.WatchInvalidationsRequest) -> Incoming:
-    """Read a message of a watcher. A bad usage item is left out and harms no other."""
+    """Read a message of a watcher."""
     match request.WhichOneof("message"):
         case "subscribe":
             return Subscribe(request.subscribe.epoch, request.subscribe.from_revision)
@@ -24,13 +24,13 @@ def watch_message(request: token_service_pb2.WatchInvalidationsRequest) -> Incom
 
 def _usage_item(item: token_service_pb2.WatchInvalidationsRequest.UsageItem) -> UsageItem:
     time = item.last_used_time
-    # Any number will do: the time is clamped to what is possible.
+    # Any number is accepted: the time is clamped later.
     micros = min(max(time.seconds, MIN_SECONDS), MAX_SECONDS) * SECOND
     return UsageItem(item.key_id, item.secret_version, micros + time.nanos // 1000, item.count)
 
 
 def watch_response_to_proto(told: Outgoing) -> token_service_pb2.WatchInvalidationsResponse:
-    """Write what a watcher is told."""
+    """Write a message to a watcher."""
     response = token_service_pb2.WatchInvalidationsResponse()
     match told:
         case Hello():

@@ -18,14 +18,13 @@ class AccountServicer(account_service_pb2_grpc.AccountServiceServicer):
     """The accounts of the installation."""
 
     def __init__(self, accounts: AccountManager, clock: Clock) -> None:
-        """Take the use cases, and the clock that states are shown by."""
         self._accounts = accounts
         self._clock = clock
 
     def CreateAccount(
         self, request: pb.CreateAccountRequest, context: grpc.ServicerContext
     ) -> pb.CreateAccountResponse:
-        """Make an account."""
+        """Create an account with its first administrator and key."""
         call = current_call()
         created = self._accounts.create(
             call, new_account(request), idempotency_key(call.method, request)
@@ -39,14 +38,14 @@ class AccountServicer(account_service_pb2_grpc.AccountServiceServicer):
     def GetAccount(
         self, request: pb.GetAccountRequest, context: grpc.ServicerContext
     ) -> pb.GetAccountResponse:
-        """Answer one account."""
+        """Return one account."""
         account = self._accounts.get(current_call(), request.id)
         return pb.GetAccountResponse(account=account_to_proto(account))
 
     def ListAccounts(
         self, request: pb.ListAccountsRequest, context: grpc.ServicerContext
     ) -> pb.ListAccountsResponse:
-        """Answer a page of accounts."""
+        """Return a page of accounts."""
         call = current_call()
         accounts, next_page = self._accounts.list(
             account_query(reach_of(call), request), request.page_size, request.page_token
@@ -59,13 +58,13 @@ class AccountServicer(account_service_pb2_grpc.AccountServiceServicer):
     def DisableAccount(
         self, request: pb.DisableAccountRequest, context: grpc.ServicerContext
     ) -> pb.DisableAccountResponse:
-        """Make every key of an account validate as DISABLED."""
+        """Disable an account: every key of it validates as DISABLED."""
         account = self._accounts.disable(current_call(), request.id)
         return pb.DisableAccountResponse(account=account_to_proto(account))
 
     def EnableAccount(
         self, request: pb.EnableAccountRequest, context: grpc.ServicerContext
     ) -> pb.EnableAccountResponse:
-        """Undo DisableAccount."""
+        """Enable a disabled account."""
         account = self._accounts.enable(current_call(), request.id)
         return pb.EnableAccountResponse(account=account_to_proto(account))

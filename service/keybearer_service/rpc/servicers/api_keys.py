@@ -24,14 +24,13 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
     """The keys of an account."""
 
     def __init__(self, keys: KeyManager, clock: Clock) -> None:
-        """Take the use cases, and the clock that states are shown by."""
         self._keys = keys
         self._clock = clock
 
     def CreateApiKey(
         self, request: pb.CreateApiKeyRequest, context: grpc.ServicerContext
     ) -> pb.CreateApiKeyResponse:
-        """Make a key."""
+        """Create a key."""
         call = current_call()
         scope = authorize(call, request.account_id)
         new = new_key(request)
@@ -41,14 +40,14 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
     def GetApiKey(
         self, request: pb.GetApiKeyRequest, context: grpc.ServicerContext
     ) -> pb.GetApiKeyResponse:
-        """Answer one key."""
+        """Return one key."""
         key = self._keys.get(current_call(), request.id)
         return pb.GetApiKeyResponse(api_key=key_to_proto(key, self._clock.now()))
 
     def ListApiKeys(
         self, request: pb.ListApiKeysRequest, context: grpc.ServicerContext
     ) -> pb.ListApiKeysResponse:
-        """Answer a page of keys."""
+        """Return a page of keys."""
         call = current_call()
         now = self._clock.now()
         query = key_query(authorize(call, request.account_id), request, now)
@@ -60,28 +59,28 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
     def UpdateApiKey(
         self, request: pb.UpdateApiKeyRequest, context: grpc.ServicerContext
     ) -> pb.UpdateApiKeyResponse:
-        """Change a key."""
+        """Update a key."""
         key = self._keys.update(current_call(), request.api_key.id, key_update(request))
         return pb.UpdateApiKeyResponse(api_key=key_to_proto(key, self._clock.now()))
 
     def DisableApiKey(
         self, request: pb.DisableApiKeyRequest, context: grpc.ServicerContext
     ) -> pb.DisableApiKeyResponse:
-        """Switch a key off."""
+        """Disable a key."""
         key = self._keys.disable(current_call(), request.id)
         return pb.DisableApiKeyResponse(api_key=key_to_proto(key, self._clock.now()))
 
     def EnableApiKey(
         self, request: pb.EnableApiKeyRequest, context: grpc.ServicerContext
     ) -> pb.EnableApiKeyResponse:
-        """Switch a key on."""
+        """Enable a key."""
         key = self._keys.enable(current_call(), request.id)
         return pb.EnableApiKeyResponse(api_key=key_to_proto(key, self._clock.now()))
 
     def RotateApiKey(
         self, request: pb.RotateApiKeyRequest, context: grpc.ServicerContext
     ) -> pb.RotateApiKeyResponse:
-        """Give a key a new secret."""
+        """Rotate the secret of a key."""
         call = current_call()
         issued = self._keys.rotate(
             call,
@@ -94,6 +93,6 @@ class ApiKeyServicer(api_key_service_pb2_grpc.ApiKeyServiceServicer):
     def RevokeApiKey(
         self, request: pb.RevokeApiKeyRequest, context: grpc.ServicerContext
     ) -> pb.RevokeApiKeyResponse:
-        """Kill a key."""
+        """Revoke a key."""
         key = self._keys.revoke(current_call(), request.id, *revocation(request))
         return pb.RevokeApiKeyResponse(api_key=key_to_proto(key, self._clock.now()))

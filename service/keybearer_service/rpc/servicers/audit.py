@@ -14,7 +14,6 @@ class AuditServicer(audit_service_pb2_grpc.AuditServiceServicer):
     """The audit log of an account."""
 
     def __init__(self, history: AuditHistory) -> None:
-        """Take the use case."""
         self._history = history
 
     def ListAuditEvents(

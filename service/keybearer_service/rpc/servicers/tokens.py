@@ -1,4 +1,4 @@
-"""TokenService: the hot path, and what public of tokens may do."""
+"""TokenService."""
 
 import grpc
 
@@ -29,7 +29,7 @@ WatchStream = BidiStream[pb.WatchInvalidationsRequest, pb.WatchInvalidationsResp
 
 
 class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
-    """Questions about tokens."""
+    """Validation of tokens, and what their holders may do with them."""
 
     def __init__(
         self,
@@ -40,7 +40,6 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
         clock: Clock,
         recorder: Recorder,
     ) -> None:
-        """Take the use cases, what bounds the one public method, and who hears of verdicts."""
         self._validator = validator
         self._keys = keys
         self._watches = watches
@@ -51,7 +50,7 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
     def ValidateToken(
         self, request: pb.ValidateTokenRequest, context: grpc.ServicerContext
     ) -> pb.ValidateTokenResponse:
-        """Judge a token."""
+        """Validate a token."""
         call = current_call()
         asked = question(authorize_question(call.identity, request.account_id), request)
         if not asked.token:
@@ -65,7 +64,7 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
     def BatchValidateTokens(
         self, request: pb.BatchValidateTokensRequest, context: grpc.ServicerContext
     ) -> pb.BatchValidateTokensResponse:
-        """Judge many tokens against one snapshot."""
+        """Validate many tokens against one snapshot."""
         call = current_call()
         asked = [
             question(
@@ -87,12 +86,12 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
     def WatchInvalidations(  # type: ignore[override]  # the call pipeline makes it a BidiStream
         self, conversation: "WatchStream", context: grpc.ServicerContext
     ) -> None:
-        """Tell of changes."""
+        """Stream invalidations to a watcher."""
         watcher = self._watches.open(current_call(), _StreamSink(conversation))
         conversation.listen(lambda request: watcher.take(watch_message(request)), watcher.leave)
 
     def WhoAmI(self, request: pb.WhoAmIRequest, context: grpc.ServicerContext) -> pb.WhoAmIResponse:
-        """Answer who the caller is."""
+        """Return who the caller is."""
         call = current_call()
         caller, revision = self._validator.identify_again(call.identity, call.rule)
         return identity_to_proto(caller, revision, self._clock.now())
@@ -100,7 +99,7 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
     def RotateSelf(
         self, request: pb.RotateSelfRequest, context: grpc.ServicerContext
     ) -> pb.RotateSelfResponse:
-        """Give the calling key a new secret."""
+        """Rotate the secret of the calling key."""
         call = current_call()
         issued = self._keys.rotate_self(
             call, overlap(request), idempotency_key(call.method, request)
@@ -110,7 +109,7 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
     def RevokeToken(
         self, request: pb.RevokeTokenRequest, context: grpc.ServicerContext
     ) -> pb.RevokeTokenResponse:
-        """Revoke what a token opens, for whoever holds it."""
+        """Revoke the secret that a token is, for whoever holds it."""
         call = current_call()
         self._limiter.admit(call.peer)
         if not request.token:
@@ -120,7 +119,7 @@ class TokenServicer(token_service_pb2_grpc.TokenServiceServicer):
 
 
 class _StreamSink:
-    """The way to one watcher, in the words of `watch`."""
+    """Sends the messages of the hub to one watcher."""
 
     def __init__(self, conversation: WatchStream) -> None:
         self._conversation = conversation

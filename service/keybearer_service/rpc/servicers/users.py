@@ -20,13 +20,12 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
     """The users of an account."""
 
     def __init__(self, users: UserManager) -> None:
-        """Take the use cases."""
         self._users = users
 
     def CreateUser(
         self, request: pb.CreateUserRequest, context: grpc.ServicerContext
     ) -> pb.CreateUserResponse:
-        """Make a user."""
+        """Create a user."""
         call = current_call()
         scope = authorize(call, request.account_id)
         user = self._users.create(call, scope, new_user(request))
@@ -35,14 +34,14 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
     def GetUser(
         self, request: pb.GetUserRequest, context: grpc.ServicerContext
     ) -> pb.GetUserResponse:
-        """Answer one user."""
+        """Return one user."""
         user = self._users.get(current_call(), request.id)
         return pb.GetUserResponse(user=user_to_proto(user))
 
     def ListUsers(
         self, request: pb.ListUsersRequest, context: grpc.ServicerContext
     ) -> pb.ListUsersResponse:
-        """Answer a page of users."""
+        """Return a page of users."""
         call = current_call()
         query = user_query(authorize(call, request.account_id), request)
         users, next_page = self._users.list(query, request.page_size, request.page_token)
@@ -53,7 +52,7 @@ class UserServicer(user_service_pb2_grpc.UserServiceServicer):
     def UpdateUser(
         self, request: pb.UpdateUserRequest, context: grpc.ServicerContext
     ) -> pb.UpdateUserResponse:
-        """Change a user."""
+        """Update a user."""
         user = self._users.update(current_call(), request.user.id, user_update(request))
         return pb.UpdateUserResponse(user=user_to_proto(user))
 
