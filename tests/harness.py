@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import grpc
 from google.rpc import error_details_pb2
@@ -83,6 +83,50 @@ def refused(call: Callable[[], Any]) -> Refusal:
     except grpc.RpcError as error:
         return refusal_of(error)
     raise AssertionError("the call was not refused")
+
+
+class SeenError(NamedTuple):
+    """An error of ours that a call was answered with."""
+
+    method: str
+    code: str
+    reason: str
+    fields: tuple[str, ...]
+    """The fields that it names."""
+
+
+SEEN_ERRORS: set[SeenError] = set()
+"""What the calls over the channels of a Service were answered with."""
+
+
+class _ErrorRecorder(
+    grpc.UnaryUnaryClientInterceptor,
+    grpc.StreamUnaryClientInterceptor,
+    grpc.StreamStreamClientInterceptor,
+):
+    """Remembers the errors of every call of a channel."""
+
+    def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
+        return self._remembered(details.method, continuation(details, request))
+
+    def intercept_stream_unary(self, continuation: Any, details: Any, requests: Any) -> Any:
+        return self._remembered(details.method, continuation(details, requests))
+
+    def intercept_stream_stream(self, continuation: Any, details: Any, requests: Any) -> Any:
+        return self._remembered(details.method, continuation(details, requests))
+
+    def _remembered(self, method: str, call: Any) -> Any:
+        call.add_done_callback(lambda done: self._remember(method, done))
+        return call
+
+    @staticmethod
+    def _remember(method: str, done: Any) -> None:
+        if done.code() is not grpc.StatusCode.OK:
+            refusal = refusal_of(done)
+            if refusal.reason:
+                SEEN_ERRORS.add(
+                    SeenError(method, refusal.code.name, refusal.reason, tuple(refusal.fields))
+                )
 
 
 class _Bearer(
@@ -263,7 +307,7 @@ class Service:
         """Open a channel; it is closed with the service."""
         channel = grpc.insecure_channel(self.address, options=list(options))
         self._channels.append(channel)
-        return channel
+        return grpc.intercept_channel(channel, _ErrorRecorder())
 
     def as_token(self, token: str) -> Stubs:
         """Answer stubs that call with a token."""

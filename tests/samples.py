@@ -5,6 +5,7 @@ from typing import Any
 
 from fakes import START
 from keybearer.access import Role
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import Action, Actor, ActorType, AuditEvent, TargetType
 from keybearer_service.domain.model import (
     Account,
@@ -18,6 +19,7 @@ from keybearer_service.domain.model import (
 from keybearer_service.storage import Store
 
 PEPPER = "pepper01"
+EVERYWHERE = AccountScope.of_installation("tests look at everything")
 
 
 def sample_id(text: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from keybearer_service.container import Container, open_container
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.clock import Clock, SystemClock
 from keybearer_service.domain.entropy import Entropy, SystemEntropy
 from keybearer_service.endpoints import RpcEndpoints
@@ -228,8 +229,9 @@ def gateway_routes_of(container: Container, open_account: str) -> GatewayRoutes:
         ListenError: There is no such account.
     """
     if open_account:
+        scope = AccountScope.of_installation("the settings name the account of an open port")
         with container.store.read() as reader:
-            if reader.account(open_account) is None:
+            if reader.account(scope, open_account) is None:
                 raise ListenError(f"--http-account: there is no account {open_account[:64]!r}")
         log.warning(
             "http_port_open", account_id=open_account, why="no credential of gateways asked"

@@ -13,7 +13,7 @@ from keybearer_service.storage import Store
 from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.telemetry.recorder import NullRecorder, Recorder
 from keybearer_service.usecases.accounts import AccountManager
-from keybearer_service.usecases.audit import AuditLog, RefusalLog
+from keybearer_service.usecases.audit import AuditHistory, AuditLog, RefusalLog
 from keybearer_service.usecases.failures import Failures
 from keybearer_service.usecases.issuing import KeyIssuer
 from keybearer_service.usecases.keys import KeyManager
@@ -35,6 +35,7 @@ class Container:
     clock: Clock
     entropy: Entropy
     audit: AuditLog
+    audit_history: AuditHistory
     refusals: RefusalLog
     failures: Failures
     mutations: Mutations
@@ -129,6 +130,7 @@ def build_container(
         entropy=entropy,
         audit=audit,
         failures=Failures(clock),
+        audit_history=AuditHistory(store, page_tokens),
         refusals=RefusalLog(store, audit, clock, installation.operator_account_id),
         mutations=mutations,
         issuer=issuer,

@@ -269,6 +269,6 @@ def servicers_of(container: Container) -> dict[str, object]:
             container.clock,
             container.recorder,
         ),
-        "keybearer.v1.AuditService": AuditServicer(container.store, container.page_tokens),
+        "keybearer.v1.AuditService": AuditServicer(container.audit_history),
         ext_authz.SERVICE: ext_authz.AuthorizationServicer(container.authorizer),
     }

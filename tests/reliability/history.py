@@ -27,6 +27,7 @@ from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.offline.audit import check
 from keybearer_service.storage import dbapi
 from keybearer_service.validation.validator import ANY_KEY, Question
+from samples import EVERYWHERE
 
 WRITERS = 8
 LOST_CONNECTION = frozenset(
@@ -408,7 +409,7 @@ class Judge:
             verdict.damage += check(container.store, container.audit)
             expected = {"ACTIVE": "VALID", "DISABLED": "DISABLED", "REVOKED": "REVOKED"}
             for key in (key for writer in writers for key in writer.keys if key.token):
-                question = Question(token=key.token, account_id="-", rule=ANY_KEY)
+                question = Question(token=key.token, scope=EVERYWHERE, rule=ANY_KEY)
                 outcome = container.validator.judge(question).outcome.name
                 if outcome != expected[key.state]:
                     verdict.lost.append(f"the token of {key.name} is {outcome}, not {key.state}")

@@ -14,6 +14,7 @@ from typing import Any, cast
 from harness import initialise
 from keybearer.access import AccessRule, Role
 from keybearer_service.container import Container, build_container
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.clock import SystemClock
 from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.domain.errors import ServiceError
@@ -25,6 +26,7 @@ from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.issuing import Expiration, IssuedKey, NewKey
 from keybearer_service.validation.validator import ANY_KEY, Question
 from reliability.seeded_bugs import Replaced, StaleReads
+from samples import EVERYWHERE
 
 LONGEST_DELAY_S = 0.005
 STEPS = 21
@@ -103,6 +105,7 @@ class Arena:
         )
         self.admin = created.issued.token
         self.account_id = created.account.id
+        self.scope = AccountScope(created.account.id)
         self.random = random.Random(seed)
         self.seen: Counter[str] = Counter()
         """How often each way to end was seen: a race that only ever ends one way proves little."""
@@ -182,15 +185,14 @@ class Arena:
             role=role,
             expiration=Expiration(),
             owner_id=owner.id,
-            labels={},
         )
 
     def newest_event(self, target_id: str) -> int:
         """Answer where the newest event about something stands in the order of commits."""
-        query = AuditQuery(account_id=None, target_id=target_id)
+        query = AuditQuery(scope=EVERYWHERE, target_id=target_id)
         with self._store.read() as reader:
             return reader.list_audit_events(query, Page(limit=1))[0].seq
 
     def outcome(self, token: str) -> str:
-        question = Question(token=token, account_id="-", rule=ANY_KEY)
+        question = Question(token=token, scope=EVERYWHERE, rule=ANY_KEY)
         return self.container.validator.judge(question).outcome.name

@@ -18,6 +18,7 @@ import pytest
 from harness import message, running
 from keybearer.access import Role
 from keybearer.v1 import user_service_pb2
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.clock import SystemClock
 from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.domain.errors import ServiceError
@@ -47,7 +48,7 @@ def demote_against_create(arena: Arena) -> Iterator[None]:
             change.tx.update_user(user)  # an administrator again
         created, demoted = arena.race(
             lambda: arena.container.keys.create(
-                arena.call(token), arena.account_id, arena.key_of(other, Role.ADMIN), None
+                arena.call(token), arena.scope, arena.key_of(other, Role.ADMIN), None
             ),
             lambda: arena.container.users.update(arena.call(arena.admin), user.id, demotion),
         )
@@ -81,7 +82,7 @@ def _delete_against_mint(arena: Arena) -> None:
             call(), owner.id, validate_only=False, revoke_created=False
         ),
         lambda: keys.enable(call(), disabled.id),
-        lambda: keys.create(call(), arena.account_id, new, None),
+        lambda: keys.create(call(), arena.scope, new, None),
         lambda: keys.rotate(call(), rotated.id, 0, None),
     )
     assert not isinstance(results[0], ServiceError), results[0]
@@ -130,7 +131,7 @@ def admins_against_each_other(arena: Arena) -> Iterator[None]:
         for result in results:
             arena.seen[result.reason if isinstance(result, ServiceError) else "done"] += 1
         with arena.container.store.read() as reader:
-            if reader.live_admins(account.id) < 1:
+            if reader.live_admins(AccountScope(account.id)) < 1:
                 arena.findings.append(f"{size} administrators removed each other")
         yield
 
@@ -147,9 +148,7 @@ def duplicates_of_create(arena: Arena) -> Iterator[None]:
 
         def send(attempt: int, new: Any = new, request_id: str = request_id) -> Any:
             request = IdempotencyKey(request_id, attempt, b"body")
-            return arena.container.keys.create(
-                arena.call(arena.admin), arena.account_id, new, request
-            )
+            return arena.container.keys.create(arena.call(arena.admin), arena.scope, new, request)
 
         tries = [partial(send, attempt) for attempt in order]
         if number % 2:

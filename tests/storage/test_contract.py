@@ -12,6 +12,7 @@ import pytest
 from backends import Backend, Dump
 from fakes import START
 from keybearer.access import Role
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import Action, Actor, ActorType
 from keybearer_service.domain.clock import DAY, HOUR, MINUTE, SECOND
 from keybearer_service.domain.model import (
@@ -41,6 +42,7 @@ from keybearer_service.storage import (
     UserQuery,
 )
 from samples import (
+    EVERYWHERE,
     PEPPER,
     Filling,
     add_keys,
@@ -54,6 +56,8 @@ from samples import (
 )
 
 ACCT = sample_id("acct")
+OWN = AccountScope(ACCT)
+FOREIGN = AccountScope(sample_id("other"))
 USER = sample_id("user")
 KEY = sample_id("key")
 ALL = Page(limit=1000)
@@ -63,14 +67,14 @@ USAGE_COLUMNS = {"last_used_time", "use_count", "secret_used", "old_secret_last_
 def read_key(store: Store, key_id: str = KEY) -> ApiKey:
     """Read a key that is there."""
     with store.read() as reader:
-        key = reader.api_key(key_id)
+        key = reader.api_key(EVERYWHERE, key_id)
     assert key is not None
     return key
 
 
 def keys_query(**changes: Any) -> KeyQuery:
     """Ask for all keys of the one account."""
-    return replace(KeyQuery(account_id=ACCT, now=START), **changes)
+    return replace(KeyQuery(scope=OWN, now=START), **changes)
 
 
 def listed(store: Store, query: KeyQuery) -> list[str]:
@@ -107,12 +111,45 @@ def test_an_empty_store_has_no_installation(store: Store) -> None:
 
 UNKNOWN: dict[str, Callable[[Reader], object]] = {
     "lookup": lambda reader: reader.lookup("nothing"),
-    "account": lambda reader: reader.account("nothing"),
-    "user": lambda reader: reader.user("nothing"),
-    "user_by_email": lambda reader: reader.user_by_email(ACCT, "nobody@example.com"),
-    "api_key": lambda reader: reader.api_key("nothing"),
+    "account": lambda reader: reader.account(EVERYWHERE, "nothing"),
+    "user": lambda reader: reader.user(EVERYWHERE, "nothing"),
+    "user_by_email": lambda reader: reader.user_by_email(OWN, "nobody@example.com"),
+    "api_key": lambda reader: reader.api_key(EVERYWHERE, "nothing"),
     "request_record": lambda reader: reader.request_record(USER, "nothing"),
 }
+
+
+OUT_OF_SCOPE: dict[str, Callable[[Reader], object]] = {
+    "account": lambda reader: reader.account(FOREIGN, ACCT),
+    "user": lambda reader: reader.user(FOREIGN, USER),
+    "user_by_email": lambda reader: reader.user_by_email(FOREIGN, "user@example.com"),
+    "api_key": lambda reader: reader.api_key(FOREIGN, KEY),
+}
+
+
+@pytest.mark.parametrize("name", sorted(OUT_OF_SCOPE))
+def test_what_is_out_of_scope_is_none(store: Store, filled: Filling, name: str) -> None:
+    """A thing of an account that the scope does not cover is read as if it did not exist."""
+    assert filled.user.email == "user@example.com"
+    with store.read() as reader:
+        assert OUT_OF_SCOPE[name](reader) is None
+
+
+def test_lists_and_counts_keep_to_their_scope(store: Store, filled: Filling) -> None:
+    """Lists of another account are empty, those of every account hold everything."""
+    with store.write() as tx:
+        tx.append_audit(sample_event(1))
+    found = {}
+    for scope in (OWN, FOREIGN, EVERYWHERE):
+        with store.read() as reader:
+            found[scope] = (
+                len(reader.list_accounts(AccountQuery(scope=scope), ALL)),
+                len(reader.list_users(UserQuery(scope=scope), ALL)),
+                len(reader.list_api_keys(KeyQuery(scope=scope, now=START), ALL)),
+                len(reader.list_audit_events(AuditQuery(scope=scope), ALL)),
+                reader.live_admins(scope),
+            )
+    assert found == {OWN: (1,) * 5, FOREIGN: (0,) * 5, EVERYWHERE: (1,) * 5}
 
 
 @pytest.mark.parametrize("name", sorted(UNKNOWN))
@@ -125,9 +162,9 @@ def test_what_is_unknown_is_none(store: Store, filled: Filling, name: str) -> No
 def test_what_was_written_is_read(store: Store, filled: Filling) -> None:
     """Accounts, users and keys come back as they went in."""
     with store.read() as reader:
-        assert reader.account(ACCT) == filled.account
-        assert reader.user(USER) == filled.user
-        assert reader.api_key(KEY) == replace(
+        assert reader.account(EVERYWHERE, ACCT) == filled.account
+        assert reader.user(EVERYWHERE, USER) == filled.user
+        assert reader.api_key(EVERYWHERE, KEY) == replace(
             filled.key,
             owner_email=filled.user.email,
             owner_role=filled.user.role,
@@ -168,7 +205,7 @@ def test_a_deleted_user_is_answered_by_id(store: Store, filled: Filling) -> None
     with store.write() as tx:
         tx.update_user(replace(filled.user, delete_time=START + 1))
     with store.read() as reader:
-        user = reader.user(USER)
+        user = reader.user(EVERYWHERE, USER)
     assert user is not None
     assert user.delete_time == START + 1
 
@@ -178,11 +215,11 @@ def test_a_deleted_user_is_not_found_by_address(store: Store, filled: Filling) -
     with store.write() as tx:
         tx.update_user(replace(filled.user, delete_time=START + 1))
     with store.read() as reader:
-        assert reader.user_by_email(ACCT, filled.user.email) is None
+        assert reader.user_by_email(OWN, filled.user.email) is None
     with store.write() as tx:
         tx.insert_user(sample_user("second", email=filled.user.email))
     with store.read() as reader:
-        found = reader.user_by_email(ACCT, filled.user.email)
+        found = reader.user_by_email(OWN, filled.user.email)
     assert found is not None
     assert found.id == sample_id("second")
 
@@ -192,7 +229,7 @@ def test_two_live_users_of_an_account_never_share_an_address(store: Store, fille
     with pytest.raises(Exception, match=r"."), store.write() as tx:
         tx.insert_user(sample_user("second", email=filled.user.email))
     with store.read() as reader:
-        assert reader.user(sample_id("second")) is None
+        assert reader.user(EVERYWHERE, sample_id("second")) is None
 
 
 def test_ids_are_case_sensitive(store: Store, filled: Filling) -> None:
@@ -202,8 +239,8 @@ def test_ids_are_case_sensitive(store: Store, filled: Filling) -> None:
     assert read_key(store, sample_id("KEY")).name == "upper"
     with store.read() as reader:
         assert reader.lookup(sample_id("Key")) is None
-        assert reader.user(sample_id("USER")) is None
-        assert reader.account(sample_id("ACCT")) is None
+        assert reader.user(EVERYWHERE, sample_id("USER")) is None
+        assert reader.account(EVERYWHERE, sample_id("ACCT")) is None
 
 
 def test_a_request_of_another_user_is_not_known(store: Store, filled: Filling) -> None:
@@ -310,7 +347,7 @@ def test_live_admins_leaves_out_the_deleted_the_lower_and_the_foreign(
         tx.insert_user(sample_user("foreign", account_id=sample_id("other")))
         tx.insert_user(sample_user("second"))
     with store.read() as reader:
-        assert reader.live_admins(ACCT) == 2
+        assert reader.live_admins(OWN) == 2
 
 
 def test_unrevoked_keys_are_counted_by_owner_and_by_creator(store: Store, filled: Filling) -> None:
@@ -366,7 +403,7 @@ def test_a_list_of_users_holds_one_account(store: Store, filled: Filling) -> Non
         tx.insert_account(sample_account("other"))
         tx.insert_user(sample_user("foreign", account_id=sample_id("other")))
     with store.read() as reader:
-        assert [one.id for one in reader.list_users(UserQuery(account_id=ACCT), ALL)] == [USER]
+        assert [one.id for one in reader.list_users(UserQuery(scope=OWN), ALL)] == [USER]
 
 
 def test_a_list_of_keys_holds_one_account(store: Store, filled: Filling) -> None:
@@ -380,7 +417,7 @@ def test_a_list_of_keys_holds_one_account(store: Store, filled: Filling) -> None
         sample_key("far", account_id=other, owner_id=sample_id("foreign")),
     )
     assert listed(store, keys_query()) == ["key"]
-    assert listed(store, keys_query(account_id=other)) == ["far"]
+    assert listed(store, keys_query(scope=AccountScope(other))) == ["far"]
 
 
 @pytest.mark.parametrize(
@@ -509,7 +546,7 @@ def test_accounts_are_listed_newest_first_and_stable_under_inserts(
     after: SortKey | None = None
     for number in range(20):
         with store.read() as reader:
-            page = reader.list_accounts(AccountQuery(), Page(limit=2, after=after))
+            page = reader.list_accounts(AccountQuery(scope=EVERYWHERE), Page(limit=2, after=after))
         if not page:
             break
         seen.extend(page)
@@ -526,7 +563,7 @@ def test_accounts_are_found_by_a_part_of_their_name(store: Store, filled: Fillin
         tx.insert_account(sample_account("b", name="50% Off"))
     with store.read() as reader:
         for wanted, found in (("% oFF", ["50% Off"]), ("", ["50% Off", "acct"]), ("a%", [])):
-            query = AccountQuery(name_contains=wanted)
+            query = AccountQuery(scope=EVERYWHERE, name_contains=wanted)
             assert sorted(one.name for one in reader.list_accounts(query, ALL)) == found
 
 
@@ -552,7 +589,7 @@ def test_users_are_filtered(
         tx.insert_user(sample_user("machine", type=UserType.SERVICE_ACCOUNT))
         tx.insert_user(sample_user("gone", role=Role.VALIDATOR, delete_time=START))
     with store.read() as reader:
-        users: Sequence[User] = reader.list_users(UserQuery(account_id=ACCT, **changes), ALL)
+        users: Sequence[User] = reader.list_users(UserQuery(scope=OWN, **changes), ALL)
     assert sorted(one.display_name for one in users) == found
 
 
@@ -628,12 +665,12 @@ def test_audit_events_are_filtered_newest_first(store: Store, filled: Filling) -
         tx.append_audit(sample_event(4, account_id="other"))
 
     def seqs(**changes: Any) -> list[int]:
-        query = AuditQuery(**{"account_id": ACCT, **changes})
+        query = AuditQuery(**{"scope": OWN, **changes})
         with store.read() as reader:
             return [one.seq for one in reader.list_audit_events(query, ALL)]
 
     assert seqs() == [3, 2, 1]
-    assert seqs(account_id=None) == [4, 3, 2, 1]
+    assert seqs(scope=EVERYWHERE) == [4, 3, 2, 1]
     assert seqs(actor_id="k") == seqs(actor_id="u") == [2]
     assert seqs(target_id="t") == [1]
     assert seqs(actions=(Action.USER_CREATED,)) == [3]
@@ -694,7 +731,7 @@ def test_two_writers_never_lose_each_others_update(
         try:
             for _ in range(rounds):
                 with store.write() as tx:
-                    key = tx.api_key(KEY)
+                    key = tx.api_key(EVERYWHERE, KEY)
                     assert key is not None
                     tx.update_api_key(replace(key, row_version=key.row_version + 1))
                     tx.append_change(
@@ -1117,7 +1154,7 @@ def _write(store: Store) -> None:
 
 def _read(store: Store) -> None:
     with store.read() as reader:
-        reader.account(ACCT)
+        reader.account(EVERYWHERE, ACCT)
 
 
 AFTER_CLOSE: dict[str, Callable[[Store], object]] = {
@@ -1167,7 +1204,7 @@ def test_a_reader_that_is_open_when_the_store_closes_is_told_so(
     """Closing under an open snapshot ends it with the same error."""
     with pytest.raises(StoreClosedError), store.read() as reader:  # noqa: PT012 - the block is it
         store.close()
-        reader.account(ACCT)
+        reader.account(EVERYWHERE, ACCT)
 
 
 def test_a_writer_that_is_open_when_the_store_closes_is_told_so(

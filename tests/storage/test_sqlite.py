@@ -24,7 +24,7 @@ from keybearer_service.storage import (
     sqlite,
 )
 from keybearer_service.storage.sqlite import SqliteStore
-from samples import Filling, add_keys, fill, sample_id, sample_key, sample_secret
+from samples import EVERYWHERE, Filling, add_keys, fill, sample_id, sample_key, sample_secret
 
 KEY = sample_id("key")
 
@@ -421,4 +421,4 @@ def test_a_failed_use_is_not_a_failed_verdict(faulty: SqliteStore) -> None:
 def test_filling_is_what_the_tests_believe(store: SqliteStore) -> None:
     """The sample data is there."""
     with store.read() as reader:
-        assert reader.account(Filling().account.id) == Filling().account
+        assert reader.account(EVERYWHERE, Filling().account.id) == Filling().account

@@ -17,11 +17,16 @@ from keybearer_service.domain.audit_event import (
     AuditEvent,
     FieldChange,
     TargetType,
+    changes_as_json,
+    changes_from_json,
+    event_hash,
+    export_head,
+    export_line,
 )
 from keybearer_service.storage import Reader
 from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.usecases import audit
-from keybearer_service.usecases.audit import AuditLog, event_hash, ids_change
+from keybearer_service.usecases.audit import AuditLog, ids_change
 from samples import fill
 
 EVENTS = 100
@@ -221,6 +226,69 @@ def test_the_hash_is_the_documented_one(chain: Sequence[AuditEvent]) -> None:
         len(one.encode()).to_bytes(4, "big") + one.encode() for one in fields
     )
     assert hmac.new(KEY, message, hashlib.sha256).digest() == first.hash
+
+
+FIXED = AuditEvent(
+    id="EventId000000000",
+    seq=2,
+    time=1_790_000_000_123_456,
+    account_id="Account000000000",
+    actor=Actor(
+        type=ActorType.KEY,
+        key_id="KeyId00000000000",
+        user_id="UserId0000000000",
+        user_email="admin@example.com",
+    ),
+    action=Action.API_KEY_UPDATED,
+    target_type=TargetType.API_KEY,
+    target_id="Target0000000000",
+    changes=(
+        FieldChange("name", 'ü"\\ \u2028\x00<é>', "\U0001d11e , : b"),
+        FieldChange("labels", "", "a=b"),
+    ),
+    request_id="123e4567-e89b-42d3-a456-426614174000",
+    peer="192.0.2.1",
+    hash=bytes.fromhex("a94d4201e62114dc9cf8ca2e56bc2c8b2fcd577f90268dbba18447b0d34aab36"),
+)
+"""An event as a log of the first version holds it."""
+FIXED_KEY = b"an audit key of thirty-two bytes"
+FIXED_CHANGES = (
+    r'[["name","\u00fc\"\\ \u2028\u0000<\u00e9>","\ud834\udd1e , : b"],["labels","","a=b"]]'
+)
+FIXED_LINE = (
+    r'{"seq": 2, "id": "EventId000000000", "time_us": 1790000000123456, "account_id": '
+    r'"Account000000000", "actor": {"type": "KEY", "key_id": "KeyId00000000000", "user_id": '
+    r'"UserId0000000000", "user_email": "admin@example.com"}, "action": "API_KEY_UPDATED", '
+    r'"target": {"type": "API_KEY", "id": "Target0000000000"}, "changes": [{"field": "name", '
+    r'"before": "\u00fc\"\\ \u2028\u0000<\u00e9>", "after": "\ud834\udd1e , : b"}, {"field": '
+    r'"labels", "before": "", "after": "a=b"}], "request_id": '
+    r'"123e4567-e89b-42d3-a456-426614174000", "peer": "192.0.2.1", "hash": '
+    r'"a94d4201e62114dc9cf8ca2e56bc2c8b2fcd577f90268dbba18447b0d34aab36"}'
+)
+
+
+def test_the_hash_of_an_event_never_changes() -> None:
+    """A log that an older version wrote still verifies, byte for byte."""
+    assert event_hash(FIXED_KEY, bytes(range(32)), FIXED) == FIXED.hash
+    assert event_hash(FIXED_KEY, bytes(32), replace(FIXED, changes=())).hex() == (
+        "d6f33a2110820f2ce7a4d1229f47c18943ee8010a20da57a527799ad9d70bf05"
+    )
+
+
+def test_the_stored_json_of_changes_never_changes() -> None:
+    """It is hashed as it is stored, and is read back as it was."""
+    assert changes_as_json(FIXED.changes) == FIXED_CHANGES
+    assert changes_from_json(FIXED_CHANGES) == FIXED.changes
+    assert changes_as_json(()) == "[]"
+
+
+def test_the_lines_of_an_export_never_change() -> None:
+    """Programs that read an export find every field under the name it always had."""
+    assert export_line(FIXED) == FIXED_LINE
+    assert export_head(2, FIXED.hash) == (
+        '{"head": {"seq": 2, "hash": '
+        '"a94d4201e62114dc9cf8ca2e56bc2c8b2fcd577f90268dbba18447b0d34aab36"}}'
+    )
 
 
 @pytest.mark.parametrize(("count", "listed"), [(0, 0), (1, 1), (1000, 1000), (1001, 0)])

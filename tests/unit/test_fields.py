@@ -3,12 +3,15 @@
 from collections.abc import Callable
 
 import pytest
+from google.protobuf.message import Message
 
 from fakes import START
 from keybearer.access import Role
+from keybearer.v1 import api_key_pb2, api_key_service_pb2
 from keybearer_service.domain import validators
 from keybearer_service.domain.clock import DAY
 from keybearer_service.domain.errors import FieldInvalid
+from keybearer_service.domain.model import KEY_SETTINGS
 
 BIDI = [*"\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f\u061c"]
 CONTROLS = ["a\0b", "a\x1fb", "a\x7fb", "a\x85b", "a\nb", "a\tb", "a\u2028b", "a\u2029b"]
@@ -43,12 +46,26 @@ def test_characters_that_deceive_are_refused(value: str) -> None:
 
 def test_a_description_may_be_empty_and_has_a_thousand_code_points() -> None:
     """One more is refused."""
-    assert not validators.text("d", "", least=0, most=validators.MAX_TEXT)
-    assert len(validators.text("d", "ä" * 1000, least=0, most=validators.MAX_TEXT)) == 1000
-    assert (
-        refused_field(lambda: validators.text("d", "a" * 1001, least=0, most=validators.MAX_TEXT))
-        == "d"
-    )
+    assert not validators.long_text("d", "")
+    assert len(validators.long_text("d", "ä" * 1000)) == 1000
+    assert refused_field(lambda: validators.long_text("d", "a" * 1001)) == "d"
+
+
+MESSAGES_WITH_SETTINGS: list[type[Message]] = [
+    api_key_pb2.ApiKey,
+    api_key_service_pb2.CreateApiKeyRequest,
+]
+
+
+@pytest.mark.parametrize("message", MESSAGES_WITH_SETTINGS, ids=lambda one: str(one.__name__))
+def test_every_plain_field_of_a_key_is_in_every_message(message: type[Message]) -> None:
+    """What copies the plain fields goes by their names, so that no place may lack one."""
+    assert set(KEY_SETTINGS) <= set(message.DESCRIPTOR.fields_by_name)
+
+
+def test_every_plain_field_of_a_key_has_a_validator() -> None:
+    """A field without one could be neither created nor updated."""
+    assert tuple(validators.KEY_SETTINGS) == KEY_SETTINGS
 
 
 @pytest.mark.parametrize(

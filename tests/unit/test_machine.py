@@ -34,11 +34,13 @@ from keybearer_service.domain.errors import KeyExpired, KeyRevoked, ServiceError
 from keybearer_service.domain.model import RevocationReason, UserType
 from keybearer_service.domain.verdict import Outcome
 from keybearer_service.offline import audit as offline_audit
+from keybearer_service.usecases.access import authorize
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.issuing import Expiration, NewKey
 from keybearer_service.usecases.keys import KeyUpdate
 from keybearer_service.usecases.users import NewUser, UserUpdate
 from keybearer_service.validation.validator import Question
+from samples import EVERYWHERE
 
 SHORT = settings(
     max_examples=12,
@@ -227,7 +229,7 @@ class Machine(RuleBasedStateMachine):
             type=UserType.PERSON,
         )
         user = self._step(
-            lambda: self.container.users.create(call, call.identity.account_id, new),
+            lambda: self.container.users.create(call, authorize(call, ""), new),
             changes={"new"},
             alters_answers=False,  # nobody's token is worth more or less by it
         )
@@ -280,11 +282,9 @@ class Machine(RuleBasedStateMachine):
         """A key of any role, for any live user, by any administrator."""
         owner = data.draw(st.sampled_from(sorted(self.model.roles)))
         call = self._caller(data)
-        new = NewKey(
-            name="k", role=role, expiration=Expiration(ttl=life), owner_id=owner, labels={}
-        )
+        new = NewKey(name="k", role=role, expiration=Expiration(ttl=life), owner_id=owner)
         issued = self._step(
-            lambda: self.container.keys.create(call, call.identity.account_id, new, None),
+            lambda: self.container.keys.create(call, authorize(call, ""), new, None),
             changes={"new"},
         )
         self.model.keys[issued.key.id] = ModelKey(
@@ -318,7 +318,7 @@ class Machine(RuleBasedStateMachine):
         """A key is granted another role."""
         key_id, key = self._key(data)
         call = self._call(self.chief_token)
-        update = KeyUpdate(paths=frozenset({"role"}), role=role, labels={})
+        update = KeyUpdate(paths=frozenset({"role"}), role=role)
 
         def do() -> object:
             return self.container.keys.update(call, key_id, update)
@@ -393,7 +393,7 @@ class Machine(RuleBasedStateMachine):
         for key_id, key in self.model.keys.items():
             for token in key.tokens:
                 for required in (Role.UNSPECIFIED, Role.ADMIN):
-                    question = Question(token, "-", AccessRule(role=required))
+                    question = Question(token, EVERYWHERE, AccessRule(role=required))
                     verdict = self.container.validator.judge(question)
                     assert verdict.outcome is self.model.outcome(key, token, now, required)
                     assert (verdict.match is None) == (verdict.outcome is Outcome.NOT_FOUND)

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fakes import START
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.model import KeyState
 from keybearer_service.domain.token_format import ID_LENGTH
@@ -17,7 +18,7 @@ from keybearer_service.storage import KeyQuery, Page, SortKey
 from keybearer_service.usecases.pagination import DEFAULT_SIZE, MAX_SIZE, PageTokens
 
 PAGES = PageTokens(b"k" * 32)
-BOUND = ("keys", KeyQuery(account_id="A", now=0))
+BOUND = ("keys", KeyQuery(scope=AccountScope("A"), now=0))
 KEY: SortKey = (START, "id")
 
 
@@ -90,14 +91,14 @@ def test_a_token_of_another_installation_is_refused() -> None:
     assert refused_field(0, foreign) == "page_token"
 
 
-QUERY = KeyQuery(account_id="A", now=0)
+QUERY = KeyQuery(scope=AccountScope("A"), now=0)
 
 
 @pytest.mark.parametrize(
     "other",
     [
         ("users", QUERY),
-        ("keys", replace(QUERY, account_id="B")),
+        ("keys", replace(QUERY, scope=AccountScope("B"))),
         ("keys", replace(QUERY, states=(KeyState.ACTIVE,))),
         ("keys", replace(QUERY, owner_id="o")),
         ("keys", replace(QUERY, name_contains="n")),

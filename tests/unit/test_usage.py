@@ -15,7 +15,7 @@ from keybearer_service.storage import StoreLockedError
 from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.validation import usage
 from keybearer_service.validation.usage import UsageRecorder
-from samples import add_keys, fill, sample_id, sample_key
+from samples import EVERYWHERE, add_keys, fill, sample_id, sample_key
 
 KEY = sample_id("key")
 WAIT_S = 10.0
@@ -69,7 +69,7 @@ def match(store: WatchedStore, key: str = "key", *, is_current: bool = True) -> 
 def counted(store: WatchedStore, key: str = "key") -> tuple[int, int | None]:
     """Answer the count and the time that are stored."""
     with store.read() as reader:
-        found = reader.api_key(sample_id(key))
+        found = reader.api_key(EVERYWHERE, sample_id(key))
     assert found is not None
     return found.use_count, found.last_used_time
 

@@ -93,7 +93,7 @@ class CreateAccountResponse(Message):
     token: str
     """The secret of that key. Shown here, once; not stored."""
     replayed: bool
-    """True when an earlier try had made the account and this one minted a fresh token for it."""
+    """True when an earlier try had made the account and this one issued a fresh token for it."""
     @property
     def account(self) -> Account:
         """The account."""

@@ -67,8 +67,8 @@ class AccountServiceServicer(object):
     """
 
     def CreateAccount(self, request, context):
-        """Makes an account, its first administrator and that user's first key, in one transaction.
-        The token is in this answer and nowhere else. Errors: FIELD_INVALID, REQUEST_ID_REUSED,
+        """Creates an account, its first administrator and that user's first key, in one transaction.
+        The token is in this response and nowhere else. Errors: FIELD_INVALID, REQUEST_ID_REUSED,
         REPLAY_IMPOSSIBLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -76,7 +76,7 @@ class AccountServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetAccount(self, request, context):
-        """Answers one account. Errors: RESOURCE_NOT_FOUND.
+        """Returns one account. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,14 +91,14 @@ class AccountServiceServicer(object):
 
     def DisableAccount(self, request, context):
         """Makes every key of the account validate as DISABLED, at once and reversibly. Repeating it is
-        OK. Errors: RESOURCE_NOT_FOUND, OPERATOR_ACCOUNT_PROTECTED.
+        OK. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND, OPERATOR_ACCOUNT_PROTECTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EnableAccount(self, request, context):
-        """Undoes DisableAccount. Repeating it is OK. Errors: RESOURCE_NOT_FOUND.
+        """Undoes DisableAccount. Repeating it is OK. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

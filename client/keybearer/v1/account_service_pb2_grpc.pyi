@@ -157,24 +157,24 @@ class AccountServiceStub(typing.Generic[_AccountServiceCreateAccountType, _Accou
     ], channel: grpc.aio.Channel) -> None: ...
 
     CreateAccount: _AccountServiceCreateAccountType
-    """Makes an account, its first administrator and that user's first key, in one transaction.
-    The token is in this answer and nowhere else. Errors: FIELD_INVALID, REQUEST_ID_REUSED,
+    """Creates an account, its first administrator and that user's first key, in one transaction.
+    The token is in this response and nowhere else. Errors: FIELD_INVALID, REQUEST_ID_REUSED,
     REPLAY_IMPOSSIBLE.
     """
 
     GetAccount: _AccountServiceGetAccountType
-    """Answers one account. Errors: RESOURCE_NOT_FOUND."""
+    """Returns one account. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND."""
 
     ListAccounts: _AccountServiceListAccountsType
     """Lists accounts, newest first. Errors: FIELD_INVALID."""
 
     DisableAccount: _AccountServiceDisableAccountType
     """Makes every key of the account validate as DISABLED, at once and reversibly. Repeating it is
-    OK. Errors: RESOURCE_NOT_FOUND, OPERATOR_ACCOUNT_PROTECTED.
+    OK. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND, OPERATOR_ACCOUNT_PROTECTED.
     """
 
     EnableAccount: _AccountServiceEnableAccountType
-    """Undoes DisableAccount. Repeating it is OK. Errors: RESOURCE_NOT_FOUND."""
+    """Undoes DisableAccount. Repeating it is OK. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND."""
 
 AccountServiceAsyncStub: typing_extensions.TypeAlias = AccountServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -208,8 +208,8 @@ class AccountServiceServicer(metaclass=abc.ABCMeta):
         request: keybearer.v1.account_service_pb2.CreateAccountRequest,
         context: _ServicerContext,
     ) -> typing.Union[keybearer.v1.account_service_pb2.CreateAccountResponse, collections.abc.Awaitable[keybearer.v1.account_service_pb2.CreateAccountResponse]]:
-        """Makes an account, its first administrator and that user's first key, in one transaction.
-        The token is in this answer and nowhere else. Errors: FIELD_INVALID, REQUEST_ID_REUSED,
+        """Creates an account, its first administrator and that user's first key, in one transaction.
+        The token is in this response and nowhere else. Errors: FIELD_INVALID, REQUEST_ID_REUSED,
         REPLAY_IMPOSSIBLE.
         """
 
@@ -219,7 +219,7 @@ class AccountServiceServicer(metaclass=abc.ABCMeta):
         request: keybearer.v1.account_service_pb2.GetAccountRequest,
         context: _ServicerContext,
     ) -> typing.Union[keybearer.v1.account_service_pb2.GetAccountResponse, collections.abc.Awaitable[keybearer.v1.account_service_pb2.GetAccountResponse]]:
-        """Answers one account. Errors: RESOURCE_NOT_FOUND."""
+        """Returns one account. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND."""
 
     @abc.abstractmethod
     def ListAccounts(
@@ -236,7 +236,7 @@ class AccountServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[keybearer.v1.account_service_pb2.DisableAccountResponse, collections.abc.Awaitable[keybearer.v1.account_service_pb2.DisableAccountResponse]]:
         """Makes every key of the account validate as DISABLED, at once and reversibly. Repeating it is
-        OK. Errors: RESOURCE_NOT_FOUND, OPERATOR_ACCOUNT_PROTECTED.
+        OK. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND, OPERATOR_ACCOUNT_PROTECTED.
         """
 
     @abc.abstractmethod
@@ -245,6 +245,6 @@ class AccountServiceServicer(metaclass=abc.ABCMeta):
         request: keybearer.v1.account_service_pb2.EnableAccountRequest,
         context: _ServicerContext,
     ) -> typing.Union[keybearer.v1.account_service_pb2.EnableAccountResponse, collections.abc.Awaitable[keybearer.v1.account_service_pb2.EnableAccountResponse]]:
-        """Undoes DisableAccount. Repeating it is OK. Errors: RESOURCE_NOT_FOUND."""
+        """Undoes DisableAccount. Repeating it is OK. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND."""
 
 def add_AccountServiceServicer_to_server(servicer: AccountServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

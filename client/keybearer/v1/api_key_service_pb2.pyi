@@ -96,7 +96,7 @@ class CreateApiKeyRequest(Message):
     """True: the key never expires. False is refused."""
     request_id: str
     """Optional. A UUID that makes repeating safe: the same user, id and body with a greater
-    `attempt`, within 10 minutes, mints a fresh token for the same key, as long as the key is
+    `attempt`, within 10 minutes, issues a fresh token for the same key, as long as the key is
     active, was not rotated since and its token was never used.
     """
     attempt: int
@@ -151,7 +151,7 @@ class CreateApiKeyResponse(Message):
     token: str
     """Its secret. Shown here, once; not stored."""
     replayed: bool
-    """True when an earlier try had made the key and this one minted a fresh token for it."""
+    """True when an earlier try had made the key and this one issued a fresh token for it."""
     @property
     def api_key(self) -> ApiKey:
         """The key."""
@@ -466,7 +466,7 @@ class RotateApiKeyResponse(Message):
     token: str
     """Its new secret. Shown here, once; not stored."""
     replayed: bool
-    """True when an earlier try had rotated the key and this one minted a fresh token for it."""
+    """True when an earlier try had rotated the key and this one issued a fresh token for it."""
     @property
     def api_key(self) -> ApiKey:
         """The key as it is now."""

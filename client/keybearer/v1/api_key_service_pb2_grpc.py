@@ -82,23 +82,24 @@ class ApiKeyServiceServicer(object):
     """
 
     def CreateApiKey(self, request, context):
-        """Makes a key. Its token is in this answer and nowhere else. Errors: FIELD_INVALID,
-        RESOURCE_NOT_FOUND (the owner), AUTHORITY_EXCEEDED, OPERATOR_ONLY, REQUEST_ID_REUSED,
-        REPLAY_IMPOSSIBLE.
+        """Creates a key. Its token is in this response and nowhere else. Errors: FIELD_INVALID,
+        RESOURCE_NOT_FOUND (the account or the owner), AUTHORITY_EXCEEDED, OPERATOR_ONLY,
+        REQUEST_ID_REUSED, REPLAY_IMPOSSIBLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetApiKey(self, request, context):
-        """Answers one key, without its secret. Errors: RESOURCE_NOT_FOUND.
+        """Returns one key, without its secret. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListApiKeys(self, request, context):
-        """Lists keys; revoked and expired ones stay in the list. Errors: FIELD_INVALID, OPERATOR_ONLY.
+        """Lists keys; revoked and expired ones stay in the list. Errors: FIELD_INVALID, OPERATOR_ONLY,
+        RESOURCE_NOT_FOUND (the account).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,21 +114,23 @@ class ApiKeyServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DisableApiKey(self, request, context):
-        """Switches a key off, reversibly. Repeating it is OK. Errors: RESOURCE_NOT_FOUND, KEY_REVOKED.
+        """Switches a key off, reversibly. Repeating it is OK. Errors: FIELD_INVALID,
+        RESOURCE_NOT_FOUND, KEY_REVOKED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def EnableApiKey(self, request, context):
-        """Switches a key on again. Repeating it is OK. Errors: RESOURCE_NOT_FOUND, KEY_REVOKED.
+        """Switches a key on again. Repeating it is OK. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND,
+        KEY_REVOKED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RotateApiKey(self, request, context):
-        """Gives a key a new secret; the id stays. The token is in this answer and nowhere else.
+        """Gives a key a new secret; the id stays. The token is in this response and nowhere else.
         Errors: FIELD_INVALID, RESOURCE_NOT_FOUND, KEY_REVOKED, KEY_EXPIRED, AUTHORITY_EXCEEDED,
         REQUEST_ID_REUSED, REPLAY_IMPOSSIBLE.
         """
@@ -136,8 +139,8 @@ class ApiKeyServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RevokeApiKey(self, request, context):
-        """Kills a key for good: refused from the moment this answers. Repeating it is OK and answers the
-        first revocation's facts. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND.
+        """Revokes a key for good: it is refused from the moment of the response on. Repeating it is OK
+        and returns the facts of the first revocation. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

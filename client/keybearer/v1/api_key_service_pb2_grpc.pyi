@@ -229,16 +229,18 @@ class ApiKeyServiceStub(typing.Generic[_ApiKeyServiceCreateApiKeyType, _ApiKeySe
     ], channel: grpc.aio.Channel) -> None: ...
 
     CreateApiKey: _ApiKeyServiceCreateApiKeyType
-    """Makes a key. Its token is in this answer and nowhere else. Errors: FIELD_INVALID,
-    RESOURCE_NOT_FOUND (the owner), AUTHORITY_EXCEEDED, OPERATOR_ONLY, REQUEST_ID_REUSED,
-    REPLAY_IMPOSSIBLE.
+    """Creates a key. Its token is in this response and nowhere else. Errors: FIELD_INVALID,
+    RESOURCE_NOT_FOUND (the account or the owner), AUTHORITY_EXCEEDED, OPERATOR_ONLY,
+    REQUEST_ID_REUSED, REPLAY_IMPOSSIBLE.
     """
 
     GetApiKey: _ApiKeyServiceGetApiKeyType
-    """Answers one key, without its secret. Errors: RESOURCE_NOT_FOUND."""
+    """Returns one key, without its secret. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND."""
 
     ListApiKeys: _ApiKeyServiceListApiKeysType
-    """Lists keys; revoked and expired ones stay in the list. Errors: FIELD_INVALID, OPERATOR_ONLY."""
+    """Lists keys; revoked and expired ones stay in the list. Errors: FIELD_INVALID, OPERATOR_ONLY,
+    RESOURCE_NOT_FOUND (the account).
+    """
 
     UpdateApiKey: _ApiKeyServiceUpdateApiKeyType
     """Changes the fields named by the mask. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND, KEY_REVOKED,
@@ -246,20 +248,24 @@ class ApiKeyServiceStub(typing.Generic[_ApiKeyServiceCreateApiKeyType, _ApiKeySe
     """
 
     DisableApiKey: _ApiKeyServiceDisableApiKeyType
-    """Switches a key off, reversibly. Repeating it is OK. Errors: RESOURCE_NOT_FOUND, KEY_REVOKED."""
+    """Switches a key off, reversibly. Repeating it is OK. Errors: FIELD_INVALID,
+    RESOURCE_NOT_FOUND, KEY_REVOKED.
+    """
 
     EnableApiKey: _ApiKeyServiceEnableApiKeyType
-    """Switches a key on again. Repeating it is OK. Errors: RESOURCE_NOT_FOUND, KEY_REVOKED."""
+    """Switches a key on again. Repeating it is OK. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND,
+    KEY_REVOKED.
+    """
 
     RotateApiKey: _ApiKeyServiceRotateApiKeyType
-    """Gives a key a new secret; the id stays. The token is in this answer and nowhere else.
+    """Gives a key a new secret; the id stays. The token is in this response and nowhere else.
     Errors: FIELD_INVALID, RESOURCE_NOT_FOUND, KEY_REVOKED, KEY_EXPIRED, AUTHORITY_EXCEEDED,
     REQUEST_ID_REUSED, REPLAY_IMPOSSIBLE.
     """
 
     RevokeApiKey: _ApiKeyServiceRevokeApiKeyType
-    """Kills a key for good: refused from the moment this answers. Repeating it is OK and answers the
-    first revocation's facts. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND.
+    """Revokes a key for good: it is refused from the moment of the response on. Repeating it is OK
+    and returns the facts of the first revocation. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND.
     """
 
 ApiKeyServiceAsyncStub: typing_extensions.TypeAlias = ApiKeyServiceStub[
@@ -306,9 +312,9 @@ class ApiKeyServiceServicer(metaclass=abc.ABCMeta):
         request: keybearer.v1.api_key_service_pb2.CreateApiKeyRequest,
         context: _ServicerContext,
     ) -> typing.Union[keybearer.v1.api_key_service_pb2.CreateApiKeyResponse, collections.abc.Awaitable[keybearer.v1.api_key_service_pb2.CreateApiKeyResponse]]:
-        """Makes a key. Its token is in this answer and nowhere else. Errors: FIELD_INVALID,
-        RESOURCE_NOT_FOUND (the owner), AUTHORITY_EXCEEDED, OPERATOR_ONLY, REQUEST_ID_REUSED,
-        REPLAY_IMPOSSIBLE.
+        """Creates a key. Its token is in this response and nowhere else. Errors: FIELD_INVALID,
+        RESOURCE_NOT_FOUND (the account or the owner), AUTHORITY_EXCEEDED, OPERATOR_ONLY,
+        REQUEST_ID_REUSED, REPLAY_IMPOSSIBLE.
         """
 
     @abc.abstractmethod
@@ -317,7 +323,7 @@ class ApiKeyServiceServicer(metaclass=abc.ABCMeta):
         request: keybearer.v1.api_key_service_pb2.GetApiKeyRequest,
         context: _ServicerContext,
     ) -> typing.Union[keybearer.v1.api_key_service_pb2.GetApiKeyResponse, collections.abc.Awaitable[keybearer.v1.api_key_service_pb2.GetApiKeyResponse]]:
-        """Answers one key, without its secret. Errors: RESOURCE_NOT_FOUND."""
+        """Returns one key, without its secret. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND."""
 
     @abc.abstractmethod
     def ListApiKeys(
@@ -325,7 +331,9 @@ class ApiKeyServiceServicer(metaclass=abc.ABCMeta):
         request: keybearer.v1.api_key_service_pb2.ListApiKeysRequest,
         context: _ServicerContext,
     ) -> typing.Union[keybearer.v1.api_key_service_pb2.ListApiKeysResponse, collections.abc.Awaitable[keybearer.v1.api_key_service_pb2.ListApiKeysResponse]]:
-        """Lists keys; revoked and expired ones stay in the list. Errors: FIELD_INVALID, OPERATOR_ONLY."""
+        """Lists keys; revoked and expired ones stay in the list. Errors: FIELD_INVALID, OPERATOR_ONLY,
+        RESOURCE_NOT_FOUND (the account).
+        """
 
     @abc.abstractmethod
     def UpdateApiKey(
@@ -343,7 +351,9 @@ class ApiKeyServiceServicer(metaclass=abc.ABCMeta):
         request: keybearer.v1.api_key_service_pb2.DisableApiKeyRequest,
         context: _ServicerContext,
     ) -> typing.Union[keybearer.v1.api_key_service_pb2.DisableApiKeyResponse, collections.abc.Awaitable[keybearer.v1.api_key_service_pb2.DisableApiKeyResponse]]:
-        """Switches a key off, reversibly. Repeating it is OK. Errors: RESOURCE_NOT_FOUND, KEY_REVOKED."""
+        """Switches a key off, reversibly. Repeating it is OK. Errors: FIELD_INVALID,
+        RESOURCE_NOT_FOUND, KEY_REVOKED.
+        """
 
     @abc.abstractmethod
     def EnableApiKey(
@@ -351,7 +361,9 @@ class ApiKeyServiceServicer(metaclass=abc.ABCMeta):
         request: keybearer.v1.api_key_service_pb2.EnableApiKeyRequest,
         context: _ServicerContext,
     ) -> typing.Union[keybearer.v1.api_key_service_pb2.EnableApiKeyResponse, collections.abc.Awaitable[keybearer.v1.api_key_service_pb2.EnableApiKeyResponse]]:
-        """Switches a key on again. Repeating it is OK. Errors: RESOURCE_NOT_FOUND, KEY_REVOKED."""
+        """Switches a key on again. Repeating it is OK. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND,
+        KEY_REVOKED.
+        """
 
     @abc.abstractmethod
     def RotateApiKey(
@@ -359,7 +371,7 @@ class ApiKeyServiceServicer(metaclass=abc.ABCMeta):
         request: keybearer.v1.api_key_service_pb2.RotateApiKeyRequest,
         context: _ServicerContext,
     ) -> typing.Union[keybearer.v1.api_key_service_pb2.RotateApiKeyResponse, collections.abc.Awaitable[keybearer.v1.api_key_service_pb2.RotateApiKeyResponse]]:
-        """Gives a key a new secret; the id stays. The token is in this answer and nowhere else.
+        """Gives a key a new secret; the id stays. The token is in this response and nowhere else.
         Errors: FIELD_INVALID, RESOURCE_NOT_FOUND, KEY_REVOKED, KEY_EXPIRED, AUTHORITY_EXCEEDED,
         REQUEST_ID_REUSED, REPLAY_IMPOSSIBLE.
         """
@@ -370,8 +382,8 @@ class ApiKeyServiceServicer(metaclass=abc.ABCMeta):
         request: keybearer.v1.api_key_service_pb2.RevokeApiKeyRequest,
         context: _ServicerContext,
     ) -> typing.Union[keybearer.v1.api_key_service_pb2.RevokeApiKeyResponse, collections.abc.Awaitable[keybearer.v1.api_key_service_pb2.RevokeApiKeyResponse]]:
-        """Kills a key for good: refused from the moment this answers. Repeating it is OK and answers the
-        first revocation's facts. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND.
+        """Revokes a key for good: it is refused from the moment of the response on. Repeating it is OK
+        and returns the facts of the first revocation. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND.
         """
 
 def add_ApiKeyServiceServicer_to_server(servicer: ApiKeyServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -47,7 +47,8 @@ class AuditServiceServicer(object):
     """
 
     def ListAuditEvents(self, request, context):
-        """Lists events, newest first. Errors: FIELD_INVALID, OPERATOR_ONLY.
+        """Lists events, newest first. Errors: FIELD_INVALID, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the
+        account).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

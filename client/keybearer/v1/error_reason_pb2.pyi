@@ -69,7 +69,7 @@ class _ErrorReasonEnumTypeWrapper(_EnumTypeWrapper[_ErrorReason.ValueType], type
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 16
     """ALREADY_EXISTS: the request_id was used before with another body. Metadata: `api_key_id`."""
     ERROR_REASON_REPLAY_IMPOSSIBLE: _ErrorReason.ValueType  # 17
-    """ALREADY_EXISTS: the request was carried out and its token cannot be minted again. Metadata:
+    """ALREADY_EXISTS: the request was carried out and its token cannot be issued again. Metadata:
     `api_key_id`; rotate or revoke that key.
     """
     ERROR_REASON_STORE_FULL: _ErrorReason.ValueType  # 18
@@ -93,6 +93,13 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason a caller may branch on. It travels in google.rpc.ErrorInfo with the domain
     "keybearer.v1", without the prefix ERROR_REASON_. Messages are for people and may change;
     reasons do not.
+
+    The comment of a method lists the errors of its own. Beside them it may answer, if it is
+    - any method: STORE_UNAVAILABLE, OVERLOADED, INTERNAL.
+    - not public: CREDENTIALS_MISSING, CREDENTIALS_INVALID, CREDENTIALS_EXPIRED, ROLE_INSUFFICIENT.
+    - operator only: OPERATOR_ONLY.
+    - a change: STORE_FULL, OUTCOME_UNKNOWN.
+    Bytes that are no request of the method are FIELD_INVALID.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
@@ -132,7 +139,7 @@ ERROR_REASON_EMAIL_TAKEN: ErrorReason.ValueType  # 15
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 16
 """ALREADY_EXISTS: the request_id was used before with another body. Metadata: `api_key_id`."""
 ERROR_REASON_REPLAY_IMPOSSIBLE: ErrorReason.ValueType  # 17
-"""ALREADY_EXISTS: the request was carried out and its token cannot be minted again. Metadata:
+"""ALREADY_EXISTS: the request was carried out and its token cannot be issued again. Metadata:
 `api_key_id`; rotate or revoke that key.
 """
 ERROR_REASON_STORE_FULL: ErrorReason.ValueType  # 18

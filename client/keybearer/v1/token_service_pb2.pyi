@@ -683,7 +683,7 @@ class RotateSelfResponse(Message):
     token: str
     """Its new secret. Shown here, once; not stored."""
     replayed: bool
-    """True when an earlier try had rotated the key and this one minted a fresh token for it."""
+    """True when an earlier try had rotated the key and this one issued a fresh token for it."""
     @property
     def api_key(self) -> ApiKey:
         """The key as it is now."""

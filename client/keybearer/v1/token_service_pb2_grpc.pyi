@@ -198,7 +198,7 @@ class TokenServiceStub(typing.Generic[_TokenServiceValidateTokenType, _TokenServ
     """
 
     WhoAmI: _TokenServiceWhoAmIType
-    """Answers who the caller is."""
+    """Returns who the caller is."""
 
     RotateSelf: _TokenServiceRotateSelfType
     """Gives the calling key a new secret; role, scopes and expiry stay. Errors: FIELD_INVALID,
@@ -279,7 +279,7 @@ class TokenServiceServicer(metaclass=abc.ABCMeta):
         request: keybearer.v1.token_service_pb2.WhoAmIRequest,
         context: _ServicerContext,
     ) -> typing.Union[keybearer.v1.token_service_pb2.WhoAmIResponse, collections.abc.Awaitable[keybearer.v1.token_service_pb2.WhoAmIResponse]]:
-        """Answers who the caller is."""
+        """Returns who the caller is."""
 
     @abc.abstractmethod
     def RotateSelf(

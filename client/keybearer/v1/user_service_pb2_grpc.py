@@ -67,21 +67,23 @@ class UserServiceServicer(object):
     """
 
     def CreateUser(self, request, context):
-        """Makes a user. Errors: FIELD_INVALID, EMAIL_TAKEN, OPERATOR_ONLY.
+        """Creates a user. Errors: FIELD_INVALID, EMAIL_TAKEN, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the
+        account), AUTHORITY_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetUser(self, request, context):
-        """Answers one user, also a deleted one. Errors: RESOURCE_NOT_FOUND.
+        """Returns one user, also a deleted one. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListUsers(self, request, context):
-        """Lists users, newest first. Errors: FIELD_INVALID, OPERATOR_ONLY.
+        """Lists users, newest first. Errors: FIELD_INVALID, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the
+        account).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -89,7 +91,8 @@ class UserServiceServicer(object):
 
     def UpdateUser(self, request, context):
         """Changes the name or the role. A role counts from the next validation of the user's keys on.
-        Errors: FIELD_INVALID, RESOURCE_NOT_FOUND, LAST_ADMIN, ETAG_MISMATCH.
+        Errors: FIELD_INVALID, RESOURCE_NOT_FOUND, LAST_ADMIN, ETAG_MISMATCH,
+        AUTHORITY_EXCEEDED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -97,7 +100,7 @@ class UserServiceServicer(object):
 
     def DeleteUser(self, request, context):
         """Deletes a user and revokes every key the user owns, in one transaction.
-        Errors: RESOURCE_NOT_FOUND, LAST_ADMIN.
+        Errors: FIELD_INVALID, RESOURCE_NOT_FOUND, LAST_ADMIN.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -157,22 +157,27 @@ class UserServiceStub(typing.Generic[_UserServiceCreateUserType, _UserServiceGet
     ], channel: grpc.aio.Channel) -> None: ...
 
     CreateUser: _UserServiceCreateUserType
-    """Makes a user. Errors: FIELD_INVALID, EMAIL_TAKEN, OPERATOR_ONLY."""
+    """Creates a user. Errors: FIELD_INVALID, EMAIL_TAKEN, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the
+    account), AUTHORITY_EXCEEDED.
+    """
 
     GetUser: _UserServiceGetUserType
-    """Answers one user, also a deleted one. Errors: RESOURCE_NOT_FOUND."""
+    """Returns one user, also a deleted one. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND."""
 
     ListUsers: _UserServiceListUsersType
-    """Lists users, newest first. Errors: FIELD_INVALID, OPERATOR_ONLY."""
+    """Lists users, newest first. Errors: FIELD_INVALID, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the
+    account).
+    """
 
     UpdateUser: _UserServiceUpdateUserType
     """Changes the name or the role. A role counts from the next validation of the user's keys on.
-    Errors: FIELD_INVALID, RESOURCE_NOT_FOUND, LAST_ADMIN, ETAG_MISMATCH.
+    Errors: FIELD_INVALID, RESOURCE_NOT_FOUND, LAST_ADMIN, ETAG_MISMATCH,
+    AUTHORITY_EXCEEDED.
     """
 
     DeleteUser: _UserServiceDeleteUserType
     """Deletes a user and revokes every key the user owns, in one transaction.
-    Errors: RESOURCE_NOT_FOUND, LAST_ADMIN.
+    Errors: FIELD_INVALID, RESOURCE_NOT_FOUND, LAST_ADMIN.
     """
 
 UserServiceAsyncStub: typing_extensions.TypeAlias = UserServiceStub[
@@ -207,7 +212,9 @@ class UserServiceServicer(metaclass=abc.ABCMeta):
         request: keybearer.v1.user_service_pb2.CreateUserRequest,
         context: _ServicerContext,
     ) -> typing.Union[keybearer.v1.user_service_pb2.CreateUserResponse, collections.abc.Awaitable[keybearer.v1.user_service_pb2.CreateUserResponse]]:
-        """Makes a user. Errors: FIELD_INVALID, EMAIL_TAKEN, OPERATOR_ONLY."""
+        """Creates a user. Errors: FIELD_INVALID, EMAIL_TAKEN, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the
+        account), AUTHORITY_EXCEEDED.
+        """
 
     @abc.abstractmethod
     def GetUser(
@@ -215,7 +222,7 @@ class UserServiceServicer(metaclass=abc.ABCMeta):
         request: keybearer.v1.user_service_pb2.GetUserRequest,
         context: _ServicerContext,
     ) -> typing.Union[keybearer.v1.user_service_pb2.GetUserResponse, collections.abc.Awaitable[keybearer.v1.user_service_pb2.GetUserResponse]]:
-        """Answers one user, also a deleted one. Errors: RESOURCE_NOT_FOUND."""
+        """Returns one user, also a deleted one. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND."""
 
     @abc.abstractmethod
     def ListUsers(
@@ -223,7 +230,9 @@ class UserServiceServicer(metaclass=abc.ABCMeta):
         request: keybearer.v1.user_service_pb2.ListUsersRequest,
         context: _ServicerContext,
     ) -> typing.Union[keybearer.v1.user_service_pb2.ListUsersResponse, collections.abc.Awaitable[keybearer.v1.user_service_pb2.ListUsersResponse]]:
-        """Lists users, newest first. Errors: FIELD_INVALID, OPERATOR_ONLY."""
+        """Lists users, newest first. Errors: FIELD_INVALID, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the
+        account).
+        """
 
     @abc.abstractmethod
     def UpdateUser(
@@ -232,7 +241,8 @@ class UserServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[keybearer.v1.user_service_pb2.UpdateUserResponse, collections.abc.Awaitable[keybearer.v1.user_service_pb2.UpdateUserResponse]]:
         """Changes the name or the role. A role counts from the next validation of the user's keys on.
-        Errors: FIELD_INVALID, RESOURCE_NOT_FOUND, LAST_ADMIN, ETAG_MISMATCH.
+        Errors: FIELD_INVALID, RESOURCE_NOT_FOUND, LAST_ADMIN, ETAG_MISMATCH,
+        AUTHORITY_EXCEEDED.
         """
 
     @abc.abstractmethod
@@ -242,7 +252,7 @@ class UserServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[keybearer.v1.user_service_pb2.DeleteUserResponse, collections.abc.Awaitable[keybearer.v1.user_service_pb2.DeleteUserResponse]]:
         """Deletes a user and revokes every key the user owns, in one transaction.
-        Errors: RESOURCE_NOT_FOUND, LAST_ADMIN.
+        Errors: FIELD_INVALID, RESOURCE_NOT_FOUND, LAST_ADMIN.
         """
 
 def add_UserServiceServicer_to_server(servicer: UserServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -4,8 +4,8 @@ Frozen values without I/O. Every time is in microseconds since the epoch; None m
 """
 
 import enum
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 from keybearer.access import Role
 
@@ -74,6 +74,11 @@ class Account:
     is_operator: bool = False
     row_version: int = 1
 
+    @property
+    def etag(self) -> str:
+        """Changes with every change of the account."""
+        return _etag(self.row_version)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
@@ -90,19 +95,43 @@ class User:
     delete_time: int | None = None
     row_version: int = 1
 
+    @property
+    def etag(self) -> str:
+        """Changes with every change of the user."""
+        return _etag(self.row_version)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ApiKey:
+class KeySettings:
+    """The plain fields of a key: administrators write them, and no verdict depends on them.
+
+    They have the same name in messages, here and in the database. Conversions, use cases, rows and
+    the audit log go through this list, so that a new field needs no line of theirs: it needs its
+    field in the protos, here, a column, and an entry in `validators.KEY_SETTINGS`.
+    """
+
+    name: str
+    description: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+KEY_SETTINGS = tuple(one.name for one in fields(KeySettings))
+
+
+def settings_of(settings: KeySettings) -> dict[str, Any]:
+    """Return the plain fields by name, and nothing that a subclass adds."""
+    return {name: getattr(settings, name) for name in KEY_SETTINGS}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiKey(KeySettings):
     """The record of a key, without its secrets' digests."""
 
     id: str
     account_id: str
     owner_id: str
-    name: str
-    description: str
     role: Role
     scopes: tuple[str, ...]
-    labels: dict[str, str] = field(default_factory=dict)
     create_time: int
     created_by: str
     update_time: int
@@ -127,6 +156,11 @@ class ApiKey:
     created_by_email: str = ""
 
     @property
+    def etag(self) -> str:
+        """Changes with every change of the key; use of the key does not change it."""
+        return _etag(self.row_version)
+
+    @property
     def effective_role(self) -> Role:
         """The lower of the granted role and the owner's current role."""
         return min(self.role, self.owner_role)
@@ -138,6 +172,10 @@ class ApiKey:
     def overlaps_at(self, now: int) -> bool:
         """Tell whether an old secret lives beside the current one."""
         return self.overlap_end_time is not None and now < self.overlap_end_time
+
+
+def _etag(row_version: int) -> str:
+    return f'"{row_version}"'
 
 
 class StoredSecret(NamedTuple):

@@ -1,8 +1,9 @@
-"""What the fields of requests may hold. Every refusal names the field and says what is right."""
+"""What the fields of requests may hold. Errors name the field and say what would be right."""
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from keybearer.access import (
     MAX_SCOPE_LENGTH,
@@ -36,14 +37,14 @@ _UNSEEN_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
 def required_id(field: str, value: str) -> str:
-    """Take an id; an ill-formed one is for the store not to find."""
+    """Return an id that must be there. An ill-formed one is simply not found later."""
     if not value:
         raise FieldInvalid(field, "required")
     return value
 
 
 def text(field: str, value: str, *, least: int, most: int) -> str:
-    """Take a text for people: trimmed, with nothing in it that cannot be seen.
+    """Return a text for people, trimmed; every character of it must be visible.
 
     Raises:
         FieldInvalid: Too short, too long (in code points), or with control or bidi characters.
@@ -58,12 +59,17 @@ def text(field: str, value: str, *, least: int, most: int) -> str:
 
 
 def name(field: str, value: str) -> str:
-    """Take a name of 1 to 100 characters."""
+    """Return a name of 1 to 100 characters, trimmed."""
     return text(field, value, least=1, most=MAX_NAME)
 
 
+def long_text(field: str, value: str) -> str:
+    """Return a text of up to 1000 characters, trimmed; it may be empty."""
+    return text(field, value, least=0, most=MAX_TEXT)
+
+
 def contained(field: str, value: str) -> str:
-    """Take a text to look for; control characters cannot be in what is searched."""
+    """Return a text to search for. Names hold no control characters, so a search may not either."""
     if len(value) > MAX_FILTER:
         raise FieldInvalid(field, f"at most {MAX_FILTER} characters")
     _assert_visible(field, value)
@@ -71,7 +77,7 @@ def contained(field: str, value: str) -> str:
 
 
 def email(field: str, value: str) -> str:
-    """Take an e-mail address and lower its case.
+    """Return an e-mail address in lower case.
 
     Raises:
         FieldInvalid: Not ASCII, with blanks or controls, without an @, or too long.
@@ -86,14 +92,14 @@ def email(field: str, value: str) -> str:
 
 
 def role(field: str, value: Role) -> Role:
-    """Take a role that must be chosen."""
+    """Return a role that must be chosen."""
     if value is Role.UNSPECIFIED:
         raise FieldInvalid(field, "required: ROLE_VALIDATOR, ROLE_DEVELOPER or ROLE_ADMIN")
     return value
 
 
 def scopes(field: str, values: Iterable[str], granted: Role) -> tuple[str, ...]:
-    """Take the scopes of a key, each once, in the order given.
+    """Return the scopes of a key, each once, in the order given.
 
     Raises:
         FieldInvalid: Too many, ill-formed, or for a key that meets every scope anyway.
@@ -114,7 +120,7 @@ def scopes(field: str, values: Iterable[str], granted: Role) -> tuple[str, ...]:
 
 
 def requirement(prefix: str, required_role: Role, required_scopes: Sequence[str]) -> AccessRule:
-    """Take what a caller of ValidateToken asks of the key.
+    """Return the rule that a caller of ValidateToken judges the key by.
 
     Raises:
         FieldInvalid: A scope is ill-formed or has a wildcard, or there are too many.
@@ -135,7 +141,7 @@ def requirement(prefix: str, required_role: Role, required_scopes: Sequence[str]
 
 
 def labels(field: str, values: Mapping[str, str]) -> dict[str, str]:
-    """Take the labels of a key.
+    """Return the labels of a key.
 
     Raises:
         FieldInvalid: Too many, or an ill-formed key or value.
@@ -153,8 +159,16 @@ def labels(field: str, values: Mapping[str, str]) -> dict[str, str]:
     return dict(values)
 
 
+KEY_SETTINGS: Mapping[str, Callable[[str, Any], Any]] = {
+    "name": name,
+    "description": long_text,
+    "labels": labels,
+}
+"""How each plain field of a key is read, given its name in the request and its value."""
+
+
 def future(field: str, value: int, now: int) -> int:
-    """Take a moment that is still to come and that a Timestamp can hold."""
+    """Return a moment, in microseconds, that lies in the future and fits into a Timestamp."""
     if value <= now:
         raise FieldInvalid(field, "must be in the future")
     if value > MAX_TIME:
@@ -163,14 +177,14 @@ def future(field: str, value: int, now: int) -> int:
 
 
 def overlap(field: str, value: int) -> int:
-    """Take the life left to an old secret, in microseconds."""
+    """Return for how long an old secret stays valid, in microseconds."""
     if not 0 <= value <= MAX_OVERLAP:
         raise FieldInvalid(field, "0 to 30 days")
     return value
 
 
 def request_id(field: str, value: str) -> str:
-    """Take a UUID in its usual form and lower its case."""
+    """Return a UUID of the usual form in lower case."""
     lowered = value.lower()
     if _REQUEST_ID.fullmatch(lowered) is None:
         raise FieldInvalid(field, "a UUID like 123e4567-e89b-42d3-a456-426614174000")

@@ -17,11 +17,11 @@ import structlog
 
 from keybearer.access import AccessRule, Role
 from keybearer_service.domain import token_format, validators
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.errors import (
     CredentialsMissing,
     FieldInvalid,
-    OperatorOnly,
     RoleInsufficient,
     ScopeInsufficient,
     ServiceError,
@@ -30,6 +30,7 @@ from keybearer_service.domain.model import ANY_ACCOUNT
 from keybearer_service.domain.verdict import Caller, Match, Outcome
 from keybearer_service.telemetry.log_quotas import MinuteQuota
 from keybearer_service.telemetry.recorder import EntryPoint, Recorder
+from keybearer_service.usecases.access import authorize_question
 from keybearer_service.validation.validator import Question, Validator, denial_of
 
 log = structlog.get_logger(__name__)
@@ -67,7 +68,7 @@ class Gateway:
 
 
 def gateway_of(caller: Caller) -> Gateway:
-    """Name the gateway behind a caller that was judged."""
+    """Return the gateway behind a caller that was judged."""
     return Gateway(caller.account_id, caller.is_operator)
 
 
@@ -133,7 +134,7 @@ class Authorizer:
     ) -> Question:
         try:
             requirement = requirement_of(asked)
-            account_id = _account(gateway, requirement.accounts)
+            scope = _scope(gateway, requirement.accounts)
         except FieldInvalid as error:
             if self._logged_faults.admit(entry_point):
                 log.warning(
@@ -148,7 +149,7 @@ class Authorizer:
         token = only_token(authorization)
         if token is None:
             raise CredentialsMissing
-        return Question(token, account_id, requirement.rule)
+        return Question(token, scope, requirement.rule)
 
     def _judge(self, entry_point: EntryPoint, question: Question) -> Match:
         started = self._clock.monotonic()
@@ -234,12 +235,10 @@ def _role(value: str) -> Role:
     return role
 
 
-def _account(gateway: Gateway, named: frozenset[str]) -> str:
-    if not gateway.is_operator and named - {gateway.account_id}:
-        raise OperatorOnly("account_id: only operators may name another account")
+def _scope(gateway: Gateway, named: frozenset[str]) -> AccountScope:
+    for one in named:
+        authorize_question(gateway, one)
     particular = named - {ANY_ACCOUNT}
     if len(particular) > 1:
         raise FieldInvalid(ACCOUNT, "several sources name different accounts")
-    if particular:
-        return next(iter(particular))
-    return ANY_ACCOUNT if named else gateway.account_id
+    return authorize_question(gateway, next(iter(particular or named), ""))

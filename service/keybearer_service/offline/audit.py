@@ -1,14 +1,14 @@
-"""Checks the store and the audit chain, and exports the audit log."""
+"""Checks of the store and the audit chain, and the export of the audit log."""
 
-import json
 from collections.abc import Iterator
 
+from keybearer_service.domain.audit_event import export_head, export_line
 from keybearer_service.storage import Store
 from keybearer_service.usecases.audit import AuditLog, ChainReport
 
 
 def check(store: Store, audit_log: AuditLog) -> list[str]:
-    """Look for damage in the database, the key files and the audit chain."""
+    """Return what is damaged in the database or the audit chain, one sentence for each finding."""
     findings = list(store.check())
     report = verify_audit(store, audit_log, None)
     if report.broken_seq is not None:
@@ -19,37 +19,14 @@ def check(store: Store, audit_log: AuditLog) -> list[str]:
 def verify_audit(
     store: Store, audit_log: AuditLog, expect: tuple[int, bytes] | None
 ) -> ChainReport:
-    """Check the audit chain, against a head noted elsewhere if there is one."""
+    """Check the audit chain, and that it holds a head that was noted elsewhere, if one is given."""
     with store.read() as reader:
         return audit_log.verify(reader, expect)
 
 
 def export_audit(store: Store, audit_log: AuditLog) -> Iterator[str]:
-    """Answer the audit log as JSON lines, oldest first, the last one being the head."""
+    """Yield the audit log as lines of JSON, oldest first; the last one is the head of the chain."""
     with store.read() as reader:
         for event in audit_log.events(reader):
-            yield json.dumps(
-                {
-                    "seq": event.seq,
-                    "id": event.id,
-                    "time_us": event.time,
-                    "account_id": event.account_id,
-                    "actor": {
-                        "type": event.actor.type.name,
-                        "key_id": event.actor.key_id,
-                        "user_id": event.actor.user_id,
-                        "user_email": event.actor.user_email,
-                    },
-                    "action": event.action.name,
-                    "target": {"type": event.target_type.name, "id": event.target_id},
-                    "changes": [
-                        {"field": one.field, "before": one.before, "after": one.after}
-                        for one in event.changes
-                    ],
-                    "request_id": event.request_id,
-                    "peer": event.peer,
-                    "hash": event.hash.hex(),
-                }
-            )
-        seq, head = reader.audit_head()
-        yield json.dumps({"head": {"seq": seq, "hash": head.hex()}})
+            yield export_line(event)
+        yield export_head(*reader.audit_head())

@@ -1,4 +1,4 @@
-"""Backups, and how they come back."""
+"""Backups and their restoration."""
 
 import shutil
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from keybearer_service.usecases.mutations import Mutations
 
 
 def keys_beside(backup: Path) -> Path:
-    """Name the directory of key files that goes with a backup."""
+    """Return the directory of key files that goes with a backup."""
     return backup.with_name(backup.name + ".peppers")
 
 
@@ -27,7 +27,7 @@ def back_up(store: Store, data_dir: DataDir, file: Path, *, with_keys: bool) -> 
     """Write a copy of the database, and of the key files into a directory beside it.
 
     Raises:
-        LocalError: Something is there already.
+        LocalError: The file or the directory exists.
     """
     for target in (file, keys_beside(file)):
         if target.exists():
@@ -39,10 +39,10 @@ def back_up(store: Store, data_dir: DataDir, file: Path, *, with_keys: bool) -> 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What a restore brought back."""
+    """The result of a restore."""
 
     last_change: int
-    """The time of the newest audit event in the backup: what came after is undone."""
+    """The time of the newest audit event in the backup, in microseconds; later changes are lost."""
     epoch: str
     keys: int
 
@@ -56,7 +56,7 @@ def restore(
     clock: Clock,
     entropy: Entropy,
 ) -> Restored:
-    """Bring a backup back into an empty directory, as a new epoch, and audit that.
+    """Restore a backup into an empty directory under a new epoch, and record that.
 
     Raises:
         LocalError: The directory is not empty, or the backup or its key files are not there.
@@ -74,7 +74,7 @@ def restore(
     try:
         return _restore(data_dir, file, keys, open_store, clock, entropy)
     except BaseException:
-        # Nothing half-restored stays behind, so that the command can simply be run again.
+        # Remove what is half restored, so that the command can simply be run again.
         for path in data_dir.path.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         raise

@@ -1,12 +1,13 @@
-"""Issues an admin token to whoever may write the data directory."""
+"""Admin tokens for whoever may write to the data directory."""
 
 from keybearer.access import Role
 from keybearer_service.domain import validators
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
 from keybearer_service.domain.clock import rfc3339
-from keybearer_service.domain.errors import ResourceNotFound
 from keybearer_service.domain.model import SubjectKind, User, UserType
 from keybearer_service.offline.errors import LocalError
+from keybearer_service.usecases.access import assert_account_exists
 from keybearer_service.usecases.issuing import Expiration, IssuedKey, KeyIssuer, NewKey
 from keybearer_service.usecases.mutations import Mutation, Mutations
 from keybearer_service.usecases.users import NewUser, insert_user
@@ -17,31 +18,30 @@ BREAK_GLASS_KEY_NAME = "break-glass admin key"
 def issue_admin_token(
     mutations: Mutations, issuer: KeyIssuer, account_id: str, email: str, ttl: int
 ) -> IssuedKey:
-    """Issue an ADMIN key to a user, who is made when there is none with this address.
+    """Issue an ADMIN key to the user with this address, who is created when there is none.
 
     Raises:
-        ResourceNotFound: No such account.
-        LocalError: The user is there and is no administrator.
+        ResourceNotFound: There is no such account.
+        LocalError: The user exists and is not an administrator.
     """
     address = validators.email("email", email)
     with mutations.begin_local() as mutation:
-        if mutation.tx.account(account_id) is None:
-            raise ResourceNotFound("account", account_id)
-        user = mutation.tx.user_by_email(account_id, address)
+        scope = mutation.scope.narrowed_to(account_id)
+        assert_account_exists(mutation.tx, scope)
+        user = mutation.tx.user_by_email(scope, address)
         if user is not None and user.role is not Role.ADMIN:
             raise LocalError(
                 f"{address} is {user.role.name}, and a key never holds more than its owner; "
                 "name an administrator, or an address that is not there yet"
             )
         if user is None:
-            user = _insert_administrator(mutation, issuer, account_id, address)
+            user = _insert_administrator(mutation, issuer, scope, address)
         issued = issuer.issue(
             mutation,
             NewKey(
                 name=BREAK_GLASS_KEY_NAME,
                 role=Role.ADMIN,
                 expiration=Expiration(ttl=ttl),
-                labels={},
             ),
             owner=user,
             created_by=user.id,
@@ -61,13 +61,13 @@ def issue_admin_token(
 
 
 def _insert_administrator(
-    mutation: Mutation, issuer: KeyIssuer, account_id: str, email: str
+    mutation: Mutation, issuer: KeyIssuer, scope: AccountScope, email: str
 ) -> User:
     new = NewUser(email=email, display_name=email[:100], role=Role.ADMIN, type=UserType.PERSON)
-    user = insert_user(mutation, issuer, account_id, new)
+    user = insert_user(mutation, issuer, scope, new)
     mutation.record(
         Action.USER_CREATED,
-        account_id=account_id,
+        account_id=user.account_id,
         target_type=TargetType.USER,
         target_id=user.id,
         changes=(FieldChange("email", "", email), FieldChange("role", "", "ADMIN")),

@@ -1,5 +1,5 @@
-"""What a local command refuses."""
+"""The error of commands on the data directory."""
 
 
 class LocalError(Exception):
-    """The command cannot do what was asked. The text says why."""
+    """A command cannot do what was asked; the text says why."""

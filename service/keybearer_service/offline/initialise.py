@@ -1,4 +1,4 @@
-"""Makes an installation."""
+"""The first step of every installation."""
 
 import shutil
 from collections.abc import Callable
@@ -31,14 +31,14 @@ def initialise(
     clock: Clock,
     entropy: Entropy,
 ) -> CreatedAccount:
-    """Make an installation: key files, database, operator account, administrator, key.
+    """Create an installation: key files, database, operator account, administrator and key.
 
-    The database appears under its name last and complete, so that a beginning that was cut off is
-    never taken for an installation.
+    The database gets its name last, when it is complete, so that an interrupted attempt is never
+    mistaken for an installation.
 
     Raises:
-        DataDirError: There is an installation already, or the key files of one.
-        LocalError: The prefix is none.
+        DataDirError: The directory holds an installation, or the key files of one.
+        LocalError: The prefix is not valid.
     """
     if not token_format.is_prefix(prefix):
         raise LocalError(f"prefix {prefix!r}: [a-z][a-z0-9], 2 to 16 characters")

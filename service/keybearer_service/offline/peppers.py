@@ -14,7 +14,7 @@ PEPPER_ID_LENGTH = 8
 def add_pepper(
     mutations: Mutations, keyring: Keyring, entropy: Entropy, operator_account_id: str
 ) -> Pepper:
-    """Make a pepper; every secret issued from now on uses it."""
+    """Create a pepper; every secret issued from now on uses it."""
     with mutations.begin_local() as mutation:
         pepper = insert_pepper(mutation, keyring, entropy)
         mutation.record(
@@ -27,16 +27,16 @@ def add_pepper(
 
 
 def list_peppers(store: Store) -> list[tuple[Pepper, int]]:
-    """Answer all peppers, newest first, with the number of live secrets that need each."""
+    """Return all peppers, newest first, each with the number of live secrets that need it."""
     with store.read() as reader:
         return [(pepper, reader.live_secrets(pepper.id)) for pepper in reader.peppers()]
 
 
 def retire_pepper(mutations: Mutations, operator_account_id: str, pepper_id: str) -> None:
-    """Retire a pepper that no live secret needs any more.
+    """Retire a pepper that no live secret needs.
 
     Raises:
-        LocalError: Unknown, retired, still needed, or the only one.
+        LocalError: The pepper is unknown, retired, needed, or the only one.
     """
     with mutations.begin_local() as mutation:
         peppers = {pepper.id: pepper for pepper in mutation.tx.peppers()}
@@ -63,7 +63,7 @@ def retire_pepper(mutations: Mutations, operator_account_id: str, pepper_id: str
 
 
 def insert_pepper(mutation: Mutation, keyring: Keyring, entropy: Entropy) -> Pepper:
-    """Draw a pepper, write its file, and insert its row."""
+    """Draw a pepper, write its file and insert its row."""
     pepper_id = entropy.base62(PEPPER_ID_LENGTH)
     pepper = Pepper(
         id=pepper_id, check=keyring.add_pepper(pepper_id, entropy), create_time=mutation.now

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Protocol
 
 from keybearer.access import Role
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import Action, AuditEvent
 from keybearer_service.domain.model import (
     Account,
@@ -86,14 +87,15 @@ class Page:
 class AccountQuery:
     """Which accounts; newest first."""
 
+    scope: AccountScope
     name_contains: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserQuery:
-    """Which users of an account; newest first."""
+    """Which users; newest first."""
 
-    account_id: str
+    scope: AccountScope
     roles: tuple[Role, ...] = ()
     types: tuple[UserType, ...] = ()
     email_contains: str = ""
@@ -102,9 +104,9 @@ class UserQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyQuery:
-    """Which keys of an account, in which order."""
+    """Which keys, in which order."""
 
-    account_id: str
+    scope: AccountScope
     now: int
     """The moment the states are judged at."""
     states: tuple[KeyState, ...] = ()
@@ -121,8 +123,7 @@ class KeyQuery:
 class AuditQuery:
     """Which audit events; newest first."""
 
-    account_id: str | None
-    """None means of every account."""
+    scope: AccountScope
     actor_id: str = ""
     target_id: str = ""
     actions: tuple[Action, ...] = ()
@@ -140,7 +141,10 @@ class Revoked:
 
 
 class Reader(Protocol):
-    """One snapshot. Ids and digests are compared case-sensitively throughout."""
+    """One snapshot. Ids and digests are compared case-sensitively throughout.
+
+    What takes a scope must not return things of an account that the scope does not cover.
+    """
 
     def installation(self) -> Installation:
         """Answer the installation; must raise StoreUnusableError when there is none yet."""
@@ -150,19 +154,19 @@ class Reader(Protocol):
         """Answer what a verdict about the key needs; must answer None for an unknown id."""
         ...
 
-    def account(self, account_id: str) -> Account | None:
+    def account(self, scope: AccountScope, account_id: str) -> Account | None:
         """Answer an account; must answer None for an unknown id."""
         ...
 
-    def user(self, user_id: str) -> User | None:
+    def user(self, scope: AccountScope, user_id: str) -> User | None:
         """Answer a user, deleted ones too; must answer None for an unknown id."""
         ...
 
-    def user_by_email(self, account_id: str, email: str) -> User | None:
-        """Answer the live user of the account with this address; must skip deleted ones."""
+    def user_by_email(self, scope: AccountScope, email: str) -> User | None:
+        """Answer the live user with this address in one account; must skip deleted ones."""
         ...
 
-    def api_key(self, key_id: str) -> ApiKey | None:
+    def api_key(self, scope: AccountScope, key_id: str) -> ApiKey | None:
         """Answer a key with its owner's and creator's facts; must answer None for an unknown id."""
         ...
 
@@ -175,7 +179,7 @@ class Reader(Protocol):
         ...
 
     def list_users(self, query: UserQuery, page: Page) -> Sequence[User]:
-        """Answer a page; must hold users of the one account only."""
+        """Answer a page; must hold users of the scope only."""
         ...
 
     def list_api_keys(self, query: KeyQuery, page: Page) -> Sequence[ApiKey]:
@@ -186,8 +190,8 @@ class Reader(Protocol):
         """Answer a page, newest first."""
         ...
 
-    def live_admins(self, account_id: str) -> int:
-        """Count the undeleted ADMIN users of an account."""
+    def live_admins(self, scope: AccountScope) -> int:
+        """Count the undeleted ADMIN users of the scope."""
         ...
 
     def unrevoked_keys(

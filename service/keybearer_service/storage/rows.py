@@ -1,7 +1,8 @@
 """Row <-> model: the only bridge. Columns are named once, here, and read by position."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from keybearer.access import Role
@@ -10,8 +11,9 @@ from keybearer_service.domain.audit_event import (
     Actor,
     ActorType,
     AuditEvent,
-    FieldChange,
     TargetType,
+    changes_as_json,
+    changes_from_json,
 )
 from keybearer_service.domain.model import (
     Account,
@@ -36,13 +38,19 @@ USER = (
     "id, account_id, email, display_name, role, type, create_time, update_time, delete_time,"
     " row_version"
 )
-API_KEY = (
-    "k.id, k.account_id, k.owner_id, k.name, k.description, k.role, k.scopes, k.labels,"
-    " k.create_time, k.created_by, k.update_time, k.expire_time, k.disable_time, k.revoke_time,"
-    " k.revoked_by, k.revocation_reason, k.revocation_note, k.row_version, k.secret_version,"
-    " k.secret_create_time, k.secret_used, k.overlap_end_time, k.last_used_time, k.use_count,"
-    " k.old_secret_last_used_time, o.email, o.role, c.email"
+_JOINED_FIELDS = {"owner_email": "o.email", "owner_role": "o.role", "created_by_email": "c.email"}
+"""Fields of a key that are read from other tables."""
+_KEY_FIELDS = tuple(one.name for one in fields(ApiKey))
+_FIXED_FIELDS = frozenset({"id", "account_id", "owner_id", "create_time", "created_by"})
+_SECRET_FIELDS = frozenset({"secret_version", "secret_create_time", "secret_used"})
+_USAGE_FIELDS = frozenset({"last_used_time", "use_count", "old_secret_last_used_time"})
+_ADMINISTRATIVE_FIELDS = tuple(
+    name
+    for name in _KEY_FIELDS
+    if name not in _FIXED_FIELDS | _SECRET_FIELDS | _USAGE_FIELDS | _JOINED_FIELDS.keys()
 )
+API_KEY = ", ".join(_JOINED_FIELDS.get(name, f"k.{name}") for name in _KEY_FIELDS)
+"""In the order of the fields of ApiKey."""
 API_KEY_SOURCE = "api_keys k JOIN users o ON o.id = k.owner_id JOIN users c ON c.id = k.created_by"
 TOKEN_RECORD = (
     "k.id, k.account_id, k.owner_id, k.name, k.role, k.scopes, k.labels, k.expire_time,"
@@ -153,58 +161,34 @@ def text_from_labels(labels: Mapping[str, str]) -> str:
     return json.dumps(labels, sort_keys=True, separators=(",", ":")) if labels else ""
 
 
+_READ_FIELD: Mapping[str, Callable[[Any], Any]] = {
+    "role": Role,
+    "scopes": lambda text: tuple(text.split()),
+    "labels": labels_from_text,
+    "revocation_reason": lambda number: None if number is None else RevocationReason(number),
+    "secret_used": bool,
+    "owner_role": Role,
+}
+_WRITE_FIELD: Mapping[str, Callable[[Any], Any]] = {
+    "role": int,
+    "scopes": " ".join,
+    "labels": text_from_labels,
+}
+"""Fields of a key that are not stored as they are."""
+
+
 def api_key_from_row(row: Row) -> ApiKey:
     """Read the columns API_KEY."""
-    return ApiKey(
-        id=row[0],
-        account_id=row[1],
-        owner_id=row[2],
-        name=row[3],
-        description=row[4],
-        role=Role(row[5]),
-        scopes=tuple(row[6].split()),
-        labels=labels_from_text(row[7]),
-        create_time=row[8],
-        created_by=row[9],
-        update_time=row[10],
-        expire_time=row[11],
-        disable_time=row[12],
-        revoke_time=row[13],
-        revoked_by=row[14],
-        revocation_reason=None if row[15] is None else RevocationReason(row[15]),
-        revocation_note=row[16],
-        row_version=row[17],
-        secret_version=row[18],
-        secret_create_time=row[19],
-        secret_used=bool(row[20]),
-        overlap_end_time=row[21],
-        last_used_time=row[22],
-        use_count=row[23],
-        old_secret_last_used_time=row[24],
-        owner_email=row[25],
-        owner_role=Role(row[26]),
-        created_by_email=row[27],
-    )
+    values = dict(zip(_KEY_FIELDS, row, strict=True))
+    for name, read in _READ_FIELD.items():
+        values[name] = read(values[name])
+    return ApiKey(**values)
 
 
 def administrative_columns(key: ApiKey) -> Columns:
     """Write what an administrator may change of a key: no usage, no secret."""
-    return {
-        "name": key.name,
-        "description": key.description,
-        "role": int(key.role),
-        "scopes": " ".join(key.scopes),
-        "labels": text_from_labels(key.labels),
-        "update_time": key.update_time,
-        "expire_time": key.expire_time,
-        "disable_time": key.disable_time,
-        "revoke_time": key.revoke_time,
-        "revoked_by": key.revoked_by,
-        "revocation_reason": key.revocation_reason,
-        "revocation_note": key.revocation_note,
-        "row_version": key.row_version,
-        "overlap_end_time": key.overlap_end_time,
-    }
+    columns = {name: getattr(key, name) for name in _ADMINISTRATIVE_FIELDS}
+    return {**columns, **{name: write(columns[name]) for name, write in _WRITE_FIELD.items()}}
 
 
 def secret_columns(key: ApiKey, current: StoredSecret, old: StoredSecret | None) -> Columns:
@@ -228,11 +212,7 @@ def secret_columns(key: ApiKey, current: StoredSecret, old: StoredSecret | None)
 def row_from_new_api_key(key: ApiKey, secret: StoredSecret) -> Columns:
     """Write the row of a key that was just made."""
     return {
-        "id": key.id,
-        "account_id": key.account_id,
-        "owner_id": key.owner_id,
-        "create_time": key.create_time,
-        "created_by": key.created_by,
+        **{name: getattr(key, name) for name in _FIXED_FIELDS},
         **administrative_columns(key),
         **secret_columns(key, secret, None),
     }
@@ -285,7 +265,7 @@ def audit_event_from_row(row: Row) -> AuditEvent:
         action=Action(row[8]),
         target_type=TargetType(row[9]),
         target_id=row[10],
-        changes=tuple(FieldChange(*change) for change in json.loads(row[11])),
+        changes=changes_from_json(row[11]),
         request_id=row[12],
         peer=row[13],
         hash=row[14],
@@ -306,17 +286,8 @@ def row_from_audit_event(event: AuditEvent) -> Columns:
         "action": int(event.action),
         "target_type": int(event.target_type),
         "target_id": event.target_id,
-        "changes": text_from_changes(event.changes),
+        "changes": changes_as_json(event.changes),
         "request_id": event.request_id,
         "peer": event.peer,
         "hash": event.hash,
     }
-
-
-def text_from_changes(changes: Sequence[FieldChange]) -> str:
-    """Write the changes of an event as JSON, the form that is hashed too."""
-    return json.dumps(
-        [[change.field, change.before, change.after] for change in changes],
-        separators=(",", ":"),
-        ensure_ascii=True,
-    )

@@ -13,6 +13,7 @@ from typing import Final, cast
 from sqlite_utils import Database
 from sqlite_utils.db import Table
 
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import AuditEvent
 from keybearer_service.domain.clock import HOUR, MINUTE
 from keybearer_service.domain.model import (
@@ -354,25 +355,28 @@ class _SqliteReader:
     def lookup(self, key_id: str) -> TokenRecord | None:
         return _record_and_revision(self._one(_LOOKUP, key_id))[0]
 
-    def account(self, account_id: str) -> Account | None:
+    def account(self, scope: AccountScope, account_id: str) -> Account | None:
+        if not scope.covers(account_id):
+            return None
         row = self._one(f"SELECT {rows.ACCOUNT} FROM accounts WHERE id = ?", account_id)
         return None if row is None else rows.account_from_row(row)
 
-    def user(self, user_id: str) -> User | None:
-        row = self._one(f"SELECT {rows.USER} FROM users WHERE id = ?", user_id)
+    def user(self, scope: AccountScope, user_id: str) -> User | None:
+        where = _within(scope)
+        where.add("id = ?", user_id)
+        row = self._one(f"SELECT {rows.USER} FROM users{where}", *where.values)
         return None if row is None else rows.user_from_row(row)
 
-    def user_by_email(self, account_id: str, email: str) -> User | None:
-        row = self._one(
-            f"SELECT {rows.USER} FROM users"
-            " WHERE account_id = ? AND email = ? AND delete_time IS NULL",
-            account_id,
-            email,
-        )
+    def user_by_email(self, scope: AccountScope, email: str) -> User | None:
+        where = _within(scope)
+        where.add("email = ? AND delete_time IS NULL", email)
+        row = self._one(f"SELECT {rows.USER} FROM users{where}", *where.values)
         return None if row is None else rows.user_from_row(row)
 
-    def api_key(self, key_id: str) -> ApiKey | None:
-        row = self._one(f"SELECT {rows.API_KEY} FROM {rows.API_KEY_SOURCE} WHERE k.id = ?", key_id)
+    def api_key(self, scope: AccountScope, key_id: str) -> ApiKey | None:
+        where = _within(scope, "k.account_id")
+        where.add("k.id = ?", key_id)
+        row = self._one(f"SELECT {rows.API_KEY} FROM {rows.API_KEY_SOURCE}{where}", *where.values)
         return None if row is None else rows.api_key_from_row(row)
 
     def secrets_of(self, key_id: str) -> tuple[StoredSecret, StoredSecret | None]:
@@ -386,7 +390,7 @@ class _SqliteReader:
         return StoredSecret(*row[:3]), None if row[3] is None else StoredSecret(*row[3:])
 
     def list_accounts(self, query: AccountQuery, page: Page) -> Sequence[Account]:
-        where = _Where()
+        where = _within(query.scope, "id")
         if query.name_contains:
             where.add("instr(lower(name), lower(?)) > 0", query.name_contains)
         found = self._page(
@@ -400,7 +404,7 @@ class _SqliteReader:
         return [rows.account_from_row(row) for row in found]
 
     def list_users(self, query: UserQuery, page: Page) -> Sequence[User]:
-        where = _Where("account_id = ?", query.account_id)
+        where = _within(query.scope)
         if not query.show_deleted:
             where.add("delete_time IS NULL")
         where.add_any("role", query.roles)
@@ -418,7 +422,7 @@ class _SqliteReader:
         return [rows.user_from_row(row) for row in found]
 
     def list_api_keys(self, query: KeyQuery, page: Page) -> Sequence[ApiKey]:
-        where = _Where("k.account_id = ?", query.account_id)
+        where = _within(query.scope, "k.account_id")
         if query.states:
             tests = [_STATE_TESTS[state] for state in query.states]
             where.add(
@@ -444,9 +448,7 @@ class _SqliteReader:
         return [rows.api_key_from_row(row) for row in found]
 
     def list_audit_events(self, query: AuditQuery, page: Page) -> Sequence[AuditEvent]:
-        where = _Where()
-        if query.account_id is not None:
-            where.add("account_id = ?", query.account_id)
+        where = _within(query.scope)
         if query.actor_id:
             where.add("(actor_key_id = ? OR actor_user_id = ?)", query.actor_id, query.actor_id)
         if query.target_id:
@@ -466,11 +468,10 @@ class _SqliteReader:
         )
         return [rows.audit_event_from_row(row) for row in found]
 
-    def live_admins(self, account_id: str) -> int:
-        return self._count(
-            "SELECT count(*) FROM users WHERE account_id = ? AND delete_time IS NULL AND role = 3",
-            account_id,
-        )
+    def live_admins(self, scope: AccountScope) -> int:
+        where = _within(scope)
+        where.add("delete_time IS NULL AND role = 3")
+        return self._count(f"SELECT count(*) FROM users{where}", *where.values)
 
     def unrevoked_keys(
         self, *, owner_id: str = "", created_by: str = "", not_owner_id: str = "", limit: int
@@ -702,6 +703,10 @@ _KEY_ORDERS: Final = {
     "name": "k.name",
     "last_used_time": f"coalesce(k.last_used_time, {UNUSED})",
 }
+
+
+def _within(scope: AccountScope, column: str = "account_id") -> _Where:
+    return _Where() if scope.account_id is None else _Where(f"{column} = ?", scope.account_id)
 
 
 def _keys_of(owner_id: str, created_by: str, not_owner_id: str) -> _Where:

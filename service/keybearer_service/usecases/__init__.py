@@ -1,1 +1,1 @@
-"""What callers can do, without a word of how they call."""
+"""What callers can do, independent of how they call."""

@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 
 from keybearer.access import Role
 from keybearer_service.domain import validators
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
 from keybearer_service.domain.errors import OperatorAccountProtected, ResourceNotFound
 from keybearer_service.domain.model import Account, SubjectKind, User, UserType
-from keybearer_service.storage import AccountQuery, Store
+from keybearer_service.storage import AccountQuery, Reader, Store
 from keybearer_service.usecases import idempotency
+from keybearer_service.usecases.access import reach_of
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.idempotency import IdempotencyKey
 from keybearer_service.usecases.issuing import Expiration, IssuedKey, KeyIssuer, NewKey
@@ -23,7 +25,7 @@ FIRST_KEY_NAME = "first admin key"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewAccount:
-    """What an account is to be, with its first administrator and that user's key."""
+    """What a new account is to be, with its first administrator and that user's key."""
 
     name: str
     admin_email: str
@@ -33,7 +35,7 @@ class NewAccount:
 
 @dataclass(frozen=True, slots=True)
 class CreatedAccount:
-    """An account that was just made."""
+    """An account that was just created."""
 
     account: Account
     user: User
@@ -46,11 +48,11 @@ def create_account_rows(
     """Insert an account with its first administrator and key.
 
     Args:
-        mutation: The transaction.
-        issuer: Makes ids and the secret.
-        new: What it is to be.
-        is_operator: Whether this is the operator account; there is one in an installation.
-        created_by: The user that makes it; empty for the new administrator's own making.
+        mutation: The open change.
+        issuer: Draws ids and the secret.
+        new: What the account is to be.
+        is_operator: Whether it is the operator account; an installation has one.
+        created_by: The user who creates it; empty means the new administrator.
     """
     account = Account(
         id=issuer.new_id(), name=new.name, create_time=mutation.now, is_operator=is_operator
@@ -59,7 +61,7 @@ def create_account_rows(
     user = insert_user(
         mutation,
         issuer,
-        account.id,
+        mutation.scope.narrowed_to(account.id),
         NewUser(
             email=new.admin_email,
             display_name=new.admin_display_name,
@@ -87,7 +89,6 @@ class AccountManager:
         usage: UsageRecorder,
         page_tokens: PageTokens,
     ) -> None:
-        """Take what the use cases need."""
         self._store = store
         self._mutations = mutations
         self._issuer = issuer
@@ -97,10 +98,10 @@ class AccountManager:
     def create(
         self, call: CallContext, new: NewAccount, request: IdempotencyKey | None
     ) -> CreatedAccount:
-        """Make an account, or mint a fresh token for the key an earlier try made.
+        """Create an account, or reissue the token of the key that an earlier attempt created.
 
         Raises:
-            RequestIdReused, ReplayImpossible: See `replays`.
+            RequestIdReused, ReplayImpossible: See `idempotency.find`.
         """
         caller = call.identity
         if request is not None:
@@ -148,30 +149,28 @@ class AccountManager:
             request_id=request.request_id if request else "",
         )
         mutation.invalidate(SubjectKind.KEY, key.id, key.account_id)
-        account, user = mutation.tx.account(key.account_id), mutation.tx.user(key.owner_id)
+        account = mutation.tx.account(mutation.scope, key.account_id)
+        user = mutation.tx.user(mutation.scope, key.owner_id)
         if account is None or user is None:
             raise LookupError(key.account_id)
         return CreatedAccount(account, user, issued)
 
-    def get(self, account_id: str) -> Account:
-        """Answer one account.
+    def get(self, call: CallContext, account_id: str) -> Account:
+        """Return one account.
 
         Raises:
-            ResourceNotFound: Unknown.
+            ResourceNotFound: There is no such account.
         """
         with self._store.read() as reader:
-            account = reader.account(validators.required_id("id", account_id))
-        if account is None:
-            raise ResourceNotFound("account", account_id)
-        return account
+            return _reachable_account(reader, reach_of(call), account_id)
 
     def list(
         self, query: AccountQuery, page_size: int, page_token: str
     ) -> tuple[Sequence[Account], str]:
-        """Answer a page of accounts and the token of the next one.
+        """Return a page of accounts and the token of the next one.
 
         Raises:
-            FieldInvalid: A page size or token that is none.
+            FieldInvalid: The page size or the page token is not valid.
         """
         bound_to = ("accounts", query)
         page = self._page_tokens.page(page_size, page_token, bound_to)
@@ -182,27 +181,25 @@ class AccountManager:
         )
 
     def disable(self, call: CallContext, account_id: str) -> Account:
-        """Make every key of an account validate as DISABLED; repeating it changes nothing.
+        """Disable an account: every key of it validates as DISABLED. Repeating it changes nothing.
 
         Raises:
-            ResourceNotFound: Unknown.
+            ResourceNotFound: There is no such account.
             OperatorAccountProtected: It is the operator account.
         """
         return self._switch(call, account_id, disabled=True)
 
     def enable(self, call: CallContext, account_id: str) -> Account:
-        """Undo `disable`; repeating it changes nothing.
+        """Enable a disabled account. Repeating it changes nothing.
 
         Raises:
-            ResourceNotFound: Unknown.
+            ResourceNotFound: There is no such account.
         """
         return self._switch(call, account_id, disabled=False)
 
     def _switch(self, call: CallContext, account_id: str, *, disabled: bool) -> Account:
         with self._mutations.begin(call) as mutation:
-            account = mutation.tx.account(validators.required_id("id", account_id))
-            if account is None:
-                raise ResourceNotFound("account", account_id)
+            account = _reachable_account(mutation.tx, mutation.scope, account_id)
             if disabled and account.is_operator:
                 raise OperatorAccountProtected(account_id)
             if disabled == (account.disable_time is not None):
@@ -221,3 +218,10 @@ class AccountManager:
             )
             mutation.invalidate(SubjectKind.ACCOUNT, account_id, account_id)
             return switched
+
+
+def _reachable_account(reader: Reader, scope: AccountScope, account_id: str) -> Account:
+    account = reader.account(scope, validators.required_id("id", account_id))
+    if account is None:
+        raise ResourceNotFound("account", account_id)
+    return account

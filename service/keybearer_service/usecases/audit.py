@@ -1,7 +1,6 @@
-"""The audit log: one chain for the installation, written inside the transactions it tells of."""
+"""The audit log: one chain of events, each written in the transaction of the change it records."""
 
 import hmac
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,67 +13,36 @@ from keybearer_service.domain.audit_event import (
     AuditEvent,
     FieldChange,
     TargetType,
+    event_hash,
 )
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.token_format import ID_LENGTH
-from keybearer_service.storage import Reader, Store, StoreError, Writer
+from keybearer_service.storage import AuditQuery, Reader, Store, StoreError, Writer
 from keybearer_service.telemetry.log_quotas import MinuteQuota
+from keybearer_service.usecases.access import assert_account_exists
 from keybearer_service.usecases.call_context import CallContext
+from keybearer_service.usecases.pagination import PageTokens
 
 log = structlog.get_logger(__name__)
 
 REFUSALS_A_MINUTE = 10
-"""Refused management calls of one caller that get an event each; the rest are counted."""
+"""Refused management calls of one caller that each get an event; the rest are counted."""
 MAX_LISTED_IDS = 1000
-"""Ids named in the event of a cascade; beyond, only the count."""
+"""A cascade of more than so many ids is recorded with their count alone."""
 _CHAIN_BATCH = 1000
-
-
-def event_hash(audit_key: bytes, previous_hash: bytes, event: AuditEvent) -> bytes:
-    """Answer the hash that ties an event to the one before it.
-
-    HMAC-SHA-256 under the audit key over the previous hash and these fields, each as UTF-8 text
-    prefixed with its length in four big-endian bytes: seq, id, time (microseconds), account_id,
-    actor type (number), actor key id, actor user id, actor user email, action (number), target type
-    (number), target id, changes (a JSON list of [field, before, after] without blanks, ASCII),
-    request_id, peer.
-    """
-    fields = (
-        str(event.seq),
-        event.id,
-        str(event.time),
-        event.account_id,
-        str(int(event.actor.type)),
-        event.actor.key_id,
-        event.actor.user_id,
-        event.actor.user_email,
-        str(int(event.action)),
-        str(int(event.target_type)),
-        event.target_id,
-        json.dumps(
-            [[change.field, change.before, change.after] for change in event.changes],
-            separators=(",", ":"),
-        ),
-        event.request_id,
-        event.peer,
-    )
-    message = previous_hash + b"".join(
-        len(text).to_bytes(4) + text for text in (field.encode() for field in fields)
-    )
-    return hmac.digest(audit_key, message, "sha256")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainReport:
-    """What checking the chain found."""
+    """The result of checking the chain."""
 
     events: int
-    """How many events were checked, up to the first broken one."""
+    """How many events are right, up to the first broken one."""
     head_seq: int
     head_hash: bytes
     broken_seq: int | None = None
-    """The first event that does not fit, None when all do."""
+    """The seq of the first event that does not fit, None when all do."""
     problem: str = ""
 
 
@@ -82,7 +50,6 @@ class AuditLog:
     """Writes and checks the chain."""
 
     def __init__(self, audit_key: bytes, entropy: Entropy) -> None:
-        """Take the key of the chain and the source of event ids."""
         self._audit_key = audit_key
         self._entropy = entropy
 
@@ -100,7 +67,7 @@ class AuditLog:
         request_id: str = "",
         peer: str = "",
     ) -> None:
-        """Add one event to the end of the chain, in the transaction of the change."""
+        """Append one event to the chain, in the transaction of the change."""
         last_seq, last_hash = tx.audit_head()
         event = AuditEvent(
             id=self._entropy.base62(ID_LENGTH),
@@ -119,10 +86,12 @@ class AuditLog:
         tx.append_audit(replace(event, hash=event_hash(self._audit_key, last_hash, event)))
 
     def verify(self, reader: Reader, expect: tuple[int, bytes] | None = None) -> ChainReport:
-        """Check the whole chain, and that it holds the head that was noted elsewhere.
+        """Check the whole chain.
 
-        Without `expect` a chain whose end was cut off looks whole: only a head kept outside, as in
-        the server's log, tells.
+        Args:
+            reader: A snapshot of the store.
+            expect: The seq and hash of an event that was noted outside the database, for example
+                in the server's log. Without it, a chain whose end was cut off looks whole.
         """
         previous = bytes(32)
         seq = 0
@@ -140,7 +109,7 @@ class AuditLog:
 
     @staticmethod
     def events(reader: Reader) -> Iterator[AuditEvent]:
-        """Answer every event in the order of the chain."""
+        """Yield every event in the order of the chain."""
         after = 0
         while batch := reader.audit_chain(after, _CHAIN_BATCH):
             yield from batch
@@ -158,19 +127,43 @@ class AuditLog:
 
 
 def ids_change(field: str, ids: Sequence[str], count: int) -> tuple[FieldChange, ...]:
-    """Tell of a cascade: the ids while they are few, always the count."""
+    """Return the changes of a cascade: its ids unless there are too many, and their count."""
     listed = (FieldChange(field, "", ",".join(ids)),) if 0 < count <= MAX_LISTED_IDS else ()
     return (*listed, FieldChange(f"{field}_count", "", str(count)))
+
+
+class AuditHistory:
+    """Reads the audit log."""
+
+    def __init__(self, store: Store, page_tokens: PageTokens) -> None:
+        self._store = store
+        self._page_tokens = page_tokens
+
+    def list(
+        self, query: AuditQuery, page_size: int, page_token: str
+    ) -> tuple[Sequence[AuditEvent], str]:
+        """Return a page of events, newest first, and the token of the next one.
+
+        Raises:
+            FieldInvalid: The page size or the page token is not valid.
+            ResourceNotFound: An operator named an account that does not exist.
+        """
+        bound_to = ("audit", query)
+        page = self._page_tokens.page(page_size, page_token, bound_to)
+        with self._store.read() as reader:
+            assert_account_exists(reader, query.scope)
+            found = reader.list_audit_events(query, page)
+        return self._page_tokens.split(found, page, bound_to, lambda event: (event.seq, event.id))
 
 
 class RefusalLog:
     """Audits refused management calls, ten a minute for each caller and then one with a count.
 
-    A refusal stands whatever becomes of its event: a store that cannot take it costs the event.
+    A call is refused whether its event can be written or not: a store that fails costs the event.
     """
 
     def __init__(self, store: Store, audit: AuditLog, clock: Clock, operator_account: str) -> None:
-        """Take the account whose log tells of callers that nobody knows."""
+        """Take the operator account, whose log holds the events about unknown callers."""
         self._store = store
         self._audit = audit
         self._clock = clock
@@ -178,7 +171,7 @@ class RefusalLog:
         self._quota = MinuteQuota(clock, REFUSALS_A_MINUTE)
 
     def refused(self, call: CallContext, reason: str) -> None:
-        """Tell of one refused call, or count it."""
+        """Write an event about one refused call, or count it."""
         caller = call.caller
         if self._quota.admit("" if caller is None else caller.key_id):
             self._write(
@@ -191,7 +184,7 @@ class RefusalLog:
             )
 
     def flush_suppressed(self, *, everything: bool = False) -> None:
-        """Tell of what was only counted; called every minute, and with `everything` at the end."""
+        """Write an event for each count of the minutes that are over; `everything` at the end."""
         for key_id, count in self._quota.collect(everything=everything).items():
             self._write_count(key_id, count)
 
@@ -212,9 +205,6 @@ class RefusalLog:
                 )
         change = FieldChange("refused_calls_not_listed", "", str(count))
         self._write(actor, account, "", [change], "", "")
-
-    def _account_of(self, call: CallContext) -> str:
-        return self._operator_account if call.caller is None else call.caller.account_id
 
     def _write(
         self,
@@ -241,5 +231,5 @@ class RefusalLog:
                 )
         except StoreError as error:
             log.warning("refusal_not_audited", cause=type(error).__name__)
-        except Exception:  # raised from here, its text would go to the refused caller
+        except Exception:  # must not reach the caller, whose call is refused anyway
             log.exception("refusal_not_audited")

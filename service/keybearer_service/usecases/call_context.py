@@ -1,11 +1,10 @@
-"""One call, as the use cases see it: who calls, from where, and whether anybody still waits."""
+"""One call, as the use cases see it: who calls, from where, and whether the caller still waits."""
 
 from collections.abc import Callable
 from typing import Protocol
 
-from keybearer.access import AccessRule, Role
+from keybearer.access import AccessRule
 from keybearer_service.domain.audit_event import Actor, ActorType
-from keybearer_service.domain.errors import OperatorOnly, ResourceNotFound
 from keybearer_service.domain.verdict import Caller
 
 
@@ -24,7 +23,7 @@ class Origin(Protocol):
 
 
 class CallContext:
-    """The facts of one call. What only logs and audit events need is worked out when they ask."""
+    """The facts of one call. What only logs and audit events need is computed on demand."""
 
     __slots__ = ("_new_request_id", "_origin", "_request_id", "caller", "method", "rule", "started")
 
@@ -40,7 +39,7 @@ class CallContext:
         self.method = method
         """`/package.Service/Method`."""
         self.rule = rule
-        """What the caller is judged by, and is judged by again inside a change."""
+        """The caller is judged by it when the call begins, and again inside a change."""
         self.caller: Caller | None = None
         """None for the public methods, and until the caller is authenticated."""
         self.started = started
@@ -51,7 +50,7 @@ class CallContext:
 
     @property
     def request_id(self) -> str:
-        """Names this call in logs, errors and audit events."""
+        """The id of this call in logs, errors and audit events."""
         if not self._request_id:
             self._request_id = self._new_request_id()
         return self._request_id
@@ -72,42 +71,6 @@ class CallContext:
         if self.caller is None:
             raise LookupError(f"{self.method} has no caller: it is public")
         return self.caller
-
-    @property
-    def is_operator_admin(self) -> bool:
-        """Whether the caller may act in every account."""
-        return self.identity.is_operator and self.identity.role is Role.ADMIN
-
-    def account(self, requested: str) -> str:
-        """Answer the account to act in: the caller's own, or the one asked for.
-
-        Raises:
-            OperatorOnly: Another account, and the caller is no operator's administrator. Whether
-                the account exists is not told.
-        """
-        if requested in ("", self.identity.account_id):
-            return self.identity.account_id
-        if not self.is_operator_admin:
-            raise OperatorOnly("account_id: only operators may name another account")
-        return requested
-
-    def assert_operator(self, field: str) -> None:
-        """Refuse callers that are not of the operator account.
-
-        Raises:
-            OperatorOnly: Naming the field that asked for more.
-        """
-        if not self.identity.is_operator:
-            raise OperatorOnly(f"{field}: only operators may name another account")
-
-    def assert_visible(self, account_id: str, resource: str, resource_id: str) -> None:
-        """Refuse a thing of an account the caller may not see, exactly as if it did not exist.
-
-        Raises:
-            ResourceNotFound: Not visible.
-        """
-        if account_id != self.identity.account_id and not self.is_operator_admin:
-            raise ResourceNotFound(resource, resource_id)
 
     @property
     def actor(self) -> Actor:

@@ -1,8 +1,8 @@
-"""Create and rotate that survive a lost answer, although nothing recoverable is stored.
+"""Create and rotate can be repeated safely after a lost response, although no secret is stored.
 
-A request that carries a request_id is remembered by what it did, never by what it answered. The
-same request with a greater attempt mints a fresh secret for the same key, as long as the one that
-got lost was certainly never used.
+A request with a request_id is remembered by what it did, never by its response. The same request
+with a greater attempt issues a fresh secret for the same key, as long as the lost one was certainly
+never used.
 """
 
 from dataclasses import dataclass, replace
@@ -15,28 +15,28 @@ from keybearer_service.validation.usage import YOUNG
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """What makes a request recognisable when it comes again."""
+    """What identifies a request when it is repeated."""
 
     request_id: str
     attempt: int
     body_hash: bytes
-    """Of the method and the whole request but its attempt."""
+    """Over the method and the whole request except its attempt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """An earlier try that may be answered with a fresh secret."""
+    """An earlier attempt whose secret may be reissued."""
 
     record: RequestRecord
     key: ApiKey
 
 
 def find(mutation: Mutation, user_id: str, request: IdempotencyKey | None) -> Replay | None:
-    """Answer the earlier try of the same request by the same user, None when this is the first.
+    """Return the earlier attempt of the same request by the same user, None when there was none.
 
     Raises:
-        RequestIdReused: The request_id was used with another body.
-        ReplayImpossible: What the earlier try did cannot be answered again.
+        RequestIdReused: The user has used the request_id with another body.
+        ReplayImpossible: The secret of the earlier attempt cannot be reissued.
     """
     if request is None:
         return None
@@ -45,10 +45,10 @@ def find(mutation: Mutation, user_id: str, request: IdempotencyKey | None) -> Re
         return None
     if record.body_hash != request.body_hash:
         raise RequestIdReused(record.key_id)
-    key = mutation.tx.api_key(record.key_id)
+    key = mutation.tx.api_key(mutation.scope, record.key_id)
     if (
         key is None
-        # A delayed duplicate of a try that was answered: its caller holds that answer's token.
+        # A delayed duplicate of an attempt that was answered: the caller has the token.
         or request.attempt <= record.attempt
         or key.state_at(mutation.now) is not KeyState.ACTIVE
         or key.secret_version != record.secret_version
@@ -66,7 +66,7 @@ def remember(
     key: ApiKey,
     replay: Replay | None,
 ) -> None:
-    """Write down what this try did. A replay keeps the time of the first try."""
+    """Remember what this attempt did. A replay keeps the time of the first attempt."""
     if request is None:
         return
     if replay is not None:

@@ -1,4 +1,4 @@
-"""Makes secrets: for every way in which a key gets one."""
+"""New secrets, for every way in which a key gets one."""
 
 from dataclasses import dataclass, replace
 
@@ -8,23 +8,23 @@ from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import (
     FieldInvalid,
 )
-from keybearer_service.domain.model import ApiKey, StoredSecret, User
+from keybearer_service.domain.model import ApiKey, KeySettings, StoredSecret, User, settings_of
 from keybearer_service.installation.keyring import Keyring
 from keybearer_service.usecases.mutations import Mutation
 
 
 @dataclass(frozen=True, slots=True)
 class Expiration:
-    """How long a key is to live: a moment, a span from now, or neither for ever."""
+    """When a key expires: at a moment, after a span from now (both in microseconds), or never."""
 
     at: int | None = None
     ttl: int | None = None
 
     def resolve(self, now: int) -> int | None:
-        """Answer the moment of expiry; None means never.
+        """Return the moment of expiry in microseconds; None means never.
 
         Raises:
-            FieldInvalid: Not in the future, or beyond what a Timestamp holds.
+            FieldInvalid: The moment is not in the future, or does not fit into a Timestamp.
         """
         if self.ttl is not None:
             if self.ttl <= 0:
@@ -37,43 +37,39 @@ NEVER_EXPIRES = Expiration()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NewKey:
-    """What a key is to be."""
+class NewKey(KeySettings):
+    """What a new key is to be."""
 
-    name: str
     role: Role
     expiration: Expiration
     owner_id: str = ""
     """Empty means the caller."""
-    description: str = ""
     scopes: tuple[str, ...] = ()
-    labels: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class IssuedKey:
-    """A key with the token that is shown once."""
+    """A key with its token, which is shown once."""
 
     key: ApiKey
     token: str
     replayed: bool = False
 
     def __repr__(self) -> str:
-        """Leave the token out."""
+        """Return a text without the token."""
         return f"IssuedKey(key={self.key.id!r}, replayed={self.replayed})"
 
 
 class KeyIssuer:
-    """Makes secrets and puts them into rows: for every way in which a key gets one."""
+    """Draws secrets and writes their rows, for every way in which a key gets one."""
 
     def __init__(self, keyring: Keyring, entropy: Entropy, prefix: str) -> None:
-        """Take the peppers, the source of secrets, and the prefix of new tokens."""
         self._keyring = keyring
         self._entropy = entropy
         self._prefix = prefix
 
     def new_id(self) -> str:
-        """Draw the id of a thing."""
+        """Draw an id."""
         return self._entropy.base62(token_format.ID_LENGTH)
 
     def issue(
@@ -84,29 +80,27 @@ class KeyIssuer:
         owner: User,
         created_by: str,
     ) -> IssuedKey:
-        """Insert a key of `owner` with its first secret."""
+        """Insert a key of `owner` with its first secret, and return it with its token."""
         now = mutation.now
         key = ApiKey(
             id=self.new_id(),
             account_id=owner.account_id,
             owner_id=owner.id,
-            name=new.name,
-            description=new.description,
             role=new.role,
             scopes=new.scopes,
-            labels=new.labels,
             create_time=now,
             created_by=created_by,
             update_time=now,
             expire_time=new.expiration.resolve(now),
             secret_create_time=now,
+            **settings_of(new),
         )
         token, secret = self._secret(mutation, key)
         mutation.tx.insert_api_key(key, secret)
         return IssuedKey(self._read_back(mutation, key.id), token)
 
     def renew(self, mutation: Mutation, key: ApiKey, *, overlap_end_time: int | None) -> IssuedKey:
-        """Give a key its next secret; the current one lives on until `overlap_end_time`."""
+        """Issue the next secret of a key; the current one stays valid until `overlap_end_time`."""
         current, _ = mutation.tx.secrets_of(key.id)
         return self._put_next(
             mutation,
@@ -115,7 +109,7 @@ class KeyIssuer:
         )
 
     def reissue(self, mutation: Mutation, key: ApiKey) -> IssuedKey:
-        """Put a fresh secret in the place of one whose answer was lost; an old one stays."""
+        """Replace a secret that was lost with its response; the old one of a rotation stays."""
         _, old = mutation.tx.secrets_of(key.id)
         keep = old if key.overlaps_at(mutation.now) else None
         issued = self._put_next(
@@ -138,7 +132,7 @@ class KeyIssuer:
 
     def _secret(self, mutation: Mutation, key: ApiKey) -> tuple[str, StoredSecret]:
         secret = token_format.draw_secret(self._entropy)
-        # The newest pepper that is not retired; `pepper add` makes a newer one at any time.
+        # The newest pepper that is not retired. `pepper add` may have added one meanwhile.
         pepper_id = next(one.id for one in mutation.tx.peppers() if one.retire_time is None)
         stored = StoredSecret(
             token_format.digest(self._keyring.pepper(pepper_id), key.account_id, key.id, secret),
@@ -149,7 +143,7 @@ class KeyIssuer:
 
     @staticmethod
     def _read_back(mutation: Mutation, key_id: str) -> ApiKey:
-        key = mutation.tx.api_key(key_id)
+        key = mutation.tx.api_key(mutation.scope, key_id)
         if key is None:
             raise LookupError(key_id)
         return key

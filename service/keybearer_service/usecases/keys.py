@@ -1,10 +1,12 @@
-"""What can be done with keys: create, read, list, update, disable, enable, rotate, revoke."""
+"""The use cases of keys: create, read, list, update, disable, enable, rotate, revoke."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from keybearer.access import Role
 from keybearer_service.domain import validators
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
 from keybearer_service.domain.clock import rfc3339
 from keybearer_service.domain.errors import (
@@ -16,15 +18,16 @@ from keybearer_service.domain.errors import (
     ResourceNotFound,
 )
 from keybearer_service.domain.model import (
+    KEY_SETTINGS,
     REASONS_OF_ADMINS,
     ApiKey,
     KeyState,
     RevocationReason,
     SubjectKind,
-    User,
 )
 from keybearer_service.storage import NEVER, UNUSED, KeyQuery, Reader, SortKey, Store
 from keybearer_service.usecases import idempotency
+from keybearer_service.usecases.access import assert_account_exists, reach_of
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.idempotency import IdempotencyKey
 from keybearer_service.usecases.issuing import Expiration, IssuedKey, KeyIssuer, NewKey
@@ -38,12 +41,11 @@ ORDERS = ("create_time", "expire_time", "name", "last_used_time")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyUpdate:
-    """What of a key is to become what. `paths` says which of the fields count."""
+    """Which fields of a key change, and to what. `paths` says which of the fields count."""
 
     paths: frozenset[str]
-    name: str = ""
-    description: str = ""
-    labels: dict[str, str]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """The new values of the plain fields that are among the paths."""
     scopes: tuple[str, ...] = ()
     role: Role = Role.UNSPECIFIED
     expiration: Expiration | None = None
@@ -51,9 +53,7 @@ class KeyUpdate:
     etag: str = ""
 
 
-UPDATABLE = frozenset(
-    {"name", "description", "labels", "scopes", "role", "expiration", "overlap_end_time"}
-)
+UPDATABLE = frozenset({*KEY_SETTINGS, "scopes", "role", "expiration", "overlap_end_time"})
 
 
 class KeyManager:
@@ -68,7 +68,6 @@ class KeyManager:
         usage: UsageRecorder,
         page_tokens: PageTokens,
     ) -> None:
-        """Take what the use cases need."""
         self._store = store
         self._mutations = mutations
         self._issuer = issuer
@@ -79,45 +78,45 @@ class KeyManager:
     # --- reading ----------------------------------------------------------------------------------
 
     def get(self, call: CallContext, key_id: str) -> ApiKey:
-        """Answer one key.
+        """Return one key.
 
         Raises:
-            ResourceNotFound: Unknown, or of an account the caller may not see.
+            ResourceNotFound: There is no such key in an account that the caller may touch.
         """
         with self._store.read() as reader:
-            return _visible_key(call, reader, key_id)
+            return _reachable_key(reader, reach_of(call), key_id)
 
     def list(
         self, query: KeyQuery, page_size: int, page_token: str
     ) -> tuple[Sequence[ApiKey], str]:
-        """Answer a page of keys and the token of the next one.
+        """Return a page of keys and the token of the next one.
 
         Raises:
-            FieldInvalid: A page size or token that is none.
+            FieldInvalid: The page size or the page token is not valid.
             ResourceNotFound: An operator named an account that does not exist.
         """
         bound_to = ("keys", replace(query, now=0))
         page = self._page_tokens.page(page_size, page_token, bound_to)
         with self._store.read() as reader:
-            if reader.account(query.account_id) is None:
-                raise ResourceNotFound("account", query.account_id)
+            assert_account_exists(reader, query.scope)
             found = reader.list_api_keys(query, page)
         return self._page_tokens.split(found, page, bound_to, _SORT_KEYS[query.order_by])
 
-    # --- minting ----------------------------------------------------------------------------------
+    # --- issuing ----------------------------------------------------------------------------------
 
     def create(
-        self, call: CallContext, account_id: str, new: NewKey, request: IdempotencyKey | None
+        self, call: CallContext, scope: AccountScope, new: NewKey, request: IdempotencyKey | None
     ) -> IssuedKey:
-        """Make a key, or mint a fresh token for the one an earlier try made.
+        """Create a key, or reissue the token of the one that an earlier attempt created.
 
         Raises:
-            ResourceNotFound: No such account, or the owner is no live user of it.
+            FieldInvalid: A key in another account than the caller's has no owner.
+            ResourceNotFound: There is no such account, or the owner is no live user of it.
             AuthorityExceeded: The role is above the caller's.
-            RequestIdReused, ReplayImpossible: See `replays`.
+            RequestIdReused, ReplayImpossible: See `idempotency.find`.
         """
         caller = call.identity
-        if not new.owner_id and account_id != caller.account_id:
+        if not new.owner_id and not scope.covers(caller.account_id):
             raise FieldInvalid("owner_id", "required for a key in another account than one's own")
         self._flush_before_replay(request)
         with self._mutations.begin(call) as mutation:
@@ -125,40 +124,41 @@ class KeyManager:
             if replay is not None:
                 return self._reissue(mutation, call, replay, request)
             mutation.assert_may_grant(new.role)
-            if mutation.tx.account(account_id) is None:
-                raise ResourceNotFound("account", account_id)
+            assert_account_exists(mutation.tx, scope)
             owner_id = new.owner_id or caller.owner_id
-            owner = mutation.tx.user(owner_id)
-            if owner is None or owner.account_id != account_id or owner.delete_time is not None:
+            owner = mutation.tx.user(scope, owner_id)
+            if owner is None or owner.delete_time is not None:
                 raise ResourceNotFound("user", owner_id)
             issued = self._issuer.issue(mutation, new, owner=owner, created_by=caller.owner_id)
             idempotency.remember(mutation, caller.owner_id, request, issued.key, None)
             mutation.record(
                 Action.API_KEY_CREATED,
-                account_id=account_id,
+                account_id=owner.account_id,
                 target_type=TargetType.API_KEY,
                 target_id=issued.key.id,
                 changes=_differences(None, issued.key, mutation.now),
                 request_id=request.request_id if request else "",
             )
-            mutation.invalidate(SubjectKind.KEY, issued.key.id, account_id)
+            mutation.invalidate(SubjectKind.KEY, issued.key.id, owner.account_id)
             return issued
 
     def rotate(
         self, call: CallContext, key_id: str, overlap: int, request: IdempotencyKey | None
     ) -> IssuedKey:
-        """Give a key a new secret; the old one lives for `overlap` microseconds more.
+        """Rotate the secret of a key; the old one stays valid for `overlap` microseconds.
 
         Raises:
-            ResourceNotFound, KeyRevoked, KeyExpired, AuthorityExceeded: It cannot be.
-            RequestIdReused, ReplayImpossible: See `replays`.
+            ResourceNotFound: There is no such key.
+            KeyRevoked, KeyExpired: The key can no longer be used.
+            AuthorityExceeded: The role of the key is above the caller's.
+            RequestIdReused, ReplayImpossible: See `idempotency.find`.
         """
         self._flush_before_replay(request)
         with self._mutations.begin(call) as mutation:
             replay = idempotency.find(mutation, call.identity.owner_id, request)
             if replay is not None:
                 return self._reissue(mutation, call, replay, request)
-            key = _visible_key(call, mutation.tx, key_id)
+            key = _reachable_key(mutation.tx, mutation.scope, key_id)
             _assert_alive(key, mutation.now)
             mutation.assert_may_grant(key.role)
             return self._rotate(mutation, call, key, overlap, request)
@@ -166,20 +166,20 @@ class KeyManager:
     def rotate_self(
         self, call: CallContext, overlap: int, request: IdempotencyKey | None
     ) -> IssuedKey:
-        """Give the calling key a new secret; it keeps the role it was granted, no more.
+        """Rotate the secret of the calling key; its role, scopes and expiry stay.
 
         Raises:
-            RequestIdReused, ReplayImpossible: See `replays`.
+            RequestIdReused, ReplayImpossible: See `idempotency.find`.
         """
         self._flush_before_replay(request)
         with self._mutations.begin(call) as mutation:
             replay = idempotency.find(mutation, call.identity.owner_id, request)
             if replay is not None:
                 if replay.key.id != call.identity.key_id:
-                    # The caller is part of this request: another key asks for another thing.
+                    # Another key of the user sent this request, and it was about that key.
                     raise RequestIdReused(replay.key.id)
                 return self._reissue(mutation, call, replay, request)
-            key = _visible_key(call, mutation.tx, call.identity.key_id)
+            key = _reachable_key(mutation.tx, mutation.scope, call.identity.key_id)
             return self._rotate(mutation, call, key, overlap, request)
 
     def _rotate(
@@ -205,8 +205,7 @@ class KeyManager:
         replay: idempotency.Replay,
         request: IdempotencyKey | None,
     ) -> IssuedKey:
-        # Whoever may no longer see or grant the key may not have a fresh secret of it either.
-        call.assert_visible(replay.key.account_id, "API key", replay.key.id)
+        # Who may no longer grant the role of the key may not get a fresh secret of it either.
         if replay.key.id != call.identity.key_id:
             mutation.assert_may_grant(replay.key.role)
         issued = self._issuer.reissue(mutation, replay.key)
@@ -215,22 +214,26 @@ class KeyManager:
         return issued
 
     def _flush_before_replay(self, request: IdempotencyKey | None) -> None:
-        # A use that is only counted in memory must forbid a replay too.
+        # A use that is still in memory must rule out a replay too.
         if request is not None:
             self._usage.write()
 
     # --- changing ---------------------------------------------------------------------------------
 
     def update(self, call: CallContext, key_id: str, update: KeyUpdate) -> ApiKey:
-        """Change the fields named by the paths.
+        """Update the fields that the paths name.
 
         Raises:
-            ResourceNotFound, KeyRevoked, KeyExpired, AuthorityExceeded, EtagMismatch,
-            FieldInvalid: It cannot be.
+            ResourceNotFound: There is no such key.
+            EtagMismatch: The key has changed since the etag was read.
+            KeyRevoked: The key is revoked.
+            KeyExpired: The expiry of an expired key is among the fields.
+            AuthorityExceeded: The role that the key would have is above the caller's.
+            FieldInvalid: A value does not fit the key.
         """
         with self._mutations.begin(call) as mutation:
-            key = _visible_key(call, mutation.tx, key_id)
-            if update.etag and update.etag != etag_of(key):
+            key = _reachable_key(mutation.tx, mutation.scope, key_id)
+            if update.etag and update.etag != key.etag:
                 raise EtagMismatch
             state = key.state_at(mutation.now)
             if state is KeyState.REVOKED:
@@ -242,10 +245,11 @@ class KeyManager:
             return self._write(mutation, Action.API_KEY_UPDATED, key, updated)
 
     def disable(self, call: CallContext, key_id: str) -> ApiKey:
-        """Switch a key off; one that is off stays as it is.
+        """Disable a key; a disabled one stays as it is.
 
         Raises:
-            ResourceNotFound, KeyRevoked: It cannot be.
+            ResourceNotFound: There is no such key.
+            KeyRevoked: The key is revoked.
         """
         return self._switch(
             call,
@@ -257,10 +261,11 @@ class KeyManager:
         )
 
     def enable(self, call: CallContext, key_id: str) -> ApiKey:
-        """Switch a key on; one that is on stays as it is.
+        """Enable a key; an enabled one stays as it is.
 
         Raises:
-            ResourceNotFound, KeyRevoked: It cannot be.
+            ResourceNotFound: There is no such key.
+            KeyRevoked: The key is revoked.
         """
         return self._switch(
             call, key_id, Action.API_KEY_ENABLED, lambda key, _: replace(key, disable_time=None)
@@ -274,24 +279,24 @@ class KeyManager:
         switched: Callable[[ApiKey, int], ApiKey],
     ) -> ApiKey:
         with self._mutations.begin(call) as mutation:
-            key = _visible_key(call, mutation.tx, key_id)
+            key = _reachable_key(mutation.tx, mutation.scope, key_id)
             if key.revoke_time is not None:
                 raise KeyRevoked(key_id)
             return self._write(mutation, action, key, switched(key, mutation.now))
 
     def revoke(self, call: CallContext, key_id: str, reason: RevocationReason, note: str) -> ApiKey:
-        """Kill a key for good; one that is revoked keeps the facts of its first revocation.
+        """Revoke a key for good; a revoked one keeps the facts of its first revocation.
 
         Raises:
-            ResourceNotFound: No such key.
-            FieldInvalid: A reason that is the service's own to give.
+            ResourceNotFound: There is no such key.
+            FieldInvalid: The reason is one that only the service itself gives.
         """
         if reason not in REASONS_OF_ADMINS:
             raise FieldInvalid(
                 "reason", "one of LOST, COMPROMISED, SUPERSEDED, NO_LONGER_USED is required"
             )
         with self._mutations.begin(call) as mutation:
-            key = _visible_key(call, mutation.tx, key_id)
+            key = _reachable_key(mutation.tx, mutation.scope, key_id)
             if key.revoke_time is not None:
                 return key
             revoked = replace(
@@ -304,15 +309,16 @@ class KeyManager:
             return self._write(mutation, Action.API_KEY_REVOKED, key, revoked)
 
     def revoke_token(self, call: CallContext, token: str) -> None:
-        """Revoke what a token opens, for whoever holds it; nothing for a token that opens nothing.
+        """Revoke the secret that a token is, for whoever holds it.
 
-        The current secret revokes the key, the old one of a rotation ends the overlap.
+        The current secret revokes the key, the old one of a rotation ends the overlap. A token that
+        opens nothing changes nothing, and is no error.
         """
         match = self._validator.match(token)
         if match is None or match.record.revoke_time is not None:
             return
-        with self._mutations.begin_for_holder(call, match.record.key_id) as mutation:
-            key = mutation.tx.api_key(match.record.key_id)
+        with self._mutations.begin_for_holder(call, match) as mutation:
+            key = mutation.tx.api_key(mutation.scope, match.record.key_id)
             if key is None or key.revoke_time is not None:
                 return
             if match.secret_version == key.secret_version:
@@ -323,7 +329,7 @@ class KeyManager:
                 )
                 self._write(mutation, Action.API_KEY_REVOKED, key, revoked)
                 return
-            # Rotated since the match, or the old secret all along: either way that secret dies.
+            # Rotated since the match, or the old secret from the start: that secret ends.
             _, old = mutation.tx.secrets_of(key.id)
             if old is not None and old.version == match.secret_version:
                 self._write(
@@ -339,7 +345,7 @@ class KeyManager:
         mutation.tx.update_api_key(
             replace(after, update_time=mutation.now, row_version=before.row_version + 1)
         )
-        written = mutation.tx.api_key(before.id)
+        written = mutation.tx.api_key(mutation.scope, before.id)
         if written is None:
             raise LookupError(before.id)
         self._record(mutation, action, before, written, None)
@@ -364,16 +370,10 @@ class KeyManager:
         mutation.invalidate(SubjectKind.KEY, after.id, after.account_id)
 
 
-def etag_of(thing: ApiKey | User) -> str:
-    """Answer the etag: the row's version, which use of a key does not move."""
-    return f'"{thing.row_version}"'
-
-
-def _visible_key(call: CallContext, reader: Reader, key_id: str) -> ApiKey:
-    key = reader.api_key(validators.required_id("id", key_id))
+def _reachable_key(reader: Reader, scope: AccountScope, key_id: str) -> ApiKey:
+    key = reader.api_key(scope, validators.required_id("id", key_id))
     if key is None:
         raise ResourceNotFound("API key", key_id)
-    call.assert_visible(key.account_id, "API key", key_id)
     return key
 
 
@@ -391,9 +391,7 @@ def _updated(key: ApiKey, update: KeyUpdate, now: int) -> ApiKey:
     scopes = update.scopes if "scopes" in paths else key.scopes
     updated = replace(
         key,
-        name=update.name if "name" in paths else key.name,
-        description=update.description if "description" in paths else key.description,
-        labels=update.labels if "labels" in paths else key.labels,
+        **update.settings,
         role=role,
         scopes=validators.scopes("api_key.scopes", scopes, role),
     )
@@ -401,7 +399,7 @@ def _updated(key: ApiKey, update: KeyUpdate, now: int) -> ApiKey:
         expire_time = update.expiration.resolve(now)
         updated = replace(updated, expire_time=expire_time)
         if expire_time is not None and updated.overlaps_at(expire_time):
-            # An old secret never outlives its key.
+            # An old secret is never valid for longer than its key.
             updated = replace(updated, overlap_end_time=expire_time)
     if "overlap_end_time" in paths:
         updated = replace(updated, overlap_end_time=_earlier_overlap_end(key, update, now))
@@ -421,12 +419,10 @@ def _earlier_overlap_end(key: ApiKey, update: KeyUpdate, now: int) -> int:
 
 
 _AUDITED = (
-    "name",
-    "description",
+    *KEY_SETTINGS,
     "owner_id",
     "role",
     "scopes",
-    "labels",
     "expire_time",
     "overlap_end_time",
     "secret_version",

@@ -1,25 +1,28 @@
-"""The one way to change anything: the mutation, its audit event and its revision, together.
+"""The one way to change anything: the change, its audit event and its revision, together.
 
-A change begins only while somebody waits for it, judges its caller once more inside the
-transaction, and reads the time there, so that the order of times is the order of commits.
+A change begins only while its caller waits for it. It judges the caller once more inside the
+transaction and reads the time there, so that the order of times is the order of commits.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from keybearer.access import Role
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import Action, Actor, ActorType, FieldChange, TargetType
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.errors import AuthorityExceeded, CallAbandoned
 from keybearer_service.domain.model import SubjectKind
+from keybearer_service.domain.verdict import Match
 from keybearer_service.storage import Store, Writer
+from keybearer_service.usecases.access import reach_of, scope_of_holder
 from keybearer_service.usecases.audit import AuditLog
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.validation.validator import judge_caller_again
 
 
 class Mutation:
-    """One change in the making. Valid inside the block of `Mutations.begin` only."""
+    """An open change. Valid inside the block of `Mutations.begin` only."""
 
     def __init__(
         self,
@@ -29,14 +32,16 @@ class Mutation:
         now: int,
         *,
         role: Role,
+        scope: AccountScope,
         call: CallContext | None,
     ) -> None:
-        """Take the transaction, who acts and at which moment."""
         self.tx = tx
         self.now = now
         self.actor = actor
         self.role = role
-        """The most authority this change may grant: the caller's effective role, as of now."""
+        """The highest role that this change may grant: the caller's effective role at `now`."""
+        self.scope = scope
+        """The accounts whose things the actor may touch by their ids."""
         self._audit = audit
         self._call = call
 
@@ -50,7 +55,7 @@ class Mutation:
         changes: Sequence[FieldChange] = (),
         request_id: str = "",
     ) -> None:
-        """Write the audit event of this mutation."""
+        """Write the audit event of this change."""
         call = self._call
         self._audit.append(
             self.tx,
@@ -66,11 +71,11 @@ class Mutation:
         )
 
     def invalidate(self, kind: SubjectKind, subject_id: str, account_id: str) -> None:
-        """Count a revision and record which verdicts it makes stale."""
+        """Advance the revision and record which verdicts it makes stale."""
         self.tx.append_change(kind=kind, subject_id=subject_id, account_id=account_id, now=self.now)
 
     def assert_may_grant(self, role: Role) -> None:
-        """Refuse to make or renew more authority than the caller holds at this moment.
+        """Raise unless the caller holds at least this role at this moment.
 
         Raises:
             AuthorityExceeded: `role` is above the caller's effective role.
@@ -84,7 +89,7 @@ class Mutation:
 
 
 class Mutations:
-    """Begins changes."""
+    """Opens changes."""
 
     def __init__(
         self,
@@ -93,7 +98,6 @@ class Mutations:
         clock: Clock,
         on_commit: Callable[[], None] = lambda: None,
     ) -> None:
-        """Take what every change needs, and who wants to know at once that there was one."""
         self._store = store
         self._audit = audit
         self._clock = clock
@@ -104,7 +108,7 @@ class Mutations:
         """Open a change for a caller.
 
         Raises:
-            CallAbandoned: Nobody waits for the answer any more.
+            CallAbandoned: The caller no longer waits.
             ServiceError: The caller may no longer make this call.
         """
         with self._store.write() as tx:
@@ -112,25 +116,40 @@ class Mutations:
                 raise CallAbandoned
             now = self._clock.now()
             role = judge_caller_again(tx.lookup, call.identity, call.rule, now)
-            yield Mutation(tx, self._audit, call.actor, now, role=role, call=call)
+            yield Mutation(
+                tx, self._audit, call.actor, now, role=role, scope=reach_of(call), call=call
+            )
             tx.prune(now)
         self._on_commit()
 
     @contextmanager
-    def begin_for_holder(self, call: CallContext, key_id: str) -> Iterator[Mutation]:
-        """Open a change for somebody who proved to hold a token, and nothing else."""
+    def begin_for_holder(self, call: CallContext, match: Match) -> Iterator[Mutation]:
+        """Open a change for somebody who proved to hold a token. It may grant nothing."""
         with self._store.write() as tx:
             if not call.is_alive:
                 raise CallAbandoned
-            actor = Actor(type=ActorType.HOLDER, key_id=key_id)
+            actor = Actor(type=ActorType.HOLDER, key_id=match.record.key_id)
             yield Mutation(
-                tx, self._audit, actor, self._clock.now(), role=Role.UNSPECIFIED, call=call
+                tx,
+                self._audit,
+                actor,
+                self._clock.now(),
+                role=Role.UNSPECIFIED,
+                scope=scope_of_holder(match),
+                call=call,
             )
         self._on_commit()
 
     @contextmanager
     def begin_local(self) -> Iterator[Mutation]:
-        """Open a change for the server's own command line, which may grant anything."""
+        """Open a change for a command on the data directory, which may grant anything."""
         with self._store.write() as tx:
-            actor = Actor(type=ActorType.LOCAL_COMMAND)
-            yield Mutation(tx, self._audit, actor, self._clock.now(), role=Role.ADMIN, call=None)
+            yield Mutation(
+                tx,
+                self._audit,
+                Actor(type=ActorType.LOCAL_COMMAND),
+                self._clock.now(),
+                role=Role.ADMIN,
+                scope=AccountScope.of_installation("a command on the data directory"),
+                call=None,
+            )

@@ -1,4 +1,4 @@
-"""Lists in pages: how large a page is, and the token that says where the next one begins."""
+"""Pages of lists: their size, and the token that says where the next one begins."""
 
 import base64
 import hashlib
@@ -20,22 +20,24 @@ T = TypeVar("T")
 
 
 class PageTokens:
-    """Writes and reads page tokens: URL-safe, MACed, bound to one list of one account."""
+    """Writes and reads page tokens: URL-safe, MACed, bound to one list of one account.
+
+    Every process of an installation has the same key.
+    """
 
     def __init__(self, key: bytes) -> None:
-        """Take the key of the MAC; every process of an installation has the same."""
         self._key = key
 
     def page(self, page_size: int, page_token: str, bound_to: object) -> Page:
-        """Answer which part of the list is wanted, one item longer than the page to be shown.
+        """Return the part of a list to read: one item more than the page, to see if more follows.
 
         Args:
-            page_size: As asked for; 0 means 50, more than 1000 means 1000.
-            page_token: Of the page before; empty for the first.
-            bound_to: Whatever must stay the same between pages: account, filters, order.
+            page_size: Of the request; 0 means 50, more than 1000 means 1000.
+            page_token: Of the previous page; empty for the first.
+            bound_to: What must stay the same between pages: account, filters, order.
 
         Raises:
-            FieldInvalid: A negative size; a token that is altered or of another list.
+            FieldInvalid: The size is negative, or the token was altered or is of another list.
         """
         if page_size < 0:
             raise FieldInvalid("page_size", "0 or more; 0 means 50")
@@ -46,7 +48,7 @@ class PageTokens:
     def split(
         self, found: Sequence[T], page: Page, bound_to: object, sort_key: Callable[[T], SortKey]
     ) -> tuple[Sequence[T], str]:
-        """Answer the items to be shown, and the token of the page after them if there is one."""
+        """Return the items of the page, and the token of the next one; empty when there is none."""
         if len(found) < page.limit:
             return found, ""
         shown = found[:-1]
@@ -67,7 +69,7 @@ class PageTokens:
         except ValueError:
             raise refusal from None
         mac, body = raw[:_MAC_BYTES], raw[_MAC_BYTES:]
-        # base64 reads several texts as the same bytes; only the one that was written is a token.
+        # Several texts decode to the same bytes; only the one that was written is a token.
         if not hmac.compare_digest(mac, self._mac(body, bound_to)) or _text(raw) != token:
             raise refusal
         value, tie = json.loads(body)

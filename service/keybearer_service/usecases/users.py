@@ -1,28 +1,29 @@
-"""What can be done with users. A user's role bounds every key the user owns."""
+"""The use cases of users. A user's role bounds every key that the user owns."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from keybearer.access import Role
 from keybearer_service.domain import validators
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
 from keybearer_service.domain.errors import EmailTaken, EtagMismatch, LastAdmin, ResourceNotFound
 from keybearer_service.domain.model import RevocationReason, SubjectKind, User, UserType
 from keybearer_service.storage import Reader, Revoked, Store, UserQuery
+from keybearer_service.usecases.access import assert_account_exists, reach_of
 from keybearer_service.usecases.audit import ids_change
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.issuing import KeyIssuer
-from keybearer_service.usecases.keys import etag_of
 from keybearer_service.usecases.mutations import Mutation, Mutations
 from keybearer_service.usecases.pagination import PageTokens
 
 MAX_ANSWERED_IDS = 10_000
-"""Ids in an answer of DeleteUser; with more, the answer would not fit into a message."""
+"""Ids in a response of DeleteUser; with more, it would not fit into a message."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewUser:
-    """What a user is to be."""
+    """What a new user is to be."""
 
     email: str
     display_name: str
@@ -32,7 +33,7 @@ class NewUser:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserUpdate:
-    """What of a user is to become what."""
+    """Which fields of a user change, and to what."""
 
     paths: frozenset[str]
     display_name: str = ""
@@ -58,28 +59,26 @@ class UserManager:
     def __init__(
         self, store: Store, mutations: Mutations, issuer: KeyIssuer, page_tokens: PageTokens
     ) -> None:
-        """Take what the use cases need."""
         self._store = store
         self._mutations = mutations
         self._issuer = issuer
         self._page_tokens = page_tokens
 
-    def create(self, call: CallContext, account_id: str, new: NewUser) -> User:
-        """Make a user.
+    def create(self, call: CallContext, scope: AccountScope, new: NewUser) -> User:
+        """Create a user in the account of the scope.
 
         Raises:
-            ResourceNotFound: No such account.
+            ResourceNotFound: There is no such account.
             EmailTaken: A live user of the account has the address.
             AuthorityExceeded: The role is above the caller's.
         """
         with self._mutations.begin(call) as mutation:
             mutation.assert_may_grant(new.role)
-            if mutation.tx.account(account_id) is None:
-                raise ResourceNotFound("account", account_id)
-            user = insert_user(mutation, self._issuer, account_id, new)
+            assert_account_exists(mutation.tx, scope)
+            user = insert_user(mutation, self._issuer, scope, new)
             mutation.record(
                 Action.USER_CREATED,
-                account_id=account_id,
+                account_id=user.account_id,
                 target_type=TargetType.USER,
                 target_id=user.id,
                 changes=created_changes(user),
@@ -87,42 +86,42 @@ class UserManager:
             return user
 
     def get(self, call: CallContext, user_id: str) -> User:
-        """Answer one user, deleted or not.
+        """Return one user, deleted or not.
 
         Raises:
-            ResourceNotFound: Unknown, or of an account the caller may not see.
+            ResourceNotFound: There is no such user in an account that the caller may touch.
         """
         with self._store.read() as reader:
-            return _visible_user(call, reader, user_id)
+            return _reachable_user(reader, reach_of(call), user_id)
 
     def list(self, query: UserQuery, page_size: int, page_token: str) -> tuple[Sequence[User], str]:
-        """Answer a page of users and the token of the next one.
+        """Return a page of users and the token of the next one.
 
         Raises:
-            FieldInvalid: A page size or token that is none.
+            FieldInvalid: The page size or the page token is not valid.
             ResourceNotFound: An operator named an account that does not exist.
         """
         bound_to = ("users", query)
         page = self._page_tokens.page(page_size, page_token, bound_to)
         with self._store.read() as reader:
-            if reader.account(query.account_id) is None:
-                raise ResourceNotFound("account", query.account_id)
+            assert_account_exists(reader, query.scope)
             found = reader.list_users(query, page)
         return self._page_tokens.split(
             found, page, bound_to, lambda user: (user.create_time, user.id)
         )
 
     def update(self, call: CallContext, user_id: str, update: UserUpdate) -> User:
-        """Change the name or the role; a role counts from the next validation on.
+        """Update the name or the role; a role counts from the next validation on.
 
         Raises:
-            ResourceNotFound: Unknown, deleted, or not visible.
+            ResourceNotFound: There is no such live user.
             LastAdmin: The account would be left without an administrator.
-            EtagMismatch: Changed since it was read.
+            EtagMismatch: The user has changed since the etag was read.
+            AuthorityExceeded: The role that the user would have is above the caller's.
         """
         with self._mutations.begin(call) as mutation:
-            user = _live_user(call, mutation.tx, user_id)
-            if update.etag and update.etag != etag_of(user):
+            user = _live_user(mutation.tx, mutation.scope, user_id)
+            if update.etag and update.etag != user.etag:
                 raise EtagMismatch
             updated = replace(
                 user,
@@ -135,7 +134,7 @@ class UserManager:
                 return user
             mutation.assert_may_grant(updated.role)
             if updated.role is not Role.ADMIN:
-                _assert_not_last_admin(mutation, user)
+                _assert_not_last_admin(mutation.tx, mutation.scope, user)
             updated = replace(updated, update_time=mutation.now, row_version=user.row_version + 1)
             mutation.tx.update_user(updated)
             mutation.record(
@@ -152,21 +151,21 @@ class UserManager:
     def delete(
         self, call: CallContext, user_id: str, *, validate_only: bool, revoke_created: bool
     ) -> Deletion:
-        """Delete a user and revoke every key the user owns, in one transaction.
+        """Delete a user and revoke every key that the user owns, in one transaction.
 
         Raises:
-            ResourceNotFound: Unknown, deleted before, or not visible.
+            ResourceNotFound: There is no such live user.
             LastAdmin: The account would be left without an administrator.
         """
         if validate_only:
             with self._store.read() as reader:
-                user = _live_user(call, reader, user_id)
-                if user.role is Role.ADMIN and reader.live_admins(user.account_id) == 1:
-                    raise LastAdmin(user_id)
+                scope = reach_of(call)
+                user = _live_user(reader, scope, user_id)
+                _assert_not_last_admin(reader, scope, user)
                 return _deletion(reader, user, revoke_created=revoke_created)
         with self._mutations.begin(call) as mutation:
-            user = _live_user(call, mutation.tx, user_id)
-            _assert_not_last_admin(mutation, user)
+            user = _live_user(mutation.tx, mutation.scope, user_id)
+            _assert_not_last_admin(mutation.tx, mutation.scope, user)
             planned = _deletion(mutation.tx, user, revoke_created=revoke_created)
             deleted = replace(
                 user,
@@ -206,22 +205,22 @@ class UserManager:
             now=mutation.now,
         )
         if others:
-            # Their owners are many, and an operator's keys may be of any account: one change that
-            # covers them all is cheaper for every watcher than one for each.
+            # These keys have many owners, and an operator's may be of any account. One change that
+            # covers them all costs every watcher less than one for each.
             mutation.invalidate(SubjectKind.EVERYTHING, "", user.account_id)
 
 
-def insert_user(mutation: Mutation, issuer: KeyIssuer, account_id: str, new: NewUser) -> User:
-    """Insert a user.
+def insert_user(mutation: Mutation, issuer: KeyIssuer, scope: AccountScope, new: NewUser) -> User:
+    """Insert a user into the one account of the scope.
 
     Raises:
         EmailTaken: A live user of the account has the address.
     """
-    if mutation.tx.user_by_email(account_id, new.email) is not None:
+    if mutation.tx.user_by_email(scope, new.email) is not None:
         raise EmailTaken
     user = User(
         id=issuer.new_id(),
-        account_id=account_id,
+        account_id=scope.only,
         email=new.email,
         display_name=new.display_name,
         role=new.role,
@@ -234,7 +233,7 @@ def insert_user(mutation: Mutation, issuer: KeyIssuer, account_id: str, new: New
 
 
 def created_changes(user: User) -> Sequence[FieldChange]:
-    """Tell what a new user is."""
+    """Return the fields of a new user, as changes of an audit event."""
     return (
         FieldChange("email", "", user.email),
         FieldChange("display_name", "", user.display_name),
@@ -265,21 +264,21 @@ def _deletion(reader: Reader, user: User, *, revoke_created: bool) -> Deletion:
     return Deletion(user, revoked, created)
 
 
-def _visible_user(call: CallContext, reader: Reader, user_id: str) -> User:
-    user = reader.user(validators.required_id("id", user_id))
+def _reachable_user(reader: Reader, scope: AccountScope, user_id: str) -> User:
+    user = reader.user(scope, validators.required_id("id", user_id))
     if user is None:
         raise ResourceNotFound("user", user_id)
-    call.assert_visible(user.account_id, "user", user_id)
     return user
 
 
-def _live_user(call: CallContext, reader: Reader, user_id: str) -> User:
-    user = _visible_user(call, reader, user_id)
+def _live_user(reader: Reader, scope: AccountScope, user_id: str) -> User:
+    user = _reachable_user(reader, scope, user_id)
     if user.delete_time is not None:
         raise ResourceNotFound("user", user_id)
     return user
 
 
-def _assert_not_last_admin(mutation: Mutation, user: User) -> None:
-    if user.role is Role.ADMIN and mutation.tx.live_admins(user.account_id) == 1:
+def _assert_not_last_admin(reader: Reader, scope: AccountScope, user: User) -> None:
+    own_account = scope.narrowed_to(user.account_id)
+    if user.role is Role.ADMIN and reader.live_admins(own_account) == 1:
         raise LastAdmin(user.id)

@@ -14,6 +14,7 @@ import structlog
 
 from keybearer.access import AccessRule, Decision, Role, decide
 from keybearer_service.domain import token_format
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import (
@@ -25,7 +26,6 @@ from keybearer_service.domain.errors import (
     ServiceError,
     StoreUnavailable,
 )
-from keybearer_service.domain.model import ANY_ACCOUNT
 from keybearer_service.domain.verdict import (
     Caller,
     Match,
@@ -55,8 +55,8 @@ class Question(NamedTuple):
     """What is asked about one token."""
 
     token: str
-    account_id: str
-    """The account the key must be of, or ANY_ACCOUNT."""
+    scope: AccountScope
+    """The accounts that the key may be of."""
     rule: AccessRule
 
 
@@ -171,7 +171,7 @@ class Validator:
     ) -> Verdict:
         match = self._match(parsed, record)
         now = self._clock.now()
-        if match is None or question.account_id not in (ANY_ACCOUNT, match.record.account_id):
+        if match is None or not question.scope.covers(match.record.account_id):
             return Verdict(
                 Outcome.NOT_FOUND, revision, cache_for_at(Outcome.NOT_FOUND, None, now), None
             )

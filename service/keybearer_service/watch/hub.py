@@ -22,6 +22,7 @@ from keybearer_service.domain.errors import FieldInvalid, Overloaded, ServiceErr
 from keybearer_service.domain.model import Installation, Invalidation, SubjectKind
 from keybearer_service.domain.verdict import Caller, TokenRecord
 from keybearer_service.storage import Reader, Store, StoreError
+from keybearer_service.usecases.access import question_reach_of
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.validation.usage import UsageRecorder
 from keybearer_service.validation.validator import Lookup, Validator, judge_caller_again
@@ -79,6 +80,7 @@ class Watcher:
     def __init__(self, hub: "WatchHub", call: CallContext, sink: WatcherSink, age: float) -> None:
         """Take who watches, and the way to them."""
         self.caller = call.identity
+        self.scope = question_reach_of(self.caller)
         self.rule = call.rule
         self.sink = sink
         self.ends_at = hub.clock.monotonic() + age
@@ -113,11 +115,7 @@ class Watcher:
 
     def sees(self, change: Invalidation) -> bool:
         """Tell whether a change is any business of the watcher."""
-        return (
-            self.caller.is_operator
-            or change.account_id == self.caller.account_id
-            or change.kind is SubjectKind.EVERYTHING
-        )
+        return change.kind is SubjectKind.EVERYTHING or self.scope.covers(change.account_id)
 
 
 @dataclass(slots=True)

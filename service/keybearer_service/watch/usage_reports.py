@@ -13,6 +13,7 @@ import structlog
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.verdict import Caller, TokenRecord
 from keybearer_service.storage import Store, StoreError
+from keybearer_service.usecases.access import question_reach_of
 from keybearer_service.validation.usage import UsageRecorder
 
 log = structlog.get_logger(__name__)
@@ -83,12 +84,13 @@ class UsageIngest:
     def _count(self, caller: Caller, report: UsageReport) -> None:
         items = list(report.items)
         records, _ = self._store.lookup_many(list({item.key_id for item in items}))
+        scope = question_reach_of(caller)
         now = self._clock.now()
         for item in items:
             record = records.get(item.key_id)
             if record is None or record.revoke_time is not None:
                 continue
-            if not (caller.is_operator or record.account_id == caller.account_id):
+            if not scope.covers(record.account_id):
                 continue
             self._usage.add_many(
                 item.key_id,

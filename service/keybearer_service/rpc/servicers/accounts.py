@@ -2,7 +2,11 @@
 
 from keybearer.v1 import account_service_pb2 as pb
 from keybearer_service.domain.clock import Clock
-from keybearer_service.rpc import convert
+from keybearer_service.rpc.convert.accounts import account_query, account_to_proto, new_account
+from keybearer_service.rpc.convert.api_keys import issued_fields
+from keybearer_service.rpc.convert.common import idempotency_key
+from keybearer_service.rpc.convert.users import user_to_proto
+from keybearer_service.usecases.access import reach_of
 from keybearer_service.usecases.accounts import AccountManager
 from keybearer_service.usecases.call_context import CallContext
 
@@ -11,50 +15,49 @@ class AccountServicer:
     """The accounts of the installation."""
 
     def __init__(self, accounts: AccountManager, clock: Clock) -> None:
-        """Take the use cases, and the clock that states are shown by."""
         self._accounts = accounts
         self._clock = clock
 
     def CreateAccount(
         self, request: pb.CreateAccountRequest, call: CallContext
     ) -> pb.CreateAccountResponse:
-        """Make an account."""
+        """Create an account with its first administrator and key."""
         created = self._accounts.create(
-            call, convert.new_account(request), convert.idempotency_key(call.method, request)
+            call, new_account(request), idempotency_key(call.method, request)
         )
         return pb.CreateAccountResponse(
-            account=convert.account_to_proto(created.account),
-            user=convert.user_to_proto(created.user),
-            **convert.issued_fields(created.issued, self._clock.now()),
+            account=account_to_proto(created.account),
+            user=user_to_proto(created.user),
+            **issued_fields(created.issued, self._clock.now()),
         )
 
     def GetAccount(self, request: pb.GetAccountRequest, call: CallContext) -> pb.GetAccountResponse:
-        """Answer one account."""
-        account = self._accounts.get(request.id)
-        return pb.GetAccountResponse(account=convert.account_to_proto(account))
+        """Return one account."""
+        account = self._accounts.get(call, request.id)
+        return pb.GetAccountResponse(account=account_to_proto(account))
 
     def ListAccounts(
         self, request: pb.ListAccountsRequest, call: CallContext
     ) -> pb.ListAccountsResponse:
-        """Answer a page of accounts."""
+        """Return a page of accounts."""
         accounts, next_page = self._accounts.list(
-            convert.account_query(request), request.page_size, request.page_token
+            account_query(reach_of(call), request), request.page_size, request.page_token
         )
         return pb.ListAccountsResponse(
-            accounts=[convert.account_to_proto(account) for account in accounts],
+            accounts=[account_to_proto(account) for account in accounts],
             next_page_token=next_page,
         )
 
     def DisableAccount(
         self, request: pb.DisableAccountRequest, call: CallContext
     ) -> pb.DisableAccountResponse:
-        """Make every key of an account validate as DISABLED."""
+        """Disable an account: every key of it validates as DISABLED."""
         account = self._accounts.disable(call, request.id)
-        return pb.DisableAccountResponse(account=convert.account_to_proto(account))
+        return pb.DisableAccountResponse(account=account_to_proto(account))
 
     def EnableAccount(
         self, request: pb.EnableAccountRequest, call: CallContext
     ) -> pb.EnableAccountResponse:
-        """Undo DisableAccount."""
+        """Enable a disabled account."""
         account = self._accounts.enable(call, request.id)
-        return pb.EnableAccountResponse(account=convert.account_to_proto(account))
+        return pb.EnableAccountResponse(account=account_to_proto(account))

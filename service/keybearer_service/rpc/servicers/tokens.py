@@ -1,12 +1,21 @@
-"""TokenService: the hot path, and what holders of tokens may do."""
+"""TokenService."""
 
 from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.rate_limits import PeerLimiter
-from keybearer_service.rpc import convert
+from keybearer_service.rpc.convert.api_keys import issued_fields, overlap
+from keybearer_service.rpc.convert.common import idempotency_key
+from keybearer_service.rpc.convert.tokens import (
+    batch,
+    identity_to_proto,
+    question,
+    verdict_to_proto,
+)
+from keybearer_service.rpc.convert.watch import watch_message, watch_response_to_proto
 from keybearer_service.rpc.requests import MessageStream
 from keybearer_service.telemetry.recorder import EntryPoint, Recorder
+from keybearer_service.usecases.access import authorize_question
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.keys import KeyManager
 from keybearer_service.validation.validator import Validator
@@ -15,7 +24,7 @@ from keybearer_service.watch.messages import Outgoing
 
 
 class TokenServicer:
-    """Questions about tokens."""
+    """Validation of tokens, and what their holders may do with them."""
 
     def __init__(
         self,
@@ -26,7 +35,6 @@ class TokenServicer:
         clock: Clock,
         recorder: Recorder,
     ) -> None:
-        """Take the use cases, what bounds the one public method, and who hears of verdicts."""
         self._validator = validator
         self._keys = keys
         self._watches = watches
@@ -37,51 +45,58 @@ class TokenServicer:
     def ValidateToken(
         self, request: pb.ValidateTokenRequest, call: CallContext
     ) -> pb.ValidateTokenResponse:
-        """Judge a token."""
-        question = convert.question(call, request)
-        if not question.token:
+        """Validate a token."""
+        asked = question(authorize_question(call.identity, request.account_id), request)
+        if not asked.token:
             raise FieldInvalid("token", "required")
         started = self._clock.monotonic()
-        verdict = self._validator.judge(question)
+        verdict = self._validator.judge(asked)
         elapsed = self._clock.monotonic() - started
         self._recorder.judged(EntryPoint.VALIDATE, verdict.outcome, elapsed)
-        return convert.verdict_to_proto(verdict)
+        return verdict_to_proto(verdict)
 
     def BatchValidateTokens(
         self, request: pb.BatchValidateTokensRequest, call: CallContext
     ) -> pb.BatchValidateTokensResponse:
-        """Judge many tokens against one snapshot."""
-        questions = convert.questions(call, request)
+        """Validate many tokens against one snapshot."""
+        asked = [
+            question(
+                authorize_question(call.identity, one.account_id, f"{prefix}account_id"),
+                one,
+                prefix,
+            )
+            for prefix, one in batch(request)
+        ]
         started = self._clock.monotonic()
-        verdicts = self._validator.judge_many(questions)
+        verdicts = self._validator.judge_many(asked)
         each = (self._clock.monotonic() - started) / len(verdicts)
         for verdict in verdicts:
             self._recorder.judged(EntryPoint.BATCH, verdict.outcome, each)
         return pb.BatchValidateTokensResponse(
-            responses=[convert.verdict_to_proto(verdict) for verdict in verdicts]
+            responses=[verdict_to_proto(verdict) for verdict in verdicts]
         )
 
     def WatchInvalidations(self, stream: MessageStream, call: CallContext) -> None:
-        """Send changes as they happen."""
+        """Stream invalidations to a watcher."""
         watcher = self._watches.open(call, _StreamSink(stream))
-        stream.listen(lambda request: watcher.take(convert.watch_message(request)), watcher.leave)
+        stream.listen(lambda request: watcher.take(watch_message(request)), watcher.leave)
 
     def WhoAmI(self, request: pb.WhoAmIRequest, call: CallContext) -> pb.WhoAmIResponse:
-        """Answer who the caller is."""
+        """Return who the caller is."""
         caller, revision = self._validator.identify_again(call.identity, call.rule)
-        return convert.identity_to_proto(caller, revision, self._clock.now())
+        return identity_to_proto(caller, revision, self._clock.now())
 
     def RotateSelf(self, request: pb.RotateSelfRequest, call: CallContext) -> pb.RotateSelfResponse:
-        """Give the calling key a new secret."""
+        """Rotate the secret of the calling key."""
         issued = self._keys.rotate_self(
-            call, convert.overlap(request), convert.idempotency_key(call.method, request)
+            call, overlap(request), idempotency_key(call.method, request)
         )
-        return pb.RotateSelfResponse(**convert.issued_fields(issued, self._clock.now()))
+        return pb.RotateSelfResponse(**issued_fields(issued, self._clock.now()))
 
     def RevokeToken(
         self, request: pb.RevokeTokenRequest, call: CallContext
     ) -> pb.RevokeTokenResponse:
-        """Revoke what a token opens, for whoever holds it."""
+        """Revoke the secret that a token is, for whoever holds it."""
         self._limiter.admit(call.peer)
         if not request.token:
             raise FieldInvalid("token", "required")
@@ -90,7 +105,7 @@ class TokenServicer:
 
 
 class _StreamSink:
-    """The way to one watcher, in the words of `watch`."""
+    """Sends the messages of the hub to one watcher."""
 
     def __init__(self, stream: MessageStream) -> None:
         self._stream = stream
@@ -102,4 +117,4 @@ class _StreamSink:
         return self._stream.queued
 
     def send(self, item: Outgoing) -> None:
-        self._stream.send(convert.watch_response_to_proto(item))
+        self._stream.send(watch_response_to_proto(item))

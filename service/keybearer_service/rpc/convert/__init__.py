@@ -1,0 +1,1 @@
+"""Conversions between messages and the model. Reading rejects what the model cannot hold."""
