@@ -4,6 +4,7 @@
 acknowledged writes with NORMAL, so it is asserted when the store opens.
 """
 
+import json
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -64,9 +65,15 @@ _TIMES: Final = range(253_402_300_800_000_000)
 """The moments a use can be of, 1970 to 9999; one that is none would fail the whole batch."""
 _SECRET_VERSIONS: Final = range(2**31)
 
-_LOOKUP = (
+_LOOKUP: Final = (
     f"SELECT i.revision, {rows.TOKEN_RECORD} FROM installation i"
     " LEFT JOIN api_keys k ON k.id = ? LEFT JOIN users u ON u.id = k.owner_id"
+    " LEFT JOIN accounts a ON a.id = k.account_id"
+)
+_LOOKUP_MANY: Final = (
+    # A list in one value keeps the statement the same, and so prepared, for every number of ids.
+    f"SELECT i.revision, {rows.TOKEN_RECORD} FROM installation i LEFT JOIN json_each(?) ids"
+    " LEFT JOIN api_keys k ON k.id = ids.value LEFT JOIN users u ON u.id = k.owner_id"
     " LEFT JOIN accounts a ON a.id = k.account_id"
 )
 _READ_ONLY = (
@@ -134,24 +141,28 @@ class SqliteStore:
     # --- the hot path -----------------------------------------------------------------------------
 
     def lookup(self, key_id: str) -> tuple[TokenRecord | None, int]:
-        """Answer a key's record and the revision, of one statement's snapshot."""
+        """Return a key's record and the revision, of one statement's snapshot."""
         try:
-            # The row is the only one, which the driver notices here: it ends the snapshot.
+            # `fetchone` notices that the row is the only one, and that ends the snapshot.
             row = self._cursor().execute(_LOOKUP, (key_id,)).fetchone()
         except dbapi.DatabaseError as error:
-            self._local.cursor = None  # it may be in the middle of its statement
-            raise _store_error(error) from error
+            raise self._failed_lookup(error) from error
         return _record_and_revision(row)
 
     def lookup_many(self, key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], int]:
-        """Answer the known ones of many keys and the revision, of one snapshot."""
-        found: dict[str, TokenRecord] = {}
-        with self.read() as reader:
-            for key_id in key_ids:
-                record = reader.lookup(key_id)
-                if record is not None:
-                    found[key_id] = record
-            return found, reader.installation().revision
+        """Return the known ones of many keys and the revision, of one statement's snapshot."""
+        try:
+            found = self._cursor().execute(_LOOKUP_MANY, (json.dumps(key_ids),)).fetchall()
+        except dbapi.DatabaseError as error:
+            raise self._failed_lookup(error) from error
+        if not found:
+            raise _not_initialised()
+        records = {row[1]: TokenRecord._make(row[1:]) for row in found if row[1] is not None}
+        return records, found[0][0]
+
+    def _failed_lookup(self, error: dbapi.DatabaseError) -> Exception:
+        self._local.cursor = None  # the old one may be in the middle of its statement
+        return _store_error(error)
 
     def version(self) -> int:
         """Answer how often this process has committed; with other servers, what SQLite says of all.
@@ -348,7 +359,7 @@ class _SqliteReader:
     def installation(self) -> Installation:
         row = self._one(f"SELECT {rows.INSTALLATION} FROM installation")
         if row is None:
-            raise StoreUnusableError("the database was never initialised; run `init`")
+            raise _not_initialised()
         return rows.installation_from_row(row)
 
     def lookup(self, key_id: str) -> TokenRecord | None:
@@ -736,9 +747,13 @@ def _switch_to_wal(connection: dbapi.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
 
 
+def _not_initialised() -> StoreUnusableError:
+    return StoreUnusableError("the database was never initialised; run `init`")
+
+
 def _record_and_revision(row: rows.Row | None) -> tuple[TokenRecord | None, int]:
     if row is None:
-        raise StoreUnusableError("the database was never initialised; run `init`")
+        raise _not_initialised()
     if row[1] is None:
         return None, row[0]
     return TokenRecord._make(row[1:]), row[0]
