@@ -145,6 +145,7 @@ class App:
         self.housekeeper = Housekeeper(
             container.store,
             [container.refusals, self._pipeline, container.authorizer, self._gateway_routes],
+            container.clock,
         )
 
     @property

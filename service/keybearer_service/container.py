@@ -118,7 +118,7 @@ def build_container(
     prefixes = frozenset((installation.prefix, *installation.retired_prefixes))
     validator = Validator(store, keyring, usage, clock, entropy, prefixes)
     watches = WatchHub(store, validator, usage, clock, entropy)
-    mutations = Mutations(store, audit, clock, on_commit=watches.wake)
+    mutations = Mutations(store, audit, clock)
     return Container(
         installation=installation,
         store=store,

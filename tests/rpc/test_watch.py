@@ -368,9 +368,11 @@ def test_changes_are_kept_ten_minutes_and_a_hundred_thousand_rows(
             return stream.subscribe(epoch, from_revision).WhichOneof("message")
 
     admin.create_key()
+    service.app.housekeeper.flush()
     assert starts_with(0) == "hello", "young, so kept although there are more than 100,000"
     clock.advance(11 * MINUTE)
     admin.create_key()
+    service.app.housekeeper.flush()
     assert starts_with(0) == "reset", "old, and more than 100,000 back"
     now = head(service)[1]
     assert now == revision + kept + 2
@@ -404,17 +406,12 @@ def test_a_remembered_head_would_be_seen(
     service: Service, watcher: Stubs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The planted bug: a hub that answers with what it knows instead of reading the store."""
-    hub = service.app.container.watches
+    store = service.app.container.store
     with watching(watcher) as stream:
         stream.subscribe()
         stream.ping()
-        frozen = hub._told
-        assert frozen is not None
-
-        def remember(reader: Any, installation: Any) -> None:
-            """Tell nothing: the poll has not come round yet."""
-
-        monkeypatch.setattr(hub, "_tell", remember)
+        remembered = store.changes_since(*head(service)[1:], 0)
+        monkeypatch.setattr(store, "changes_since", lambda *_: remembered)
         _append(service, SubjectKind.KEY, "ElsewhereKey0001", service.account_id)
         before, _ = stream.ping()
         assert told(before) == [], "the pong overtook the change, which the test above would see"
@@ -434,12 +431,11 @@ def test_no_store_no_pong(
     with watching(watcher) as stream:
         stream.subscribe()
         with monkeypatch.context() as broken:
-            broken.setattr(store, "read", fail)
-            broken.setattr(store, "lookup", fail)
+            broken.setattr(store, "changes_since", fail)
             stream.send(ping={"sent_at": 1})
-            eventually(lambda: not service.app.container.watches._pings, "the ping was taken")
-            tried.clear()
             assert tried.wait(TIMEOUT_S)
+            tried.clear()
+            assert tried.wait(TIMEOUT_S), "it goes on trying"
         before, _ = stream.ping(2)
         assert before == [], "no pong for the first ping"
 
@@ -447,7 +443,8 @@ def test_no_store_no_pong(
 def test_a_change_that_could_not_be_read_is_told_once_it_can(
     service: Service, watcher: Stubs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A store that fails between the head and the changes must not make them be passed over."""
+    """A store that fails when it is asked for changes must not make them be passed over."""
+    store = service.app.container.store
     failed = threading.Event()
 
     def fail(*_: Any) -> Any:
@@ -458,7 +455,7 @@ def test_a_change_that_could_not_be_read_is_told_once_it_can(
         stream.subscribe()
         stream.ping()
         with monkeypatch.context() as broken:
-            broken.setattr(watch_module, "_between", fail)
+            broken.setattr(store, "changes_since", fail)
             _append(service, SubjectKind.KEY, "ElsewhereKey0001", service.account_id)
             assert failed.wait(TIMEOUT_S)
         before, _ = stream.ping()
@@ -470,10 +467,10 @@ def test_a_stream_cannot_be_opened_without_a_store(
 ) -> None:
     """The status says so; it is no verdict about the credential."""
 
-    def fail() -> Any:
+    def fail(*_: Any) -> Any:
         raise StoreLockedError("locked")
 
-    monkeypatch.setattr(service.app.container.store, "read", fail)
+    monkeypatch.setattr(service.app.container.store, "changes_since", fail)
     with watching(watcher) as stream:
         stream.send(subscribe={})
         assert stream.end().reason == "STORE_UNAVAILABLE"

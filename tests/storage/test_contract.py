@@ -251,23 +251,15 @@ def test_changes_are_in_rising_order_and_after_the_revision(store: Store, filled
             for n in range(5)
         ]
     assert revisions == [1, 2, 3, 4, 5]
-    with store.read() as reader:
-        assert [one.revision for one in reader.changes_after(2, 2)] == [3, 4]
-        assert [one.subject_id for one in reader.changes_after(0, 100)] == [
-            "k0",
-            "k1",
-            "k2",
-            "k3",
-            "k4",
-        ]
-        assert reader.installation().revision == 5
-        assert reader.oldest_change() == 1
+    assert [one.revision for one in store.changes_since(2, 2).changes] == [3, 4]
+    news = store.changes_since(0, 100)
+    assert [one.subject_id for one in news.changes] == ["k0", "k1", "k2", "k3", "k4"]
+    assert news[:3] == ("epoch", 5, 1)
 
 
 def test_the_oldest_change_of_an_empty_table_is_the_next_one(store: Store, filled: Filling) -> None:
     """Without history a watcher can resume from the head alone."""
-    with store.read() as reader:
-        assert reader.oldest_change() == reader.installation().revision + 1
+    assert store.changes_since(0, 100) == ("epoch", 0, 1, [])
 
 
 def test_the_audit_head_of_an_empty_log_is_zero(store: Store, filled: Filling) -> None:
@@ -712,7 +704,7 @@ def test_two_writers_never_lose_each_others_update(
     assert read_key(backend.store).row_version == 1 + 4 * rounds
     with backend.store.read() as reader:
         assert reader.installation().revision == 4 * rounds
-        revisions = [one.revision for one in reader.changes_after(0, 1000)]
+        revisions = [one.revision for one in backend.store.changes_since(0, 1000).changes]
     assert revisions == list(range(1, 4 * rounds + 1))
 
 
@@ -862,8 +854,7 @@ def test_old_request_records_are_forgotten(store: Store, filled: Filling) -> Non
                     create_time=START - age,
                 )
             )
-    with store.write() as tx:
-        tx.prune(START)
+    assert store.prune(START, 10) == 1
     with store.read() as reader:
         assert reader.request_record(USER, "0") is not None
         assert reader.request_record(USER, "1") is None
@@ -874,9 +865,8 @@ def test_changes_a_watcher_may_ask_for_are_kept(store: Store, filled: Filling) -
     with store.write() as tx:
         for _ in range(10):
             tx.append_change(kind=SubjectKind.KEY, subject_id=KEY, account_id=ACCT, now=START)
-        tx.prune(START + 10 * MINUTE + 1)
-    with store.read() as reader:
-        assert reader.oldest_change() == 1
+    assert store.prune(START + 10 * MINUTE + 1, 100) == 0
+    assert store.changes_since(0, 0).oldest == 1
 
 
 # --- the store ------------------------------------------------------------------------------------

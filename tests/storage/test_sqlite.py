@@ -14,14 +14,12 @@ import pytest
 from fakes import START
 from keybearer_service.domain.model import SubjectKind, Use
 from keybearer_service.storage import (
-    APPLICATION_ID,
     CommitFailedError,
     StoreError,
     StoreFullError,
     StoreLockedError,
     StoreUnusableError,
     dbapi,
-    sqlite,
 )
 from keybearer_service.storage.sqlite import SqliteStore
 from samples import Filling, add_keys, fill, sample_id, sample_key, sample_secret
@@ -57,7 +55,7 @@ SETTINGS = {
     "foreign_keys": 1,
     "secure_delete": 1,
     "trusted_schema": 0,
-    "application_id": APPLICATION_ID,
+    "application_id": 0x6B627231,
 }
 
 
@@ -244,12 +242,9 @@ def test_a_shared_store_notices_the_commits_of_others(store: SqliteStore, path: 
         shared.close()
 
 
-def test_a_write_waits_no_longer_than_the_busy_timeout(
-    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_waits_no_longer_than_the_busy_timeout(store: SqliteStore, path: Path) -> None:
     """Another process that holds the store makes a write fail as locked, and changes nothing."""
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.05)
-    waiting = SqliteStore(path)
+    waiting = SqliteStore(path, busy_timeout_s=0.05)
     holder = dbapi.connect(str(path), isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     try:
@@ -265,25 +260,26 @@ def test_a_write_waits_no_longer_than_the_busy_timeout(
 
 
 def test_a_write_of_another_thread_is_waited_for_no_longer_either(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+    store: SqliteStore, path: Path
 ) -> None:
-    """A stuck writer makes other mutations fail as locked while lookups go on."""
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.05)
+    """A stuck writer makes other writes of its store fail as locked while lookups go on."""
+    waiting = SqliteStore(path, busy_timeout_s=0.05)
     caught: list[BaseException] = []
 
     def write() -> None:
         try:
-            add_keys(store, sample_key("late"))
+            add_keys(waiting, sample_key("late"))
         except StoreError as error:
             caught.append(error)
 
-    with store.write():
+    with waiting.write():
         thread = threading.Thread(target=write)
         thread.start()
         thread.join()
-        assert store.lookup(KEY)[0] is not None
+        assert waiting.lookup(KEY)[0] is not None
     assert [type(one) for one in caught] == [StoreLockedError]
-    add_keys(store, sample_key("later"))
+    add_keys(waiting, sample_key("later"))
+    waiting.close()
 
 
 # --- a full disk ----------------------------------------------------------------------------------

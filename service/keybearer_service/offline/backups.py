@@ -11,6 +11,7 @@ from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.model import Installation, SubjectKind
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.keyring import Keyring
+from keybearer_service.offline.audit import check_store
 from keybearer_service.offline.errors import LocalError
 from keybearer_service.offline.initialise import EPOCH_LENGTH
 from keybearer_service.storage import Reader, Store
@@ -95,7 +96,7 @@ def _restore(
     keyring = Keyring(data_dir.peppers)
     store = open_store(unfinished)
     try:
-        damage = store.check()
+        damage = check_store(store)
         if damage:
             raise LocalError(f"{file} is damaged: {damage[0]}")
         with store.read() as reader:

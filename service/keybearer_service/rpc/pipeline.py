@@ -305,7 +305,8 @@ class CallPipeline(grpc.ServerInterceptor):
             return error
         if isinstance(error, CommitFailedError):
             log.critical("commit_failed", cause=str(error), request_id=call.request_id)
-            self._on_outcome_unknown()
+            if error.is_fatal:
+                self._on_outcome_unknown()
             return OutcomeUnknown()
         if isinstance(error, StoreFullError):
             return StoreFull()

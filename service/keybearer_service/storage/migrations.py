@@ -7,8 +7,11 @@ from typing import cast
 
 from sqlite_utils import Database, Migrations
 
-from keybearer_service.storage import APPLICATION_ID, StoreUnusableError
+from keybearer_service.storage import StoreUnusableError
 from keybearer_service.storage.dbapi import Connection
+
+APPLICATION_ID = 0x6B627231
+"""Marks a database file as one of keybearer: "kbr1"."""
 
 migrations = Migrations("keybearer")
 

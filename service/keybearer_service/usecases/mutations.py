@@ -4,7 +4,7 @@ A change begins only while somebody waits for it, judges its caller once more in
 transaction, and reads the time there, so that the order of times is the order of commits.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from keybearer.access import Role
@@ -86,18 +86,11 @@ class Mutation:
 class Mutations:
     """Begins changes."""
 
-    def __init__(
-        self,
-        store: Store,
-        audit: AuditLog,
-        clock: Clock,
-        on_commit: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Take what every change needs, and who wants to know at once that there was one."""
+    def __init__(self, store: Store, audit: AuditLog, clock: Clock) -> None:
+        """Take what every change needs."""
         self._store = store
         self._audit = audit
         self._clock = clock
-        self._on_commit = on_commit
 
     @contextmanager
     def begin(self, call: CallContext) -> Iterator[Mutation]:
@@ -113,8 +106,6 @@ class Mutations:
             now = self._clock.now()
             role = judge_caller_again(tx.lookup, call.identity, call.rule, now)
             yield Mutation(tx, self._audit, call.actor, now, role=role, call=call)
-            tx.prune(now)
-        self._on_commit()
 
     @contextmanager
     def begin_for_holder(self, call: CallContext, key_id: str) -> Iterator[Mutation]:
@@ -126,7 +117,6 @@ class Mutations:
             yield Mutation(
                 tx, self._audit, actor, self._clock.now(), role=Role.UNSPECIFIED, call=call
             )
-        self._on_commit()
 
     @contextmanager
     def begin_local(self) -> Iterator[Mutation]:

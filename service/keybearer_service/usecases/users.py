@@ -8,7 +8,7 @@ from keybearer_service.domain import validators
 from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
 from keybearer_service.domain.errors import EmailTaken, EtagMismatch, LastAdmin, ResourceNotFound
 from keybearer_service.domain.model import RevocationReason, SubjectKind, User, UserType
-from keybearer_service.storage import Reader, Revoked, Store, UserQuery
+from keybearer_service.storage import EmailConflictError, Reader, Revoked, Store, UserQuery
 from keybearer_service.usecases.audit import ids_change
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.issuing import KeyIssuer
@@ -229,7 +229,10 @@ def insert_user(mutation: Mutation, issuer: KeyIssuer, account_id: str, new: New
         create_time=mutation.now,
         update_time=mutation.now,
     )
-    mutation.tx.insert_user(user)
+    try:
+        mutation.tx.insert_user(user)
+    except EmailConflictError as error:
+        raise EmailTaken from error
     return user
 
 

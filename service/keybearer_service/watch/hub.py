@@ -1,15 +1,16 @@
-"""WatchInvalidations: what changed, told in order to every open stream.
+"""WatchInvalidations: sends every change, in order, to every open stream.
 
-There may be a thousand streams, and none of them holds a thread or touches the store: one thread,
+There may be a thousand streams, and none of them holds a thread or reads the store: one thread,
 the hub's, reads it for all of them, so that neither database connections nor reads grow with the
-watchers. In each turn it reads one snapshot, sends the new changes to the streams, and only then
-answers the pings that had arrived before the turn began. That order is the promise of a pong:
-nothing up to its head, read after its ping had arrived, is missing before it.
+watchers. A turn of the hub has a fixed order: take what has arrived, read what changed, send it,
+judge the watchers that pinged, answer their pings. That order is the promise of a pong: its head
+was read after its ping had arrived, and every change up to it was sent before it.
 """
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -19,12 +20,13 @@ import structlog
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import FieldInvalid, Overloaded, ServiceError, StreamEnded
-from keybearer_service.domain.model import Installation, Invalidation, SubjectKind
-from keybearer_service.domain.verdict import Caller, TokenRecord
-from keybearer_service.storage import Reader, Store, StoreError
+from keybearer_service.domain.model import Invalidation, SubjectKind
+from keybearer_service.domain.verdict import Caller
+from keybearer_service.storage import News, Store, StoreError
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.validation.usage import UsageRecorder
-from keybearer_service.validation.validator import Lookup, Validator, judge_caller_again
+from keybearer_service.validation.validator import Validator, judge_caller_again
+from keybearer_service.watch.feed import PAGE, ChangeFeed, GapError
 from keybearer_service.watch.messages import Hello, Incoming, Outgoing, Ping, Pong, Reset, Subscribe
 from keybearer_service.watch.usage_reports import UsageIngest, UsageReport
 
@@ -34,22 +36,18 @@ T = TypeVar("T")
 MAX_WATCHERS = 1000
 """Open streams in all; beyond, RESOURCE_EXHAUSTED."""
 MAX_QUEUED = 1000
-"""Messages that wait for a slow watcher; beyond, its stream is cut and it resumes by revision."""
+"""Messages that wait for a slow watcher; beyond, its stream is cut off and it may resume."""
 MAX_USAGE_ITEMS = 500
 """In one message: section 4 of the wire contract."""
 MAX_AGE_S = 900.0
 AGE_SPREAD = 0.2
 """Streams end after 15 min ± 20 %: watchers spread over servers, and do not all move at once."""
-POLL_S = 0.01
-"""How long a commit of another process may go unnoticed, and a ping unanswered. Commits of this
-process wake the hub."""
+GATHER_S = 0.01
+"""How long a ping waits for others, so that one turn answers them all."""
+SWEEP_S = 1.0
+"""How often streams that are silent or old are looked for."""
 SILENCE_S = 5.0
 """The credential of a stream that does not ping is judged this often all the same."""
-_PAGE = 500
-
-
-class _ChangedError(Exception):
-    """Something was committed since the last turn."""
 
 
 class WatcherSink(Protocol):
@@ -77,21 +75,20 @@ class Watcher:
     """One open stream. Made by `WatchHub.open`."""
 
     def __init__(self, hub: "WatchHub", call: CallContext, sink: WatcherSink, age: float) -> None:
-        """Take who watches, and the way to them."""
         self.caller = call.identity
         self.rule = call.rule
         self.sink = sink
         self.ends_at = hub.clock.monotonic() + age
         self.judged_at = hub.clock.monotonic()
-        self.position: int | None = None
-        """While the stream is behind: the last revision that was told. The hub's own."""
+        self.position = 0
+        """While the stream is behind: the last revision that was sent. Used by the hub alone."""
         self.waiting: list[int] = []
-        """Pings that arrived while it was behind. The hub's own."""
+        """Pings that arrived while it was behind. Used by the hub alone."""
         self._hub = hub
         self._has_subscribed = False
 
     def take(self, message: Incoming) -> None:
-        """Take a message of the watcher's. It is only noted: the thread is the transport's.
+        """Note a message of the watcher; the hub's thread serves it.
 
         Raises:
             FieldInvalid: It is out of place, or has too many items.
@@ -108,11 +105,11 @@ class Watcher:
                 self._hub.report(self, message)
 
     def leave(self) -> None:
-        """Be forgotten: the stream is over."""
+        """Leave the hub: the stream is over."""
         self._hub.leave(self)
 
     def sees(self, change: Invalidation) -> bool:
-        """Tell whether a change is any business of the watcher."""
+        """Return whether the watcher may see a change."""
         return (
             self.caller.is_operator
             or change.account_id == self.caller.account_id
@@ -130,7 +127,7 @@ class _Turn:
 
 
 class WatchHub:
-    """Reads the change table for all streams."""
+    """Reads the changes for all streams."""
 
     def __init__(
         self,
@@ -142,9 +139,10 @@ class WatchHub:
         *,
         max_watchers: int = MAX_WATCHERS,
     ) -> None:
-        """Take what streams are served from. `start` begins to serve them."""
+        """Create the hub; `start` begins to serve streams."""
         self.clock = clock
         self._store = store
+        self._feed = ChangeFeed(store)
         self._validator = validator
         self._entropy = entropy
         self._max_watchers = max_watchers
@@ -152,17 +150,17 @@ class WatchHub:
         self._lock = threading.Lock()
         self._open: set[Watcher] = set()
         self._subscriptions: deque[tuple[Watcher, Subscribe]] = deque()
-        self._pings: deque[tuple[Watcher, Ping]] = deque()
+        self._pings: list[tuple[Watcher, Ping]] = []
         self._left: deque[Watcher] = deque()
         self._credentials: deque[tuple[str, Future[Caller]]] = deque()
-        self._wake = threading.Event()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
         # The hub's thread alone touches these.
         self._live: set[Watcher] = set()
         self._behind: set[Watcher] = set()
-        self._told: tuple[str, int] | None = None
-        self._looked_after = clock.monotonic()
+        self._told: News | None = None
+        """The news of the last turn; None while nobody is to be told of changes."""
+        self._swept_at = clock.monotonic()
         self._in_trouble = False
 
     @property
@@ -172,8 +170,9 @@ class WatchHub:
 
     @property
     def told_revision(self) -> int:
-        """Up to which revision the streams were told; 0 when there are none."""
-        return self._told[1] if self._told and self._open else 0
+        """The revision up to which changes were sent; 0 without streams."""
+        told = self._told
+        return told.head if told and self._open else 0
 
     def start(self) -> None:
         """Begin to read."""
@@ -181,25 +180,21 @@ class WatchHub:
         self._thread.start()
 
     def close(self) -> None:
-        """End all streams, so that a server that stops need not wait for them."""
+        """End all streams, so that a server that stops does not wait for them."""
         with self._lock:
             self._closing = True
             streams = list(self._open)
         for watcher in streams:
             watcher.sink.end(StreamEnded("the server stops"))
-        self._wake.set()
+        self._feed.wake()
         if self._thread.is_alive():
             self._thread.join()
         for _, caller in _drained(self._credentials):
             caller.set_exception(StreamEnded("the server stops"))
         self._uses.stop()
 
-    def wake(self) -> None:
-        """Say that something was committed."""
-        self._wake.set()
-
     def authenticate(self, token: str) -> Caller:
-        """Answer who opens a stream; as `Validator.authenticate`, without a database connection.
+        """Return who opens a stream, as `Validator.authenticate` does, on the hub's thread.
 
         Raises:
             CredentialsExpired, CredentialsInvalid, StoreError, StoreUnavailable: As there.
@@ -209,7 +204,7 @@ class WatchHub:
             if self._closing:
                 raise StreamEnded("the server stops")
             self._credentials.append((token, caller))
-        self._wake.set()
+        self._feed.wake()
         return caller.result()
 
     def open(self, call: CallContext, sink: WatcherSink) -> Watcher:
@@ -231,6 +226,7 @@ class WatchHub:
             if len(self._open) >= self._max_watchers:
                 raise Overloaded("too many watch streams; try again later")
             self._open.add(watcher)
+        self._feed.wake()
         return watcher
 
     def leave(self, watcher: Watcher) -> None:
@@ -239,24 +235,28 @@ class WatchHub:
             self._open.discard(watcher)
         self._left.append(watcher)
         if not self._open:
-            # The hub is about to rest, and is not to keep the call meanwhile.
-            self._wake.set()
+            # The hub is about to rest, and must not keep the call until it wakes up.
+            self._feed.wake()
 
     def subscribe(self, watcher: Watcher, message: Subscribe) -> None:
-        """Start to tell a watcher of changes."""
+        """Begin to send changes to a watcher, in the next turn."""
         self._subscriptions.append((watcher, message))
-        self._wake.set()
+        self._feed.wake()
 
     def ping(self, watcher: Watcher, message: Ping) -> None:
-        """Answer a ping, in the next turn.
+        """Answer a ping within GATHER_S.
 
-        It does not wake the hub: one turn for all the pings of POLL_S costs little, and a pong that
-        comes a little later only takes as much from its watcher's lease.
+        One turn for all the pings of that time costs little, and a pong that comes a little later
+        only takes as much from its watcher's lease.
         """
-        self._pings.append((watcher, message))
+        with self._lock:
+            self._pings.append((watcher, message))
+            is_first = len(self._pings) == 1
+        if is_first:
+            self._feed.wake()
 
     def report(self, watcher: Watcher, message: UsageReport) -> None:
-        """Count what a watcher answered from its cache.
+        """Count the uses that a watcher reports.
 
         Raises:
             FieldInvalid: Too many items.
@@ -269,23 +269,30 @@ class WatchHub:
 
     def _run(self) -> None:
         while not self._closing:
-            # Without streams nobody is to be told anything, and whatever comes wakes the hub.
-            self._wake.wait(POLL_S if self._open else None)
-            self._wake.clear()
-            # Pings first: one whose subscription comes between the two lines is of the next turn.
-            pings = _drained(self._pings)
+            self._wait()
+            # Pings first: one whose subscription comes between the two is of the next turn.
+            with self._lock:
+                pings, self._pings = self._pings, []
             turn = _Turn(_drained(self._subscriptions), pings, _drained(self._credentials))
             try:
                 self._serve(turn)
                 self._log_state_change(None)
-            except Exception as error:  # noqa: BLE001 - the hub outlives what it cannot foresee
+            except Exception as error:  # noqa: BLE001 - the hub goes on after an unforeseen error
                 self._log_state_change(error)
-                # No store, no pong; and nobody waits in vain.
+                # No store, no pong; and nobody waits for an answer that does not come.
                 for watcher, _ in turn.subscriptions:
                     watcher.sink.end(error)
                 for _, caller in turn.credentials:
                     if not caller.done():
                         caller.set_exception(error)
+
+    def _wait(self) -> None:
+        is_unfinished = self._behind or self._in_trouble
+        if not self._pings and not is_unfinished:
+            # Without streams there is nobody to send to, and whatever arrives wakes the hub.
+            self._feed.wait(SWEEP_S if self._open else None)
+        if self._pings or is_unfinished:
+            self._feed.wait(GATHER_S)
 
     def _serve(self, turn: _Turn) -> None:
         for token, caller in turn.credentials:
@@ -296,49 +303,38 @@ class WatchHub:
         for watcher in _drained(self._left):
             self._live.discard(watcher)
             self._behind.discard(watcher)
-        if turn.subscriptions or self._behind or not self._answer_unchanged(turn.pings):
-            self._answer_in_snapshot(turn)
+        if not self._open:
+            self._told = None
+            return
+        news = self._send_changes()
+        for watcher, subscription in turn.subscriptions:
+            if watcher in self._open:
+                self._begin(news, watcher, subscription)
+        for watcher in list(self._behind):
+            self._catch_up(news, watcher)
+        self._judge({watcher for watcher, _ in turn.pings})
+        self._answer(turn.pings, news.head)
+        self._sweep()
 
-    def _answer_unchanged(self, pings: Sequence[tuple[Watcher, Ping]]) -> bool:
-        """Answer pings when nothing was committed since the last turn; tell whether that is so.
-
-        Most turns are like this, and a transaction would cost more than all else in them. Each
-        statement tells the revision of its own snapshot: as long as it is the one that was told,
-        what is read is of one moment, and no stream has missed anything.
-        """
-        if self._told is None:
-            return False
-        head = self._told[1]
-
-        def lookup(key_id: str) -> TokenRecord | None:
-            record, revision = self._store.lookup(key_id)
-            if revision != head:
-                raise _ChangedError
-            return record
-
+    def _send_changes(self) -> News:
+        """Send what is new to the live streams; return the news of this turn."""
+        told = self._told if self._live else None
         try:
-            if pings:
-                self._judge(lookup, {watcher for watcher, _ in pings})
-            else:
-                lookup("")
-            self._sweep(lookup)
-        except _ChangedError:
-            return False
-        self._answer(pings, head)
-        return True
-
-    def _answer_in_snapshot(self, turn: _Turn) -> None:
-        with self._store.read() as reader:
-            installation = reader.installation()
-            self._tell(reader, installation)
-            for watcher, subscription in turn.subscriptions:
-                if watcher in self._open:
-                    self._begin(reader, installation, watcher, subscription)
-            for watcher in list(self._behind):
-                self._catch_up(reader, installation.revision, watcher)
-            self._judge(reader.lookup, {watcher for watcher, _ in turn.pings})
-            self._answer(turn.pings, installation.revision)
-            self._sweep(reader.lookup)
+            news = self._feed.head() if told is None else self._feed.since(told.epoch, told.head)
+        except GapError:
+            # So late that changes were deleted meanwhile, or the history is another one: these
+            # watchers have to start afresh.
+            log.warning("watch_history_broken", streams=len(self._live))
+            self._end_all(self._live, StreamEnded("the stream fell behind"))
+            news = self._feed.head()
+        for watcher in list(self._live) if news.changes else ():
+            for change in news.changes:
+                if watcher.sees(change):
+                    watcher.sink.send(change)
+            self._drop_if_stuck(watcher)
+        # Advance only after the read succeeded, so that a failed read is repeated next turn.
+        self._told = news._replace(changes=())
+        return news
 
     def _answer(self, pings: Iterable[tuple[Watcher, Ping]], head: int) -> None:
         for watcher, ping in pings:
@@ -346,24 +342,6 @@ class WatchHub:
                 watcher.sink.send(Pong(ping.sent_at, head))
             elif watcher in self._behind:
                 watcher.waiting.append(ping.sent_at)
-            self._drop_if_stuck(watcher)
-
-    def _tell(self, reader: Reader, installation: Installation) -> None:
-        """Tell the live streams what is new."""
-        epoch, head = installation.epoch, installation.revision
-        changes: list[Invalidation] | None = []
-        if self._told is not None and self._live:
-            changes = _between(reader, self._told[1], head) if self._told[0] == epoch else None
-        # Not before they were read: what a store that failed has not told is told later.
-        self._told = (epoch, head)
-        if changes is None:
-            # So late that the change table begins later: they are to start afresh.
-            self._end_all(self._live, StreamEnded("the stream fell behind"))
-            return
-        for watcher in list(self._live) if changes else ():
-            for change in changes:
-                if watcher.sees(change):
-                    watcher.sink.send(change)
             self._drop_if_stuck(watcher)
 
     def _drop_if_stuck(self, watcher: Watcher) -> None:
@@ -375,47 +353,48 @@ class WatchHub:
             self._behind.discard(watcher)
             watcher.sink.cancel()
 
-    def _begin(
-        self, reader: Reader, installation: Installation, watcher: Watcher, wanted: Subscribe
-    ) -> None:
-        epoch, head = installation.epoch, installation.revision
-        self._live.add(watcher)
+    def _begin(self, news: News, watcher: Watcher, wanted: Subscribe) -> None:
         if not wanted.epoch:
-            watcher.sink.send(Hello(epoch, head))
-        elif wanted.epoch == epoch and reader.oldest_change() - 1 <= wanted.from_revision <= head:
-            watcher.sink.send(Hello(epoch, head))
-            if wanted.from_revision < head:
-                self._live.discard(watcher)
-                self._behind.add(watcher)
+            watcher.sink.send(Hello(news.epoch, news.head))
+        elif wanted.epoch == news.epoch and news.continues(wanted.from_revision):
+            watcher.sink.send(Hello(news.epoch, news.head))
+            if wanted.from_revision < news.head:
                 watcher.position = wanted.from_revision
+                self._behind.add(watcher)
+                return
         else:
-            watcher.sink.send(Reset(epoch, head))
+            watcher.sink.send(Reset(news.epoch, news.head))
+        self._live.add(watcher)
 
-    def _catch_up(self, reader: Reader, head: int, watcher: Watcher) -> None:
-        """Tell a stream that resumed the next part of what it missed, as fast as it reads."""
-        if watcher.position is None or watcher.sink.queued > MAX_QUEUED - _PAGE:
+    def _catch_up(self, news: News, watcher: Watcher) -> None:
+        """Send a resumed stream the next part of what it missed, as fast as its watcher reads."""
+        if watcher.sink.queued > MAX_QUEUED - PAGE:
             return
-        until = min(watcher.position + _PAGE, head)
-        changes = _between(reader, watcher.position, until)
-        if changes is None:
+        limit = min(PAGE, news.head - watcher.position)
+        try:
+            missed = self._feed.page(news.epoch, watcher.position, limit).changes
+        except GapError:
             self._end_all({watcher}, StreamEnded("the stream fell behind"))
             return
-        for change in changes:
+        for change in missed:
             if watcher.sees(change):
                 watcher.sink.send(change)
-        watcher.position = until
-        if until == head:
+        watcher.position += len(missed)
+        if watcher.position == news.head:
             self._behind.discard(watcher)
             self._live.add(watcher)
             for sent_at in watcher.waiting:
-                watcher.sink.send(Pong(sent_at, head))
+                watcher.sink.send(Pong(sent_at, news.head))
             watcher.waiting.clear()
         else:
-            self._wake.set()
+            self._feed.wake()
 
-    def _judge(self, lookup: Lookup, watchers: Iterable[Watcher]) -> None:
+    def _judge(self, watchers: AbstractSet[Watcher]) -> None:
         """Judge the credentials of watchers again, and end the streams of those who may not."""
+        if not watchers:
+            return
         monotonic, now = self.clock.monotonic(), self.clock.now()
+        records, _ = self._store.lookup_many(list({one.caller.key_id for one in watchers}))
         verdicts: dict[tuple[str, int], ServiceError | None] = {}
         for watcher in watchers:
             watcher.judged_at = monotonic
@@ -423,7 +402,7 @@ class WatchHub:
             secret = (caller.key_id, caller.match.secret_version)
             if secret not in verdicts:
                 try:
-                    judge_caller_again(lookup, caller, watcher.rule, now)
+                    judge_caller_again(records.get, caller, watcher.rule, now)
                     verdicts[secret] = None
                 except ServiceError as error:
                     verdicts[secret] = error
@@ -431,15 +410,15 @@ class WatchHub:
             if denial is not None:
                 self._end_all({watcher}, denial)
 
-    def _sweep(self, lookup: Lookup) -> None:
-        """Judge those who have been silent, and end the streams that are old; once a second."""
+    def _sweep(self) -> None:
+        """Once a second, judge the silent watchers and end the streams that are old."""
         now = self.clock.monotonic()
-        if now - self._looked_after < 1:
+        if now - self._swept_at < SWEEP_S:
             return
-        self._looked_after = now
+        self._swept_at = now
         with self._lock:
             streams = list(self._open)
-        self._judge(lookup, [one for one in streams if now - one.judged_at >= SILENCE_S])
+        self._judge({one for one in streams if now - one.judged_at >= SILENCE_S})
         old = [one for one in streams if now >= one.ends_at]
         self._end_all(old, StreamEnded("the stream is old enough; resume"))
 
@@ -450,7 +429,7 @@ class WatchHub:
             watcher.sink.end(error)
 
     def _log_state_change(self, error: Exception | None) -> None:
-        """Log trouble when it begins and when it ends, not at every turn."""
+        """Log when trouble begins and when it ends, not in every turn."""
         if error is not None and not self._in_trouble:
             foreseen = isinstance(error, StoreError)
             log.error(
@@ -462,17 +441,5 @@ class WatchHub:
 
 
 def _drained(inbox: deque[T]) -> list[T]:
-    """Take what is there by now; others go on adding."""
+    """Remove and return what is there by now; others go on adding."""
     return [inbox.popleft() for _ in range(len(inbox))]
-
-
-def _between(reader: Reader, after: int, until: int) -> list[Invalidation] | None:
-    """Read the changes in (after, until]; None when some of them are no longer there."""
-    changes: list[Invalidation] = []
-    while after < until:
-        page = reader.changes_after(after, min(_PAGE, until - after))
-        if not page or page[0].revision != after + 1 or page[-1].revision != after + len(page):
-            return None
-        changes.extend(page)
-        after = page[-1].revision
-    return changes
