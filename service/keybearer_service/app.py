@@ -119,7 +119,6 @@ class App:
             shared=config.shared,
             recorder=self._metrics,
         )
-        self._data_dir = config.data_dir
         self._message_watchdog = MessageWatchdog(self.container.clock)
         try:
             self._gateway_routes = self._build_gateway_routes(config.http.open_account)
@@ -225,9 +224,7 @@ class App:
         return self._metrics.render()
 
     def _gauges(self) -> Mapping[str, float]:
-        return service_gauges(
-            self.container, lambda: self._server.queued_calls, lambda: self._data_dir.store_bytes
-        )
+        return service_gauges(self.container, lambda: self._server.queued_calls)
 
     def _live_keys(self) -> Mapping[str, int]:
         return live_keys_by_expiry(self.container.store, self.container.clock.now())

@@ -4,28 +4,26 @@ from collections.abc import Callable, Mapping
 
 from keybearer_service.container import Container
 from keybearer_service.domain.clock import DAY
-from keybearer_service.storage import Store
+from keybearer_service.storage import FileStore, Store
 
 DAYS_TO_EXPIRY = (1, 7, 30, 90, 365)
 """Live keys are counted in the spans between these, and beyond, and without an expiry."""
 
 
-def service_gauges(
-    container: Container, queued_calls: Callable[[], int], store_bytes: Callable[[], int]
-) -> dict[str, float]:
+def service_gauges(container: Container, queued_calls: Callable[[], int]) -> dict[str, float]:
     """Return the gauges that are read every second.
 
     Args:
         container: The running service.
         queued_calls: Returns how many validations wait for a thread.
-        store_bytes: Returns the size of the store.
     """
+    store = container.store
     told = container.watches.told_revision
     revision = container.validator.revision()
     return {
         "queued_calls": queued_calls(),
         "queued_uses": container.usage.pending,
-        "store_bytes": store_bytes(),
+        "store_bytes": store.size_bytes if isinstance(store, FileStore) else 0,
         "store_revision": revision,
         "watch_streams": container.watches.watchers,
         "watch_lag_revisions": revision - told if told else 0,
