@@ -1,4 +1,4 @@
-"""What is decided about a token, and by which rules of time and role."""
+"""The verdict about a token, and the rules of time and role that lead to it."""
 
 import enum
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ class Outcome(enum.IntEnum):
     SCOPE_INSUFFICIENT = 7
 
 
-_ROLES = {role.value: role for role in Role}  # a call of the enum costs three times as much
+_ROLES = {role.value: role for role in Role}  # calling the enum costs three times as much
 
 
 class TokenRecord(NamedTuple):
     """Everything a verdict needs, in the order of the one statement that reads it.
 
-    A named tuple, not a dataclass: it is made from a row on every validation, in a quarter of the
-    time.
+    A named tuple, not a dataclass: it is created from a row on every validation, in a quarter of
+    the time.
     """
 
     key_id: str
@@ -63,6 +63,19 @@ class TokenRecord(NamedTuple):
         """The lower of the granted role and the owner's current role."""
         return _ROLES[min(self.role, self.owner_role)]
 
+    def secret_of(self, version: int, now: int) -> "Match | None":
+        """Return the secret of this version: the current one, or the old one while it overlaps.
+
+        The one place that decides which secrets of a key work at a moment, whatever the key's own
+        state: None for every other version, and for the old one from the end of its overlap on.
+        """
+        if version == self.secret_version:
+            return Match(self, version, self.expire_time, is_current=True)
+        end = self.overlap_end_time
+        if version == self.old_secret_version and end is not None and now < end:
+            return Match(self, version, end, is_current=False)
+        return None
+
 
 class Match(NamedTuple):
     """A record together with the secret of it that was presented."""
@@ -70,12 +83,12 @@ class Match(NamedTuple):
     record: TokenRecord
     secret_version: int
     valid_until: int | None
-    """When this secret stops working of itself: its key's expiry, or the end of its overlap."""
+    """When this secret stops working by itself: its key's expiry, or the end of its overlap."""
     is_current: bool
     """False for the old secret of a rotation."""
 
     def lives_at(self, now: int) -> bool:
-        """Tell whether neither the key nor this secret of it has come to its end of itself."""
+        """Return whether neither the key nor this secret of it has expired."""
         return self.valid_until is None or now < self.valid_until
 
 
@@ -87,7 +100,7 @@ class Verdict(NamedTuple):
     cache_for: int
     """Microseconds; 0 means not at all."""
     match: Match | None
-    """None for NOT_FOUND: then nothing is told."""
+    """None for NOT_FOUND, which says nothing about any key."""
 
 
 MAX_CACHE_FOR = 60_000_000
@@ -113,8 +126,8 @@ _OF_LIVE_KEYS = (Outcome.VALID, Outcome.ROLE_INSUFFICIENT, Outcome.SCOPE_INSUFFI
 def outcome_at(record: TokenRecord, rule: AccessRule, now: int) -> Outcome:
     """Judge a key whose whole secret matched: state first, then role, then scopes.
 
-    A deleted owner's keys are revoked in the transaction of the deletion; should such a row ever
-    be read unrevoked, it is a denial all the same.
+    A deleted owner's keys are revoked in the transaction of the deletion; a row that is not is a
+    denial all the same.
     """
     if record.owner_delete_time is not None:
         return Outcome.REVOKED
@@ -127,9 +140,9 @@ def outcome_at(record: TokenRecord, rule: AccessRule, now: int) -> Outcome:
 
 
 def cache_for_at(outcome: Outcome, valid_until: int | None, now: int) -> int:
-    """Answer for how long a verdict may be reused, in microseconds: never past its own end."""
+    """Return for how long a verdict may be reused, in microseconds: never past its own end."""
     if outcome in _OF_LIVE_KEYS:
-        # The others than VALID are about the question, not the identity, and only that is kept.
+        # The outcomes other than VALID are about the question, and clients keep only the identity.
         limit = MAX_CACHE_FOR if outcome is Outcome.VALID else MAX_NEGATIVE_CACHE_FOR
         return limit if valid_until is None else max(0, min(limit, valid_until - now))
     return MAX_NEGATIVE_CACHE_FOR
@@ -137,7 +150,7 @@ def cache_for_at(outcome: Outcome, valid_until: int | None, now: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who calls: an identity that was proven, judged at one moment."""
+    """Who calls: a proven identity, judged at one moment."""
 
     key_id: str
     account_id: str

@@ -104,7 +104,8 @@ class Mutations:
             if not call.is_alive:
                 raise CallAbandoned
             now = self._clock.now()
-            role = judge_caller_again(tx.lookup, call.identity, call.rule, now)
+            caller = tx.lookup(call.identity.key_id)
+            role = judge_caller_again(caller, call.identity, call.rule, now).record.effective_role
             yield Mutation(tx, self._audit, call.actor, now, role=role, call=call)
 
     @contextmanager

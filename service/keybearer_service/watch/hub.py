@@ -402,7 +402,7 @@ class WatchHub:
             secret = (caller.key_id, caller.match.secret_version)
             if secret not in verdicts:
                 try:
-                    judge_caller_again(records.get, caller, watcher.rule, now)
+                    judge_caller_again(records.get(caller.key_id), caller, watcher.rule, now)
                     verdicts[secret] = None
                 except ServiceError as error:
                     verdicts[secret] = error
