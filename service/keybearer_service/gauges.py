@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from keybearer_service.container import Container
-from keybearer_service.domain.clock import DAY
+from keybearer_service.domain.clock import DAY, Micros, after
 from keybearer_service.storage import FileStore, Store
 
 DAYS_TO_EXPIRY = (1, 7, 30, 90, 365)
@@ -30,11 +30,11 @@ def service_gauges(container: Container, queued_calls: Callable[[], int]) -> dic
     }
 
 
-def live_keys_by_expiry(store: Store, now: int) -> Mapping[str, int]:
+def live_keys_by_expiry(store: Store, now: Micros) -> Mapping[str, int]:
     """Return how many keys are neither revoked nor expired, by days until they expire."""
     with store.read() as reader:
         *up_to, expiring, everything = reader.live_keys(
-            now, [now + days * DAY for days in DAYS_TO_EXPIRY]
+            now, [after(now, days * DAY) for days in DAYS_TO_EXPIRY]
         )
     counts = {}
     before, least = 0, 0

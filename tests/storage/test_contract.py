@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from backends import Backend, Dump
-from fakes import START
+from fakes import START, at
 from keybearer.access import Role
 from keybearer_service.domain.audit_event import Action, Actor, ActorType
-from keybearer_service.domain.clock import DAY, HOUR, MINUTE, SECOND
+from keybearer_service.domain.clock import DAY, HOUR, MINUTE, SECOND, Micros
 from keybearer_service.domain.model import (
     Account,
     ApiKey,
@@ -145,9 +145,9 @@ def test_every_field_of_a_key_is_kept(store: Store, filled: Filling) -> None:
         description="text",
         scopes=("a.*", "b:c"),
         labels={"team": "ü", "env": ""},
-        expire_time=START + DAY,
-        disable_time=START + 1,
-        revoke_time=START + 2,
+        expire_time=at(DAY),
+        disable_time=at(1),
+        revoke_time=at(2),
         revoked_by=USER,
         revocation_reason=RevocationReason.LOST,
         revocation_note="note",
@@ -166,17 +166,17 @@ def test_every_field_of_a_key_is_kept(store: Store, filled: Filling) -> None:
 def test_a_deleted_user_is_answered_by_id(store: Store, filled: Filling) -> None:
     """`user` answers deleted ones too."""
     with store.write() as tx:
-        tx.update_user(replace(filled.user, delete_time=START + 1))
+        tx.update_user(replace(filled.user, delete_time=at(1)))
     with store.read() as reader:
         user = reader.user(USER)
     assert user is not None
-    assert user.delete_time == START + 1
+    assert user.delete_time == at(1)
 
 
 def test_a_deleted_user_is_not_found_by_address(store: Store, filled: Filling) -> None:
     """`user_by_email` skips deleted ones, and finds the live one that has the address now."""
     with store.write() as tx:
-        tx.update_user(replace(filled.user, delete_time=START + 1))
+        tx.update_user(replace(filled.user, delete_time=at(1)))
     with store.read() as reader:
         assert reader.user_by_email(ACCT, filled.user.email) is None
     with store.write() as tx:
@@ -333,7 +333,7 @@ def test_peppers_are_newest_first_with_their_unrevoked_secrets(
     with store.write() as tx:
         tx.insert_pepper(Pepper(id="pepper02", check=b"c2", create_time=START))
         tx.insert_api_key(sample_key("dead", revoke_time=START), sample_secret())
-        rotated = replace(filled.key, secret_version=2, overlap_end_time=START + DAY)
+        rotated = replace(filled.key, secret_version=2, overlap_end_time=at(DAY))
         tx.replace_secret(rotated, sample_secret(2)._replace(pepper_id="pepper02"), sample_secret())
     with store.read() as reader:
         ids = [one.id for one in reader.peppers()]
@@ -344,9 +344,9 @@ def test_peppers_are_newest_first_with_their_unrevoked_secrets(
 def test_a_retired_pepper_says_since_when(store: Store, filled: Filling) -> None:
     """Retiring marks, it does not remove."""
     with store.write() as tx:
-        tx.retire_pepper(PEPPER, START + 5)
+        tx.retire_pepper(PEPPER, at(5))
     with store.read() as reader:
-        assert [one.retire_time for one in reader.peppers()] == [START + 5]
+        assert [one.retire_time for one in reader.peppers()] == [at(5)]
 
 
 # --- lists ----------------------------------------------------------------------------------------
@@ -408,8 +408,8 @@ def _many_keys() -> list[ApiKey]:
         sample_key(
             f"m{n:02}",
             name=f"name{n % 4}",
-            create_time=START + n % 3,
-            expire_time=None if n % 3 == 0 else START + DAY + n % 2,
+            create_time=at(n % 3),
+            expire_time=None if n % 3 == 0 else at(DAY) + n % 2,
         )
         for n in range(24)
     ]
@@ -434,9 +434,7 @@ def test_pages_are_complete_and_ordered_while_keys_are_inserted(
 ) -> None:
     """Every key that was there is listed once, in order, whatever comes between the pages."""
     add_keys(store, *_many_keys())
-    store.add_uses(
-        [Use(sample_id(f"m{n:02}"), 1, START + SECOND + n % 3, 1) for n in range(0, 24, 2)]
-    )
+    store.add_uses([Use(sample_id(f"m{n:02}"), 1, at(SECOND + n % 3), 1) for n in range(0, 24, 2)])
     with store.read() as reader:
         there = {key.id: key for key in reader.list_api_keys(keys_query(), ALL)}
     query = keys_query(order_by=order, descending=descending)
@@ -457,8 +455,8 @@ def test_pages_are_complete_and_ordered_while_keys_are_inserted(
                 sample_key(
                     f"new{number}{'zA'[number % 2]}",
                     name=f"name{number % 5}",
-                    create_time=START + number % 4 - 1,
-                    expire_time=(None, START + DAY, START + 2 * DAY)[number % 3],
+                    create_time=at(number % 4) - 1,
+                    expire_time=(None, at(DAY), at(2 * DAY))[number % 3],
                 ),
             )
     assert [one.id for one in seen] == [
@@ -471,8 +469,8 @@ def test_pages_are_complete_and_ordered_while_keys_are_inserted(
 @pytest.mark.parametrize("descending", [False, True])
 def test_absent_times_stand_at_one_end(store: Store, filled: Filling, *, descending: bool) -> None:
     """Never-expiring keys come after all others, never-used ones before, in rising order."""
-    add_keys(store, sample_key("soon", expire_time=START + DAY))
-    store.add_uses([Use(sample_id("soon"), 1, START + SECOND, 1)])
+    add_keys(store, sample_key("soon", expire_time=at(DAY)))
+    store.add_uses([Use(sample_id("soon"), 1, at(SECOND), 1)])
     for order, rising in (
         ("expire_time", ["soon", "key"]),
         ("last_used_time", ["key", "soon"]),
@@ -496,7 +494,7 @@ def test_accounts_are_listed_newest_first_and_stable_under_inserts(
     """An account made between two pages moves nothing."""
     with store.write() as tx:
         for n in range(6):
-            tx.insert_account(sample_account(f"a{n}", create_time=START + n // 2))
+            tx.insert_account(sample_account(f"a{n}", create_time=at(n // 2)))
     seen: list[Account] = []
     after: SortKey | None = None
     for number in range(20):
@@ -507,7 +505,7 @@ def test_accounts_are_listed_newest_first_and_stable_under_inserts(
         seen.extend(page)
         after = (page[-1].create_time, page[-1].id)
         with store.write() as tx:
-            tx.insert_account(sample_account(f"b{number}", create_time=START + 9))
+            tx.insert_account(sample_account(f"b{number}", create_time=at(9)))
     ids = [one.id for one in seen]
     assert ids == [sample_id(name) for name in ("a5", "a4", "a3", "a2", "acct", "a1", "a0")]
 
@@ -548,7 +546,7 @@ def test_users_are_filtered(
     assert sorted(one.display_name for one in users) == found
 
 
-NOW = START + HOUR
+NOW = at(HOUR)
 STATES: dict[str, dict[str, Any]] = {
     "active": {},
     "active, expires later": {"expire_time": NOW + 1},
@@ -592,16 +590,16 @@ def test_keys_are_filtered_by_owner_expiry_and_last_use(store: Store, filled: Fi
         tx.insert_user(sample_user("other"))
     add_keys(
         store,
-        sample_key("old", create_time=START - DAY, expire_time=START + DAY),
-        sample_key("foreign", owner_id=sample_id("other"), create_time=START - DAY),
-        sample_key("used", create_time=START - DAY),
+        sample_key("old", create_time=at(-DAY), expire_time=at(DAY)),
+        sample_key("foreign", owner_id=sample_id("other"), create_time=at(-DAY)),
+        sample_key("used", create_time=at(-DAY)),
     )
     store.add_uses([Use(sample_id("used"), 1, START, 1)])
     assert listed(store, keys_query(owner_id=sample_id("other"))) == ["foreign"]
-    assert listed(store, keys_query(expires_before=START + DAY)) == []
-    assert listed(store, keys_query(expires_before=START + DAY + 1)) == ["old"]
+    assert listed(store, keys_query(expires_before=at(DAY))) == []
+    assert listed(store, keys_query(expires_before=at(DAY) + 1)) == ["old"]
     assert set(listed(store, keys_query(unused_since=START))) == {"old", "foreign"}
-    assert set(listed(store, keys_query(unused_since=START + 1))) == {
+    assert set(listed(store, keys_query(unused_since=at(1)))) == {
         "old",
         "foreign",
         "used",
@@ -629,9 +627,9 @@ def test_audit_events_are_filtered_newest_first(store: Store, filled: Filling) -
     assert seqs(actor_id="k") == seqs(actor_id="u") == [2]
     assert seqs(target_id="t") == [1]
     assert seqs(actions=(Action.USER_CREATED,)) == [3]
-    assert seqs(after=START + 1) == [3, 2]
-    assert seqs(before=START + 3) == [2, 1]
-    assert seqs(after=START + 1, before=START + 3) == [2]
+    assert seqs(after=at(1)) == [3, 2]
+    assert seqs(before=at(3)) == [2, 1]
+    assert seqs(after=at(1), before=at(3)) == [2]
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -719,20 +717,20 @@ def test_an_id_that_exists_is_refused(backend: Backend, filled: Filling) -> None
 def test_updating_a_key_touches_no_usage_and_no_secret(backend: Backend, filled: Filling) -> None:
     """A whole key that was read before a use is written back without undoing the use."""
     stale = read_key(backend.store)
-    backend.store.add_uses([Use(KEY, 1, START + SECOND, 5)])
+    backend.store.add_uses([Use(KEY, 1, at(SECOND), 5)])
     before = backend.dump()
     with backend.store.write() as tx:
         tx.update_api_key(
             replace(
                 stale,
                 name="renamed",
-                update_time=START + 2 * SECOND,
+                update_time=at(2 * SECOND),
                 row_version=2,
                 use_count=0,
                 last_used_time=None,
                 secret_used=False,
                 secret_version=9,
-                secret_create_time=1,
+                secret_create_time=Micros(1),
             )
         )
     assert changed_columns(before, backend.dump()) == {
@@ -740,8 +738,8 @@ def test_updating_a_key_touches_no_usage_and_no_secret(backend: Backend, filled:
     }
 
 
-def _rotated(store: Store, key: ApiKey, end: int) -> ApiKey:
-    rotated = replace(key, secret_version=2, secret_create_time=START + 1, overlap_end_time=end)
+def _rotated(store: Store, key: ApiKey, end: Micros) -> ApiKey:
+    rotated = replace(key, secret_version=2, secret_create_time=at(1), overlap_end_time=end)
     with store.write() as tx:
         tx.replace_secret(rotated, sample_secret(2, "new"), sample_secret(1))
     return rotated
@@ -749,13 +747,13 @@ def _rotated(store: Store, key: ApiKey, end: int) -> ApiKey:
 
 def test_replacing_a_secret_keeps_both(store: Store, filled: Filling) -> None:
     """The current and the old one, with their versions and times."""
-    _rotated(store, filled.key, START + DAY)
+    _rotated(store, filled.key, at(DAY))
     with store.read() as reader:
         assert reader.secrets_of(KEY) == (sample_secret(2, "new"), sample_secret(1))
         record = reader.lookup(KEY)
     assert record is not None
     assert (record.secret_version, record.old_secret_version) == (2, 1)
-    assert (record.secret_create_time, record.overlap_end_time) == (START + 1, START + DAY)
+    assert (record.secret_create_time, record.overlap_end_time) == (at(1), at(DAY))
 
 
 @pytest.mark.parametrize(("moment", "erased"), [(DAY - 1, False), (DAY, True), (DAY + 1, True)])
@@ -763,9 +761,9 @@ def test_the_next_write_erases_a_dead_old_secret(
     store: Store, filled: Filling, moment: int, *, erased: bool
 ) -> None:
     """From the end of the overlap on the digest goes with the next write to the key."""
-    rotated = _rotated(store, filled.key, START + DAY)
+    rotated = _rotated(store, filled.key, at(DAY))
     with store.write() as tx:
-        tx.update_api_key(replace(rotated, update_time=START + moment))
+        tx.update_api_key(replace(rotated, update_time=at(moment)))
     with store.read() as reader:
         assert (reader.secrets_of(KEY)[1] is None) == erased
 
@@ -775,13 +773,13 @@ def test_a_revocation_of_many_erases_dead_old_secrets_too(
     store: Store, filled: Filling, moment: int, *, erased: bool
 ) -> None:
     """A revocation with its owner is a write to the key as any other."""
-    _rotated(store, filled.key, START + DAY)
+    _rotated(store, filled.key, at(DAY))
     with store.write() as tx:
         tx.revoke_keys(
             owner_id=USER,
             reason=RevocationReason.OWNER_DELETED,
             revoked_by=USER,
-            now=START + moment,
+            now=at(moment),
         )
     with store.read() as reader:
         assert (reader.secrets_of(KEY)[1] is None) == erased
@@ -796,13 +794,13 @@ def test_revoking_an_owners_keys_leaves_the_revoked_and_the_foreign(
         tx.insert_user(sample_user("other"))
     add_keys(
         store,
-        sample_key("dead", revoke_time=START - 1, revocation_reason=RevocationReason.LOST),
+        sample_key("dead", revoke_time=at(-1), revocation_reason=RevocationReason.LOST),
         sample_key("foreign", owner_id=sample_id("other")),
     )
     before = backend.dump()
     with store.write() as tx:
         count = tx.revoke_keys(
-            owner_id=USER, reason=RevocationReason.OWNER_DELETED, revoked_by="who", now=START + 5
+            owner_id=USER, reason=RevocationReason.OWNER_DELETED, revoked_by="who", now=at(5)
         )
     assert count == 1
     after = backend.dump()
@@ -851,7 +849,7 @@ def test_old_request_records_are_forgotten(store: Store, filled: Filling) -> Non
                     attempt=1,
                     key_id=KEY,
                     secret_version=1,
-                    create_time=START - age,
+                    create_time=at(-age),
                 )
             )
     assert store.prune(START, 10) == 1
@@ -865,7 +863,7 @@ def test_changes_a_watcher_may_ask_for_are_kept(store: Store, filled: Filling) -
     with store.write() as tx:
         for _ in range(10):
             tx.append_change(kind=SubjectKind.KEY, subject_id=KEY, account_id=ACCT, now=START)
-    assert store.prune(START + 10 * MINUTE + 1, 100) == 0
+    assert store.prune(at(10 * MINUTE + 1), 100) == 0
     assert store.changes_since(0, 0).oldest == 1
 
 
@@ -949,18 +947,19 @@ def test_a_snapshot_stands_still(store: Store, filled: Filling) -> None:
 
 def test_live_keys_are_counted_by_when_they_expire(store: Store, filled: Filling) -> None:
     """Revoked and expired keys are left out; a key that expires at a moment counts for it."""
-    now = START + DAY
+    now = at(DAY)
     with store.write() as tx:
-        for name, changes in {
-            "soon": {"expire_time": now + HOUR},
-            "later": {"expire_time": now + DAY},
-            "much": {"expire_time": now + 2 * DAY},
-            "gone": {"expire_time": now},
-            "dead": {"revoke_time": START, "expire_time": now + HOUR},
+        for name, expire_time in {
+            "soon": at(DAY + HOUR),
+            "later": at(2 * DAY),
+            "much": at(3 * DAY),
+            "gone": now,
         }.items():
-            tx.insert_api_key(sample_key(name, **changes), sample_secret())
+            tx.insert_api_key(sample_key(name, expire_time=expire_time), sample_secret())
+        dead = sample_key("dead", revoke_time=START, expire_time=at(DAY + HOUR))
+        tx.insert_api_key(dead, sample_secret())
     with store.read() as reader:
-        assert list(reader.live_keys(now, [now + HOUR, now + DAY])) == [1, 2, 3, 4]
+        assert list(reader.live_keys(now, [at(DAY + HOUR), at(2 * DAY)])) == [1, 2, 3, 4]
 
 
 def test_the_version_moves_with_every_commit(store: Store, filled: Filling) -> None:
@@ -977,40 +976,40 @@ def test_the_version_moves_with_every_commit(store: Store, filled: Filling) -> N
 def test_uses_touch_usage_columns_and_nothing_else(backend: Backend, filled: Filling) -> None:
     """Comparing every column of every table, only the four of usage move, of this key alone."""
     add_keys(backend.store, sample_key("bystander"))
-    _rotated(backend.store, filled.key, START + DAY)
+    _rotated(backend.store, filled.key, at(DAY))
     before = backend.dump()
-    backend.store.add_uses([Use(KEY, 2, START + SECOND, 3), Use(KEY, 1, START + 2 * SECOND, 4)])
+    backend.store.add_uses([Use(KEY, 2, at(SECOND), 3), Use(KEY, 1, at(2 * SECOND), 4)])
     after = backend.dump()
     assert changed_columns(before, after) == {"api_keys": USAGE_COLUMNS}
     bystander = [one for one in before["api_keys"] if one["id"] != KEY]
     assert [one for one in after["api_keys"] if one["id"] != KEY] == bystander
     key = read_key(backend.store)
-    assert (key.use_count, key.last_used_time) == (7, START + 2 * SECOND)
-    assert key.old_secret_last_used_time == START + 2 * SECOND
+    assert (key.use_count, key.last_used_time) == (7, at(2 * SECOND))
+    assert key.old_secret_last_used_time == at(2 * SECOND)
     assert key.secret_used
 
 
 def test_an_old_secrets_use_does_not_make_the_new_one_used(store: Store, filled: Filling) -> None:
     """Only a use of the current secret forbids minting it again."""
-    _rotated(store, filled.key, START + DAY)
-    store.add_uses([Use(KEY, 1, START + SECOND, 1)])
+    _rotated(store, filled.key, at(DAY))
+    store.add_uses([Use(KEY, 1, at(SECOND), 1)])
     key = read_key(store)
     assert not key.secret_used
-    assert key.old_secret_last_used_time == START + SECOND
+    assert key.old_secret_last_used_time == at(SECOND)
 
 
 def test_uses_only_move_forward(store: Store, filled: Filling) -> None:
     """An older use, written later, never moves the time back; its count is added."""
-    store.add_uses([Use(KEY, 1, START + 5 * SECOND, 1)])
-    store.add_uses([Use(KEY, 1, START + SECOND, 1)])
-    store.add_uses([Use(KEY, 1, START - DAY, 1)])
+    store.add_uses([Use(KEY, 1, at(5 * SECOND), 1)])
+    store.add_uses([Use(KEY, 1, at(SECOND), 1)])
+    store.add_uses([Use(KEY, 1, at(-DAY), 1)])
     key = read_key(store)
-    assert (key.last_used_time, key.use_count) == (START + 5 * SECOND, 3)
+    assert (key.last_used_time, key.use_count) == (at(5 * SECOND), 3)
 
 
 def test_a_use_is_never_before_the_keys_creation(store: Store, filled: Filling) -> None:
     """A reporter with a slow clock does not make a key used before it was made."""
-    store.add_uses([Use(KEY, 1, START - DAY, 1)])
+    store.add_uses([Use(KEY, 1, at(-DAY), 1)])
     assert read_key(store).last_used_time == START
 
 
@@ -1027,8 +1026,8 @@ def test_uses_of_unknown_and_revoked_keys_are_skipped(backend: Backend, filled: 
 BAD_USES = {
     "count too large": Use(KEY, 1, START, 2**63),
     "count negative": Use(KEY, 1, START, -5),
-    "time too large": Use(KEY, 1, 2**80, 1),
-    "time negative": Use(KEY, 1, -(2**80), 1),
+    "time too large": Use(KEY, 1, Micros(2**80), 1),
+    "time negative": Use(KEY, 1, Micros(-(2**80)), 1),
     "version too large": Use(KEY, 2**80, START, 1),
     "id with a null": Use("\0" * 16, 1, START, 1),
     "id empty": Use("", 1, START, 1),
@@ -1042,9 +1041,9 @@ def test_one_bad_use_does_not_harm_the_others(store: Store, filled: Filling, nam
     add_keys(store, sample_key("a"), sample_key("z"))
     store.add_uses(
         [
-            Use(sample_id("a"), 1, START + SECOND, 2),
+            Use(sample_id("a"), 1, at(SECOND), 2),
             BAD_USES[name],
-            Use(sample_id("z"), 1, START + SECOND, 3),
+            Use(sample_id("z"), 1, at(SECOND), 3),
         ]
     )
     assert read_key(store, sample_id("a")).use_count == 2

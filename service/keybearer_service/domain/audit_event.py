@@ -3,6 +3,8 @@
 import enum
 from dataclasses import dataclass
 
+from keybearer_service.domain.clock import Micros
+
 
 class ActorType(enum.IntEnum):
     """The numbers of `keybearer.v1.AuditActorType`."""
@@ -73,7 +75,7 @@ class AuditEvent:
 
     id: str
     seq: int
-    time: int
+    time: Micros
     account_id: str
     actor: Actor
     action: Action

@@ -12,7 +12,7 @@ from keybearer.access import (
     is_held_scope,
     is_required_scope,
 )
-from keybearer_service.domain.clock import DAY
+from keybearer_service.domain.clock import DAY, Micros
 from keybearer_service.domain.errors import FieldInvalid
 
 MAX_NAME = 100
@@ -25,7 +25,7 @@ MAX_OVERLAP = 30 * DAY
 MAX_FILTER = 254
 """Section 3 and 8 of the wire contract."""
 
-MAX_TIME = 253_402_300_799_999_999
+MAX_TIME = Micros(253_402_300_799_999_999)
 """The last microsecond of the year 9999, the greatest a Timestamp may hold."""
 
 _EMAIL = re.compile(r"[!-?A-~]+@[!-?A-~]+", re.ASCII)
@@ -153,7 +153,7 @@ def labels(field: str, values: Mapping[str, str]) -> dict[str, str]:
     return dict(values)
 
 
-def future(field: str, value: int, now: int) -> int:
+def future(field: str, value: Micros, now: Micros) -> Micros:
     """Take a moment that is still to come and that a Timestamp can hold."""
     if value <= now:
         raise FieldInvalid(field, "must be in the future")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from keybearer.access import AccessRule, Decision, Role, decide
+from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.model import KeyState, key_state
 
 
@@ -39,23 +40,23 @@ class TokenRecord(NamedTuple):
     """Separated by blanks."""
     labels: str
     """A JSON object; empty for none."""
-    expire_time: int | None
-    disable_time: int | None
-    revoke_time: int | None
+    expire_time: Micros | None
+    disable_time: Micros | None
+    revoke_time: Micros | None
     secret_version: int
     secret_used: int
-    secret_create_time: int
+    secret_create_time: Micros
     digest: bytes
     pepper_id: str
     old_digest: bytes | None
     old_pepper_id: str | None
     old_secret_version: int | None
-    overlap_end_time: int | None
+    overlap_end_time: Micros | None
     owner_role: int
     owner_email: str
     owner_type: int
-    owner_delete_time: int | None
-    account_disable_time: int | None
+    owner_delete_time: Micros | None
+    account_disable_time: Micros | None
     account_is_operator: int
 
     @property
@@ -63,7 +64,7 @@ class TokenRecord(NamedTuple):
         """The lower of the granted role and the owner's current role."""
         return _ROLES[min(self.role, self.owner_role)]
 
-    def secret_of(self, version: int, now: int) -> "Match | None":
+    def secret_of(self, version: int, now: Micros) -> "Match | None":
         """Return the secret of this version: the current one, or the old one while it overlaps.
 
         The one place that decides which secrets of a key work at a moment, whatever the key's own
@@ -82,12 +83,12 @@ class Match(NamedTuple):
 
     record: TokenRecord
     secret_version: int
-    valid_until: int | None
+    valid_until: Micros | None
     """When this secret stops working by itself: its key's expiry, or the end of its overlap."""
     is_current: bool
     """False for the old secret of a rotation."""
 
-    def lives_at(self, now: int) -> bool:
+    def lives_at(self, now: Micros) -> bool:
         """Return whether neither the key nor this secret of it has expired."""
         return self.valid_until is None or now < self.valid_until
 
@@ -123,7 +124,7 @@ _DECISION_OUTCOMES = {
 _OF_LIVE_KEYS = (Outcome.VALID, Outcome.ROLE_INSUFFICIENT, Outcome.SCOPE_INSUFFICIENT)
 
 
-def outcome_at(record: TokenRecord, rule: AccessRule, now: int) -> Outcome:
+def outcome_at(record: TokenRecord, rule: AccessRule, now: Micros) -> Outcome:
     """Judge a key whose whole secret matched: state first, then role, then scopes.
 
     A deleted owner's keys are revoked in the transaction of the deletion; a row that is not is a
@@ -139,7 +140,7 @@ def outcome_at(record: TokenRecord, rule: AccessRule, now: int) -> Outcome:
     return _DECISION_OUTCOMES[decide(rule, record.effective_role, record.scopes.split())]
 
 
-def cache_for_at(outcome: Outcome, valid_until: int | None, now: int) -> int:
+def cache_for_at(outcome: Outcome, valid_until: Micros | None, now: Micros) -> int:
     """Return for how long a verdict may be reused, in microseconds: never past its own end."""
     if outcome in _OF_LIVE_KEYS:
         # The outcomes other than VALID are about the question, and clients keep only the identity.

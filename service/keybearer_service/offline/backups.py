@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
-from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.model import Installation, SubjectKind
 from keybearer_service.installation.data_directory import DataDir
@@ -42,7 +42,7 @@ def back_up(store: Store, data_dir: DataDir, file: Path, *, with_keys: bool) -> 
 class Restored:
     """What a restore brought back."""
 
-    last_change: int
+    last_change: Micros
     """The time of the newest audit event in the backup: what came after is undone."""
     epoch: str
     keys: int
@@ -131,7 +131,7 @@ def _restore(
     return Restored(last_change, epoch, count)
 
 
-def _last_event_time(reader: Reader) -> int:
+def _last_event_time(reader: Reader) -> Micros:
     seq, _ = reader.audit_head()
     events = reader.audit_chain(seq - 1, 1)
     return events[0].time if events else reader.installation().create_time

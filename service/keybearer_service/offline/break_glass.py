@@ -3,7 +3,7 @@
 from keybearer.access import Role
 from keybearer_service.domain import validators
 from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
-from keybearer_service.domain.clock import rfc3339
+from keybearer_service.domain.clock import Micros, rfc3339
 from keybearer_service.domain.errors import ResourceNotFound
 from keybearer_service.domain.model import SubjectKind, User, UserType
 from keybearer_service.offline.errors import LocalError
@@ -53,7 +53,7 @@ def issue_admin_token(
             target_id=issued.key.id,
             changes=(
                 FieldChange("owner_id", "", user.id),
-                FieldChange("expire_time", "", rfc3339(issued.key.expire_time or 0)),
+                FieldChange("expire_time", "", rfc3339(issued.key.expire_time or Micros(0))),
             ),
         )
         mutation.invalidate(SubjectKind.KEY, issued.key.id, account_id)

@@ -24,7 +24,7 @@ from keybearer.v1 import (
 )
 from keybearer_service.domain import validators
 from keybearer_service.domain.audit_event import Action, AuditEvent
-from keybearer_service.domain.clock import DAY, SECOND
+from keybearer_service.domain.clock import DAY, SECOND, Micros
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.model import (
     ANY_ACCOUNT,
@@ -77,7 +77,7 @@ class _Repeatable(Protocol):
 # --- reading: times, enums, masks -----------------------------------------------------------------
 
 
-def micros_from_timestamp(field: str, value: Timestamp) -> int:
+def micros_from_timestamp(field: str, value: Timestamp) -> Micros:
     """Read a Timestamp.
 
     Raises:
@@ -85,7 +85,7 @@ def micros_from_timestamp(field: str, value: Timestamp) -> int:
     """
     if not (MIN_SECONDS <= value.seconds <= MAX_SECONDS and 0 <= value.nanos < NANOS):
         raise FieldInvalid(field, "a moment from 0001-01-01T00:00:00Z to 9999-12-31T23:59:59Z")
-    return value.seconds * SECOND + value.nanos // 1000
+    return Micros(value.seconds * SECOND + value.nanos // 1000)
 
 
 def micros_from_duration(field: str, value: Duration) -> int:
@@ -126,7 +126,7 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
 
 
-def _optional_time(request: Message, field: str) -> int | None:
+def _optional_time(request: Message, field: str) -> Micros | None:
     return (
         micros_from_timestamp(field, getattr(request, field)) if request.HasField(field) else None
     )
@@ -235,7 +235,7 @@ def overlap(
 
 
 def key_query(
-    account_id: str, request: api_key_service_pb2.ListApiKeysRequest, now: int
+    account_id: str, request: api_key_service_pb2.ListApiKeysRequest, now: Micros
 ) -> KeyQuery:
     """Read which keys are wanted, in which order."""
     order_by, _, direction = request.order_by.strip().partition(" ")
@@ -390,7 +390,9 @@ def _usage_item(item: token_service_pb2.WatchInvalidationsRequest.UsageItem) -> 
     time = item.last_used_time
     # Any number will do: the time is clamped to what is possible.
     micros = min(max(time.seconds, MIN_SECONDS), MAX_SECONDS) * SECOND
-    return UsageItem(item.key_id, item.secret_version, micros + time.nanos // 1000, item.count)
+    return UsageItem(
+        item.key_id, item.secret_version, Micros(micros + time.nanos // 1000), item.count
+    )
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -443,7 +445,7 @@ def user_to_proto(user: User) -> user_pb2.User:
     )
 
 
-def key_to_proto(key: ApiKey, now: int) -> api_key_pb2.ApiKey:
+def key_to_proto(key: ApiKey, now: Micros) -> api_key_pb2.ApiKey:
     """Write a key with the state it has at `now`."""
     return api_key_pb2.ApiKey(
         id=key.id,
@@ -484,7 +486,7 @@ class IssuedFields(TypedDict):
     replayed: bool
 
 
-def issued_fields(issued: IssuedKey, now: int) -> IssuedFields:
+def issued_fields(issued: IssuedKey, now: Micros) -> IssuedFields:
     """Write a key with its new token: into an answer, and nowhere else."""
     return IssuedFields(
         api_key=key_to_proto(issued.key, now), token=issued.token, replayed=issued.replayed
@@ -594,7 +596,9 @@ def _write_invalidation(
             told.everything = True
 
 
-def identity_to_proto(caller: Caller, revision: int, now: int) -> token_service_pb2.WhoAmIResponse:
+def identity_to_proto(
+    caller: Caller, revision: int, now: Micros
+) -> token_service_pb2.WhoAmIResponse:
     """Write who calls."""
     match = caller.match
     record: TokenRecord = match.record

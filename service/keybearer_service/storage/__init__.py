@@ -30,7 +30,7 @@ from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 from keybearer.access import Role
 from keybearer_service.domain.audit_event import Action, AuditEvent
-from keybearer_service.domain.clock import HOUR, MINUTE
+from keybearer_service.domain.clock import HOUR, MINUTE, Micros
 from keybearer_service.domain.model import (
     Account,
     ApiKey,
@@ -141,14 +141,14 @@ class KeyQuery:
     """The wanted keys of an account, and their order."""
 
     account_id: str
-    now: int
+    now: Micros
     """The moment at which the states are judged."""
     states: tuple[KeyState, ...] = ()
     owner_id: str = ""
     name_contains: str = ""
-    expires_before: int | None = None
+    expires_before: Micros | None = None
     """A key that never expires does not match."""
-    unused_since: int | None = None
+    unused_since: Micros | None = None
     """A key without a use counts as used when it was created."""
     order_by: str = "create_time"
     """create_time, expire_time (never comes last), name or last_used_time (never comes first)."""
@@ -165,8 +165,8 @@ class AuditQuery:
     """The id of the key or of the user that acted."""
     target_id: str = ""
     actions: tuple[Action, ...] = ()
-    after: int | None = None
-    before: int | None = None
+    after: Micros | None = None
+    before: Micros | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,7 +289,7 @@ class Reader(Protocol):
         """Count all keys."""
         ...
 
-    def live_keys(self, now: int, expiring_by: Sequence[int]) -> Sequence[int]:
+    def live_keys(self, now: Micros, expiring_by: Sequence[Micros]) -> Sequence[int]:
         """Count the keys neither revoked nor expired at `now`; must leave out all others.
 
         Returns:
@@ -358,7 +358,7 @@ class Writer(Reader, Protocol):
         not_owner_id: str = "",
         reason: RevocationReason,
         revoked_by: str,
-        now: int,
+        now: Micros,
     ) -> int:
         """Revoke the unrevoked keys of an owner, or created by a user for others; return how many.
 
@@ -368,7 +368,7 @@ class Writer(Reader, Protocol):
         ...
 
     def append_change(
-        self, *, kind: SubjectKind, subject_id: str, account_id: str, now: int
+        self, *, kind: SubjectKind, subject_id: str, account_id: str, now: Micros
     ) -> int:
         """Record what becomes stale, and return the new revision; must be the last one plus one."""
         ...
@@ -385,7 +385,7 @@ class Writer(Reader, Protocol):
         """Insert a pepper."""
         ...
 
-    def retire_pepper(self, pepper_id: str, now: int) -> None:
+    def retire_pepper(self, pepper_id: str, now: Micros) -> None:
         """Mark a pepper as retired."""
         ...
 
@@ -490,7 +490,7 @@ class Store(Protocol):
 
     # --- care -------------------------------------------------------------------------------------
 
-    def prune(self, now: int, limit: int) -> int:
+    def prune(self, now: Micros, limit: int) -> int:
         """Delete what nobody may ask for any more, and return how many rows that were.
 
         Must delete at most `limit` request records older than REQUESTS_KEPT_FOR, and at most

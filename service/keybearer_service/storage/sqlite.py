@@ -15,6 +15,7 @@ from sqlite_utils import Database
 from sqlite_utils.db import Table
 
 from keybearer_service.domain.audit_event import AuditEvent
+from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.model import (
     Account,
     ApiKey,
@@ -305,7 +306,7 @@ class SqliteStore:
 
     # --- care -------------------------------------------------------------------------------------
 
-    def prune(self, now: int, limit: int) -> int:
+    def prune(self, now: Micros, limit: int) -> int:
         """Delete what nobody may ask for any more; return how many rows that were."""
         with self._transaction():
             requests = self._writer.execute(
@@ -315,7 +316,7 @@ class SqliteStore:
             )
             return int(requests.rowcount) + self._prune_changes(now, limit)
 
-    def _prune_changes(self, now: int, limit: int) -> int:
+    def _prune_changes(self, now: Micros, limit: int) -> int:
         head, oldest = self._writer.execute(
             "SELECT (SELECT revision FROM installation), (SELECT min(revision) FROM changes)"
         ).fetchone()
@@ -629,7 +630,7 @@ class _SqliteReader:
     def key_count(self) -> int:
         return self._count("SELECT count(*) FROM api_keys")
 
-    def live_keys(self, now: int, expiring_by: Sequence[int]) -> Sequence[int]:
+    def live_keys(self, now: Micros, expiring_by: Sequence[Micros]) -> Sequence[int]:
         counts = ", ".join("count(*) FILTER (WHERE expire_time <= ?)" for _ in expiring_by)
         return self._all(
             f"SELECT {counts}, count(expire_time), count(*) FROM api_keys"
@@ -704,7 +705,7 @@ class _SqliteWriter(_SqliteReader):
         not_owner_id: str = "",
         reason: RevocationReason,
         revoked_by: str,
-        now: int,
+        now: Micros,
     ) -> int:
         where = _keys_of(owner_id, created_by, not_owner_id)
         cursor = self._connection.execute(
@@ -715,7 +716,7 @@ class _SqliteWriter(_SqliteReader):
         return int(cursor.rowcount)
 
     def append_change(
-        self, *, kind: SubjectKind, subject_id: str, account_id: str, now: int
+        self, *, kind: SubjectKind, subject_id: str, account_id: str, now: Micros
     ) -> int:
         revision = self._count("UPDATE installation SET revision = revision + 1 RETURNING revision")
         change = Invalidation(revision, now, account_id, kind, subject_id)
@@ -731,7 +732,7 @@ class _SqliteWriter(_SqliteReader):
     def insert_pepper(self, pepper: Pepper) -> None:
         self._insert("peppers", rows.row_from_pepper(pepper))
 
-    def retire_pepper(self, pepper_id: str, now: int) -> None:
+    def retire_pepper(self, pepper_id: str, now: Micros) -> None:
         self._update("peppers", pepper_id, {"retire_time": now})
 
     def _erase_dead_secret(self, key: ApiKey) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from keybearer.access import Role
 from keybearer_service.domain import token_format, validators
+from keybearer_service.domain.clock import Micros, after
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import (
     FieldInvalid,
@@ -17,10 +18,10 @@ from keybearer_service.usecases.mutations import Mutation
 class Expiration:
     """How long a key is to live: a moment, a span from now, or neither for ever."""
 
-    at: int | None = None
+    at: Micros | None = None
     ttl: int | None = None
 
-    def resolve(self, now: int) -> int | None:
+    def resolve(self, now: Micros) -> Micros | None:
         """Answer the moment of expiry; None means never.
 
         Raises:
@@ -29,7 +30,7 @@ class Expiration:
         if self.ttl is not None:
             if self.ttl <= 0:
                 raise FieldInvalid("ttl", "must be more than 0")
-            return validators.future("ttl", now + self.ttl, now)
+            return validators.future("ttl", after(now, self.ttl), now)
         return None if self.at is None else validators.future("expire_time", self.at, now)
 
 
@@ -105,7 +106,9 @@ class KeyIssuer:
         mutation.tx.insert_api_key(key, secret)
         return IssuedKey(self._read_back(mutation, key.id), token)
 
-    def renew(self, mutation: Mutation, key: ApiKey, *, overlap_end_time: int | None) -> IssuedKey:
+    def renew(
+        self, mutation: Mutation, key: ApiKey, *, overlap_end_time: Micros | None
+    ) -> IssuedKey:
         """Give a key its next secret; the current one lives on until `overlap_end_time`."""
         current, _ = mutation.tx.secrets_of(key.id)
         return self._put_next(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from keybearer.access import Role
 from keybearer_service.domain.audit_event import Action, Actor, ActorType, FieldChange, TargetType
-from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.errors import AuthorityExceeded, CallAbandoned
 from keybearer_service.domain.model import SubjectKind
 from keybearer_service.storage import Store, Writer
@@ -26,7 +26,7 @@ class Mutation:
         tx: Writer,
         audit: AuditLog,
         actor: Actor,
-        now: int,
+        now: Micros,
         *,
         role: Role,
         call: CallContext | None,

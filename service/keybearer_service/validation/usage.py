@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import structlog
 
-from keybearer_service.domain.clock import MINUTE
+from keybearer_service.domain.clock import MINUTE, Micros
 from keybearer_service.domain.model import Use
 from keybearer_service.domain.verdict import Match
 from keybearer_service.storage import Store, StoreError
@@ -38,8 +38,8 @@ class UsageRecorder:
         self._flush_interval_s = flush_interval_s
         # Every validation adds two uses, so they are only noted here, in one step of the
         # interpreter; whoever writes them, or asks how many there are, counts them.
-        self._notes: deque[tuple[str, int, int]] = deque(maxlen=MAX_NOTES)
-        self._pending: dict[tuple[str, int], tuple[int, int]] = {}
+        self._notes: deque[tuple[str, int, Micros]] = deque(maxlen=MAX_NOTES)
+        self._pending: dict[tuple[str, int], tuple[Micros, int]] = {}
         self._lock = threading.Lock()
         self._flush_lock = threading.Lock()
         self._wake = threading.Event()
@@ -57,14 +57,16 @@ class UsageRecorder:
             self._count_notes()
             return len(self._pending)
 
-    def add(self, match: Match, now: int) -> None:
+    def add(self, match: Match, now: Micros) -> None:
         """Count one use. Wakes the writer for the first success of a young secret."""
         record = match.record
         self._notes.append((record.key_id, match.secret_version, now))
         if match.is_current and not record.secret_used and now - record.secret_create_time < YOUNG:
             self._wake.set()
 
-    def add_many(self, key_id: str, secret_version: int, last_used_time: int, count: int) -> None:
+    def add_many(
+        self, key_id: str, secret_version: int, last_used_time: Micros, count: int
+    ) -> None:
         """Count several uses of one secret."""
         with self._lock:
             self._count(key_id, secret_version, last_used_time, count)
@@ -107,9 +109,9 @@ class UsageRecorder:
         for _ in range(len(self._notes)):
             self._count(*self._notes.popleft(), 1)
 
-    def _count(self, key_id: str, secret_version: int, last_used_time: int, count: int) -> None:
+    def _count(self, key_id: str, secret_version: int, last_used_time: Micros, count: int) -> None:
         key = (key_id, secret_version)
-        last, total = self._pending.get(key, (0, 0))
+        last, total = self._pending.get(key, (last_used_time, 0))
         if total or len(self._pending) < MAX_PENDING:
             self._pending[key] = (max(last, last_used_time), total + count)
 

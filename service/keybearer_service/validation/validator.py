@@ -14,7 +14,7 @@ import structlog
 
 from keybearer.access import AccessRule, Decision, Role, decide
 from keybearer_service.domain import token_format
-from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import (
     CredentialsExpired,
@@ -146,7 +146,7 @@ class Validator:
         """Return the key and the secret of it that a token opens, whatever the key's state."""
         return self._match_at(token, self._clock.now())
 
-    def _match_at(self, token: str, now: int) -> Match | None:
+    def _match_at(self, token: str, now: Micros) -> Match | None:
         parsed = token_format.parse(token, self._prefixes)
         record, _ = self._store.lookup(_NOBODY if parsed is None else parsed.key_id)
         return self._match(parsed, record, now)
@@ -174,7 +174,7 @@ class Validator:
         return Verdict(outcome, revision, cache_for_at(outcome, match.valid_until, now), match)
 
     def _match(
-        self, parsed: token_format.Parsed | None, record: TokenRecord | None, now: int
+        self, parsed: token_format.Parsed | None, record: TokenRecord | None, now: Micros
     ) -> Match | None:
         if parsed is None:
             return None
@@ -204,7 +204,7 @@ class Validator:
             raise StoreUnavailable from error
         return token_format.digest_by(mac, record.account_id, parsed.key_id, parsed.secret)
 
-    def _identify(self, token: str, now: int) -> Caller:
+    def _identify(self, token: str, now: Micros) -> Caller:
         match = self._match_at(token, now)
         if match is None:
             raise CredentialsInvalid
@@ -244,7 +244,7 @@ def judge_caller(caller: Caller, rule: AccessRule) -> None:
 
 
 def judge_caller_again(
-    record: TokenRecord | None, caller: Caller, rule: AccessRule, now: int
+    record: TokenRecord | None, caller: Caller, rule: AccessRule, now: Micros
 ) -> Match:
     """Judge a caller by what the store says now; return its key and secret as they are now.
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import structlog
 
-from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.verdict import Caller, TokenRecord
 from keybearer_service.storage import Store, StoreError
 from keybearer_service.validation.usage import UsageRecorder
@@ -28,7 +28,7 @@ class UsageItem(NamedTuple):
 
     key_id: str
     secret_version: int
-    last_used_time: int
+    last_used_time: Micros
     uses: int
 
 
@@ -100,7 +100,7 @@ class UsageIngest:
             )
 
 
-def _reported_secret(record: TokenRecord, version: int, used_at: int) -> int:
+def _reported_secret(record: TokenRecord, version: int, used_at: Micros) -> int:
     secret = record.secret_of(version, used_at)
     if secret is None or (secret.is_current and not record.secret_used):
         return _NO_SECRET
