@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from backends import append_changes
 from fakes import FakeClock, SeededEntropy
-from harness import Refusal, Service, Stubs, initialise, message, refusal_of
+from harness import Refusal, Service, Stubs, initialise, message, refusal_of, running
 from keybearer.v1 import account_service_pb2, api_key_service_pb2, user_service_pb2
 from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service.app import WATCH_THREADS, App, AppConfig
@@ -22,7 +24,7 @@ from keybearer_service.domain.clock import MINUTE, SECOND
 from keybearer_service.domain.model import SubjectKind
 from keybearer_service.domain.verdict import Caller
 from keybearer_service.net.addresses import Listener
-from keybearer_service.storage import StoreLockedError
+from keybearer_service.storage import StoreLockedError, dbapi
 from keybearer_service.watch import hub as watch_module
 from keybearer_service.watch.usage_reports import UsageReport
 
@@ -252,30 +254,70 @@ def test_the_holders_own_revocation_is_told(service: Service, admin: Stubs, watc
         assert stream.next().invalidation.key_id == created.api_key.id
 
 
-def test_a_commit_of_another_process_is_told(service: Service, watcher: Stubs) -> None:
-    """What nobody woke the hub for is found by looking."""
-    with watching(watcher) as stream:
-        stream.subscribe()
-        _append(service, SubjectKind.KEY, "ElsewhereKey0001", service.account_id)
-        assert stream.next().invalidation.key_id == "ElsewhereKey0001"
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_commit_of_another_process_is_told(
+    tmp_path: Path, clock: FakeClock, entropy: SeededEntropy, *, shared: bool
+) -> None:
+    """Other servers' commits are polled for; a local command's are found within a second."""
+    with running(tmp_path / "data", clock, entropy, shared=shared) as service:
+        admin = service.admin
+        with watching(admin) as stream:
+            stream.subscribe()
+            started = time.monotonic()
+            append_many(service, 1)
+            assert stream.next().HasField("invalidation")
+            taken = time.monotonic() - started
+    assert taken < (0.5 if shared else TIMEOUT_S)
+
+
+@contextmanager
+def behind_the_service(service: Service) -> Iterator[dbapi.Connection]:
+    """Commit something as another process would."""
+    connection = dbapi.connect(str(service.data_dir.database))
+    with connection:
+        yield connection
+    connection.close()
 
 
 def append_many(service: Service, count: int) -> None:
-    """Commit many changes in one statement."""
-    now = service.app.container.clock.now()
-    with service.app.container.store.write() as tx:
-        connection: Any = tx._connection  # type: ignore[attr-defined]
-        connection.execute(
-            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
-            " INSERT INTO changes (revision, time, account_id, kind, subject_id)"
-            " SELECT installation.revision + i, ?, ?, 1, printf('%016d', i) FROM n, installation",
-            (count, now, service.account_id),
-        )
-        connection.execute("UPDATE installation SET revision = revision + ?", (count,))
+    """Commit many changes at once, as another process would."""
+    with behind_the_service(service) as connection:
+        append_changes(connection, count, service.app.container.clock.now())
+
+
+BROKEN_HISTORIES = {
+    "changes are gone": [
+        "DELETE FROM changes WHERE revision < (SELECT revision FROM installation)"
+    ],
+    "another epoch": ["UPDATE installation SET epoch = 'another'"],
+    "the head went back": [
+        "UPDATE installation SET revision = 1",
+        "DELETE FROM changes WHERE revision > 1",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", sorted(BROKEN_HISTORIES))
+def test_a_stream_that_cannot_be_told_everything_ends(
+    service: Service, watcher: Stubs, name: str
+) -> None:
+    """Its watcher starts afresh; nothing is told that would leave a gap."""
+    with watching(watcher) as stream:
+        stream.subscribe()
+        stream.ping()
+        with behind_the_service(service) as connection:
+            append_changes(connection, 3, service.app.container.clock.now())
+            for statement in BROKEN_HISTORIES[name]:
+                connection.execute(statement)
+        stream.send(ping={"sent_at": 2})
+        assert stream.end().reason == "STREAM_ENDED"
+    with watching(watcher) as stream:
+        assert stream.subscribe().HasField("hello")
+        assert stream.ping()[0] == []
 
 
 def _append(service: Service, kind: SubjectKind, subject_id: str, account_id: str) -> None:
-    """Commit a change behind the service's back."""
+    """Commit a change without any call."""
     with service.app.container.store.write() as tx:
         tx.append_change(
             kind=kind,
@@ -532,6 +574,21 @@ def test_a_credential_that_stops_being_valid_ends_the_stream_at_the_next_ping(
         stream.send(ping={"sent_at": 2})
         end = stream.end()
         assert (end.code, end.reason) == (code, reason)
+
+
+def test_a_stream_opened_with_an_old_secret_ends_with_its_overlap(
+    service: Service, admin: Stubs, clock: FakeClock
+) -> None:
+    """Until then it lives, and no longer."""
+    created = admin.create_key(role="ROLE_VALIDATOR")
+    admin.rotate(created.api_key.id, overlap=timedelta(minutes=5))
+    with watching(service.as_token(created.token)) as stream:
+        stream.subscribe()
+        clock.advance(300 * SECOND - 1)
+        assert stream.ping()[0] == []
+        clock.advance(1)
+        stream.send(ping={"sent_at": 2})
+        assert stream.end().reason == "CREDENTIALS_INVALID"
 
 
 def test_a_silent_stream_is_judged_too(service: Service, admin: Stubs, clock: FakeClock) -> None:

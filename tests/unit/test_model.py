@@ -7,7 +7,7 @@ import pytest
 
 from fakes import START, at
 from keybearer.access import AccessRule, Role
-from keybearer_service.domain.clock import DAY, SECOND
+from keybearer_service.domain.clock import DAY, SECOND, Micros
 from keybearer_service.domain.model import KeyState, key_state
 from keybearer_service.domain.verdict import Outcome, TokenRecord, cache_for_at, outcome_at
 from samples import sample_key
@@ -169,3 +169,37 @@ def test_a_negative_answer_is_reused_for_at_most_a_second(
 def test_a_refusal_of_the_question_never_outlives_the_key(outcome: Outcome) -> None:
     """Its identity is what a client keeps, and that ends with the key."""
     assert cache_for_at(outcome, at(5), START) == 5
+
+
+ROTATED = {
+    "secret_version": 2,
+    "old_secret_version": 1,
+    "overlap_end_time": at(DAY),
+    "expire_time": at(2 * DAY),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "version", "moment", "expected"),
+    [
+        ({}, 1, START, (1, None, True)),
+        ({}, 2, START, None),
+        ({}, 0, START, None),
+        (ROTATED, 2, START, (2, at(2 * DAY), True)),
+        (ROTATED, 2, at(3 * DAY), (2, at(2 * DAY), True)),
+        (ROTATED, 1, at(DAY - 1), (1, at(DAY), False)),
+        (ROTATED, 1, at(DAY), None),
+        (ROTATED, 3, START, None),
+        ({**ROTATED, "overlap_end_time": None}, 1, START, None),
+        ({"secret_version": 3, "overlap_end_time": at(DAY)}, 1, START, None),
+    ],
+)
+def test_a_secret_works_while_it_is_current_or_overlaps(
+    changes: dict[str, Any],
+    version: int,
+    moment: Micros,
+    expected: tuple[int, Micros | None, bool] | None,
+) -> None:
+    """The old one until the end of its overlap; the key's own expiry is judged elsewhere."""
+    found = record(**changes).secret_of(version, moment)
+    assert (None if found is None else found[1:]) == expected

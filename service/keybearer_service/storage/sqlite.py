@@ -98,9 +98,9 @@ _FULL: Final = frozenset({"SQLITE_FULL"})
 _LOCKED: Final = frozenset(
     {"SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_BUSY_SNAPSHOT", "SQLITE_CANTOPEN"}
 )
-_TAKEN: Final = frozenset(
-    {"SQLITE_CONSTRAINT_PRIMARYKEY", "SQLITE_CONSTRAINT_ROWID", "SQLITE_CONSTRAINT_UNIQUE"}
-)
+_TAKEN: Final = "UNIQUE constraint failed: "
+"""How SQLite's message begins; not every driver tells the kinds of constraints apart."""
+_EMAIL_TAKEN: Final = _TAKEN + "users.account_id, users.email"
 _DAMAGED: Final = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB"})
 
 
@@ -340,8 +340,11 @@ class SqliteStore:
 
     def check_file(self) -> Sequence[str]:
         """Run SQLite's own check of every page and index."""
-        with _translated():
-            found = [str(row[0]) for row in self._reader().execute("PRAGMA integrity_check")]
+        try:
+            with _translated():
+                found = [str(row[0]) for row in self._reader().execute("PRAGMA integrity_check")]
+        except StoreUnusableError as error:  # too damaged for the check itself
+            return [str(error)]
         return [finding for finding in found if finding != "ok"]
 
     @property
@@ -518,7 +521,7 @@ class _SqliteReader:
         where.add_any("role", query.roles)
         where.add_any("type", query.types)
         if query.email_contains:
-            where.add("instr(email, lower(?)) > 0", query.email_contains)
+            where.add("instr(lower(email), lower(?)) > 0", query.email_contains)
         found = self._page(
             f"SELECT {rows.USER} FROM users",
             where,
@@ -680,12 +683,10 @@ class _SqliteWriter(_SqliteReader):
         self._update("accounts", account.id, rows.changeable_account_columns(account))
 
     def insert_user(self, user: User) -> None:
-        with _email_conflicts():
-            self._insert("users", rows.row_from_user(user))
+        self._insert("users", rows.row_from_user(user))
 
     def update_user(self, user: User) -> None:
-        with _email_conflicts():
-            self._update("users", user.id, rows.changeable_user_columns(user))
+        self._update("users", user.id, rows.changeable_user_columns(user))
 
     def insert_api_key(self, key: ApiKey, secret: StoredSecret) -> None:
         self._insert("api_keys", rows.row_from_new_api_key(key, secret))
@@ -840,7 +841,7 @@ def _roll_back(connection: dbapi.Connection) -> None:
             connection.execute("ROLLBACK")
 
 
-def _name_of(error: BaseException | None) -> str:
+def _name_of(error: dbapi.DatabaseError) -> str:
     return str(getattr(error, "sqlite_errorname", "unknown"))
 
 
@@ -880,24 +881,15 @@ def _conflicts() -> Iterator[None]:
         raise _store_error(error) from error
 
 
-@contextmanager
-def _email_conflicts() -> Iterator[None]:
-    """Raise EmailConflictError for an address that is taken."""
-    try:
-        yield
-    except StoreConflictError as error:
-        if _name_of(error.__cause__) != "SQLITE_CONSTRAINT_UNIQUE":  # that is an id
-            raise
-        raise EmailConflictError("the e-mail address is taken") from error
-
-
 def _store_error(error: dbapi.DatabaseError) -> Exception:
     """Return a driver's error as the store's; a bug of ours stays what it is."""
     name = _name_of(error)
     if name in _DAMAGED:
         return StoreUnusableError(f"the database is damaged: {name}")
-    if name in _TAKEN:
-        return StoreConflictError(f"a value that must be unique is taken: {error}")
+    if str(error) == _EMAIL_TAKEN:
+        return EmailConflictError("the e-mail address is taken")
+    if str(error).startswith(_TAKEN):
+        return StoreConflictError(f"taken: {str(error).removeprefix(_TAKEN)}")
     if isinstance(error, dbapi.ProgrammingError) and "closed" in str(error):
         return StoreClosedError("the store is closed")
     if not isinstance(error, dbapi.OperationalError):

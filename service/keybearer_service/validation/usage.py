@@ -111,7 +111,7 @@ class UsageRecorder:
 
     def _count(self, key_id: str, secret_version: int, last_used_time: Micros, count: int) -> None:
         key = (key_id, secret_version)
-        last, total = self._pending.get(key, (last_used_time, 0))
+        last, total = self._pending.get(key, (Micros(0), 0))
         if total or len(self._pending) < MAX_PENDING:
             self._pending[key] = (max(last, last_used_time), total + count)
 
