@@ -133,11 +133,11 @@ class ApiKey:
         return min(self.role, self.owner_role)
 
     def state_at(self, now: Micros) -> KeyState:
-        """Answer the state; REVOKED, then EXPIRED, then DISABLED wins."""
+        """Return the state; REVOKED wins over EXPIRED, and EXPIRED over DISABLED."""
         return key_state(self.revoke_time, self.expire_time, self.disable_time, now)
 
     def overlaps_at(self, now: Micros) -> bool:
-        """Tell whether an old secret lives beside the current one."""
+        """Return whether an old secret works beside the current one."""
         return self.overlap_end_time is not None and now < self.overlap_end_time
 
 
@@ -152,7 +152,7 @@ class StoredSecret(NamedTuple):
 def key_state(
     revoke_time: Micros | None, expire_time: Micros | None, disable_time: Micros | None, now: Micros
 ) -> KeyState:
-    """Answer the state that the three times make at `now`."""
+    """Return the state that the three times make at `now`."""
     if revoke_time is not None:
         return KeyState.REVOKED
     if expire_time is not None and now >= expire_time:

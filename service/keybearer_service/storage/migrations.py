@@ -151,7 +151,7 @@ def m001_initial(db: Database) -> None:
 
 
 def apply(connection: Connection) -> None:
-    """Bring the schema up to date, once, whoever else starts at the same time.
+    """Bring the schema up to date, once, even if several processes start at the same time.
 
     Raises:
         StoreUnusableError: The database was written by a newer version.

@@ -148,7 +148,7 @@ class SqliteStore:
 
     @staticmethod
     def create(path: Path) -> "SqliteStore":
-        """Make a new database file and open it.
+        """Create a new database file and open it.
 
         Raises:
             StoreUnusableError: The file exists already.
@@ -252,7 +252,7 @@ class SqliteStore:
     # --- usage ------------------------------------------------------------------------------------
 
     def add_uses(self, uses: Sequence[Use]) -> None:
-        """Add uses, forward only, in one transaction; touches usage columns and nothing else."""
+        """Add uses in one transaction; times only move forward."""
         items = [
             (
                 use.last_used_time,

@@ -34,18 +34,18 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 MAX_WATCHERS = 1000
-"""Open streams in all; beyond, RESOURCE_EXHAUSTED."""
+"""Open streams of one server; beyond, RESOURCE_EXHAUSTED."""
 MAX_QUEUED = 1000
 """Messages that wait for a slow watcher; beyond, its stream is cut off and it may resume."""
 MAX_USAGE_ITEMS = 500
 """In one message: section 4 of the wire contract."""
 MAX_AGE_S = 900.0
 AGE_SPREAD = 0.2
-"""Streams end after 15 min ± 20 %: watchers spread over servers, and do not all move at once."""
+"""Streams end after 15 min ± 20 %, so that watchers spread over servers, and not all at once."""
 GATHER_S = 0.01
 """How long a ping waits for others, so that one turn answers them all."""
 SWEEP_S = 1.0
-"""How often streams that are silent or old are looked for."""
+"""How often the hub looks for streams that are silent or old."""
 SILENCE_S = 5.0
 """The credential of a stream that does not ping is judged this often all the same."""
 
@@ -155,11 +155,11 @@ class WatchHub:
         self._credentials: deque[tuple[str, Future[Caller]]] = deque()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-        # The hub's thread alone touches these.
+        # Used by the hub's thread alone.
         self._live: set[Watcher] = set()
         self._behind: set[Watcher] = set()
         self._told: News | None = None
-        """The news of the last turn; None while nobody is to be told of changes."""
+        """The news of the last turn; None without streams."""
         self._swept_at = clock.monotonic()
         self._in_trouble = False
 
@@ -279,7 +279,7 @@ class WatchHub:
                 self._log_state_change(None)
             except Exception as error:  # noqa: BLE001 - the hub goes on after an unforeseen error
                 self._log_state_change(error)
-                # No store, no pong; and nobody waits for an answer that does not come.
+                # Without the store there is no pong, and nobody is left waiting.
                 for watcher, _ in turn.subscriptions:
                     watcher.sink.end(error)
                 for _, caller in turn.credentials:
@@ -327,13 +327,14 @@ class WatchHub:
             log.warning("watch_history_broken", streams=len(self._live))
             self._end_all(self._live, StreamEnded("the stream fell behind"))
             news = self._feed.head()
+        # Advance only after the read succeeded, so that a failed read is repeated next turn; and
+        # before anything is sent, so that nothing is ever sent twice.
+        self._told = news._replace(changes=())
         for watcher in list(self._live) if news.changes else ():
             for change in news.changes:
                 if watcher.sees(change):
                     watcher.sink.send(change)
             self._drop_if_stuck(watcher)
-        # Advance only after the read succeeded, so that a failed read is repeated next turn.
-        self._told = news._replace(changes=())
         return news
 
     def _answer(self, pings: Iterable[tuple[Watcher, Ping]], head: int) -> None:
