@@ -1,20 +1,24 @@
 """The backends that the contract of a store is tested against."""
 
+import atexit
+import functools
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+from keybearer_service.domain.clock import Micros
 from keybearer_service.storage import Store, dbapi
-from keybearer_service.storage.sqlite import SqliteStore
+from keybearer_service.storage.sqlite import BUSY_TIMEOUT_S, SqliteStore
+from storeprocess import AlternatingStore, StoreProcess
 
 Dump = dict[str, list[dict[str, Any]]]
 
 
 class Backend(Protocol):
-    """One empty database, and the ways to look at it that the contract has not."""
+    """One empty database, and the ways to look at it that the contract does not have."""
 
     store: Store
 
-    def open_another(self) -> Store:
+    def open_another(self, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
         """Open the same database as another process would."""
         ...
 
@@ -23,7 +27,15 @@ class Backend(Protocol):
         ...
 
     def dump(self) -> Dump:
-        """Answer every column of every row."""
+        """Return every column of every row."""
+        ...
+
+    def execute(self, statement: str) -> None:
+        """Execute a statement behind the store's back, without checks between tables."""
+        ...
+
+    def append_changes(self, count: int, time: Micros) -> None:
+        """Commit many changes of one time."""
         ...
 
     def close(self) -> None:
@@ -32,7 +44,7 @@ class Backend(Protocol):
 
 
 def dump_database(path: Path) -> Dump:
-    """Answer every column of every row of a SQLite file, as its last commit left it."""
+    """Return every column of every row of a SQLite file, as its last commit left it."""
     connection = dbapi.connect(str(path))
     try:
         names = connection.execute(
@@ -49,28 +61,68 @@ def _rows(connection: Any, table: str) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
 
 
+def append_changes(connection: Any, count: int, time: Micros) -> None:
+    """Add many changes of keys, in one statement."""
+    connection.execute(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
+        " INSERT INTO changes (revision, time, account_id, kind, subject_id)"
+        " SELECT revision + i, ?, operator_account_id, 1, printf('%016d', i) FROM n, installation",
+        (count, time),
+    )
+    connection.execute("UPDATE installation SET revision = revision + ?", (count,))
+
+
 class SqliteBackend:
     """SQLite files in a directory."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "store.db"
-        self.store: Store = SqliteStore.create(self._path)
-        self._opened: list[Store] = [self.store]
+        SqliteStore.create(self._path).close()
+        self._opened: list[Store] = []
+        self.store = self.open_another()
 
-    def open_another(self) -> Store:
-        return self.open_file(self._path)
+    def open_another(self, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
+        return self._keep(SqliteStore(self._path, busy_timeout_s=busy_timeout_s))
 
     def open_file(self, path: Path) -> Store:
-        store = SqliteStore(path)
-        self._opened.append(store)
-        return store
+        return self._keep(SqliteStore(path))
 
     def dump(self) -> Dump:
         return dump_database(self._path)
+
+    def execute(self, statement: str) -> None:
+        connection = dbapi.connect(str(self._path), isolation_level=None)
+        connection.execute(statement)
+        connection.close()
+
+    def append_changes(self, count: int, time: Micros) -> None:
+        connection = dbapi.connect(str(self._path))
+        with connection:
+            append_changes(connection, count, time)
+        connection.close()
 
     def close(self) -> None:
         for store in self._opened:
             store.close()
 
+    def _keep(self, store: Store) -> Store:
+        self._opened.append(store)
+        return store
 
-BACKENDS = {"sqlite": SqliteBackend}
+
+@functools.cache
+def _process() -> StoreProcess:
+    process = StoreProcess()
+    atexit.register(process.close)
+    return process
+
+
+class SqliteOfProcessesBackend(SqliteBackend):
+    """The same, with every other operation carried out by another process."""
+
+    def open_another(self, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
+        store = AlternatingStore(_process(), self._path, busy_timeout_s=busy_timeout_s)
+        return self._keep(cast("Store", store))
+
+
+BACKENDS = {"sqlite": SqliteBackend, "sqlite-processes": SqliteOfProcessesBackend}

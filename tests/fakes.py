@@ -3,22 +3,27 @@
 import random
 import threading
 
-from keybearer_service.domain.clock import SECOND
+from keybearer_service.domain.clock import SECOND, Micros
 from keybearer_service.domain.entropy import BASE62
 
-START = 1_700_000_000 * SECOND
+START = Micros(1_700_000_000 * SECOND)
 """2023-11-14T22:13:20Z: an instant with nothing special about it."""
+
+
+def at(span: int) -> Micros:
+    """Return the moment that many microseconds after START."""
+    return Micros(START + span)
 
 
 class FakeClock:
     """A clock that moves when told to."""
 
-    def __init__(self, now: int = START) -> None:
+    def __init__(self, now: Micros = START) -> None:
         self._now = now
         self._monotonic = 0.0
         self._lock = threading.Lock()
 
-    def now(self) -> int:
+    def now(self) -> Micros:
         with self._lock:
             return self._now
 
@@ -29,7 +34,7 @@ class FakeClock:
     def advance(self, micros: int) -> None:
         """Let time pass on both clocks."""
         with self._lock:
-            self._now += micros
+            self._now = Micros(self._now + micros)
             self._monotonic += micros / SECOND
 
 

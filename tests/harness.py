@@ -368,11 +368,13 @@ def initialise(path: Path, clock: Clock, entropy: Entropy) -> tuple[DataDir, Cre
 
 
 @contextmanager
-def running(path: Path, clock: Clock, entropy: Entropy) -> Iterator[Service]:
-    """Run a fresh service."""
+def running(
+    path: Path, clock: Clock, entropy: Entropy, *, shared: bool = False
+) -> Iterator[Service]:
+    """Run a fresh service; `shared` as one of several servers of the same data."""
     data_dir, created = initialise(path, clock, entropy)
     app = App(
-        AppConfig(data_dir=data_dir, listener=Listener(address="127.0.0.1:0")),
+        AppConfig(data_dir=data_dir, listener=Listener(address="127.0.0.1:0"), shared=shared),
         on_fatal=lambda: None,
         clock=clock,
         entropy=entropy,

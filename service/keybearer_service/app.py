@@ -68,7 +68,6 @@ class App:
         """
         metrics = PrometheusMetrics() if config.http.is_served else None
         self._metrics = metrics
-        self._data_dir = config.data_dir
         self._is_serving = False
         self._is_stopped = False
         with ExitStack() as undo:
@@ -121,6 +120,7 @@ class App:
                 container.authorizer,
                 self._gateway_routes,
             ],
+            container.clock,
         )
 
     @property
@@ -206,9 +206,7 @@ class App:
         return True
 
     def _gauges(self) -> Mapping[str, float]:
-        return service_gauges(
-            self.container, lambda: self._rpc.queued_calls, lambda: self._data_dir.store_bytes
-        )
+        return service_gauges(self.container, lambda: self._rpc.queued_calls)
 
     def _live_keys(self) -> Mapping[str, int]:
         return live_keys_by_expiry(self.container.store, self.container.clock.now())

@@ -38,7 +38,7 @@ from keybearer_service.offline.break_glass import issue_admin_token
 from keybearer_service.offline.errors import LocalError
 from keybearer_service.offline.initialise import initialise
 from keybearer_service.offline.peppers import add_pepper, list_peppers, retire_pepper
-from keybearer_service.storage import StoreError, dbapi
+from keybearer_service.storage import StoreError, files
 from keybearer_service.telemetry import logs
 from keybearer_service.usecases.accounts import NewAccount
 from keybearer_service.usecases.issuing import Expiration
@@ -118,7 +118,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Show the version and end.")] = False,
 ) -> None:
     if version:
-        typer.echo(f"keybearer-server {version_of('keybearer')} (SQLite {_sqlite_version()})")
+        typer.echo(f"keybearer-server {version_of('keybearer')} ({files.engine()})")
         raise typer.Exit
 
 
@@ -570,10 +570,6 @@ def _head(text: str) -> tuple[int, bytes]:
         return int(seq), bytes.fromhex(head)
     except ValueError:
         raise refusal from None
-
-
-def _sqlite_version() -> str:
-    return ".".join(map(str, dbapi.VERSION))
 
 
 def _refuse(message: str) -> NoReturn:

@@ -9,7 +9,7 @@ from keybearer_service.domain.model import Installation
 from keybearer_service.gateway.authorizer import Authorizer
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.keyring import Keyring
-from keybearer_service.storage import Store
+from keybearer_service.storage import FileStore, Store
 from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.telemetry.recorder import NullRecorder, Recorder
 from keybearer_service.usecases.accounts import AccountManager
@@ -57,7 +57,7 @@ class Container:
         self.store.close()
 
 
-def create_store(path: Path) -> Store:
+def create_store(path: Path) -> FileStore:
     """Create an empty store.
 
     Raises:
@@ -66,7 +66,7 @@ def create_store(path: Path) -> Store:
     return SqliteStore.create(path)
 
 
-def open_store(path: Path, *, shared: bool = False) -> Store:
+def open_store(path: Path, *, shared: bool = False) -> FileStore:
     """Open a store; `shared` when other processes have it open too.
 
     Raises:
@@ -120,8 +120,8 @@ def build_container(
     page_tokens = PageTokens(keyring.derived_key(b"page tokens"))
     prefixes = frozenset((installation.prefix, *installation.retired_prefixes))
     validator = Validator(store, keyring, usage, clock, entropy, prefixes)
-    watches = WatchHub(store, validator, usage, clock, entropy)
-    mutations = Mutations(store, audit, clock, on_commit=watches.wake)
+    watches = WatchHub(store, usage, clock, entropy)
+    mutations = Mutations(store, audit, clock)
     return Container(
         installation=installation,
         store=store,

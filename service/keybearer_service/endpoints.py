@@ -29,7 +29,7 @@ from keybearer_service.rpc.servicers.api_keys import ApiKeyServicer
 from keybearer_service.rpc.servicers.audit import AuditServicer
 from keybearer_service.rpc.servicers.tokens import TokenServicer
 from keybearer_service.rpc.servicers.users import UserServicer
-from keybearer_service.validation.callers import Callers
+from keybearer_service.validation.callers import Callers, SharedCallers
 
 SERVICES = (
     account_service_pb2.DESCRIPTOR.services_by_name["AccountService"],
@@ -249,7 +249,8 @@ class RpcEndpoints:
         shared = {"log": self.call_log, "clock": container.clock, "entropy": container.entropy}
         if spec.is_stream:
             # So many streams begin at once after a restart that they share reads of the store.
-            stream = StreamMethod(spec, serve, callers=Callers(container.watches), **shared)
+            callers = SharedCallers(container.validator, container.watches.run)
+            stream = StreamMethod(spec, serve, callers=callers, **shared)
             return stream_handler(stream, executor, self._watchdog)
         method = UnaryMethod(spec, serve, callers=Callers(container.validator), **shared)
         return unary_handler(method, executor, self._watchdog)

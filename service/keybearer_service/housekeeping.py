@@ -6,11 +6,14 @@ from typing import Protocol
 
 import structlog
 
+from keybearer_service.domain.clock import Clock
 from keybearer_service.storage import Store, StoreError
 
 log = structlog.get_logger(__name__)
 
 INTERVAL_S = 60.0
+PRUNE_BATCH = 1000
+"""Rows of a table that are deleted in one write, so that no change waits long behind it."""
 
 
 class Flushable(Protocol):
@@ -22,11 +25,12 @@ class Flushable(Protocol):
 
 
 class Housekeeper:
-    """Flushes counts and logs the head of the audit chain, on a thread of its own."""
+    """Flushes counts, prunes the store and logs the audit head, on a thread of its own."""
 
-    def __init__(self, store: Store, flushables: Sequence[Flushable]) -> None:
+    def __init__(self, store: Store, flushables: Sequence[Flushable], clock: Clock) -> None:
         """Take what is flushed. `start` begins."""
         self._store = store
+        self._clock = clock
         self._flushables = flushables
         self._stopping = threading.Event()
         self._logged_seq = 0
@@ -58,7 +62,7 @@ class Housekeeper:
             everything: Flush the counts of the running minute too.
 
         Raises:
-            StoreError: The head of the audit chain cannot be read.
+            StoreError: The head of the chain cannot be read, or the store cannot be pruned.
         """
         for flushable in self._flushables:
             flushable.flush_suppressed(everything=everything)
@@ -68,6 +72,8 @@ class Housekeeper:
             # Kept outside the database, a head proves that the end of the log was not cut off.
             self._logged_seq = seq
             log.info("audit_head", seq=seq, hash=head.hex())
+        while not self._stopping.is_set() and self._store.prune(self._clock.now(), PRUNE_BATCH):
+            pass
 
     def _run(self) -> None:
         while not self._stopping.wait(INTERVAL_S):

@@ -23,7 +23,7 @@ from keybearer_service.config import ConfigError, Settings
 from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.net.addresses import Listener, ListenError
-from keybearer_service.storage import dbapi
+from keybearer_service.storage import files
 from keybearer_service.telemetry import logs, metrics
 
 log = structlog.get_logger(__name__)
@@ -49,11 +49,9 @@ def serve(settings: Settings, on_serving: Callable[[str], None] = lambda _addres
     """
     directory = DataDir(settings.data_dir)
     directory.assert_initialised()
-    if settings.workers > 1 and dbapi.has_wal_reset_bug():
-        raise ConfigError(
-            f"workers: this SQLite ({'.'.join(map(str, dbapi.VERSION))}) can damage a database "
-            "that several processes write; install pysqlite3, or serve with one"
-        )
+    hazard = files.sharing_hazard()
+    if settings.workers > 1 and hazard is not None:
+        raise ConfigError(f"workers: {hazard}, or serve with one worker")
     with directory.locked():
         if settings.workers == 1:
             return _serve_alone(settings, settings.listen, on_serving, shared=False)

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from fakes import START, FakeClock
+from fakes import START, FakeClock, at
 from harness import Service, Stubs, refused
 from keybearer.v1 import account_service_pb2, audit_event_pb2, audit_service_pb2
 from keybearer_service.domain.clock import MINUTE, SECOND, rfc3339
@@ -120,7 +120,7 @@ MUTATIONS: dict[str, Expected] = {
         "API_KEY_ROTATED",
         lambda scene, answer: scene.key_id,
         "API_KEY",
-        {"secret_version": ("1", "2"), "overlap_end_time": ("", rfc3339(START + SECOND))},
+        {"secret_version": ("1", "2"), "overlap_end_time": ("", rfc3339(at(SECOND)))},
     ),
     "RevokeApiKey": Expected(
         lambda scene: scene.admin.revoke(scene.key_id, note="n"),

@@ -1,5 +1,6 @@
 """WatchInvalidations, sentence by sentence of section 4 of the wire contract, at a real server."""
 
+import contextlib
 import itertools
 import queue
 import threading
@@ -8,13 +9,15 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
+from backends import append_changes
 from fakes import FakeClock, SeededEntropy
-from harness import Refusal, Service, Stubs, initialise, message, refusal_of
+from harness import Refusal, Service, Stubs, initialise, message, refusal_of, running
 from keybearer.v1 import account_service_pb2, api_key_service_pb2, user_service_pb2
 from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service.app import App, AppConfig
@@ -23,7 +26,7 @@ from keybearer_service.domain.model import SubjectKind
 from keybearer_service.domain.verdict import Caller
 from keybearer_service.endpoints import STREAM_THREADS
 from keybearer_service.net.addresses import Listener
-from keybearer_service.storage import StoreLockedError
+from keybearer_service.storage import StoreLockedError, dbapi
 from keybearer_service.watch import hub as watch_module
 from keybearer_service.watch.usage_reports import UsageReport
 
@@ -253,30 +256,70 @@ def test_the_holders_own_revocation_is_told(service: Service, admin: Stubs, watc
         assert stream.next().invalidation.key_id == created.api_key.id
 
 
-def test_a_commit_of_another_process_is_told(service: Service, watcher: Stubs) -> None:
-    """What nobody woke the hub for is found by looking."""
-    with watching(watcher) as stream:
-        stream.subscribe()
-        _append(service, SubjectKind.KEY, "ElsewhereKey0001", service.account_id)
-        assert stream.next().invalidation.key_id == "ElsewhereKey0001"
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_commit_of_another_process_is_told(
+    tmp_path: Path, clock: FakeClock, entropy: SeededEntropy, *, shared: bool
+) -> None:
+    """Other servers' commits are polled for; a local command's are found within a second."""
+    with running(tmp_path / "data", clock, entropy, shared=shared) as service:
+        admin = service.admin
+        with watching(admin) as stream:
+            stream.subscribe()
+            started = time.monotonic()
+            append_many(service, 1)
+            assert stream.next().HasField("invalidation")
+            taken = time.monotonic() - started
+    assert taken < (0.5 if shared else TIMEOUT_S)
+
+
+@contextmanager
+def behind_the_service(service: Service) -> Iterator[dbapi.Connection]:
+    """Commit something as another process would."""
+    connection = dbapi.connect(str(service.data_dir.database))
+    with connection:
+        yield connection
+    connection.close()
 
 
 def append_many(service: Service, count: int) -> None:
-    """Commit many changes in one statement."""
-    now = service.app.container.clock.now()
-    with service.app.container.store.write() as tx:
-        connection: Any = tx._connection  # type: ignore[attr-defined]
-        connection.execute(
-            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
-            " INSERT INTO changes (revision, time, account_id, kind, subject_id)"
-            " SELECT installation.revision + i, ?, ?, 1, printf('%016d', i) FROM n, installation",
-            (count, now, service.account_id),
-        )
-        connection.execute("UPDATE installation SET revision = revision + ?", (count,))
+    """Commit many changes at once, as another process would."""
+    with behind_the_service(service) as connection:
+        append_changes(connection, count, service.app.container.clock.now())
+
+
+BROKEN_HISTORIES = {
+    "changes are gone": [
+        "DELETE FROM changes WHERE revision < (SELECT revision FROM installation)"
+    ],
+    "another epoch": ["UPDATE installation SET epoch = 'another'"],
+    "the head went back": [
+        "UPDATE installation SET revision = 1",
+        "DELETE FROM changes WHERE revision > 1",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", sorted(BROKEN_HISTORIES))
+def test_a_stream_that_cannot_be_told_everything_ends(
+    service: Service, watcher: Stubs, name: str
+) -> None:
+    """Its watcher starts afresh; nothing is told that would leave a gap."""
+    with watching(watcher) as stream:
+        stream.subscribe()
+        stream.ping()
+        with behind_the_service(service) as connection:
+            append_changes(connection, 3, service.app.container.clock.now())
+            for statement in BROKEN_HISTORIES[name]:
+                connection.execute(statement)
+        stream.send(ping={"sent_at": 2})
+        assert stream.end().reason == "STREAM_ENDED"
+    with watching(watcher) as stream:
+        assert stream.subscribe().HasField("hello")
+        assert stream.ping()[0] == []
 
 
 def _append(service: Service, kind: SubjectKind, subject_id: str, account_id: str) -> None:
-    """Commit a change behind the service's back."""
+    """Commit a change without any call."""
     with service.app.container.store.write() as tx:
         tx.append_change(
             kind=kind,
@@ -369,9 +412,11 @@ def test_changes_are_kept_ten_minutes_and_a_hundred_thousand_rows(
             return stream.subscribe(epoch, from_revision).WhichOneof("message")
 
     admin.create_key()
+    service.app.housekeeper.flush()
     assert starts_with(0) == "hello", "young, so kept although there are more than 100,000"
     clock.advance(11 * MINUTE)
     admin.create_key()
+    service.app.housekeeper.flush()
     assert starts_with(0) == "reset", "old, and more than 100,000 back"
     now = head(service)[1]
     assert now == revision + kept + 2
@@ -405,17 +450,12 @@ def test_a_remembered_head_would_be_seen(
     service: Service, watcher: Stubs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The planted bug: a hub that answers with what it knows instead of reading the store."""
-    hub = service.app.container.watches
+    store = service.app.container.store
     with watching(watcher) as stream:
         stream.subscribe()
         stream.ping()
-        frozen = hub._told
-        assert frozen is not None
-
-        def remember(reader: Any, installation: Any) -> None:
-            """Tell nothing: the poll has not come round yet."""
-
-        monkeypatch.setattr(hub, "_tell", remember)
+        remembered = store.changes_since(*head(service)[1:], 0)
+        monkeypatch.setattr(store, "changes_since", lambda *_: remembered)
         _append(service, SubjectKind.KEY, "ElsewhereKey0001", service.account_id)
         before, _ = stream.ping()
         assert told(before) == [], "the pong overtook the change, which the test above would see"
@@ -435,12 +475,11 @@ def test_no_store_no_pong(
     with watching(watcher) as stream:
         stream.subscribe()
         with monkeypatch.context() as broken:
-            broken.setattr(store, "read", fail)
-            broken.setattr(store, "lookup", fail)
+            broken.setattr(store, "changes_since", fail)
             stream.send(ping={"sent_at": 1})
-            eventually(lambda: not service.app.container.watches._pings, "the ping was taken")
-            tried.clear()
             assert tried.wait(TIMEOUT_S)
+            tried.clear()
+            assert tried.wait(TIMEOUT_S), "it goes on trying"
         before, _ = stream.ping(2)
         assert before == [], "no pong for the first ping"
 
@@ -448,7 +487,8 @@ def test_no_store_no_pong(
 def test_a_change_that_could_not_be_read_is_told_once_it_can(
     service: Service, watcher: Stubs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A store that fails between the head and the changes must not make them be passed over."""
+    """A store that fails when it is asked for changes must not make them be passed over."""
+    store = service.app.container.store
     failed = threading.Event()
 
     def fail(*_: Any) -> Any:
@@ -459,7 +499,7 @@ def test_a_change_that_could_not_be_read_is_told_once_it_can(
         stream.subscribe()
         stream.ping()
         with monkeypatch.context() as broken:
-            broken.setattr(watch_module, "_between", fail)
+            broken.setattr(store, "changes_since", fail)
             _append(service, SubjectKind.KEY, "ElsewhereKey0001", service.account_id)
             assert failed.wait(TIMEOUT_S)
         before, _ = stream.ping()
@@ -471,10 +511,10 @@ def test_a_stream_cannot_be_opened_without_a_store(
 ) -> None:
     """The status says so; it is no verdict about the credential."""
 
-    def fail() -> Any:
+    def fail(*_: Any) -> Any:
         raise StoreLockedError("locked")
 
-    monkeypatch.setattr(service.app.container.store, "read", fail)
+    monkeypatch.setattr(service.app.container.store, "changes_since", fail)
     with watching(watcher) as stream:
         stream.send(subscribe={})
         assert stream.end().reason == "STORE_UNAVAILABLE"
@@ -538,6 +578,21 @@ def test_a_credential_that_stops_being_valid_ends_the_stream_at_the_next_ping(
         assert (end.code, end.reason) == (code, reason)
 
 
+def test_a_stream_opened_with_an_old_secret_ends_with_its_overlap(
+    service: Service, admin: Stubs, clock: FakeClock
+) -> None:
+    """Until then it lives, and no longer."""
+    created = admin.create_key(role="ROLE_VALIDATOR")
+    admin.rotate(created.api_key.id, overlap=timedelta(minutes=5))
+    with watching(service.as_token(created.token)) as stream:
+        stream.subscribe()
+        clock.advance(300 * SECOND - 1)
+        assert stream.ping()[0] == []
+        clock.advance(1)
+        stream.send(ping={"sent_at": 2})
+        assert stream.end().reason == "CREDENTIALS_INVALID"
+
+
 def test_a_silent_stream_is_judged_too(service: Service, admin: Stubs, clock: FakeClock) -> None:
     """Who does not ping does not listen on with a dead key."""
     created = admin.create_key(role="ROLE_VALIDATOR")
@@ -576,23 +631,53 @@ def test_a_stream_that_its_watcher_ends_is_logged(
     assert lines() == 1
 
 
+def refused_stream(stubs: Stubs) -> Refusal:
+    """Open a stream that must be refused."""
+    with watching(stubs) as watch:
+        watch.send(subscribe={})
+        return watch.end()
+
+
 def test_streams_beyond_the_cap_are_refused_and_a_place_becomes_free(
     service: Service, watcher: Stubs
 ) -> None:
     """RESOURCE_EXHAUSTED, OVERLOADED, with a time to try again."""
     hub = service.app.container.watches
     hub._max_watchers = 2
-    with watching(watcher) as first, watching(watcher) as second:
+    tenant = service.tenant().stubs
+    with watching(watcher) as first, watching(tenant) as second:
         first.subscribe()
         second.subscribe()
-        with watching(watcher) as third:
-            third.send(subscribe={})
-            end = third.end()
-            assert (end.code, end.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
-            assert end.retry_after is not None
+        end = refused_stream(service.with_role("ROLE_VALIDATOR"))
+        assert (end.code, end.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        assert end.retry_after is not None
     eventually(lambda: hub.watchers == 0, "the places are free again")
     with watching(watcher) as fourth:
         fourth.subscribe()
+
+
+def test_neither_a_key_nor_an_account_takes_every_stream(service: Service, watcher: Stubs) -> None:
+    """Half of the streams for one key, four in five for one account; the others get in."""
+    service.app.container.watches._max_watchers = 10
+    second, tenant = service.with_role("ROLE_VALIDATOR"), service.tenant().stubs
+    with contextlib.ExitStack() as streams:
+        for stubs in [watcher] * 5 + [second] * 3:
+            streams.enter_context(watching(stubs)).subscribe()
+        assert "of this key" in refused_stream(watcher).message
+        assert "of this account" in refused_stream(second).message
+        streams.enter_context(watching(tenant)).subscribe()
+
+
+def test_a_refused_stream_leaves_nothing_behind(
+    service: Service, no_collector: None, clock: FakeClock
+) -> None:
+    """Hundreds of streams with a bad token on one connection, and the next call is answered."""
+    channel = service.channel([("grpc.use_local_subchannel_pool", 1)])
+    bad, good = Stubs(channel, f"kbear1_{'0' * 16}_{'0' * 49}"), Stubs(channel, service.admin_token)
+    with futures.ThreadPoolExecutor(20) as clients:
+        for refusal in clients.map(refused_stream, [bad] * 300):
+            assert refusal.code is grpc.StatusCode.UNAUTHENTICATED
+    assert good.who_am_i().valid
 
 
 def test_two_hundred_parked_streams_do_not_stop_validation(service: Service, admin: Stubs) -> None:

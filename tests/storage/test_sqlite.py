@@ -14,14 +14,13 @@ import pytest
 from fakes import START
 from keybearer_service.domain.model import SubjectKind, Use
 from keybearer_service.storage import (
-    APPLICATION_ID,
     CommitFailedError,
+    FileStore,
     StoreError,
     StoreFullError,
     StoreLockedError,
     StoreUnusableError,
     dbapi,
-    sqlite,
 )
 from keybearer_service.storage.sqlite import SqliteStore
 from samples import EVERYWHERE, Filling, add_keys, fill, sample_id, sample_key, sample_secret
@@ -57,7 +56,7 @@ SETTINGS = {
     "foreign_keys": 1,
     "secure_delete": 1,
     "trusted_schema": 0,
-    "application_id": APPLICATION_ID,
+    "application_id": 0x6B627231,
 }
 
 
@@ -177,15 +176,101 @@ def test_a_newer_schema_is_refused(store: SqliteStore, path: Path) -> None:
         SqliteStore(path)
 
 
-def test_a_damaged_page_is_no_verdict(store: SqliteStore, path: Path) -> None:
-    """Reading a damaged database raises a StoreError, and `check` finds the damage."""
-    store.close()
+def _damage(path: Path, first_page: int) -> None:
     content = bytearray(path.read_bytes())
-    for page in range(4096, len(content), 4096):
+    for page in range(4096 * first_page, len(content), 4096):
         content[page : page + 64] = b"\xff" * 64
     path.write_bytes(content)
+
+
+def test_a_damaged_page_is_no_verdict(store: SqliteStore, path: Path) -> None:
+    """Opening a database whose schema cannot be read raises a StoreError."""
+    store.close()
+    _damage(path, 1)
     with pytest.raises(StoreError):
         SqliteStore(path).lookup(KEY)
+
+
+def test_damage_that_is_met_later_is_no_verdict_either(store: SqliteStore, path: Path) -> None:
+    """Reading a damaged row raises a StoreError, and `check_file` finds the damage."""
+    root = store._writer.execute(
+        "SELECT rootpage FROM sqlite_schema WHERE name = 'api_keys'"
+    ).fetchone()[0]
+    store.close()
+    content = bytearray(path.read_bytes())
+    content[4096 * (root - 1) : 4096 * (root - 1) + 64] = b"\xff" * 64
+    path.write_bytes(content)
+    damaged = SqliteStore(path)
+    for _ in range(2):
+        with pytest.raises(StoreUnusableError, match="damaged"):
+            damaged.lookup(KEY)
+        with pytest.raises(StoreUnusableError, match="damaged"):
+            damaged.lookup_many([KEY])
+        assert list(damaged.check_file()) != []
+    damaged.close()
+
+
+def test_a_whole_file_has_no_findings(store: SqliteStore) -> None:
+    """`check_file` is silent when all is well."""
+    assert list(store.check_file()) == []
+
+
+def test_it_is_a_file_store(store: SqliteStore, path: Path) -> None:
+    """It has a size, its log included, and the number that marks its file."""
+    assert isinstance(store, FileStore)
+    beside = path.with_name(f"{path.name}-wal")
+    assert store.size_bytes == path.stat().st_size + beside.stat().st_size > 0
+    assert store.application_id == pragma(store._writer, "application_id")
+
+
+def test_a_backup_does_not_start_over_when_others_write(
+    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit after each of its steps changes nothing of the copy and makes it no longer."""
+    _write_much(store, "big")
+    with store.read() as reader:
+        keys = reader.key_count()
+    writer = SqliteStore(path)
+    steps = 0
+
+    class Stepwise(dbapi.Connection):  # type: ignore[misc]  # the driver has no types
+        def backup(self, target: Any, **_: Any) -> None:
+            def write(_status: int, remaining: int, _total: int) -> None:
+                nonlocal steps
+                steps += 1
+                assert steps < 1000, f"{remaining} pages to go"
+                add_keys(writer, sample_key(f"during{steps:04}"))
+
+            super().backup(target, pages=1, progress=write)
+
+    monkeypatch.setattr(dbapi, "connect", partial(dbapi.connect, factory=Stepwise))
+    copied = SqliteStore(path)
+    copied.backup(path.with_name("copy"))
+    monkeypatch.undo()
+    copy = SqliteStore(path.with_name("copy"))
+    with copy.read() as reader:
+        assert reader.key_count() == keys
+    assert list(copy.check_file()) == []
+    assert steps > 10
+    for one in (copy, copied, writer):
+        one.close()
+
+
+def test_a_backup_that_fails_leaves_no_file(
+    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there under the name of a backup is whole."""
+
+    class Failing(dbapi.Connection):  # type: ignore[misc]  # the driver has no types
+        def backup(self, _target: Any, **_: Any) -> None:
+            raise dbapi.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(dbapi, "connect", partial(dbapi.connect, factory=Failing))
+    failing = SqliteStore(path)
+    with pytest.raises(StoreError):
+        failing.backup(path.with_name("copy"))
+    failing.close()
+    assert not path.with_name("copy").exists()
 
 
 # --- several processes ----------------------------------------------------------------------------
@@ -244,12 +329,9 @@ def test_a_shared_store_notices_the_commits_of_others(store: SqliteStore, path: 
         shared.close()
 
 
-def test_a_write_waits_no_longer_than_the_busy_timeout(
-    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_waits_no_longer_than_the_busy_timeout(store: SqliteStore, path: Path) -> None:
     """Another process that holds the store makes a write fail as locked, and changes nothing."""
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.05)
-    waiting = SqliteStore(path)
+    waiting = SqliteStore(path, busy_timeout_s=0.05)
     holder = dbapi.connect(str(path), isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
     try:
@@ -265,25 +347,26 @@ def test_a_write_waits_no_longer_than_the_busy_timeout(
 
 
 def test_a_write_of_another_thread_is_waited_for_no_longer_either(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+    store: SqliteStore, path: Path
 ) -> None:
-    """A stuck writer makes other mutations fail as locked while lookups go on."""
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_S", 0.05)
+    """A stuck writer makes other writes of its store fail as locked while lookups go on."""
+    waiting = SqliteStore(path, busy_timeout_s=0.05)
     caught: list[BaseException] = []
 
     def write() -> None:
         try:
-            add_keys(store, sample_key("late"))
+            add_keys(waiting, sample_key("late"))
         except StoreError as error:
             caught.append(error)
 
-    with store.write():
+    with waiting.write():
         thread = threading.Thread(target=write)
         thread.start()
         thread.join()
-        assert store.lookup(KEY)[0] is not None
+        assert waiting.lookup(KEY)[0] is not None
     assert [type(one) for one in caught] == [StoreLockedError]
-    add_keys(store, sample_key("later"))
+    add_keys(waiting, sample_key("later"))
+    waiting.close()
 
 
 # --- a full disk ----------------------------------------------------------------------------------
@@ -371,8 +454,9 @@ def test_a_commit_that_fails_has_an_unknown_outcome(
 ) -> None:
     """Whatever the reason, if it is not a full disk nobody may say that nothing changed."""
     _fail_next_commit(faulty, failure, commits_first=commits_first)
-    with pytest.raises(CommitFailedError):
+    with pytest.raises(CommitFailedError) as caught:
         add_keys(faulty, sample_key("maybe"))
+    assert caught.value.is_fatal
 
 
 def test_after_a_failed_commit_every_write_has_an_unknown_outcome(faulty: SqliteStore) -> None:

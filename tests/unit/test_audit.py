@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fakes import START, SeededEntropy
+from fakes import START, SeededEntropy, at
 from keybearer_service.domain.audit_event import (
     Action,
     Actor,
@@ -23,6 +23,7 @@ from keybearer_service.domain.audit_event import (
     export_head,
     export_line,
 )
+from keybearer_service.domain.clock import Micros, after
 from keybearer_service.storage import Reader
 from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.usecases import audit
@@ -59,7 +60,7 @@ def chain(log: AuditLog, tmp_path_factory: pytest.TempPathFactory) -> Sequence[A
         for n in range(EVENTS):
             log.append(
                 tx,
-                time=START + n,
+                time=at(n),
                 account_id="account",
                 actor=Actor(type=ActorType.KEY, key_id=f"k{n}", user_id="u", user_email="e"),
                 action=Action.API_KEY_UPDATED,
@@ -110,7 +111,7 @@ def test_an_empty_chain_is_whole(log: AuditLog) -> None:
 
 EDITS: dict[str, Callable[[AuditEvent], AuditEvent]] = {
     "id": lambda one: replace(one, id="other"),
-    "time": lambda one: replace(one, time=one.time + 1),
+    "time": lambda one: replace(one, time=after(one.time, 1)),
     "account": lambda one: replace(one, account_id="other"),
     "actor type": lambda one: replace(one, actor=replace(one.actor, type=ActorType.HOLDER)),
     "actor key": lambda one: replace(one, actor=replace(one.actor, key_id="other")),
@@ -231,7 +232,7 @@ def test_the_hash_is_the_documented_one(chain: Sequence[AuditEvent]) -> None:
 FIXED = AuditEvent(
     id="EventId000000000",
     seq=2,
-    time=1_790_000_000_123_456,
+    time=Micros(1_790_000_000_123_456),
     account_id="Account000000000",
     actor=Actor(
         type=ActorType.KEY,

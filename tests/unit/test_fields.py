@@ -9,7 +9,7 @@ from fakes import START
 from keybearer.access import Role
 from keybearer.v1 import api_key_pb2, api_key_service_pb2
 from keybearer_service.domain import validators
-from keybearer_service.domain.clock import DAY
+from keybearer_service.domain.clock import DAY, Micros
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.model import KEY_SETTINGS
 
@@ -176,13 +176,13 @@ def test_labels_beyond_their_limits_are_refused(labels: dict[str, str], field: s
 
 
 @pytest.mark.parametrize("value", [START, START - 1, 0, -1, validators.MAX_TIME + 1])
-def test_a_moment_that_is_not_to_come_is_refused(value: int) -> None:
+def test_a_moment_that_is_not_to_come_is_refused(value: Micros) -> None:
     """Now is too late, and the year 10000 too far."""
     assert refused_field(lambda: validators.future("t", value, START)) == "t"
 
 
 @pytest.mark.parametrize("value", [START + 1, validators.MAX_TIME])
-def test_a_moment_to_come_is_taken(value: int) -> None:
+def test_a_moment_to_come_is_taken(value: Micros) -> None:
     """From the next microsecond to the end of 9999."""
     assert validators.future("t", value, START) == value
 

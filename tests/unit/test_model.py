@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from fakes import START
+from fakes import START, at
 from keybearer.access import AccessRule, Role
-from keybearer_service.domain.clock import DAY, SECOND
+from keybearer_service.domain.clock import DAY, SECOND, Micros
 from keybearer_service.domain.model import KeyState, key_state
 from keybearer_service.domain.verdict import Outcome, TokenRecord, cache_for_at, outcome_at
 from samples import sample_key
@@ -55,9 +55,9 @@ def test_revoked_wins_over_expired_and_expired_over_disabled(
 ) -> None:
     """Whatever else is true, the first of REVOKED, EXPIRED, DISABLED is the state."""
     state = key_state(
-        START - 1 if revoked else None,
-        START if expired else START + 1,
-        START - 1 if disabled else None,
+        at(-1) if revoked else None,
+        START if expired else at(1),
+        at(-1) if disabled else None,
         START,
     )
     expected = [
@@ -78,13 +78,13 @@ def test_revoked_wins_over_expired_and_expired_over_disabled(
 )
 def test_a_key_expires_to_the_microsecond(offset: int, state: KeyState) -> None:
     """At `expire_time` itself it is expired."""
-    assert sample_key(expire_time=START + DAY).state_at(START + DAY + offset) is state
+    assert sample_key(expire_time=at(DAY)).state_at(at(DAY + offset)) is state
 
 
 @pytest.mark.parametrize(("offset", "overlaps"), [(-1, True), (0, False), (1, False)])
 def test_an_overlap_ends_to_the_microsecond(offset: int, *, overlaps: bool) -> None:
     """At `overlap_end_time` itself the old secret is dead."""
-    assert sample_key(overlap_end_time=START).overlaps_at(START + offset) == overlaps
+    assert sample_key(overlap_end_time=START).overlaps_at(at(offset)) == overlaps
 
 
 @pytest.mark.parametrize(("granted", "owner"), list(itertools.product([1, 2, 3], repeat=2)))
@@ -151,7 +151,7 @@ def test_a_valid_answer_is_reused_up_to_60_seconds_and_never_past_its_end(
     left: int | None, expected: int
 ) -> None:
     """The end is the expiry, or for an old secret the end of its overlap."""
-    until = None if left is None else START + left
+    until = None if left is None else at(left)
     assert cache_for_at(Outcome.VALID, until, START) == expected
 
 
@@ -161,11 +161,45 @@ def test_a_negative_answer_is_reused_for_at_most_a_second(
     outcome: Outcome, left: int | None
 ) -> None:
     """Whatever the reason and whatever is left of the key."""
-    until = None if left is None else START + left
+    until = None if left is None else at(left)
     assert 0 <= cache_for_at(outcome, until, START) <= SECOND
 
 
 @pytest.mark.parametrize("outcome", [Outcome.ROLE_INSUFFICIENT, Outcome.SCOPE_INSUFFICIENT])
 def test_a_refusal_of_the_question_never_outlives_the_key(outcome: Outcome) -> None:
     """Its identity is what a client keeps, and that ends with the key."""
-    assert cache_for_at(outcome, START + 5, START) == 5
+    assert cache_for_at(outcome, at(5), START) == 5
+
+
+ROTATED = {
+    "secret_version": 2,
+    "old_secret_version": 1,
+    "overlap_end_time": at(DAY),
+    "expire_time": at(2 * DAY),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "version", "moment", "expected"),
+    [
+        ({}, 1, START, (1, None, True)),
+        ({}, 2, START, None),
+        ({}, 0, START, None),
+        (ROTATED, 2, START, (2, at(2 * DAY), True)),
+        (ROTATED, 2, at(3 * DAY), (2, at(2 * DAY), True)),
+        (ROTATED, 1, at(DAY - 1), (1, at(DAY), False)),
+        (ROTATED, 1, at(DAY), None),
+        (ROTATED, 3, START, None),
+        ({**ROTATED, "overlap_end_time": None}, 1, START, None),
+        ({"secret_version": 3, "overlap_end_time": at(DAY)}, 1, START, None),
+    ],
+)
+def test_a_secret_works_while_it_is_current_or_overlaps(
+    changes: dict[str, Any],
+    version: int,
+    moment: Micros,
+    expected: tuple[int, Micros | None, bool] | None,
+) -> None:
+    """The old one until the end of its overlap; the key's own expiry is judged elsewhere."""
+    found = record(**changes).secret_of(version, moment)
+    assert (None if found is None else found[1:]) == expected

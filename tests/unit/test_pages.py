@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fakes import START
 from keybearer_service.domain.account_scope import AccountScope
+from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.model import KeyState
 from keybearer_service.domain.token_format import ID_LENGTH
@@ -18,7 +19,7 @@ from keybearer_service.storage import KeyQuery, Page, SortKey
 from keybearer_service.usecases.pagination import DEFAULT_SIZE, MAX_SIZE, PageTokens
 
 PAGES = PageTokens(b"k" * 32)
-BOUND = ("keys", KeyQuery(scope=AccountScope("A"), now=0))
+BOUND = ("keys", KeyQuery(scope=AccountScope("A"), now=Micros(0)))
 KEY: SortKey = (START, "id")
 
 
@@ -91,7 +92,7 @@ def test_a_token_of_another_installation_is_refused() -> None:
     assert refused_field(0, foreign) == "page_token"
 
 
-QUERY = KeyQuery(scope=AccountScope("A"), now=0)
+QUERY = KeyQuery(scope=AccountScope("A"), now=Micros(0))
 
 
 @pytest.mark.parametrize(
@@ -102,8 +103,8 @@ QUERY = KeyQuery(scope=AccountScope("A"), now=0)
         ("keys", replace(QUERY, states=(KeyState.ACTIVE,))),
         ("keys", replace(QUERY, owner_id="o")),
         ("keys", replace(QUERY, name_contains="n")),
-        ("keys", replace(QUERY, expires_before=1)),
-        ("keys", replace(QUERY, unused_since=1)),
+        ("keys", replace(QUERY, expires_before=Micros(1))),
+        ("keys", replace(QUERY, unused_since=Micros(1))),
         ("keys", replace(QUERY, order_by="name")),
         ("keys", replace(QUERY, descending=False)),
     ],

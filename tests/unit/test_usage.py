@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fakes import START
+from fakes import START, at
 from keybearer_service.domain.clock import DAY, MINUTE, SECOND
 from keybearer_service.domain.model import Use
 from keybearer_service.domain.verdict import Match
@@ -78,10 +78,10 @@ def test_uses_are_added_up_and_written_together(
     store: WatchedStore, recorder: UsageRecorder
 ) -> None:
     """Three uses of one secret are one item with the newest time."""
-    for moment in (START + 2, START + 9, START + 5):
+    for moment in (at(2), at(9), at(5)):
         recorder.add(match(store), moment)
     recorder.flush()
-    assert counted(store) == (3, START + 9)
+    assert counted(store) == (3, at(9))
     assert [len(batch) for batch in store.batches] == [1]
 
 
@@ -110,10 +110,10 @@ def test_what_the_store_refuses_is_kept_for_later(
     recorder.add(match(store), START)
     store.refusal = StoreLockedError("locked")
     recorder.flush()
-    recorder.add(match(store), START + 1)
+    recorder.add(match(store), at(1))
     store.refusal = None
     recorder.flush()
-    assert counted(store) == (2, START + 1)
+    assert counted(store) == (2, at(1))
 
 
 def test_memory_is_bounded(
@@ -134,10 +134,10 @@ def test_what_is_noted_and_not_counted_yet_is_bounded_too(
     """Should nobody come to count, the newest uses are kept."""
     monkeypatch.setattr(usage, "MAX_NOTES", 2)
     recorder = UsageRecorder(store)
-    for moment in (START, START + 1, START + 2):
+    for moment in (START, at(1), at(2)):
         recorder.add(match(store), moment)
     recorder.flush()
-    assert counted(store) == (2, START + 2)
+    assert counted(store) == (2, at(2))
 
 
 def test_what_waits_to_be_written_is_told_by_secrets(
@@ -171,7 +171,7 @@ def test_the_first_use_of_a_young_secret_is_written_at_once(
 ) -> None:
     """It must forbid a replay, so it does not wait for the interval."""
     recorder.start()
-    recorder.add(match(store), START + 10 * MINUTE - 1)
+    recorder.add(match(store), at(10 * MINUTE - 1))
     assert store.written.wait(WAIT_S)
     record, _ = store.lookup(KEY)
     assert record is not None
@@ -185,7 +185,7 @@ def test_other_uses_wait_for_the_interval(
     """An old secret, a use that is known, and the old one of a rotation wake nobody."""
     add_keys(store, sample_key("used", secret_used=True))
     key = "used" if case == "known" else "key"
-    now = START + (10 * MINUTE if case == "old" else SECOND)
+    now = at(10 * MINUTE if case == "old" else SECOND)
     recorder.add(match(store, key, is_current=case != "overlap"), now)
     assert not recorder._wake.is_set()
 
@@ -194,27 +194,27 @@ def test_the_interval_writes_what_was_counted(store: WatchedStore) -> None:
     """Without any wake-up the writer comes round."""
     recorder = UsageRecorder(store, flush_interval_s=0.01)
     recorder.start()
-    recorder.add_many(KEY, 1, START + DAY, 4)
+    recorder.add_many(KEY, 1, at(DAY), 4)
     assert store.written.wait(WAIT_S)
     recorder.stop()
-    assert counted(store) == (4, START + DAY)
+    assert counted(store) == (4, at(DAY))
 
 
 def test_stopping_writes_what_is_left(store: WatchedStore, recorder: UsageRecorder) -> None:
     """A shutdown loses no count."""
     recorder.start()
-    recorder.add_many(KEY, 1, START + DAY, 4)
+    recorder.add_many(KEY, 1, at(DAY), 4)
     recorder.stop()
-    assert counted(store) == (4, START + DAY)
+    assert counted(store) == (4, at(DAY))
 
 
 def test_stopping_writes_also_when_no_writer_was_started(
     store: WatchedStore, recorder: UsageRecorder
 ) -> None:
     """As for a local command, or a writer that has just looked for the last time."""
-    recorder.add_many(KEY, 1, START + DAY, 4)
+    recorder.add_many(KEY, 1, at(DAY), 4)
     recorder.stop()
-    assert counted(store) == (4, START + DAY)
+    assert counted(store) == (4, at(DAY))
 
 
 def test_the_writer_outlives_what_it_cannot_foresee(store: WatchedStore) -> None:

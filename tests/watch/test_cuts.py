@@ -18,7 +18,6 @@ from concurrent import futures
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -30,6 +29,7 @@ from keybearer.stream import Stream
 from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service.domain.clock import SystemClock
 from keybearer_service.domain.entropy import SystemEntropy
+from keybearer_service.storage import News
 from reliability.processes import ServerProcess, environment, init, serving
 from watch.cutting import HurtingProxy, Way, hurting
 from watch.figures import note, spread
@@ -305,16 +305,19 @@ def test_a_pong_of_a_remembered_head_would_be_seen(
 ) -> None:
     """A server that answers pings with the head of its last poll, three seconds ago."""
     with running(tmp_path / "data", SystemClock(), SystemEntropy()) as service:
-        hub = service.app.container.watches
-        tell, polled = hub._tell, 0.0
+        store = service.app.container.store
+        read, polled = store.changes_since, 0.0
+        remembered = read(0, 0)
 
-        def poll_seldom(reader: Any, installation: Any) -> None:
-            nonlocal polled
+        def poll_seldom(revision: int, limit: int) -> News:
+            nonlocal polled, remembered
             if time.monotonic() - polled > 3:
                 polled = time.monotonic()
-                tell(reader, installation)
+                remembered = read(revision, limit)
+                return remembered
+            return remembered._replace(changes=())
 
-        monkeypatch.setattr(hub, "_tell", poll_seldom)
+        monkeypatch.setattr(store, "changes_since", poll_seldom)
         rig = Rig(service.address, service.admin)
         with contextlib.suppress(OutOfOrderError):
             allowed = max(rig.trial(NO_HARM, number) for number in range(2))

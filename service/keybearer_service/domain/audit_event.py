@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from keybearer_service.domain.clock import Micros
+
 
 class ActorType(enum.IntEnum):
     """The numbers of `keybearer.v1.AuditActorType`."""
@@ -76,7 +78,7 @@ class AuditEvent:
 
     id: str
     seq: int
-    time: int
+    time: Micros
     account_id: str
     actor: Actor
     action: Action

@@ -2,40 +2,49 @@
 
 import time
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import NewType, Protocol
+
+Micros = NewType("Micros", int)
+"""A moment: microseconds since 1970-01-01T00:00:00Z. Spans of time are plain microseconds."""
 
 SECOND = 1_000_000
-"""One second in microseconds. Every time and duration inside the service is in microseconds."""
+"""One second in microseconds."""
 MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 
 
-def rfc3339(micros: int) -> str:
-    """Write a moment for people and audit events: `2023-11-14T22:13:20Z`, fractions as needed."""
-    moment = datetime.fromtimestamp(micros // SECOND, UTC).replace(microsecond=micros % SECOND)
-    return moment.isoformat().replace("+00:00", "Z")
+def after(moment: Micros, span: int) -> Micros:
+    """Return the moment that many microseconds after another one; before it for a negative span."""
+    return Micros(moment + span)
+
+
+def rfc3339(moment: Micros) -> str:
+    """Return a moment as people and audit events show it: `2023-11-14T22:13:20Z`."""
+    seconds, micros = divmod(moment, SECOND)
+    utc = datetime.fromtimestamp(seconds, UTC).replace(microsecond=micros)
+    return utc.isoformat().replace("+00:00", "Z")
 
 
 class Clock(Protocol):
-    """Tells the time."""
+    """The time, and a clock for measuring."""
 
-    def now(self) -> int:
-        """Answer microseconds since 1970-01-01T00:00:00Z."""
+    def now(self) -> Micros:
+        """Return this moment."""
         ...
 
     def monotonic(self) -> float:
-        """Answer seconds on a clock that never steps, for measuring."""
+        """Return seconds on a clock that never steps."""
         ...
 
 
 class SystemClock:
     """The clocks of the machine."""
 
-    def now(self) -> int:
-        """Answer microseconds since the epoch."""
-        return time.time_ns() // 1000
+    def now(self) -> Micros:
+        """Return this moment."""
+        return Micros(time.time_ns() // 1000)
 
     def monotonic(self) -> float:
-        """Answer seconds on the monotonic clock."""
+        """Return seconds on the monotonic clock."""
         return time.monotonic()

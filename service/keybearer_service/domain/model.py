@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from keybearer.access import Role
+from keybearer_service.domain.clock import Micros
 
 
 class UserType(enum.IntEnum):
@@ -60,7 +61,7 @@ class Installation:
     prefix: str
     retired_prefixes: tuple[str, ...]
     operator_account_id: str
-    create_time: int
+    create_time: Micros
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +70,8 @@ class Account:
 
     id: str
     name: str
-    create_time: int
-    disable_time: int | None = None
+    create_time: Micros
+    disable_time: Micros | None = None
     is_operator: bool = False
     row_version: int = 1
 
@@ -90,9 +91,9 @@ class User:
     display_name: str
     role: Role
     type: UserType
-    create_time: int
-    update_time: int
-    delete_time: int | None = None
+    create_time: Micros
+    update_time: Micros
+    delete_time: Micros | None = None
     row_version: int = 1
 
     @property
@@ -132,24 +133,24 @@ class ApiKey(KeySettings):
     owner_id: str
     role: Role
     scopes: tuple[str, ...]
-    create_time: int
+    create_time: Micros
     created_by: str
-    update_time: int
-    expire_time: int | None
-    disable_time: int | None = None
-    revoke_time: int | None = None
+    update_time: Micros
+    expire_time: Micros | None
+    disable_time: Micros | None = None
+    revoke_time: Micros | None = None
     revoked_by: str = ""
     revocation_reason: RevocationReason | None = None
     revocation_note: str = ""
     row_version: int = 1
     secret_version: int = 1
-    secret_create_time: int
+    secret_create_time: Micros
     secret_used: bool = False
     """Whether the current secret was ever seen to work; it then cannot be issued again."""
-    overlap_end_time: int | None = None
-    last_used_time: int | None = None
+    overlap_end_time: Micros | None = None
+    last_used_time: Micros | None = None
     use_count: int = 0
-    old_secret_last_used_time: int | None = None
+    old_secret_last_used_time: Micros | None = None
     # Read beside the row, never written with it:
     owner_email: str = ""
     owner_role: Role = Role.UNSPECIFIED
@@ -165,12 +166,12 @@ class ApiKey(KeySettings):
         """The lower of the granted role and the owner's current role."""
         return min(self.role, self.owner_role)
 
-    def state_at(self, now: int) -> KeyState:
-        """Answer the state; REVOKED, then EXPIRED, then DISABLED wins."""
+    def state_at(self, now: Micros) -> KeyState:
+        """Return the state; REVOKED wins over EXPIRED, and EXPIRED over DISABLED."""
         return key_state(self.revoke_time, self.expire_time, self.disable_time, now)
 
-    def overlaps_at(self, now: int) -> bool:
-        """Tell whether an old secret lives beside the current one."""
+    def overlaps_at(self, now: Micros) -> bool:
+        """Return whether an old secret works beside the current one."""
         return self.overlap_end_time is not None and now < self.overlap_end_time
 
 
@@ -187,9 +188,9 @@ class StoredSecret(NamedTuple):
 
 
 def key_state(
-    revoke_time: int | None, expire_time: int | None, disable_time: int | None, now: int
+    revoke_time: Micros | None, expire_time: Micros | None, disable_time: Micros | None, now: Micros
 ) -> KeyState:
-    """Answer the state that the three times make at `now`."""
+    """Return the state that the three times make at `now`."""
     if revoke_time is not None:
         return KeyState.REVOKED
     if expire_time is not None and now >= expire_time:
@@ -212,7 +213,7 @@ class Invalidation(NamedTuple):
     """One revision: which verdicts it makes stale."""
 
     revision: int
-    time: int
+    time: Micros
     account_id: str
     kind: SubjectKind
     subject_id: str
@@ -228,7 +229,7 @@ class RequestRecord:
     attempt: int
     key_id: str
     secret_version: int
-    create_time: int
+    create_time: Micros
 
 
 class Use(NamedTuple):
@@ -236,7 +237,7 @@ class Use(NamedTuple):
 
     key_id: str
     secret_version: int
-    last_used_time: int
+    last_used_time: Micros
     uses: int
 
 
@@ -247,8 +248,8 @@ class Pepper:
     id: str
     check: bytes
     """HMAC of a fixed text under the pepper: tells a wrong file from the right one."""
-    create_time: int
-    retire_time: int | None = None
+    create_time: Micros
+    retire_time: Micros | None = None
     """Since when no unrevoked secret needs it, and none ever will."""
 
 

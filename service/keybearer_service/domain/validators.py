@@ -13,7 +13,7 @@ from keybearer.access import (
     is_held_scope,
     is_required_scope,
 )
-from keybearer_service.domain.clock import DAY
+from keybearer_service.domain.clock import DAY, Micros
 from keybearer_service.domain.errors import FieldInvalid
 
 MAX_NAME = 100
@@ -26,7 +26,7 @@ MAX_OVERLAP = 30 * DAY
 MAX_FILTER = 254
 """Section 3 and 8 of the wire contract."""
 
-MAX_TIME = 253_402_300_799_999_999
+MAX_TIME = Micros(253_402_300_799_999_999)
 """The last microsecond of the year 9999, the greatest a Timestamp may hold."""
 
 _EMAIL = re.compile(r"[!-?A-~]+@[!-?A-~]+", re.ASCII)
@@ -167,8 +167,8 @@ KEY_SETTINGS: Mapping[str, Callable[[str, Any], Any]] = {
 """How each plain field of a key is read, given its name in the request and its value."""
 
 
-def future(field: str, value: int, now: int) -> int:
-    """Return a moment, in microseconds, that lies in the future and fits into a Timestamp."""
+def future(field: str, value: Micros, now: Micros) -> Micros:
+    """Return a moment that lies in the future and fits into a Timestamp."""
     if value <= now:
         raise FieldInvalid(field, "must be in the future")
     if value > MAX_TIME:

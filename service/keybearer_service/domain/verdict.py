@@ -1,10 +1,11 @@
-"""What is decided about a token, and by which rules of time and role."""
+"""The verdict about a token, and the rules of time and role that lead to it."""
 
 import enum
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from keybearer.access import AccessRule, Decision, Role, decide
+from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.model import KeyState, key_state
 
 
@@ -20,14 +21,14 @@ class Outcome(enum.IntEnum):
     SCOPE_INSUFFICIENT = 7
 
 
-_ROLES = {role.value: role for role in Role}  # a call of the enum costs three times as much
+_ROLES = {role.value: role for role in Role}  # calling the enum costs three times as much
 
 
 class TokenRecord(NamedTuple):
     """Everything a verdict needs, in the order of the one statement that reads it.
 
-    A named tuple, not a dataclass: it is made from a row on every validation, in a quarter of the
-    time.
+    A named tuple, not a dataclass: it is created from a row on every validation, in a quarter of
+    the time.
     """
 
     key_id: str
@@ -39,23 +40,23 @@ class TokenRecord(NamedTuple):
     """Separated by blanks."""
     labels: str
     """A JSON object; empty for none."""
-    expire_time: int | None
-    disable_time: int | None
-    revoke_time: int | None
+    expire_time: Micros | None
+    disable_time: Micros | None
+    revoke_time: Micros | None
     secret_version: int
     secret_used: int
-    secret_create_time: int
+    secret_create_time: Micros
     digest: bytes
     pepper_id: str
     old_digest: bytes | None
     old_pepper_id: str | None
     old_secret_version: int | None
-    overlap_end_time: int | None
+    overlap_end_time: Micros | None
     owner_role: int
     owner_email: str
     owner_type: int
-    owner_delete_time: int | None
-    account_disable_time: int | None
+    owner_delete_time: Micros | None
+    account_disable_time: Micros | None
     account_is_operator: int
 
     @property
@@ -63,19 +64,32 @@ class TokenRecord(NamedTuple):
         """The lower of the granted role and the owner's current role."""
         return _ROLES[min(self.role, self.owner_role)]
 
+    def secret_of(self, version: int, now: Micros) -> "Match | None":
+        """Return the secret of this version: the current one, or the old one while it overlaps.
+
+        The one place that decides which secrets of a key work at a moment, whatever the key's own
+        state: None for every other version, and for the old one from the end of its overlap on.
+        """
+        if version == self.secret_version:
+            return Match(self, version, self.expire_time, is_current=True)
+        end = self.overlap_end_time
+        if version == self.old_secret_version and end is not None and now < end:
+            return Match(self, version, end, is_current=False)
+        return None
+
 
 class Match(NamedTuple):
     """A record together with the secret of it that was presented."""
 
     record: TokenRecord
     secret_version: int
-    valid_until: int | None
-    """When this secret stops working of itself: its key's expiry, or the end of its overlap."""
+    valid_until: Micros | None
+    """When this secret stops working by itself: its key's expiry, or the end of its overlap."""
     is_current: bool
     """False for the old secret of a rotation."""
 
-    def lives_at(self, now: int) -> bool:
-        """Tell whether neither the key nor this secret of it has come to its end of itself."""
+    def lives_at(self, now: Micros) -> bool:
+        """Return whether neither the key nor this secret of it has expired."""
         return self.valid_until is None or now < self.valid_until
 
 
@@ -87,7 +101,7 @@ class Verdict(NamedTuple):
     cache_for: int
     """Microseconds; 0 means not at all."""
     match: Match | None
-    """None for NOT_FOUND: then nothing is told."""
+    """None for NOT_FOUND, which says nothing about any key."""
 
 
 MAX_CACHE_FOR = 60_000_000
@@ -110,11 +124,11 @@ _DECISION_OUTCOMES = {
 _OF_LIVE_KEYS = (Outcome.VALID, Outcome.ROLE_INSUFFICIENT, Outcome.SCOPE_INSUFFICIENT)
 
 
-def outcome_at(record: TokenRecord, rule: AccessRule, now: int) -> Outcome:
+def outcome_at(record: TokenRecord, rule: AccessRule, now: Micros) -> Outcome:
     """Judge a key whose whole secret matched: state first, then role, then scopes.
 
-    A deleted owner's keys are revoked in the transaction of the deletion; should such a row ever
-    be read unrevoked, it is a denial all the same.
+    A deleted owner's keys are revoked in the transaction of the deletion; a row that is not is a
+    denial all the same.
     """
     if record.owner_delete_time is not None:
         return Outcome.REVOKED
@@ -126,10 +140,10 @@ def outcome_at(record: TokenRecord, rule: AccessRule, now: int) -> Outcome:
     return _DECISION_OUTCOMES[decide(rule, record.effective_role, record.scopes.split())]
 
 
-def cache_for_at(outcome: Outcome, valid_until: int | None, now: int) -> int:
-    """Answer for how long a verdict may be reused, in microseconds: never past its own end."""
+def cache_for_at(outcome: Outcome, valid_until: Micros | None, now: Micros) -> int:
+    """Return for how long a verdict may be reused, in microseconds: never past its own end."""
     if outcome in _OF_LIVE_KEYS:
-        # The others than VALID are about the question, not the identity, and only that is kept.
+        # The outcomes other than VALID are about the question, and clients keep only the identity.
         limit = MAX_CACHE_FOR if outcome is Outcome.VALID else MAX_NEGATIVE_CACHE_FOR
         return limit if valid_until is None else max(0, min(limit, valid_until - now))
     return MAX_NEGATIVE_CACHE_FOR
@@ -137,7 +151,7 @@ def cache_for_at(outcome: Outcome, valid_until: int | None, now: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who calls: an identity that was proven, judged at one moment."""
+    """Who calls: a proven identity, judged at one moment."""
 
     key_id: str
     account_id: str

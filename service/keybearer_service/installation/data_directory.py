@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from keybearer_service.storage import dbapi
+from keybearer_service.storage import files
 
 
 class DataDirError(Exception):
@@ -37,12 +37,6 @@ class DataDir:
     def is_initialised(self) -> bool:
         """Whether there is a database."""
         return self.database.exists()
-
-    @property
-    def store_bytes(self) -> int:
-        """The size of the database and of the log beside it."""
-        files = (self.database, self.database.with_name(self.database.name + "-wal"))
-        return sum(file.stat().st_size for file in files if file.exists())
 
     def assert_initialised(self) -> None:
         """Refuse a directory without a database.
@@ -126,13 +120,12 @@ class DataDir:
 
     @contextmanager
     def shared_with_server(self) -> Iterator[None]:
-        """Write beside a running `serve`, where the SQLite in use can stand it.
+        """Write beside a running `serve`, where several processes may write the database.
 
         Raises:
-            DataDirError: This SQLite can damage a database that two processes write, and a server
-                is running.
+            DataDirError: They may not, and a server is running.
         """
-        if not dbapi.has_wal_reset_bug():
+        if files.sharing_hazard() is None:
             yield
             return
         with self.locked():

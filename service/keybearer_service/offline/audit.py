@@ -3,13 +3,20 @@
 from collections.abc import Iterator
 
 from keybearer_service.domain.audit_event import export_head, export_line
-from keybearer_service.storage import Store
+from keybearer_service.storage import FileStore, Store
 from keybearer_service.usecases.audit import AuditLog, ChainReport
+
+
+def check_store(store: Store) -> list[str]:
+    """Return a sentence for each damaged page and each row that contradicts another."""
+    damage = store.check_file() if isinstance(store, FileStore) else ()
+    # The rows of a damaged file say nothing, and may not even be read.
+    return list(damage or store.check())
 
 
 def check(store: Store, audit_log: AuditLog) -> list[str]:
     """Return what is damaged in the database or the audit chain, one sentence for each finding."""
-    findings = list(store.check())
+    findings = check_store(store)
     report = verify_audit(store, audit_log, None)
     if report.broken_seq is not None:
         findings.append(f"audit: {report.problem}")

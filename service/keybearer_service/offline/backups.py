@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
-from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.model import Installation, SubjectKind
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.keyring import Keyring
+from keybearer_service.offline.audit import check_store
 from keybearer_service.offline.errors import LocalError
 from keybearer_service.offline.initialise import EPOCH_LENGTH
 from keybearer_service.storage import Reader, Store
@@ -41,8 +42,8 @@ def back_up(store: Store, data_dir: DataDir, file: Path, *, with_keys: bool) -> 
 class Restored:
     """The result of a restore."""
 
-    last_change: int
-    """The time of the newest audit event in the backup, in microseconds; later changes are lost."""
+    last_change: Micros
+    """The time of the newest audit event in the backup; later changes are lost."""
     epoch: str
     keys: int
 
@@ -95,7 +96,7 @@ def _restore(
     keyring = Keyring(data_dir.peppers)
     store = open_store(unfinished)
     try:
-        damage = store.check()
+        damage = check_store(store)
         if damage:
             raise LocalError(f"{file} is damaged: {damage[0]}")
         with store.read() as reader:
@@ -130,7 +131,7 @@ def _restore(
     return Restored(last_change, epoch, count)
 
 
-def _last_event_time(reader: Reader) -> int:
+def _last_event_time(reader: Reader) -> Micros:
     seq, _ = reader.audit_head()
     events = reader.audit_chain(seq - 1, 1)
     return events[0].time if events else reader.installation().create_time

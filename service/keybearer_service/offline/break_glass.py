@@ -4,7 +4,7 @@ from keybearer.access import Role
 from keybearer_service.domain import validators
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
-from keybearer_service.domain.clock import rfc3339
+from keybearer_service.domain.clock import Micros, rfc3339
 from keybearer_service.domain.model import SubjectKind, User, UserType
 from keybearer_service.offline.errors import LocalError
 from keybearer_service.usecases.access import assert_account_exists
@@ -53,7 +53,7 @@ def issue_admin_token(
             target_id=issued.key.id,
             changes=(
                 FieldChange("owner_id", "", user.id),
-                FieldChange("expire_time", "", rfc3339(issued.key.expire_time or 0)),
+                FieldChange("expire_time", "", rfc3339(issued.key.expire_time or Micros(0))),
             ),
         )
         mutation.invalidate(SubjectKind.KEY, issued.key.id, account_id)

@@ -1,25 +1,37 @@
 """What a store is: the contract that every backend meets.
 
-Each sentence with a "must" has one test in `tests/storage/test_contract.py`, which every backend
-runs. A store knows rows and transactions; it judges nothing and knows no token.
+Each "must" has a test in `tests/storage/test_contract.py`, which runs against every backend. A
+store knows rows and transactions; it judges nothing and knows no token.
 
-Three kinds of access:
+Kinds of access:
 
-- `lookup` and `lookup_many` answer the hot path in one statement.
-- `read()` is a snapshot for everything else that only looks.
+- `lookup` and `lookup_many` serve the hot path with one statement each.
+- `changes_since` and `wait` serve the watchers.
+- `read()` opens a snapshot for everything else that only looks.
 - `write()` is the one way to change anything but usage: the change, its audit event, its revision
-  and its request record, together or not at all.
+  and its request record are committed together or not at all.
+- `add_uses` and `prune` write what no decision waits for.
+
+What holds everywhere:
+
+- Ids, digests and e-mail addresses must be compared exactly, with their case.
+- A filter named `..._contains` must find its text anywhere in the value, must ignore case for ASCII
+  letters alone, and must take `%` and `_` literally.
+- Text must be ordered by code point.
+- Bounds of a query must be exclusive.
+- A list must be stable: what is inserted between two pages moves nothing on the others.
 """
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Final, NamedTuple, Protocol, runtime_checkable
 
 from keybearer.access import Role
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import Action, AuditEvent
+from keybearer_service.domain.clock import HOUR, MINUTE, Micros
 from keybearer_service.domain.model import (
     Account,
     ApiKey,
@@ -37,8 +49,13 @@ from keybearer_service.domain.model import (
 )
 from keybearer_service.domain.verdict import TokenRecord
 
-APPLICATION_ID = 0x6B627231
-"""Marks a database file as ours: "kbr1"."""
+CHANGES_KEPT_FOR: Final = 10 * MINUTE
+CHANGES_KEPT: Final = 100_000
+"""Watchers may resume within this much history: section 4 of the wire contract."""
+REQUESTS_KEPT_FOR: Final = 24 * HOUR
+"""How long a request is remembered: section 3 of the wire contract."""
+NO_AUDIT_HEAD: Final = (0, bytes(32))
+"""The head of an empty audit log: the seq and hash that its first event follows."""
 
 
 class StoreError(Exception):
@@ -46,19 +63,38 @@ class StoreError(Exception):
 
 
 class StoreLockedError(StoreError):
-    """Locked or unreachable for longer than the busy timeout. Nothing was changed."""
+    """The store is locked or cannot be reached. Nothing was changed."""
 
 
 class StoreFullError(StoreError):
-    """No room on the disk. Nothing was changed."""
+    """There is no room on the disk. Nothing was changed."""
+
+
+class StoreConflictError(StoreError):
+    """A row has this id, or another value that must be unique. Nothing is changed."""
+
+
+class EmailConflictError(StoreConflictError):
+    """Another live user of the account has the e-mail address."""
 
 
 class CommitFailedError(StoreError):
-    """COMMIT failed: the change may or may not be there. Only a fresh process can tell."""
+    """COMMIT failed: the change may or may not be there."""
+
+    def __init__(self, text: str, *, is_fatal: bool = True) -> None:
+        """Create the error.
+
+        Args:
+            text: What happened, for the log.
+            is_fatal: Whether this process no longer knows what is stored, so that only a fresh one
+                can go on writing.
+        """
+        super().__init__(text)
+        self.is_fatal = is_fatal
 
 
 class StoreUnusableError(StoreError):
-    """The files are no store of ours, or not one this version can use. The text says why."""
+    """The store is not one of ours, is damaged, or is of another version. The text says which."""
 
 
 class StoreClosedError(StoreError):
@@ -66,9 +102,9 @@ class StoreClosedError(StoreError):
 
 
 NEVER = 9223372036854775807
-"""Where a key without an expiry stands in the order of expiries: after every other."""
+"""The sort value of a key without an expiry: after every other."""
 UNUSED = -1
-"""Where a key without a use stands in the order of uses: before every other."""
+"""The sort value of a key without a use: before every other."""
 
 SortKey = tuple[int | str, str]
 """Where a page ended: the sorted value and the id."""
@@ -76,7 +112,7 @@ SortKey = tuple[int | str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """Which part of a list is wanted."""
+    """The wanted part of a list."""
 
     limit: int
     after: SortKey | None = None
@@ -85,7 +121,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountQuery:
-    """Which accounts; newest first."""
+    """The wanted accounts, newest first."""
 
     scope: AccountScope
     name_contains: str = ""
@@ -93,7 +129,7 @@ class AccountQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UserQuery:
-    """Which users; newest first."""
+    """The wanted users, newest first."""
 
     scope: AccountScope
     roles: tuple[Role, ...] = ()
@@ -104,16 +140,18 @@ class UserQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyQuery:
-    """Which keys, in which order."""
+    """The wanted keys, and their order."""
 
     scope: AccountScope
-    now: int
-    """The moment the states are judged at."""
+    now: Micros
+    """The moment at which the states are judged."""
     states: tuple[KeyState, ...] = ()
     owner_id: str = ""
     name_contains: str = ""
-    expires_before: int | None = None
-    unused_since: int | None = None
+    expires_before: Micros | None = None
+    """A key that never expires does not match."""
+    unused_since: Micros | None = None
+    """A key without a use counts as used when it was created."""
     order_by: str = "create_time"
     """create_time, expire_time (never comes last), name or last_used_time (never comes first)."""
     descending: bool = True
@@ -121,162 +159,199 @@ class KeyQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditQuery:
-    """Which audit events; newest first."""
+    """The wanted audit events, newest first."""
 
     scope: AccountScope
     actor_id: str = ""
+    """The id of the key or of the user that acted."""
     target_id: str = ""
     actions: tuple[Action, ...] = ()
-    after: int | None = None
-    before: int | None = None
+    after: Micros | None = None
+    before: Micros | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revoked:
-    """Which keys a set-based revocation met."""
+    """The keys that a set-based revocation concerns."""
 
     count: int
     ids: tuple[str, ...] = field(default=())
     """The first of them, up to the limit asked for."""
 
 
+class News(NamedTuple):
+    """What was committed after a revision, read as one snapshot."""
+
+    epoch: str
+    """Names the history that the revisions belong to."""
+    head: int
+    """The newest revision."""
+    oldest: int
+    """The oldest revision whose change is still kept; `head + 1` when none is."""
+    changes: Sequence[Invalidation]
+    """In rising order and without gaps from `oldest` on."""
+
+    def continues(self, revision: int) -> bool:
+        """Return whether every change between a revision and the head is still kept."""
+        return self.oldest - 1 <= revision <= self.head
+
+
 class Reader(Protocol):
-    """One snapshot. Ids and digests are compared case-sensitively throughout.
+    """One snapshot: what is read in one block must be of one moment.
 
     What takes a scope must not return things of an account that the scope does not cover.
     """
 
     def installation(self) -> Installation:
-        """Answer the installation; must raise StoreUnusableError when there is none yet."""
+        """Return the installation; must raise StoreUnusableError when there is none yet."""
         ...
 
     def lookup(self, key_id: str) -> TokenRecord | None:
-        """Answer what a verdict about the key needs; must answer None for an unknown id."""
+        """Return what a verdict about the key needs; must return None for an unknown id."""
         ...
 
     def account(self, scope: AccountScope, account_id: str) -> Account | None:
-        """Answer an account; must answer None for an unknown id."""
+        """Return an account; must return None for an unknown id."""
         ...
 
     def user(self, scope: AccountScope, user_id: str) -> User | None:
-        """Answer a user, deleted ones too; must answer None for an unknown id."""
+        """Return a user; must return deleted ones too, and None for an unknown id."""
         ...
 
     def user_by_email(self, scope: AccountScope, email: str) -> User | None:
-        """Answer the live user with this address in one account; must skip deleted ones."""
+        """Return the live user with this address in one account; must skip deleted ones."""
         ...
 
     def api_key(self, scope: AccountScope, key_id: str) -> ApiKey | None:
-        """Answer a key with its owner's and creator's facts; must answer None for an unknown id."""
+        """Return a key; must return None for an unknown id.
+
+        Must fill in the owner's e-mail address and role and the creator's address as they are now.
+        """
         ...
 
     def secrets_of(self, key_id: str) -> tuple[StoredSecret, StoredSecret | None]:
-        """Answer the current and the old secret of a key that exists."""
+        """Return the current and the old secret; must raise KeyError for an unknown id."""
         ...
 
     def list_accounts(self, query: AccountQuery, page: Page) -> Sequence[Account]:
-        """Answer a page; must be stable under inserts between pages."""
+        """Return a page of accounts."""
         ...
 
     def list_users(self, query: UserQuery, page: Page) -> Sequence[User]:
-        """Answer a page; must hold users of the scope only."""
+        """Return a page of users; must hold users of the scope only."""
         ...
 
     def list_api_keys(self, query: KeyQuery, page: Page) -> Sequence[ApiKey]:
-        """Answer a page; must order ties by id and take `%` and `_` in names literally."""
+        """Return a page of keys.
+
+        Must hold keys of the one account only, must order ties by id, and must find the states that
+        `ApiKey.state_at` returns.
+        """
         ...
 
     def list_audit_events(self, query: AuditQuery, page: Page) -> Sequence[AuditEvent]:
-        """Answer a page, newest first."""
+        """Return a page of audit events."""
         ...
 
     def live_admins(self, scope: AccountScope) -> int:
-        """Count the undeleted ADMIN users of the scope."""
+        """Count the ADMIN users of the scope; must leave out deleted ones."""
         ...
 
     def unrevoked_keys(
         self, *, owner_id: str = "", created_by: str = "", not_owner_id: str = "", limit: int
     ) -> Revoked:
-        """Count the unrevoked keys of an owner, or made by a user for other owners."""
+        """Count the unrevoked keys of an owner, or created by a user for other owners.
+
+        Must return at most `limit` ids, and the full count.
+        """
         ...
 
     def request_record(self, user_id: str, request_id: str) -> RequestRecord | None:
-        """Answer what is remembered of a request; must be None for another user's."""
+        """Return what is remembered of a request; must be None for another user's.
+
+        A record older than REQUESTS_KEPT_FOR may still be there until the next `prune`.
+        """
         ...
 
     def peppers(self) -> Sequence[Pepper]:
-        """Answer every pepper, newest first. Every mint asks, so no key is looked at."""
+        """Return every pepper; must be newest first."""
         ...
 
     def live_secrets(self, pepper_id: str) -> int:
-        """Count the unrevoked secrets under a pepper, old ones of rotations too."""
-        ...
-
-    def changes_after(self, revision: int, limit: int) -> Sequence[Invalidation]:
-        """Answer the changes with greater revisions; must be in rising order."""
-        ...
-
-    def oldest_change(self) -> int:
-        """Answer the oldest revision still in the change table; the head plus one when empty."""
+        """Count the unrevoked secrets under a pepper; must count old secrets of rotations too."""
         ...
 
     def audit_head(self) -> tuple[int, bytes]:
-        """Answer the last event's seq and hash; (0, 32 zero bytes) for an empty log."""
+        """Return the last event's seq and hash; must be NO_AUDIT_HEAD for an empty log."""
         ...
 
     def audit_chain(self, after_seq: int, limit: int) -> Sequence[AuditEvent]:
-        """Answer events in the order of the chain."""
+        """Return events; must be in rising order of their seq."""
         ...
 
     def key_count(self) -> int:
         """Count all keys."""
         ...
 
-    def live_keys(self, now: int, expiring_by: Sequence[int]) -> Sequence[int]:
+    def live_keys(self, now: Micros, expiring_by: Sequence[Micros]) -> Sequence[int]:
         """Count the keys neither revoked nor expired at `now`; must leave out all others.
 
-        Answers how many of them expire up to each moment of `expiring_by`, how many expire at all,
-        and how many there are.
+        Returns:
+            How many of them expire up to and including each moment of `expiring_by`, how many
+            expire at all, and how many there are.
         """
         ...
 
 
 class Writer(Reader, Protocol):
-    """One write transaction. Nothing is visible to anybody before it commits."""
+    """One write transaction; must see its own writes, which nobody else sees before the commit.
+
+    A method that inserts must raise StoreConflictError for an id that is taken, and must never
+    replace a row unless it says so. After an error nothing more may be written in the block.
+    """
 
     def put_installation(self, installation: Installation) -> None:
-        """Write the one row; replaces what was there."""
+        """Write the one row; must replace the one before."""
         ...
 
     def insert_account(self, account: Account) -> None:
-        """Add an account."""
+        """Insert an account."""
         ...
 
     def update_account(self, account: Account) -> None:
-        """Write the account's name and disable_time and row_version."""
+        """Write the account's name, disable_time and row_version; must write nothing else."""
         ...
 
     def insert_user(self, user: User) -> None:
-        """Add a user."""
+        """Insert a user.
+
+        Raises:
+            EmailConflictError: Another live user of the account has the address. The store itself
+                must refuse this, whatever was read before.
+        """
         ...
 
     def update_user(self, user: User) -> None:
-        """Write display_name, role, update_time, delete_time and row_version."""
+        """Write display_name, role, update_time, delete_time and row_version; must write no more.
+
+        Raises:
+            EmailConflictError: The user was deleted, is to live again, and its address is taken.
+        """
         ...
 
     def insert_api_key(self, key: ApiKey, secret: StoredSecret) -> None:
-        """Add a key with its first secret; must refuse an id that exists."""
+        """Insert a key with its first secret and the key's own `secret_used`."""
         ...
 
     def update_api_key(self, key: ApiKey) -> None:
-        """Write what an administrator may change; must not touch usage or secrets.
+        """Write what an administrator may change; must touch neither usage nor secrets.
 
-        Must erase the digest of an old secret whose overlap is over at `key.update_time`.
+        Must erase an old secret whose overlap is over at `key.update_time`.
         """
         ...
 
     def replace_secret(self, key: ApiKey, current: StoredSecret, old: StoredSecret | None) -> None:
-        """Write both secrets with `key`'s secret_version, secret times and overlap_end_time."""
+        """Write both secrets and the key's secret_version, times of secrets and `secret_used`."""
         ...
 
     def revoke_keys(
@@ -287,59 +362,68 @@ class Writer(Reader, Protocol):
         not_owner_id: str = "",
         reason: RevocationReason,
         revoked_by: str,
-        now: int,
+        now: Micros,
     ) -> int:
-        """Revoke every unrevoked key of an owner, or made by a user for others; answer how many."""
+        """Revoke the unrevoked keys of an owner, or created by a user for others; return how many.
+
+        Must leave the facts of earlier revocations as they are, and must erase old secrets whose
+        overlap is over at `now`.
+        """
         ...
 
     def append_change(
-        self, *, kind: SubjectKind, subject_id: str, account_id: str, now: int
+        self, *, kind: SubjectKind, subject_id: str, account_id: str, now: Micros
     ) -> int:
-        """Count one revision up and record what it makes stale; answer the new revision."""
+        """Record what becomes stale, and return the new revision; must be the last one plus one."""
         ...
 
     def append_audit(self, event: AuditEvent) -> None:
-        """Add an event; must refuse a seq that exists."""
+        """Insert an event; must raise StoreConflictError for a seq or an id that is taken."""
         ...
 
     def put_request_record(self, record: RequestRecord) -> None:
-        """Remember a request; replaces the record of the same user and request_id."""
+        """Remember a request; must replace the record of the same user and request_id."""
         ...
 
     def insert_pepper(self, pepper: Pepper) -> None:
-        """Add a pepper."""
+        """Insert a pepper."""
         ...
 
-    def retire_pepper(self, pepper_id: str, now: int) -> None:
+    def retire_pepper(self, pepper_id: str, now: Micros) -> None:
         """Mark a pepper as retired."""
-        ...
-
-    def prune(self, now: int) -> None:
-        """Forget request records over 24 h old, and changes no resuming watcher may ask for."""
         ...
 
 
 class Store(Protocol):
     """A database of accounts, users, keys and their history. Safe for use by many threads."""
 
+    # --- the hot path -----------------------------------------------------------------------------
+
     def lookup(self, key_id: str) -> tuple[TokenRecord | None, int]:
-        """Answer a key's record and the revision, of one snapshot; must see every commit answered.
+        """Return a key's record and the newest revision; both must be of one snapshot.
+
+        Must see every commit that was acknowledged before the call, by whichever process.
 
         Raises:
-            StoreLockedError: The store cannot be read; never a verdict.
+            StoreLockedError: The store cannot be read; this is never a verdict.
         """
         ...
 
     def lookup_many(self, key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], int]:
-        """Answer the known ones of many keys and the revision, of one snapshot."""
+        """Return the records of the known ids and the newest revision, as `lookup` does.
+
+        Must leave out unknown ids, and must return the revision when no id is asked for.
+        """
         ...
 
     def version(self) -> int:
-        """Answer a number that must differ, for the calling thread, after an answered commit.
+        """Return a number that must differ, for the calling thread, after an acknowledged commit.
 
-        Commits of a process that is no server may be left out: they take no authority away.
+        The commits of a process that is no server may be left out: they take no authority away.
         """
         ...
+
+    # --- transactions -----------------------------------------------------------------------------
 
     def read(self) -> AbstractContextManager[Reader]:
         """Open a snapshot."""
@@ -348,30 +432,113 @@ class Store(Protocol):
     def write(self) -> AbstractContextManager[Writer]:
         """Open a write transaction; commit at the end of the block, roll back when it raises.
 
-        Two writers must never lose each other's update. A block that raises must change nothing.
+        The store takes its ordering lock before the block runs. From then on no other write runs,
+        in any process, so that blocks must come one after another and must see all that was
+        committed before. A conflict with another writer must appear before the block runs: the
+        store waits and tries again, and raises StoreLockedError after a while. So no block must
+        ever run twice. Inside the block trouble is an error, and a block that raises must change
+        nothing.
 
         Raises:
-            StoreLockedError: Not to be had within the busy timeout.
-            StoreFullError: No room; rolled back.
+            StoreLockedError: The lock was not to be had; the block has not run.
+            StoreFullError: There is no room; rolled back.
+            StoreConflictError: A row of the block is there already; rolled back.
             CommitFailedError: COMMIT failed for another reason; the outcome is unknown.
         """
         ...
 
     def add_uses(self, uses: Sequence[Use]) -> None:
-        """Add uses to the keys' counters, forward only; must touch no other column.
+        """Add uses to the counters of their keys.
 
-        Unknown and revoked keys must be skipped, and one bad item must not harm the others.
+        Must touch no column but those of usage. Times must only move forward and must not be before
+        the key was created. A use of the current secret must set `secret_used`, which nothing else
+        sets on a key that is stored; a use of the old secret must set its own time alone. Unknown
+        and revoked keys must be skipped, and one bad item must not harm the others.
+        """
+        ...
+
+    # --- changes ----------------------------------------------------------------------------------
+
+    def changes_since(self, revision: int, limit: int) -> News:
+        """Return the first changes after a revision, at most `limit`; must be one snapshot.
+
+        Must see every commit that was acknowledged before the call. The changes must be in rising
+        order, each revision once and none left out.
+
+        Raises:
+            StoreUnusableError: The store was never initialised.
+            StoreLockedError: The store cannot be read.
+        """
+        ...
+
+    @property
+    def poll_interval_s(self) -> float | None:
+        """How often to look for changes, in seconds; None when `wait` notices those of all servers.
+
+        Whoever waits no longer than this and then reads must see every change in that time.
+        """
+        ...
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Wait for a commit of `write`; one thread at a time may wait.
+
+        Must return once a commit of this store was acknowledged, also when that was before the
+        call, once `wake` was called, or after the timeout. It may return early; a wake-up that is
+        lost costs no more than `poll_interval_s`.
+        """
+        ...
+
+    def wake(self) -> None:
+        """Make the thread that waits return."""
+        ...
+
+    # --- care -------------------------------------------------------------------------------------
+
+    def prune(self, now: Micros, limit: int) -> int:
+        """Delete what nobody may ask for any more, and return how many rows that were.
+
+        Must delete at most `limit` request records older than REQUESTS_KEPT_FOR, and at most
+        `limit` of the oldest changes, of those that are both older than CHANGES_KEPT_FOR and not
+        among the newest CHANGES_KEPT. Must return 0 when nothing is left to delete.
         """
         ...
 
     def check(self) -> Sequence[str]:
-        """Look for damage; answer one sentence for each finding, none when all is well."""
+        """Look for rows that contradict each other; return a sentence for each finding.
+
+        Must find rows that point to missing rows, changes that are missing or do not end at the
+        revision, and audit events that are missing between others. Must return nothing for a whole
+        store. The hashes of the audit chain need its key and are checked elsewhere.
+        """
         ...
 
     def backup(self, path: Path) -> None:
-        """Write a consistent copy to a new file, while others go on reading and writing."""
+        """Write a copy of one moment to a new file, while others go on reading and writing.
+
+        The file is the same whichever backend wrote it: a file store that `restore` can open. Must
+        raise FileExistsError for a path that exists.
+        """
         ...
 
     def close(self) -> None:
         """Release everything; any use afterwards must raise StoreClosedError."""
+        ...
+
+
+@runtime_checkable
+class FileStore(Store, Protocol):
+    """A store that is one file on this machine."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the file and of what stands beside it."""
+        ...
+
+    @property
+    def application_id(self) -> int:
+        """The number in the file's header that marks it as a database of keybearer."""
+        ...
+
+    def check_file(self) -> Sequence[str]:
+        """Check every page of the file; return a sentence for each finding."""
         ...

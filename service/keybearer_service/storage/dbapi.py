@@ -1,7 +1,7 @@
-"""The SQLite driver: the one place that chooses it and the only module that imports one.
+"""The SQLite driver: this module chooses it, and no other imports one.
 
-`pysqlite3` carries a current SQLite in its wheels, and sqlite-utils picks it up by itself. Where no
-wheel exists the standard library's module serves, with whatever SQLite the system has.
+The wheels of `pysqlite3` carry a current SQLite, and sqlite-utils picks it up by itself. Where
+there is no wheel, the standard library's module is used, with the SQLite of the system.
 """
 
 try:
@@ -25,7 +25,7 @@ _BACKPORTS = ((3, 50, 7), (3, 44, 6))
 
 
 def has_wal_reset_bug() -> bool:
-    """Tell whether this SQLite can corrupt a WAL database that two processes write.
+    """Return whether this SQLite can corrupt a WAL database that two processes write.
 
     Fixed in 3.51.3, with backports in 3.50.7 and 3.44.6 (sqlite.org/wal.html, "the WAL reset bug").
     """

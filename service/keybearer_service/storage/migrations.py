@@ -7,8 +7,11 @@ from typing import cast
 
 from sqlite_utils import Database, Migrations
 
-from keybearer_service.storage import APPLICATION_ID, StoreUnusableError
+from keybearer_service.storage import StoreUnusableError
 from keybearer_service.storage.dbapi import Connection
+
+APPLICATION_ID = 0x6B627231
+"""Marks a database file as one of keybearer: "kbr1"."""
 
 migrations = Migrations("keybearer")
 
@@ -148,7 +151,7 @@ def m001_initial(db: Database) -> None:
 
 
 def apply(connection: Connection) -> None:
-    """Bring the schema up to date, once, whoever else starts at the same time.
+    """Bring the schema up to date, once, even if several processes start at the same time.
 
     Raises:
         StoreUnusableError: The database was written by a newer version.

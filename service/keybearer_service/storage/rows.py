@@ -1,4 +1,4 @@
-"""Row <-> model: the only bridge. Columns are named once, here, and read by position."""
+"""Rows to models and back. Columns are named here alone, and read by position."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -64,6 +64,7 @@ TOKEN_RECORD_SOURCE = (
 )
 OLD_SECRET = ("old_digest", "old_pepper_id", "old_secret_version", "overlap_end_time")
 """What is erased once an old secret is dead."""
+INVALIDATION = "c.revision, c.time, c.account_id, c.kind, c.subject_id"
 AUDIT_EVENT = (
     "seq, id, time, account_id, actor_type, actor_key_id, actor_user_id, actor_user_email,"
     " action, target_type, target_id, changes, request_id, peer, hash"
@@ -83,7 +84,7 @@ def installation_from_row(row: Row) -> Installation:
 
 
 def row_from_installation(installation: Installation) -> Columns:
-    """Write the installation's row."""
+    """Return the installation's row."""
     return {
         "id": 1,
         "epoch": installation.epoch,
@@ -107,15 +108,22 @@ def account_from_row(row: Row) -> Account:
     )
 
 
+def changeable_account_columns(account: Account) -> Columns:
+    """Return what may change of an account."""
+    return {
+        "name": account.name,
+        "disable_time": account.disable_time,
+        "row_version": account.row_version,
+    }
+
+
 def row_from_account(account: Account) -> Columns:
-    """Write an account's row."""
+    """Return an account's row."""
     return {
         "id": account.id,
-        "name": account.name,
         "create_time": account.create_time,
-        "disable_time": account.disable_time,
         "is_operator": int(account.is_operator),
-        "row_version": account.row_version,
+        **changeable_account_columns(account),
     }
 
 
@@ -135,19 +143,26 @@ def user_from_row(row: Row) -> User:
     )
 
 
+def changeable_user_columns(user: User) -> Columns:
+    """Return what may change of a user."""
+    return {
+        "display_name": user.display_name,
+        "role": int(user.role),
+        "update_time": user.update_time,
+        "delete_time": user.delete_time,
+        "row_version": user.row_version,
+    }
+
+
 def row_from_user(user: User) -> Columns:
-    """Write a user's row."""
+    """Return a user's row."""
     return {
         "id": user.id,
         "account_id": user.account_id,
         "email": user.email,
-        "display_name": user.display_name,
-        "role": int(user.role),
         "type": int(user.type),
         "create_time": user.create_time,
-        "update_time": user.update_time,
-        "delete_time": user.delete_time,
-        "row_version": user.row_version,
+        **changeable_user_columns(user),
     }
 
 
@@ -157,7 +172,7 @@ def labels_from_text(text: str) -> dict[str, str]:
 
 
 def text_from_labels(labels: Mapping[str, str]) -> str:
-    """Write the labels column, with its keys in order so that equal labels are equal text."""
+    """Return the labels column; its keys are in order, so that equal labels are equal text."""
     return json.dumps(labels, sort_keys=True, separators=(",", ":")) if labels else ""
 
 
@@ -186,13 +201,13 @@ def api_key_from_row(row: Row) -> ApiKey:
 
 
 def administrative_columns(key: ApiKey) -> Columns:
-    """Write what an administrator may change of a key: no usage, no secret."""
+    """Return what an administrator may change of a key: no usage and no secret."""
     columns = {name: getattr(key, name) for name in _ADMINISTRATIVE_FIELDS}
     return {**columns, **{name: write(columns[name]) for name, write in _WRITE_FIELD.items()}}
 
 
 def secret_columns(key: ApiKey, current: StoredSecret, old: StoredSecret | None) -> Columns:
-    """Write the secrets of a key and what goes with them."""
+    """Return the secrets of a key and what goes with them."""
     return {
         "secret_version": key.secret_version,
         "secret_create_time": key.secret_create_time,
@@ -210,7 +225,7 @@ def secret_columns(key: ApiKey, current: StoredSecret, old: StoredSecret | None)
 
 
 def row_from_new_api_key(key: ApiKey, secret: StoredSecret) -> Columns:
-    """Write the row of a key that was just made."""
+    """Return the row of a key that was just created."""
     return {
         **{name: getattr(key, name) for name in _FIXED_FIELDS},
         **administrative_columns(key),
@@ -221,6 +236,16 @@ def row_from_new_api_key(key: ApiKey, secret: StoredSecret) -> Columns:
 def pepper_from_row(row: Row) -> Pepper:
     """Read id, check_value, create_time and retire_time."""
     return Pepper(id=row[0], check=row[1], create_time=row[2], retire_time=row[3])
+
+
+def row_from_pepper(pepper: Pepper) -> Columns:
+    """Return a pepper's row."""
+    return {
+        "id": pepper.id,
+        "check_value": pepper.check,
+        "create_time": pepper.create_time,
+        "retire_time": pepper.retire_time,
+    }
 
 
 def request_record_from_row(row: Row) -> RequestRecord:
@@ -237,7 +262,7 @@ def request_record_from_row(row: Row) -> RequestRecord:
 
 
 def row_from_request_record(record: RequestRecord) -> Columns:
-    """Write a request's row."""
+    """Return a request's row."""
     return {
         "user_id": record.user_id,
         "request_id": record.request_id,
@@ -249,9 +274,20 @@ def row_from_request_record(record: RequestRecord) -> Columns:
     }
 
 
-def change_from_row(row: Row) -> Invalidation:
-    """Read all columns of changes."""
+def invalidation_from_row(row: Row) -> Invalidation:
+    """Read the columns INVALIDATION."""
     return Invalidation(row[0], row[1], row[2], SubjectKind(row[3]), row[4])
+
+
+def row_from_invalidation(change: Invalidation) -> Columns:
+    """Return a row of changes."""
+    return {
+        "revision": change.revision,
+        "time": change.time,
+        "account_id": change.account_id,
+        "kind": int(change.kind),
+        "subject_id": change.subject_id,
+    }
 
 
 def audit_event_from_row(row: Row) -> AuditEvent:
@@ -273,7 +309,7 @@ def audit_event_from_row(row: Row) -> AuditEvent:
 
 
 def row_from_audit_event(event: AuditEvent) -> Columns:
-    """Write an event's row."""
+    """Return an event's row."""
     return {
         "seq": event.seq,
         "id": event.id,

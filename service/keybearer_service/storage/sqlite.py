@@ -4,6 +4,7 @@
 acknowledged writes with NORMAL, so it is asserted when the store opens.
 """
 
+import json
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +16,7 @@ from sqlite_utils.db import Table
 
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import AuditEvent
-from keybearer_service.domain.clock import HOUR, MINUTE
+from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.model import (
     Account,
     ApiKey,
@@ -32,17 +33,23 @@ from keybearer_service.domain.model import (
 )
 from keybearer_service.domain.verdict import TokenRecord
 from keybearer_service.storage import (
-    APPLICATION_ID,
+    CHANGES_KEPT,
+    CHANGES_KEPT_FOR,
     NEVER,
+    NO_AUDIT_HEAD,
+    REQUESTS_KEPT_FOR,
     UNUSED,
     AccountQuery,
     AuditQuery,
     CommitFailedError,
+    EmailConflictError,
     KeyQuery,
+    News,
     Page,
     Reader,
     Revoked,
     StoreClosedError,
+    StoreConflictError,
     StoreFullError,
     StoreLockedError,
     StoreUnusableError,
@@ -54,23 +61,33 @@ from keybearer_service.storage import (
 )
 
 BUSY_TIMEOUT_S: Final = 2.0
-"""How long a mutation waits for another process's; afterwards UNAVAILABLE."""
-CHANGES_KEPT_FOR: Final = 10 * MINUTE
-CHANGES_KEPT: Final = 100_000
-"""Resuming watchers may ask for this much history: section 4 of the wire contract."""
-REQUESTS_KEPT_FOR: Final = 24 * HOUR
+"""How long a write waits for another one; afterwards UNAVAILABLE."""
+SHARED_POLL_S: Final = 0.01
+"""How long a commit of another process may go unnoticed."""
 MAX_USES: Final = 1_000_000
 """The most uses one item may add: an oversized count would make a STRICT table refuse them all."""
 _TIMES: Final = range(253_402_300_800_000_000)
 """The moments a use can be of, 1970 to 9999; one that is none would fail the whole batch."""
 _SECRET_VERSIONS: Final = range(2**31)
 
-_LOOKUP = (
+_LOOKUP: Final = (
     f"SELECT i.revision, {rows.TOKEN_RECORD} FROM installation i"
     " LEFT JOIN api_keys k ON k.id = ? LEFT JOIN users u ON u.id = k.owner_id"
     " LEFT JOIN accounts a ON a.id = k.account_id"
 )
-_READ_ONLY = (
+_LOOKUP_MANY: Final = (
+    # A list in one value keeps the statement the same, and so prepared, for every number of ids.
+    f"SELECT i.revision, {rows.TOKEN_RECORD} FROM installation i LEFT JOIN json_each(?) ids"
+    " LEFT JOIN api_keys k ON k.id = ids.value LEFT JOIN users u ON u.id = k.owner_id"
+    " LEFT JOIN accounts a ON a.id = k.account_id"
+)
+_CHANGES_SINCE: Final = (
+    "SELECT i.epoch, i.revision, coalesce((SELECT min(revision) FROM changes), i.revision + 1),"
+    f" {rows.INVALIDATION} FROM installation i LEFT JOIN"
+    " (SELECT * FROM changes WHERE revision > ? ORDER BY revision LIMIT ?) c ON 1"
+    " ORDER BY c.revision"
+)
+_READ_ONLY: Final = (
     "query_only = ON",
     "wal_autocheckpoint = 0",
     # A million keys do not fit into the cache; mapped, a lookup among them costs two thirds.
@@ -78,19 +95,28 @@ _READ_ONLY = (
 )
 _WAL_TRIES: Final = 20
 """Each is lost to another process that has switched meanwhile, or is about to."""
-_FULL = frozenset({"SQLITE_FULL"})
-_LOCKED = frozenset({"SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_BUSY_SNAPSHOT", "SQLITE_CANTOPEN"})
+_FULL: Final = frozenset({"SQLITE_FULL"})
+_LOCKED: Final = frozenset(
+    {"SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_BUSY_SNAPSHOT", "SQLITE_CANTOPEN"}
+)
+_TAKEN: Final = "UNIQUE constraint failed: "
+"""How SQLite's message begins; not every driver tells the kinds of constraints apart."""
+_EMAIL_TAKEN: Final = _TAKEN + "users.account_id, users.email"
+_DAMAGED: Final = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB"})
 
 
 class SqliteStore:
-    """The Store over one SQLite file."""
+    """The FileStore over one SQLite file."""
 
-    def __init__(self, path: Path, *, shared: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, shared: bool = False, busy_timeout_s: float = BUSY_TIMEOUT_S
+    ) -> None:
         """Open the database file, which must exist, and bring its schema up to date.
 
         Args:
             path: The file.
             shared: Whether other servers write to it too.
+            busy_timeout_s: How long a write waits for those of others.
 
         Raises:
             StoreUnusableError: Not a database of ours, damaged, or written by a newer version.
@@ -98,7 +124,9 @@ class SqliteStore:
         """
         self._path = path
         self._shared = shared
+        self._busy_timeout_s = busy_timeout_s
         self._commits = 0
+        self._woken = threading.Event()
         self._local = threading.local()
         self._connections: list[dbapi.Connection] = []
         self._connections_lock = threading.Lock()
@@ -121,7 +149,7 @@ class SqliteStore:
 
     @staticmethod
     def create(path: Path) -> "SqliteStore":
-        """Make a new database file and open it.
+        """Create a new database file and open it.
 
         Raises:
             StoreUnusableError: The file exists already.
@@ -135,9 +163,9 @@ class SqliteStore:
     # --- the hot path -----------------------------------------------------------------------------
 
     def lookup(self, key_id: str) -> tuple[TokenRecord | None, int]:
-        """Answer a key's record and the revision, of one statement's snapshot."""
+        """Return a key's record and the revision, of one statement's snapshot."""
         try:
-            # The row is the only one, which the driver notices here: it ends the snapshot.
+            # `fetchone` notices that the row is the only one, and that ends the snapshot.
             row = self._cursor().execute(_LOOKUP, (key_id,)).fetchone()
         except dbapi.DatabaseError as error:
             self._local.cursor = None  # it may be in the middle of its statement
@@ -145,21 +173,17 @@ class SqliteStore:
         return _record_and_revision(row)
 
     def lookup_many(self, key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], int]:
-        """Answer the known ones of many keys and the revision, of one snapshot."""
-        found: dict[str, TokenRecord] = {}
-        with self.read() as reader:
-            for key_id in key_ids:
-                record = reader.lookup(key_id)
-                if record is not None:
-                    found[key_id] = record
-            return found, reader.installation().revision
+        """Return the known ones of many keys and the revision, of one statement's snapshot."""
+        found = self._read_all(_LOOKUP_MANY, json.dumps(key_ids))
+        records = {row[1]: TokenRecord._make(row[1:]) for row in found if row[1] is not None}
+        return records, found[0][0]
 
     def version(self) -> int:
-        """Answer how often this process has committed; with other servers, what SQLite says of all.
+        """Return how often this process has committed; with other servers, SQLite's count for all.
 
         Alone, a process knows of every change that takes authority away: the local commands beside
         a server (`admin-token`, `pepper`, `backup`) take none. With other servers on the same file
-        SQLite is asked, which costs every validation 4 us and three hand-overs of the interpreter.
+        SQLite is asked, which costs every validation 4 us and three hand-overs of the GIL.
         """
         if not self._shared:
             self._assert_open()
@@ -183,18 +207,21 @@ class SqliteStore:
 
     @contextmanager
     def write(self) -> Iterator[Writer]:
-        """Open BEGIN IMMEDIATE; commit at the end of the block."""
+        """Take the write lock with BEGIN IMMEDIATE; commit at the end of the block."""
         with self._transaction():
             yield _SqliteWriter(self._writer, self._db)
+        self._woken.set()
 
     @contextmanager
     def _transaction(self) -> Generator[None, None, None]:
-        if not self._write_lock.acquire(timeout=BUSY_TIMEOUT_S):
+        if not self._write_lock.acquire(timeout=self._busy_timeout_s):
             raise StoreLockedError("another write has held the store for too long")
         try:
             self._assert_open()
             if self._outcome_unknown:
                 raise CommitFailedError("an earlier commit failed")
+            # SQLite waits and tries again here. From now on this is the only writer, and neither a
+            # statement nor COMMIT can meet another one.
             with _translated():
                 self._writer.execute("BEGIN IMMEDIATE")
             try:
@@ -211,13 +238,14 @@ class SqliteStore:
         try:
             self._writer.execute("COMMIT")
         except dbapi.DatabaseError as error:
-            # With WAL the pages are written here, so a full disk is noticed here: the commit frame
-            # is not in the log and the rollback is certain. Any other failure, above all of the
-            # sync, leaves the frame where recovery may find it.
+            # With WAL the pages are written at COMMIT, so a full disk is noticed here: the commit
+            # frame is not in the log and the rollback is certain. Any other failure, above all of
+            # the sync, leaves the frame where recovery may find it.
             if _name_of(error) in _FULL:
                 _roll_back(self._writer)
                 raise StoreFullError("the disk is full") from error
-            # Whoever committed: no later write may be told that nothing was changed.
+            # From here on every write fails as "outcome unknown": this process no longer knows
+            # what is on disk.
             self._outcome_unknown = True
             raise CommitFailedError(f"commit failed: {_name_of(error)}") from error
         self._commits += 1
@@ -225,7 +253,7 @@ class SqliteStore:
     # --- usage ------------------------------------------------------------------------------------
 
     def add_uses(self, uses: Sequence[Use]) -> None:
-        """Add uses, forward only, in one transaction; touches usage columns and nothing else."""
+        """Add uses in one transaction; times only move forward."""
         items = [
             (
                 use.last_used_time,
@@ -250,34 +278,110 @@ class SqliteStore:
                 items,
             )
 
+    # --- changes ----------------------------------------------------------------------------------
+
+    def changes_since(self, revision: int, limit: int) -> News:
+        """Return the changes after a revision, of one statement's snapshot."""
+        found = self._read_all(_CHANGES_SINCE, revision, limit)
+        epoch, head, oldest = found[0][:3]
+        changes = [rows.invalidation_from_row(row[3:]) for row in found if row[3] is not None]
+        return News(epoch, head, oldest, changes)
+
+    @property
+    def poll_interval_s(self) -> float | None:
+        """10 ms with other servers on the file; alone, the process notices every commit itself.
+
+        It does not notice those of the local commands, which take no authority away.
+        """
+        return SHARED_POLL_S if self._shared else None
+
+    def wait(self, timeout_s: float | None) -> None:
+        """Wait for a commit of this process, for `wake`, or for the timeout."""
+        self._assert_open()
+        self._woken.wait(timeout_s)
+        self._woken.clear()
+
+    def wake(self) -> None:
+        """Make the thread that waits return."""
+        self._woken.set()
+
     # --- care -------------------------------------------------------------------------------------
 
-    def check(self) -> Sequence[str]:
-        """Run SQLite's own integrity and foreign key checks."""
-        with _translated():
-            connection = self._reader()
-            damage = [str(row[0]) for row in connection.execute("PRAGMA integrity_check")]
-            orphans = [
-                f"a row of {row[0]} points to a missing row of {row[2]}"
-                for row in connection.execute("PRAGMA foreign_key_check")
-            ]
-        return [finding for finding in damage if finding != "ok"] + orphans
+    def prune(self, now: Micros, limit: int) -> int:
+        """Delete what nobody may ask for any more; return how many rows that were."""
+        with self._transaction():
+            requests = self._writer.execute(
+                "DELETE FROM request_records WHERE rowid IN (SELECT rowid FROM request_records"
+                " WHERE create_time < ? ORDER BY create_time LIMIT ?)",
+                (now - REQUESTS_KEPT_FOR, limit),
+            )
+            return int(requests.rowcount) + self._prune_changes(now, limit)
 
-    def backup(self, path: Path) -> None:
-        """Copy the database with SQLite's online backup, page by page, while it is in use."""
-        path.touch(mode=0o600, exist_ok=False)
-        target = dbapi.connect(str(path), isolation_level=None)
+    def _prune_changes(self, now: Micros, limit: int) -> int:
+        head, oldest = self._writer.execute(
+            "SELECT (SELECT revision FROM installation), (SELECT min(revision) FROM changes)"
+        ).fetchone()
+        if head is None or oldest is None:
+            return 0
+        last = min(head - CHANGES_KEPT, oldest + limit - 1)
+        # Whatever a clock that stepped back has written: the changes that stay are without gaps.
+        kept = self._writer.execute(
+            "SELECT min(revision) FROM changes WHERE revision <= ? AND time >= ?",
+            (last, now - CHANGES_KEPT_FOR),
+        ).fetchone()[0]
+        deleted = self._writer.execute(
+            "DELETE FROM changes WHERE revision <= ?", (last if kept is None else kept - 1,)
+        )
+        return int(deleted.rowcount)
+
+    def check(self) -> Sequence[str]:
+        """Look for rows that contradict each other."""
+        with self.read(), _translated():
+            return list(_contradictions(self._reader()))
+
+    def check_file(self) -> Sequence[str]:
+        """Run SQLite's own check of every page and index."""
         try:
             with _translated():
-                self._reader().backup(target, pages=4096)
-                # A copy is a file by itself: no WAL beside it.
-                target.execute("PRAGMA journal_mode = DELETE")
-        finally:
-            target.close()
+                found = [str(row[0]) for row in self._reader().execute("PRAGMA integrity_check")]
+        except StoreUnusableError as error:  # too damaged for the check itself
+            return [str(error)]
+        return [finding for finding in found if finding != "ok"]
+
+    @property
+    def size_bytes(self) -> int:
+        """The size of the database and of its write-ahead log."""
+        files = (self._path, self._path.with_name(self._path.name + "-wal"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    @property
+    def application_id(self) -> int:
+        """The number that marks the file as a database of keybearer."""
+        return migrations.APPLICATION_ID
+
+    def backup(self, path: Path) -> None:
+        """Copy the database page by page, within one snapshot."""
+        path.touch(mode=0o600, exist_ok=False)
+        try:
+            with self.read() as reader:
+                # A snapshot begins with its first read. Within one, the commits of others do not
+                # make the copy start again.
+                reader.key_count()
+                target = dbapi.connect(str(path), isolation_level=None)
+                try:
+                    self._reader().backup(target, pages=4096)
+                    # A copy is a file by itself: no log beside it.
+                    target.execute("PRAGMA journal_mode = DELETE")
+                finally:
+                    target.close()
+        except BaseException:
+            path.unlink()
+            raise
 
     def close(self) -> None:
-        """Close every connection; the last one folds the WAL into the database."""
+        """Close every connection; the last one folds the log into the database."""
         self._closed = True
+        self._woken.set()
         with self._connections_lock:
             for connection in reversed(self._connections):
                 connection.close()
@@ -294,11 +398,22 @@ class SqliteStore:
         return connection
 
     def _cursor(self) -> dbapi.Cursor:
-        """Answer the calling thread's cursor for lookups; a new one for each costs 1 us."""
+        """Return the calling thread's cursor for single statements; a new one costs 1 us."""
         cursor: dbapi.Cursor | None = getattr(self._local, "cursor", None)
         if cursor is None:
             cursor = self._local.cursor = self._reader().cursor()
         return cursor
+
+    def _read_all(self, statement: str, *values: object) -> list[rows.Row]:
+        """Return the rows of one statement that begins with the installation's row."""
+        try:
+            found = self._cursor().execute(statement, values).fetchall()
+        except dbapi.DatabaseError as error:
+            self._local.cursor = None  # it may be in the middle of its statement
+            raise _store_error(error) from error
+        if not found:
+            raise _not_initialised()
+        return cast("list[rows.Row]", found)
 
     def _connect(self, *, read_only: bool = False) -> dbapi.Connection:
         # Any thread may close a connection; only its own thread uses it (the writer: its lock).
@@ -306,7 +421,7 @@ class SqliteStore:
             f"{self._path.absolute().as_uri()}?mode=rw",
             uri=True,
             isolation_level=None,
-            timeout=BUSY_TIMEOUT_S,
+            timeout=self._busy_timeout_s,
             check_same_thread=False,
         )
         with self._connections_lock:
@@ -336,7 +451,7 @@ class SqliteStore:
         marked, tables = self._writer.execute(
             "SELECT application_id, (SELECT count(*) FROM sqlite_schema) FROM pragma_application_id"
         ).fetchone()
-        if tables and marked != APPLICATION_ID:
+        if tables and marked != migrations.APPLICATION_ID:
             raise StoreUnusableError(f"{self._path.name} is a database of something else")
 
 
@@ -349,7 +464,7 @@ class _SqliteReader:
     def installation(self) -> Installation:
         row = self._one(f"SELECT {rows.INSTALLATION} FROM installation")
         if row is None:
-            raise StoreUnusableError("the database was never initialised; run `init`")
+            raise _not_initialised()
         return rows.installation_from_row(row)
 
     def lookup(self, key_id: str) -> TokenRecord | None:
@@ -410,7 +525,7 @@ class _SqliteReader:
         where.add_any("role", query.roles)
         where.add_any("type", query.types)
         if query.email_contains:
-            where.add("instr(email, lower(?)) > 0", query.email_contains)
+            where.add("instr(lower(email), lower(?)) > 0", query.email_contains)
         found = self._page(
             f"SELECT {rows.USER} FROM users",
             where,
@@ -504,22 +619,9 @@ class _SqliteReader:
             pepper_id,
         )
 
-    def changes_after(self, revision: int, limit: int) -> Sequence[Invalidation]:
-        found = self._all(
-            "SELECT revision, time, account_id, kind, subject_id FROM changes"
-            " WHERE revision > ? ORDER BY revision LIMIT ?",
-            revision,
-            limit,
-        )
-        return [rows.change_from_row(row) for row in found]
-
-    def oldest_change(self) -> int:
-        oldest = self._count("SELECT coalesce(min(revision), -1) FROM changes")
-        return self.installation().revision + 1 if oldest < 0 else oldest
-
     def audit_head(self) -> tuple[int, bytes]:
         row = self._one("SELECT seq, hash FROM audit_events ORDER BY seq DESC LIMIT 1")
-        return (0, bytes(32)) if row is None else (row[0], row[1])
+        return NO_AUDIT_HEAD if row is None else (row[0], row[1])
 
     def audit_chain(self, after_seq: int, limit: int) -> Sequence[AuditEvent]:
         found = self._all(
@@ -532,7 +634,7 @@ class _SqliteReader:
     def key_count(self) -> int:
         return self._count("SELECT count(*) FROM api_keys")
 
-    def live_keys(self, now: int, expiring_by: Sequence[int]) -> Sequence[int]:
+    def live_keys(self, now: Micros, expiring_by: Sequence[Micros]) -> Sequence[int]:
         counts = ", ".join("count(*) FILTER (WHERE expire_time <= ?)" for _ in expiring_by)
         return self._all(
             f"SELECT {counts}, count(expire_time), count(*) FROM api_keys"
@@ -576,26 +678,26 @@ class _SqliteWriter(_SqliteReader):
         self._table("installation").upsert(rows.row_from_installation(installation), pk="id")
 
     def insert_account(self, account: Account) -> None:
-        self._table("accounts").insert(rows.row_from_account(account))
+        self._insert("accounts", rows.row_from_account(account))
 
     def update_account(self, account: Account) -> None:
-        self._table("accounts").update(account.id, rows.row_from_account(account))
+        self._update("accounts", account.id, rows.changeable_account_columns(account))
 
     def insert_user(self, user: User) -> None:
-        self._table("users").insert(rows.row_from_user(user))
+        self._insert("users", rows.row_from_user(user))
 
     def update_user(self, user: User) -> None:
-        self._table("users").update(user.id, rows.row_from_user(user))
+        self._update("users", user.id, rows.changeable_user_columns(user))
 
     def insert_api_key(self, key: ApiKey, secret: StoredSecret) -> None:
-        self._table("api_keys").insert(rows.row_from_new_api_key(key, secret))
+        self._insert("api_keys", rows.row_from_new_api_key(key, secret))
 
     def update_api_key(self, key: ApiKey) -> None:
-        self._table("api_keys").update(key.id, rows.administrative_columns(key))
+        self._update("api_keys", key.id, rows.administrative_columns(key))
         self._erase_dead_secret(key)
 
     def replace_secret(self, key: ApiKey, current: StoredSecret, old: StoredSecret | None) -> None:
-        self._table("api_keys").update(key.id, rows.secret_columns(key, current, old))
+        self._update("api_keys", key.id, rows.secret_columns(key, current, old))
 
     def revoke_keys(
         self,
@@ -605,7 +707,7 @@ class _SqliteWriter(_SqliteReader):
         not_owner_id: str = "",
         reason: RevocationReason,
         revoked_by: str,
-        now: int,
+        now: Micros,
     ) -> int:
         where = _keys_of(owner_id, created_by, not_owner_id)
         cursor = self._connection.execute(
@@ -616,52 +718,36 @@ class _SqliteWriter(_SqliteReader):
         return int(cursor.rowcount)
 
     def append_change(
-        self, *, kind: SubjectKind, subject_id: str, account_id: str, now: int
+        self, *, kind: SubjectKind, subject_id: str, account_id: str, now: Micros
     ) -> int:
         revision = self._count("UPDATE installation SET revision = revision + 1 RETURNING revision")
-        self._table("changes").insert(
-            {
-                "revision": revision,
-                "time": now,
-                "account_id": account_id,
-                "kind": int(kind),
-                "subject_id": subject_id,
-            }
-        )
+        change = Invalidation(revision, now, account_id, kind, subject_id)
+        self._insert("changes", rows.row_from_invalidation(change))
         return revision
 
     def append_audit(self, event: AuditEvent) -> None:
-        self._table("audit_events").insert(rows.row_from_audit_event(event))
+        self._insert("audit_events", rows.row_from_audit_event(event))
 
     def put_request_record(self, record: RequestRecord) -> None:
         self._table("request_records").insert(rows.row_from_request_record(record), replace=True)
 
     def insert_pepper(self, pepper: Pepper) -> None:
-        self._table("peppers").insert(
-            {
-                "id": pepper.id,
-                "check_value": pepper.check,
-                "create_time": pepper.create_time,
-                "retire_time": pepper.retire_time,
-            }
-        )
+        self._insert("peppers", rows.row_from_pepper(pepper))
 
-    def retire_pepper(self, pepper_id: str, now: int) -> None:
-        self._table("peppers").update(pepper_id, {"retire_time": now})
-
-    def prune(self, now: int) -> None:
-        self._connection.execute(
-            "DELETE FROM request_records WHERE create_time < ?", (now - REQUESTS_KEPT_FOR,)
-        )
-        self._connection.execute(
-            "DELETE FROM changes WHERE time < ? AND revision <="
-            " (SELECT revision FROM installation) - ?",
-            (now - CHANGES_KEPT_FOR, CHANGES_KEPT),
-        )
+    def retire_pepper(self, pepper_id: str, now: Micros) -> None:
+        self._update("peppers", pepper_id, {"retire_time": now})
 
     def _erase_dead_secret(self, key: ApiKey) -> None:
         if not key.overlaps_at(key.update_time):
-            self._table("api_keys").update(key.id, dict.fromkeys(rows.OLD_SECRET))
+            self._update("api_keys", key.id, dict.fromkeys(rows.OLD_SECRET))
+
+    def _insert(self, table: str, row: rows.Columns) -> None:
+        with _conflicts():
+            self._table(table).insert(row)
+
+    def _update(self, table: str, row_id: str, columns: rows.Columns) -> None:
+        with _conflicts():
+            self._table(table).update(row_id, columns)
 
     def _table(self, name: str) -> Table:
         return self._db.table(name)
@@ -741,9 +827,13 @@ def _switch_to_wal(connection: dbapi.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
 
 
+def _not_initialised() -> StoreUnusableError:
+    return StoreUnusableError("the database was never initialised; run `init`")
+
+
 def _record_and_revision(row: rows.Row | None) -> tuple[TokenRecord | None, int]:
     if row is None:
-        raise StoreUnusableError("the database was never initialised; run `init`")
+        raise _not_initialised()
     if row[1] is None:
         return None, row[0]
     return TokenRecord._make(row[1:]), row[0]
@@ -760,6 +850,24 @@ def _name_of(error: dbapi.DatabaseError) -> str:
     return str(getattr(error, "sqlite_errorname", "unknown"))
 
 
+def _contradictions(connection: dbapi.Connection) -> Iterator[str]:
+    for row in connection.execute("PRAGMA foreign_key_check"):
+        yield f"a row of {row[0]} points to a missing row of {row[2]}"
+    installation = connection.execute("SELECT revision FROM installation").fetchone()
+    count, oldest, newest = connection.execute(
+        "SELECT count(*), min(revision), max(revision) FROM changes"
+    ).fetchone()
+    if count and count != newest - oldest + 1:
+        yield f"changes are missing between the revisions {oldest} and {newest}"
+    if installation is not None and installation[0] != (newest or 0):
+        yield f"the revision is {installation[0]} and the newest change is {newest or 0}"
+    count, first, last = connection.execute(
+        "SELECT count(*), min(seq), max(seq) FROM audit_events"
+    ).fetchone()
+    if count and count != last - first + 1:
+        yield f"audit events are missing between {first} and {last}"
+
+
 @contextmanager
 def _translated() -> Iterator[None]:
     """Turn the driver's errors into the store's."""
@@ -769,14 +877,28 @@ def _translated() -> Iterator[None]:
         raise _store_error(error) from error
 
 
+@contextmanager
+def _conflicts() -> Iterator[None]:
+    """Raise StoreConflictError for a value that is taken, where the use case can catch it."""
+    try:
+        yield
+    except dbapi.IntegrityError as error:
+        raise _store_error(error) from error
+
+
 def _store_error(error: dbapi.DatabaseError) -> Exception:
-    """Name a driver's error as the store's; a bug of ours stays what it is."""
-    if isinstance(error, dbapi.ProgrammingError):
-        closed = "closed" in str(error)
-        return StoreClosedError("the store is closed") if closed else cast("Exception", error)
+    """Return a driver's error as the store's; a bug of ours stays what it is."""
+    name = _name_of(error)
+    if name in _DAMAGED:
+        return StoreUnusableError(f"the database is damaged: {name}")
+    if str(error) == _EMAIL_TAKEN:
+        return EmailConflictError("the e-mail address is taken")
+    if str(error).startswith(_TAKEN):
+        return StoreConflictError(f"taken: {str(error).removeprefix(_TAKEN)}")
+    if isinstance(error, dbapi.ProgrammingError) and "closed" in str(error):
+        return StoreClosedError("the store is closed")
     if not isinstance(error, dbapi.OperationalError):
         return cast("Exception", error)
-    name = _name_of(error)
     if name in _FULL:
         return StoreFullError("the disk is full")
     return StoreLockedError(f"the store cannot be used: {name}")

@@ -15,7 +15,7 @@ from keybearer_service.domain.audit_event import (
     TargetType,
     event_hash,
 )
-from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.token_format import ID_LENGTH
 from keybearer_service.storage import AuditQuery, Reader, Store, StoreError, Writer
@@ -57,7 +57,7 @@ class AuditLog:
         self,
         tx: Writer,
         *,
-        time: int,
+        time: Micros,
         account_id: str,
         actor: Actor,
         action: Action,

@@ -47,13 +47,14 @@ class Failures:
         Args:
             error: What was raised.
             call: The call that failed.
-            on_outcome_unknown: Called when a commit failed; the process is to end.
+            on_outcome_unknown: Called when a commit failed and only a fresh process can go on.
         """
         if isinstance(error, ServiceError):
             return error
         if isinstance(error, CommitFailedError):
             log.critical("commit_failed", cause=str(error), request_id=call.request_id)
-            on_outcome_unknown()
+            if error.is_fatal:
+                on_outcome_unknown()
             return OutcomeUnknown()
         if isinstance(error, StoreFullError):
             return StoreFull()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from keybearer_service.domain.errors import ReplayImpossible, RequestIdReused
 from keybearer_service.domain.model import ApiKey, KeyState, RequestRecord
+from keybearer_service.storage import REQUESTS_KEPT_FOR
 from keybearer_service.usecases.mutations import Mutation
 from keybearer_service.validation.usage import YOUNG
 
@@ -41,7 +42,7 @@ def find(mutation: Mutation, user_id: str, request: IdempotencyKey | None) -> Re
     if request is None:
         return None
     record = mutation.tx.request_record(user_id, request.request_id)
-    if record is None:
+    if record is None or mutation.now - record.create_time > REQUESTS_KEPT_FOR:
         return None
     if record.body_hash != request.body_hash:
         raise RequestIdReused(record.key_id)

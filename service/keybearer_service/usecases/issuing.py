@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from keybearer.access import Role
 from keybearer_service.domain import token_format, validators
+from keybearer_service.domain.clock import Micros, after
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import (
     FieldInvalid,
@@ -17,11 +18,11 @@ from keybearer_service.usecases.mutations import Mutation
 class Expiration:
     """When a key expires: at a moment, after a span from now (both in microseconds), or never."""
 
-    at: int | None = None
+    at: Micros | None = None
     ttl: int | None = None
 
-    def resolve(self, now: int) -> int | None:
-        """Return the moment of expiry in microseconds; None means never.
+    def resolve(self, now: Micros) -> Micros | None:
+        """Return the moment of expiry; None means never.
 
         Raises:
             FieldInvalid: The moment is not in the future, or does not fit into a Timestamp.
@@ -29,7 +30,7 @@ class Expiration:
         if self.ttl is not None:
             if self.ttl <= 0:
                 raise FieldInvalid("ttl", "must be more than 0")
-            return validators.future("ttl", now + self.ttl, now)
+            return validators.future("ttl", after(now, self.ttl), now)
         return None if self.at is None else validators.future("expire_time", self.at, now)
 
 
@@ -99,7 +100,9 @@ class KeyIssuer:
         mutation.tx.insert_api_key(key, secret)
         return IssuedKey(self._read_back(mutation, key.id), token)
 
-    def renew(self, mutation: Mutation, key: ApiKey, *, overlap_end_time: int | None) -> IssuedKey:
+    def renew(
+        self, mutation: Mutation, key: ApiKey, *, overlap_end_time: Micros | None
+    ) -> IssuedKey:
         """Issue the next secret of a key; the current one stays valid until `overlap_end_time`."""
         current, _ = mutation.tx.secrets_of(key.id)
         return self._put_next(

@@ -8,7 +8,7 @@ from keybearer.access import Role
 from keybearer_service.domain import validators
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
-from keybearer_service.domain.clock import rfc3339
+from keybearer_service.domain.clock import Micros, after, rfc3339
 from keybearer_service.domain.errors import (
     EtagMismatch,
     FieldInvalid,
@@ -49,7 +49,7 @@ class KeyUpdate:
     scopes: tuple[str, ...] = ()
     role: Role = Role.UNSPECIFIED
     expiration: Expiration | None = None
-    overlap_end_time: int | None = None
+    overlap_end_time: Micros | None = None
     etag: str = ""
 
 
@@ -95,7 +95,7 @@ class KeyManager:
             FieldInvalid: The page size or the page token is not valid.
             ResourceNotFound: An operator named an account that does not exist.
         """
-        bound_to = ("keys", replace(query, now=0))
+        bound_to = ("keys", replace(query, now=Micros(0)))
         page = self._page_tokens.page(page_size, page_token, bound_to)
         with self._store.read() as reader:
             assert_account_exists(reader, query.scope)
@@ -192,7 +192,8 @@ class KeyManager:
     ) -> IssuedKey:
         end = None
         if overlap:
-            end = min(mutation.now + overlap, key.expire_time or mutation.now + overlap)
+            end = after(mutation.now, overlap)
+            end = end if key.expire_time is None else min(end, key.expire_time)
         issued = self._issuer.renew(mutation, key, overlap_end_time=end)
         idempotency.remember(mutation, call.identity.owner_id, request, issued.key, None)
         self._record(mutation, Action.API_KEY_ROTATED, key, issued.key, request)
@@ -276,7 +277,7 @@ class KeyManager:
         call: CallContext,
         key_id: str,
         action: Action,
-        switched: Callable[[ApiKey, int], ApiKey],
+        switched: Callable[[ApiKey, Micros], ApiKey],
     ) -> ApiKey:
         with self._mutations.begin(call) as mutation:
             key = _reachable_key(mutation.tx, mutation.scope, key_id)
@@ -377,7 +378,7 @@ def _reachable_key(reader: Reader, scope: AccountScope, key_id: str) -> ApiKey:
     return key
 
 
-def _assert_alive(key: ApiKey, now: int) -> None:
+def _assert_alive(key: ApiKey, now: Micros) -> None:
     state = key.state_at(now)
     if state is KeyState.REVOKED:
         raise KeyRevoked(key.id)
@@ -385,7 +386,7 @@ def _assert_alive(key: ApiKey, now: int) -> None:
         raise KeyExpired(key.id)
 
 
-def _updated(key: ApiKey, update: KeyUpdate, now: int) -> ApiKey:
+def _updated(key: ApiKey, update: KeyUpdate, now: Micros) -> ApiKey:
     paths = update.paths
     role = validators.role("api_key.role", update.role) if "role" in paths else key.role
     scopes = update.scopes if "scopes" in paths else key.scopes
@@ -406,7 +407,7 @@ def _updated(key: ApiKey, update: KeyUpdate, now: int) -> ApiKey:
     return updated
 
 
-def _earlier_overlap_end(key: ApiKey, update: KeyUpdate, now: int) -> int:
+def _earlier_overlap_end(key: ApiKey, update: KeyUpdate, now: Micros) -> Micros:
     field = "api_key.overlap_end_time"
     if not key.overlaps_at(now) or key.overlap_end_time is None:
         raise FieldInvalid(field, "the key has no old secret to end")
@@ -431,7 +432,7 @@ _AUDITED = (
 )
 
 
-def _differences(before: ApiKey | None, after: ApiKey, now: int) -> Sequence[FieldChange]:
+def _differences(before: ApiKey | None, after: ApiKey, now: Micros) -> Sequence[FieldChange]:
     texts = [
         (name, _text(name, getattr(before, name, None)), _text(name, getattr(after, name)))
         for name in _AUDITED
@@ -447,7 +448,7 @@ def _text(name: str, value: object) -> str:
     if value is None:
         return ""
     if name.endswith("_time") and isinstance(value, int):
-        return rfc3339(value)
+        return rfc3339(Micros(value))
     if isinstance(value, Role | RevocationReason):
         return value.name
     if isinstance(value, tuple):

@@ -4,13 +4,13 @@ A change begins only while its caller waits for it. It judges the caller once mo
 transaction and reads the time there, so that the order of times is the order of commits.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from keybearer.access import Role
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import Action, Actor, ActorType, FieldChange, TargetType
-from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.errors import AuthorityExceeded, CallAbandoned
 from keybearer_service.domain.model import SubjectKind
 from keybearer_service.domain.verdict import Match
@@ -29,7 +29,7 @@ class Mutation:
         tx: Writer,
         audit: AuditLog,
         actor: Actor,
-        now: int,
+        now: Micros,
         *,
         role: Role,
         scope: AccountScope,
@@ -91,17 +91,10 @@ class Mutation:
 class Mutations:
     """Opens changes."""
 
-    def __init__(
-        self,
-        store: Store,
-        audit: AuditLog,
-        clock: Clock,
-        on_commit: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, store: Store, audit: AuditLog, clock: Clock) -> None:
         self._store = store
         self._audit = audit
         self._clock = clock
-        self._on_commit = on_commit
 
     @contextmanager
     def begin(self, call: CallContext) -> Iterator[Mutation]:
@@ -115,12 +108,11 @@ class Mutations:
             if not call.is_alive:
                 raise CallAbandoned
             now = self._clock.now()
-            role = judge_caller_again(tx.lookup, call.identity, call.rule, now)
+            caller = tx.lookup(call.identity.key_id)
+            role = judge_caller_again(caller, call.identity, call.rule, now).record.effective_role
             yield Mutation(
                 tx, self._audit, call.actor, now, role=role, scope=reach_of(call), call=call
             )
-            tx.prune(now)
-        self._on_commit()
 
     @contextmanager
     def begin_for_holder(self, call: CallContext, match: Match) -> Iterator[Mutation]:
@@ -138,7 +130,6 @@ class Mutations:
                 scope=scope_of_holder(match),
                 call=call,
             )
-        self._on_commit()
 
     @contextmanager
     def begin_local(self) -> Iterator[Mutation]:

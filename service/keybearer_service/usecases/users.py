@@ -9,7 +9,7 @@ from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
 from keybearer_service.domain.errors import EmailTaken, EtagMismatch, LastAdmin, ResourceNotFound
 from keybearer_service.domain.model import RevocationReason, SubjectKind, User, UserType
-from keybearer_service.storage import Reader, Revoked, Store, UserQuery
+from keybearer_service.storage import EmailConflictError, Reader, Revoked, Store, UserQuery
 from keybearer_service.usecases.access import assert_account_exists, reach_of
 from keybearer_service.usecases.audit import ids_change
 from keybearer_service.usecases.call_context import CallContext
@@ -228,7 +228,10 @@ def insert_user(mutation: Mutation, issuer: KeyIssuer, scope: AccountScope, new:
         create_time=mutation.now,
         update_time=mutation.now,
     )
-    mutation.tx.insert_user(user)
+    try:
+        mutation.tx.insert_user(user)
+    except EmailConflictError as error:
+        raise EmailTaken from error
     return user
 
 

@@ -1,5 +1,7 @@
 """Who calls: the one way from a credential to a caller that a rule admits."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from keybearer.access import AccessRule
@@ -27,7 +29,7 @@ class Callers:
 
     def __init__(self, authenticator: Authenticator) -> None:
         """Take who knows them."""
-        self._authenticate = authenticator.authenticate
+        self._authenticate: Callable[[str], Caller] = authenticator.authenticate
 
     def admit(self, call: Admissible, token: str) -> Caller:
         """Return the caller behind a token, when the rule of the call admits it.
@@ -42,3 +44,20 @@ class Callers:
         caller = call.caller = self._authenticate(token)
         judge_caller(caller, call.rule)
         return caller
+
+
+class SharedCallers(Callers):
+    """Callers whose tokens are looked up on one thread for all of them."""
+
+    def __init__(
+        self, authenticator: Authenticator, run: Callable[[Callable[[], Caller]], Caller]
+    ) -> None:
+        """Take who knows the callers, and the thread.
+
+        Args:
+            authenticator: Knows callers by their tokens.
+            run: Runs its argument on that thread, and returns or raises what it does.
+        """
+        super().__init__(authenticator)
+        here = self._authenticate
+        self._authenticate = lambda token: run(partial(here, token))

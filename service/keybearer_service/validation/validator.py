@@ -1,12 +1,12 @@
-"""The decision about a token: match the secret, then judge the key. Every entry point asks here.
+"""The decision about a token: match the secret, then judge the key. Every entry point comes here.
 
-The store is read for every verdict; the server keeps none. Only who *calls* is remembered, for as
-long as nobody has committed anything.
+The store is read for every verdict; the server keeps none. Only who *calls* is remembered, until
+the next commit.
 """
 
 import hmac
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ import structlog
 from keybearer.access import AccessRule, Decision, Role, decide
 from keybearer_service.domain import token_format
 from keybearer_service.domain.account_scope import AccountScope
-from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import (
     CredentialsExpired,
@@ -47,12 +47,9 @@ MAX_REMEMBERED_CALLERS = 1000
 """For each thread; a service has few callers, and forgetting one costs a single read."""
 _NOBODY = "0" * token_format.ID_LENGTH
 
-Lookup = Callable[[str], TokenRecord | None]
-"""Reads the record of a key by its id."""
-
 
 class Question(NamedTuple):
-    """What is asked about one token."""
+    """One token and the rule to judge it by."""
 
     token: str
     scope: AccountScope
@@ -72,7 +69,7 @@ class Validator:
         entropy: Entropy,
         prefixes: frozenset[str],
     ) -> None:
-        """Take the store, the peppers, where uses are counted, and the prefixes in use."""
+        """Create a validator for tokens with the prefixes in use."""
         self._store = store
         self._keyring = keyring
         self._usage = usage
@@ -84,10 +81,10 @@ class Validator:
         self._memory = threading.local()
 
     def judge(self, question: Question) -> Verdict:
-        """Answer the verdict about one token, and count its use when it is valid.
+        """Return the verdict about one token, and count its use when it is valid.
 
         Raises:
-            StoreError: The store could not be asked; that is never a verdict.
+            StoreError: The store cannot be read; an outage is never a verdict.
             StoreUnavailable: The row's pepper is missing.
         """
         parsed = token_format.parse(question.token, self._prefixes)
@@ -95,7 +92,7 @@ class Validator:
         return self._verdict(question, parsed, record, revision)
 
     def judge_many(self, questions: Sequence[Question]) -> list[Verdict]:
-        """Answer the verdicts about many tokens, in their order, against one snapshot.
+        """Return the verdicts about many tokens, in their order, of one snapshot.
 
         Raises:
             StoreError, StoreUnavailable: As `judge`.
@@ -110,15 +107,15 @@ class Validator:
         ]
 
     def authenticate(self, token: str) -> Caller:
-        """Answer who calls with this token, and count the use.
+        """Return who calls with this token, and count the use.
 
         Raises:
             CredentialsExpired: The key has expired.
             CredentialsInvalid: Anything else is wrong with the token.
-            StoreError, StoreUnavailable: The store could not be asked.
+            StoreError, StoreUnavailable: The store cannot be read.
         """
         now = self._clock.now()
-        # Remembered for each thread, because the version is a thread's own view of the commits.
+        # Callers are remembered for each thread: the version is the thread's own view of commits.
         memory = self._memory
         version = self._store.version()
         if getattr(memory, "version", None) != version or len(memory.callers) > (
@@ -135,31 +132,27 @@ class Validator:
         return caller
 
     def identify_again(self, caller: Caller, rule: AccessRule) -> tuple[Caller, int]:
-        """Answer who a caller is by now, with the revision of the same snapshot.
+        """Return who a caller is by now, with the revision of the same snapshot.
 
         Raises:
             ServiceError: The caller may no longer make the call.
-            StoreError: The store could not be asked.
+            StoreError: The store cannot be read.
         """
-        with self._store.read() as reader:
-            judge_caller_again(reader.lookup, caller, rule, self._clock.now())
-            record = reader.lookup(caller.key_id)
-            revision = reader.installation().revision
-        if record is None:
-            raise CredentialsInvalid
-        version = caller.match.secret_version
-        is_current = version == record.secret_version
-        end = record.expire_time if is_current else record.overlap_end_time
-        return caller_of(Match(record, version, end, is_current=is_current)), revision
+        record, revision = self._store.lookup(caller.key_id)
+        match = judge_caller_again(record, caller, rule, self._clock.now())
+        return caller_of(match), revision
 
     def match(self, token: str) -> Match | None:
-        """Answer which key and which secret of it a token opens, whatever the key's state."""
+        """Return the key and the secret of it that a token opens, whatever the key's state."""
+        return self._match_at(token, self._clock.now())
+
+    def _match_at(self, token: str, now: Micros) -> Match | None:
         parsed = token_format.parse(token, self._prefixes)
         record, _ = self._store.lookup(_NOBODY if parsed is None else parsed.key_id)
-        return self._match(parsed, record)
+        return self._match(parsed, record, now)
 
     def revision(self) -> int:
-        """Answer the newest revision."""
+        """Return the newest revision."""
         return self._store.lookup(_NOBODY)[1]
 
     def _verdict(
@@ -169,8 +162,8 @@ class Validator:
         record: TokenRecord | None,
         revision: int,
     ) -> Verdict:
-        match = self._match(parsed, record)
         now = self._clock.now()
+        match = self._match(parsed, record, now)
         if match is None or not question.scope.covers(match.record.account_id):
             return Verdict(
                 Outcome.NOT_FOUND, revision, cache_for_at(Outcome.NOT_FOUND, None, now), None
@@ -181,12 +174,12 @@ class Validator:
         return Verdict(outcome, revision, cache_for_at(outcome, match.valid_until, now), match)
 
     def _match(
-        self, parsed: token_format.Parsed | None, record: TokenRecord | None
+        self, parsed: token_format.Parsed | None, record: TokenRecord | None, now: Micros
     ) -> Match | None:
         if parsed is None:
             return None
         if record is None:
-            # The same work as for a known id, so that time does not tell which ids exist.
+            # The same work as for a known id, so that the time it takes does not show which exist.
             presented = token_format.digest_by(
                 self._dummy_mac, _NOBODY, parsed.key_id, parsed.secret
             )
@@ -194,18 +187,14 @@ class Validator:
             return None
         presented = self._digest(record, record.pepper_id, parsed)
         if hmac.compare_digest(presented, record.digest):
-            return Match(record, record.secret_version, record.expire_time, is_current=True)
-        if record.old_digest is None or record.overlap_end_time is None:
+            return record.secret_of(record.secret_version, now)
+        if record.old_digest is None or record.old_secret_version is None:
             return None
         if record.old_pepper_id != record.pepper_id:
             presented = self._digest(record, record.old_pepper_id or "", parsed)
         if not hmac.compare_digest(presented, record.old_digest):
             return None
-        if self._clock.now() >= record.overlap_end_time:
-            return None
-        return Match(
-            record, record.old_secret_version or 0, record.overlap_end_time, is_current=False
-        )
+        return record.secret_of(record.old_secret_version, now)
 
     def _digest(self, record: TokenRecord, pepper_id: str, parsed: token_format.Parsed) -> bytes:
         try:
@@ -215,8 +204,8 @@ class Validator:
             raise StoreUnavailable from error
         return token_format.digest_by(mac, record.account_id, parsed.key_id, parsed.secret)
 
-    def _identify(self, token: str, now: int) -> Caller:
-        match = self.match(token)
+    def _identify(self, token: str, now: Micros) -> Caller:
+        match = self._match_at(token, now)
         if match is None:
             raise CredentialsInvalid
         outcome = outcome_at(match.record, ANY_KEY, now)
@@ -228,7 +217,7 @@ class Validator:
 
 
 def caller_of(match: Match) -> Caller:
-    """Name the identity behind a match that was judged VALID."""
+    """Return the identity behind a match that was judged VALID."""
     record = match.record
     return Caller(
         key_id=record.key_id,
@@ -254,41 +243,32 @@ def judge_caller(caller: Caller, rule: AccessRule) -> None:
         raise OperatorOnly("only callers of the operator account may do this")
 
 
-def judge_caller_again(lookup: Lookup, caller: Caller, rule: AccessRule, now: int) -> Role:
-    """Judge a caller by what the store says now; answer the effective role of this moment.
+def judge_caller_again(
+    record: TokenRecord | None, caller: Caller, rule: AccessRule, now: Micros
+) -> Match:
+    """Judge a caller by what the store says now; return its key and secret as they are now.
 
     Args:
-        lookup: Reads the caller's record; inside a change, in its transaction.
-        caller: Was authenticated before.
-        rule: What the caller is judged by.
+        record: The caller's record; inside a change, as its transaction reads it.
+        caller: Who was authenticated before.
+        rule: The access rule of the call.
         now: The moment, in microseconds.
 
     Raises:
         CredentialsInvalid, CredentialsExpired: The secret that was presented no longer works.
         RoleInsufficient, ScopeInsufficient: The rule says no by now.
     """
-    record = lookup(caller.key_id)
-    if record is None:
+    match = None if record is None else record.secret_of(caller.match.secret_version, now)
+    if match is None:
         raise CredentialsInvalid
-    version = caller.match.secret_version
-    is_old = (
-        version == record.old_secret_version
-        and record.overlap_end_time is not None
-        and now < record.overlap_end_time
-    )
-    if version != record.secret_version and not is_old:
-        raise CredentialsInvalid
-    _raise_unless_allowed(outcome_at(record, rule, now), rule, record.effective_role)
-    return record.effective_role
-
-
-def _raise_unless_allowed(outcome: Outcome, rule: AccessRule, role: Role) -> None:
+    outcome = outcome_at(match.record, rule, now)
     if outcome is not Outcome.VALID:
-        raise denial_of(outcome, rule, role)
+        raise denial_of(outcome, rule, match.record.effective_role)
+    return match
 
 
 def denial_of(outcome: Outcome, rule: AccessRule, role: Role) -> ServiceError:
-    """Make the error of an outcome that is not VALID; whatever is not known is a denial too."""
+    """Return the error for an outcome that is not VALID; an unknown outcome is a denial too."""
     if outcome is Outcome.ROLE_INSUFFICIENT:
         allowed = rule.only_roles or tuple(one for one in Role if one >= max(rule.role, 1))
         names = ", ".join(one.name for one in allowed)

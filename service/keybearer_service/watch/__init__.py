@@ -1,1 +1,1 @@
-"""The watch stream: who is told of which change."""
+"""The watch streams: every change is sent to everybody who may see it."""

@@ -1,16 +1,16 @@
-"""WatchInvalidations: what changed, told in order to every open stream.
+"""WatchInvalidations: sends every change, in order, to every open stream.
 
-There may be a thousand streams, and none of them holds a thread or touches the store: one thread,
+There may be a thousand streams, and none of them holds a thread or reads the store: one thread,
 the hub's, reads it for all of them, so that neither database connections nor reads grow with the
-watchers. In each turn it reads one snapshot, sends the new changes to the streams, and only then
-answers the pings that had arrived before the turn began. That order is the promise of a pong:
-nothing up to its head, read after its ping had arrived, is missing before it.
+watchers. A turn of the hub has a fixed order: take what has arrived, read what changed, send it,
+judge the watchers that pinged, answer their pings. That order is the promise of a pong: its head
+was read after its ping had arrived, and every change up to it was sent before it.
 """
 
 import threading
-from collections import deque
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -19,13 +19,14 @@ import structlog
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import FieldInvalid, Overloaded, ServiceError, StreamEnded
-from keybearer_service.domain.model import Installation, Invalidation, SubjectKind
-from keybearer_service.domain.verdict import Caller, TokenRecord
-from keybearer_service.storage import Reader, Store, StoreError
+from keybearer_service.domain.model import Invalidation, SubjectKind
+from keybearer_service.domain.verdict import Caller
+from keybearer_service.storage import News, Store, StoreError
 from keybearer_service.usecases.access import question_reach_of
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.validation.usage import UsageRecorder
-from keybearer_service.validation.validator import Lookup, Validator, judge_caller_again
+from keybearer_service.validation.validator import judge_caller_again
+from keybearer_service.watch.feed import PAGE, ChangeFeed, GapError
 from keybearer_service.watch.messages import Hello, Incoming, Outgoing, Ping, Pong, Reset, Subscribe
 from keybearer_service.watch.usage_reports import UsageIngest, UsageReport
 
@@ -33,24 +34,23 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 MAX_WATCHERS = 1000
-"""Open streams in all; beyond, RESOURCE_EXHAUSTED."""
+"""Open streams of one server; beyond, RESOURCE_EXHAUSTED."""
+SHARE_OF_A_KEY = 0.5
+SHARE_OF_AN_ACCOUNT = 0.8
+"""Of all open streams: what one key and one account may take, so that the others get in."""
 MAX_QUEUED = 1000
-"""Messages that wait for a slow watcher; beyond, its stream is cut and it resumes by revision."""
+"""Messages that wait for a slow watcher; beyond, its stream is cut off and it may resume."""
 MAX_USAGE_ITEMS = 500
 """In one message: section 4 of the wire contract."""
 MAX_AGE_S = 900.0
 AGE_SPREAD = 0.2
-"""Streams end after 15 min ± 20 %: watchers spread over servers, and do not all move at once."""
-POLL_S = 0.01
-"""How long a commit of another process may go unnoticed, and a ping unanswered. Commits of this
-process wake the hub."""
+"""Streams end after 15 min ± 20 %, so that watchers spread over servers, and not all at once."""
+GATHER_S = 0.01
+"""How long a ping waits for others, so that one turn answers them all."""
+SWEEP_S = 1.0
+"""How often the hub looks for streams that are silent or old."""
 SILENCE_S = 5.0
 """The credential of a stream that does not ping is judged this often all the same."""
-_PAGE = 500
-
-
-class _ChangedError(Exception):
-    """Something was committed since the last turn."""
 
 
 class WatcherSink(Protocol):
@@ -78,22 +78,21 @@ class Watcher:
     """One open stream. Made by `WatchHub.open`."""
 
     def __init__(self, hub: "WatchHub", call: CallContext, sink: WatcherSink, age: float) -> None:
-        """Take who watches, and the way to them."""
         self.caller = call.identity
         self.scope = question_reach_of(self.caller)
         self.rule = call.rule
         self.sink = sink
         self.ends_at = hub.clock.monotonic() + age
         self.judged_at = hub.clock.monotonic()
-        self.position: int | None = None
-        """While the stream is behind: the last revision that was told. The hub's own."""
+        self.position = 0
+        """While the stream is behind: the last revision that was sent. Used by the hub alone."""
         self.waiting: list[int] = []
-        """Pings that arrived while it was behind. The hub's own."""
+        """Pings that arrived while it was behind. Used by the hub alone."""
         self._hub = hub
         self._has_subscribed = False
 
     def take(self, message: Incoming) -> None:
-        """Take a message of the watcher's. It is only noted: the thread is the transport's.
+        """Note a message of the watcher; the hub's thread serves it.
 
         Raises:
             FieldInvalid: It is out of place, or has too many items.
@@ -110,11 +109,11 @@ class Watcher:
                 self._hub.report(self, message)
 
     def leave(self) -> None:
-        """Be forgotten: the stream is over."""
+        """Leave the hub: the stream is over."""
         self._hub.leave(self)
 
     def sees(self, change: Invalidation) -> bool:
-        """Tell whether a change is any business of the watcher."""
+        """Return whether the watcher may see a change."""
         return change.kind is SubjectKind.EVERYTHING or self.scope.covers(change.account_id)
 
 
@@ -124,43 +123,82 @@ class _Turn:
 
     subscriptions: list[tuple[Watcher, Subscribe]]
     pings: list[tuple[Watcher, Ping]]
-    credentials: list[tuple[str, Future[Caller]]]
+    jobs: "list[_Job]"
+
+
+class _Job:
+    """Work that the hub's thread does for another one, which waits for it."""
+
+    def __init__(self, work: Callable[[], Caller]) -> None:
+        self._work = work
+        self._is_done = threading.Event()
+        self._caller: Caller | None = None
+        self._error: Exception | None = None
+
+    def do(self) -> None:
+        """Do the work, on the hub's thread."""
+        try:
+            self._caller = self._work()
+        except Exception as error:  # noqa: BLE001 - the thread that waits raises it
+            self._error = error
+        self._is_done.set()
+
+    def fail(self, error: Exception) -> None:
+        """Have the thread that waits raise an error."""
+        self._error = error
+        self._is_done.set()
+
+    def result(self) -> Caller:
+        """Wait; return or raise what the work did.
+
+        An error that stayed here would be held by its own traceback, and the call with it: while
+        it lives, its stream counts among the 100 of its connection.
+        """
+        self._is_done.wait()
+        if self._caller is None:
+            raise self._taken_error()
+        return self._caller
+
+    def _taken_error(self) -> Exception:
+        error, self._error = self._error, None
+        return error or StreamEnded("the server stops")
 
 
 class WatchHub:
-    """Reads the change table for all streams."""
+    """Reads the changes for all streams."""
 
     def __init__(
         self,
         store: Store,
-        validator: Validator,
         usage: UsageRecorder,
         clock: Clock,
         entropy: Entropy,
         *,
         max_watchers: int = MAX_WATCHERS,
     ) -> None:
-        """Take what streams are served from. `start` begins to serve them."""
+        """Create the hub; `start` begins to serve streams."""
         self.clock = clock
         self._store = store
-        self._validator = validator
+        self._feed = ChangeFeed(store)
         self._entropy = entropy
         self._max_watchers = max_watchers
         self._uses = UsageIngest(store, usage, clock)
         self._lock = threading.Lock()
         self._open: set[Watcher] = set()
+        self._held: Counter[str] = Counter()
+        """How many streams are open of each key and each account."""
         self._subscriptions: deque[tuple[Watcher, Subscribe]] = deque()
-        self._pings: deque[tuple[Watcher, Ping]] = deque()
+        self._pings: list[tuple[Watcher, Ping]] = []
         self._left: deque[Watcher] = deque()
-        self._credentials: deque[tuple[str, Future[Caller]]] = deque()
-        self._wake = threading.Event()
+        self._jobs: deque[_Job] = deque()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-        # The hub's thread alone touches these.
+        # Used by the hub's thread alone.
         self._live: set[Watcher] = set()
         self._behind: set[Watcher] = set()
-        self._told: tuple[str, int] | None = None
-        self._looked_after = clock.monotonic()
+        self._told: News | None = None
+        """The news of the last turn; None without streams."""
+        self._swept_at = clock.monotonic()
         self._in_trouble = False
 
     @property
@@ -170,8 +208,9 @@ class WatchHub:
 
     @property
     def told_revision(self) -> int:
-        """Up to which revision the streams were told; 0 when there are none."""
-        return self._told[1] if self._told and self._open else 0
+        """The revision up to which changes were sent; 0 without streams."""
+        told = self._told
+        return told.head if told and self._open else 0
 
     def start(self) -> None:
         """Begin to read."""
@@ -179,36 +218,33 @@ class WatchHub:
         self._thread.start()
 
     def close(self) -> None:
-        """End all streams, so that a server that stops need not wait for them."""
+        """End all streams, so that a server that stops does not wait for them."""
         with self._lock:
             self._closing = True
             streams = list(self._open)
         for watcher in streams:
             watcher.sink.end(StreamEnded("the server stops"))
-        self._wake.set()
+        self._feed.wake()
         if self._thread.is_alive():
             self._thread.join()
-        for _, caller in _drained(self._credentials):
-            caller.set_exception(StreamEnded("the server stops"))
+        for job in _drained(self._jobs):
+            job.fail(StreamEnded("the server stops"))
         self._uses.stop()
 
-    def wake(self) -> None:
-        """Say that something was committed."""
-        self._wake.set()
-
-    def authenticate(self, token: str) -> Caller:
-        """Answer who opens a stream; as `Validator.authenticate`, without a database connection.
+    def run(self, work: Callable[[], Caller]) -> Caller:
+        """Return what `work` returns on the hub's thread, which has a connection to the store.
 
         Raises:
-            CredentialsExpired, CredentialsInvalid, StoreError, StoreUnavailable: As there.
+            StreamEnded: The server stops.
+            Exception: What `work` raises.
         """
-        caller: Future[Caller] = Future()
+        job = _Job(work)
         with self._lock:
             if self._closing:
                 raise StreamEnded("the server stops")
-            self._credentials.append((token, caller))
-        self._wake.set()
-        return caller.result()
+            self._jobs.append(job)
+        self._feed.wake()
+        return job.result()
 
     def open(self, call: CallContext, sink: WatcherSink) -> Watcher:
         """Begin a stream.
@@ -226,35 +262,51 @@ class WatchHub:
         with self._lock:
             if self._closing:
                 raise StreamEnded("the server stops")
-            if len(self._open) >= self._max_watchers:
-                raise Overloaded("too many watch streams; try again later")
+            self._assert_room(watcher.caller)
             self._open.add(watcher)
+            self._held.update((watcher.caller.key_id, watcher.caller.account_id))
+        self._feed.wake()
         return watcher
+
+    def _assert_room(self, caller: Caller) -> None:
+        if len(self._open) >= self._max_watchers:
+            raise Overloaded("too many watch streams; try again later")
+        if self._held[caller.key_id] >= self._max_watchers * SHARE_OF_A_KEY:
+            raise Overloaded("too many watch streams of this key; try again later")
+        if self._held[caller.account_id] >= self._max_watchers * SHARE_OF_AN_ACCOUNT:
+            raise Overloaded("too many watch streams of this account; try again later")
 
     def leave(self, watcher: Watcher) -> None:
         """Forget a stream that has ended."""
         with self._lock:
-            self._open.discard(watcher)
+            if watcher in self._open:
+                self._open.discard(watcher)
+                # Removes what is no longer held, so that nothing is kept of keys that are gone.
+                self._held -= Counter((watcher.caller.key_id, watcher.caller.account_id))
         self._left.append(watcher)
         if not self._open:
-            # The hub is about to rest, and is not to keep the call meanwhile.
-            self._wake.set()
+            # The hub is about to rest, and must not keep the call until it wakes up.
+            self._feed.wake()
 
     def subscribe(self, watcher: Watcher, message: Subscribe) -> None:
-        """Start to tell a watcher of changes."""
+        """Begin to send changes to a watcher, in the next turn."""
         self._subscriptions.append((watcher, message))
-        self._wake.set()
+        self._feed.wake()
 
     def ping(self, watcher: Watcher, message: Ping) -> None:
-        """Answer a ping, in the next turn.
+        """Answer a ping within GATHER_S.
 
-        It does not wake the hub: one turn for all the pings of POLL_S costs little, and a pong that
-        comes a little later only takes as much from its watcher's lease.
+        One turn for all the pings of that time costs little, and a pong that comes a little later
+        only takes as much from its watcher's lease.
         """
-        self._pings.append((watcher, message))
+        with self._lock:
+            self._pings.append((watcher, message))
+            is_first = len(self._pings) == 1
+        if is_first:
+            self._feed.wake()
 
     def report(self, watcher: Watcher, message: UsageReport) -> None:
-        """Count what a watcher answered from its cache.
+        """Count the uses that a watcher reports.
 
         Raises:
             FieldInvalid: Too many items.
@@ -267,76 +319,67 @@ class WatchHub:
 
     def _run(self) -> None:
         while not self._closing:
-            # Without streams nobody is to be told anything, and whatever comes wakes the hub.
-            self._wake.wait(POLL_S if self._open else None)
-            self._wake.clear()
-            # Pings first: one whose subscription comes between the two lines is of the next turn.
-            pings = _drained(self._pings)
-            turn = _Turn(_drained(self._subscriptions), pings, _drained(self._credentials))
+            self._wait()
+            # Pings first: one whose subscription comes between the two is of the next turn.
+            with self._lock:
+                pings, self._pings = self._pings, []
+            turn = _Turn(_drained(self._subscriptions), pings, _drained(self._jobs))
             try:
                 self._serve(turn)
                 self._log_state_change(None)
-            except Exception as error:  # noqa: BLE001 - the hub outlives what it cannot foresee
+            except Exception as error:  # noqa: BLE001 - the hub goes on after an unforeseen error
                 self._log_state_change(error)
-                # No store, no pong; and nobody waits in vain.
+                # Without the store there is no pong, and nobody is left waiting.
                 for watcher, _ in turn.subscriptions:
                     watcher.sink.end(error)
-                for _, caller in turn.credentials:
-                    if not caller.done():
-                        caller.set_exception(error)
+
+    def _wait(self) -> None:
+        is_unfinished = self._behind or self._in_trouble
+        if not self._pings and not is_unfinished:
+            # Without streams there is nobody to send to, and whatever arrives wakes the hub.
+            self._feed.wait(SWEEP_S if self._open else None)
+        if self._pings or is_unfinished:
+            self._feed.wait(GATHER_S)
 
     def _serve(self, turn: _Turn) -> None:
-        for token, caller in turn.credentials:
-            try:
-                caller.set_result(self._validator.authenticate(token))
-            except Exception as error:  # noqa: BLE001 - the thread that asked raises it
-                caller.set_exception(error)
+        for job in turn.jobs:
+            job.do()
         for watcher in _drained(self._left):
             self._live.discard(watcher)
             self._behind.discard(watcher)
-        if turn.subscriptions or self._behind or not self._answer_unchanged(turn.pings):
-            self._answer_in_snapshot(turn)
+        if not self._open:
+            self._told = None
+            return
+        news = self._send_changes()
+        for watcher, subscription in turn.subscriptions:
+            if watcher in self._open:
+                self._begin(news, watcher, subscription)
+        for watcher in list(self._behind):
+            self._catch_up(news, watcher)
+        self._judge({watcher for watcher, _ in turn.pings})
+        self._answer(turn.pings, news.head)
+        self._sweep()
 
-    def _answer_unchanged(self, pings: Sequence[tuple[Watcher, Ping]]) -> bool:
-        """Answer pings when nothing was committed since the last turn; tell whether that is so.
-
-        Most turns are like this, and a transaction would cost more than all else in them. Each
-        statement tells the revision of its own snapshot: as long as it is the one that was told,
-        what is read is of one moment, and no stream has missed anything.
-        """
-        if self._told is None:
-            return False
-        head = self._told[1]
-
-        def lookup(key_id: str) -> TokenRecord | None:
-            record, revision = self._store.lookup(key_id)
-            if revision != head:
-                raise _ChangedError
-            return record
-
+    def _send_changes(self) -> News:
+        """Send what is new to the live streams; return the news of this turn."""
+        told = self._told if self._live else None
         try:
-            if pings:
-                self._judge(lookup, {watcher for watcher, _ in pings})
-            else:
-                lookup("")
-            self._sweep(lookup)
-        except _ChangedError:
-            return False
-        self._answer(pings, head)
-        return True
-
-    def _answer_in_snapshot(self, turn: _Turn) -> None:
-        with self._store.read() as reader:
-            installation = reader.installation()
-            self._tell(reader, installation)
-            for watcher, subscription in turn.subscriptions:
-                if watcher in self._open:
-                    self._begin(reader, installation, watcher, subscription)
-            for watcher in list(self._behind):
-                self._catch_up(reader, installation.revision, watcher)
-            self._judge(reader.lookup, {watcher for watcher, _ in turn.pings})
-            self._answer(turn.pings, installation.revision)
-            self._sweep(reader.lookup)
+            news = self._feed.head() if told is None else self._feed.since(told.epoch, told.head)
+        except GapError:
+            # So late that changes were deleted meanwhile, or the history is another one: these
+            # watchers have to start afresh.
+            log.warning("watch_history_broken", streams=len(self._live))
+            self._end_all(self._live, StreamEnded("the stream fell behind"))
+            news = self._feed.head()
+        # Advance only after the read succeeded, so that a failed read is repeated next turn; and
+        # before anything is sent, so that nothing is ever sent twice.
+        self._told = news._replace(changes=())
+        for watcher in list(self._live) if news.changes else ():
+            for change in news.changes:
+                if watcher.sees(change):
+                    watcher.sink.send(change)
+            self._drop_if_stuck(watcher)
+        return news
 
     def _answer(self, pings: Iterable[tuple[Watcher, Ping]], head: int) -> None:
         for watcher, ping in pings:
@@ -344,24 +387,6 @@ class WatchHub:
                 watcher.sink.send(Pong(ping.sent_at, head))
             elif watcher in self._behind:
                 watcher.waiting.append(ping.sent_at)
-            self._drop_if_stuck(watcher)
-
-    def _tell(self, reader: Reader, installation: Installation) -> None:
-        """Tell the live streams what is new."""
-        epoch, head = installation.epoch, installation.revision
-        changes: list[Invalidation] | None = []
-        if self._told is not None and self._live:
-            changes = _between(reader, self._told[1], head) if self._told[0] == epoch else None
-        # Not before they were read: what a store that failed has not told is told later.
-        self._told = (epoch, head)
-        if changes is None:
-            # So late that the change table begins later: they are to start afresh.
-            self._end_all(self._live, StreamEnded("the stream fell behind"))
-            return
-        for watcher in list(self._live) if changes else ():
-            for change in changes:
-                if watcher.sees(change):
-                    watcher.sink.send(change)
             self._drop_if_stuck(watcher)
 
     def _drop_if_stuck(self, watcher: Watcher) -> None:
@@ -373,47 +398,48 @@ class WatchHub:
             self._behind.discard(watcher)
             watcher.sink.cancel()
 
-    def _begin(
-        self, reader: Reader, installation: Installation, watcher: Watcher, wanted: Subscribe
-    ) -> None:
-        epoch, head = installation.epoch, installation.revision
-        self._live.add(watcher)
+    def _begin(self, news: News, watcher: Watcher, wanted: Subscribe) -> None:
         if not wanted.epoch:
-            watcher.sink.send(Hello(epoch, head))
-        elif wanted.epoch == epoch and reader.oldest_change() - 1 <= wanted.from_revision <= head:
-            watcher.sink.send(Hello(epoch, head))
-            if wanted.from_revision < head:
-                self._live.discard(watcher)
-                self._behind.add(watcher)
+            watcher.sink.send(Hello(news.epoch, news.head))
+        elif wanted.epoch == news.epoch and news.continues(wanted.from_revision):
+            watcher.sink.send(Hello(news.epoch, news.head))
+            if wanted.from_revision < news.head:
                 watcher.position = wanted.from_revision
+                self._behind.add(watcher)
+                return
         else:
-            watcher.sink.send(Reset(epoch, head))
+            watcher.sink.send(Reset(news.epoch, news.head))
+        self._live.add(watcher)
 
-    def _catch_up(self, reader: Reader, head: int, watcher: Watcher) -> None:
-        """Tell a stream that resumed the next part of what it missed, as fast as it reads."""
-        if watcher.position is None or watcher.sink.queued > MAX_QUEUED - _PAGE:
+    def _catch_up(self, news: News, watcher: Watcher) -> None:
+        """Send a resumed stream the next part of what it missed, as fast as its watcher reads."""
+        if watcher.sink.queued > MAX_QUEUED - PAGE:
             return
-        until = min(watcher.position + _PAGE, head)
-        changes = _between(reader, watcher.position, until)
-        if changes is None:
+        limit = min(PAGE, news.head - watcher.position)
+        try:
+            missed = self._feed.page(news.epoch, watcher.position, limit).changes
+        except GapError:
             self._end_all({watcher}, StreamEnded("the stream fell behind"))
             return
-        for change in changes:
+        for change in missed:
             if watcher.sees(change):
                 watcher.sink.send(change)
-        watcher.position = until
-        if until == head:
+        watcher.position += len(missed)
+        if watcher.position == news.head:
             self._behind.discard(watcher)
             self._live.add(watcher)
             for sent_at in watcher.waiting:
-                watcher.sink.send(Pong(sent_at, head))
+                watcher.sink.send(Pong(sent_at, news.head))
             watcher.waiting.clear()
         else:
-            self._wake.set()
+            self._feed.wake()
 
-    def _judge(self, lookup: Lookup, watchers: Iterable[Watcher]) -> None:
+    def _judge(self, watchers: AbstractSet[Watcher]) -> None:
         """Judge the credentials of watchers again, and end the streams of those who may not."""
+        if not watchers:
+            return
         monotonic, now = self.clock.monotonic(), self.clock.now()
+        records, _ = self._store.lookup_many(list({one.caller.key_id for one in watchers}))
         verdicts: dict[tuple[str, int], ServiceError | None] = {}
         for watcher in watchers:
             watcher.judged_at = monotonic
@@ -421,7 +447,7 @@ class WatchHub:
             secret = (caller.key_id, caller.match.secret_version)
             if secret not in verdicts:
                 try:
-                    judge_caller_again(lookup, caller, watcher.rule, now)
+                    judge_caller_again(records.get(caller.key_id), caller, watcher.rule, now)
                     verdicts[secret] = None
                 except ServiceError as error:
                     verdicts[secret] = error
@@ -429,15 +455,15 @@ class WatchHub:
             if denial is not None:
                 self._end_all({watcher}, denial)
 
-    def _sweep(self, lookup: Lookup) -> None:
-        """Judge those who have been silent, and end the streams that are old; once a second."""
+    def _sweep(self) -> None:
+        """Once a second, judge the silent watchers and end the streams that are old."""
         now = self.clock.monotonic()
-        if now - self._looked_after < 1:
+        if now - self._swept_at < SWEEP_S:
             return
-        self._looked_after = now
+        self._swept_at = now
         with self._lock:
             streams = list(self._open)
-        self._judge(lookup, [one for one in streams if now - one.judged_at >= SILENCE_S])
+        self._judge({one for one in streams if now - one.judged_at >= SILENCE_S})
         old = [one for one in streams if now >= one.ends_at]
         self._end_all(old, StreamEnded("the stream is old enough; resume"))
 
@@ -448,7 +474,7 @@ class WatchHub:
             watcher.sink.end(error)
 
     def _log_state_change(self, error: Exception | None) -> None:
-        """Log trouble when it begins and when it ends, not at every turn."""
+        """Log when trouble begins and when it ends, not in every turn."""
         if error is not None and not self._in_trouble:
             foreseen = isinstance(error, StoreError)
             log.error(
@@ -460,17 +486,5 @@ class WatchHub:
 
 
 def _drained(inbox: deque[T]) -> list[T]:
-    """Take what is there by now; others go on adding."""
+    """Remove and return what is there by now; others go on adding."""
     return [inbox.popleft() for _ in range(len(inbox))]
-
-
-def _between(reader: Reader, after: int, until: int) -> list[Invalidation] | None:
-    """Read the changes in (after, until]; None when some of them are no longer there."""
-    changes: list[Invalidation] = []
-    while after < until:
-        page = reader.changes_after(after, min(_PAGE, until - after))
-        if not page or page[0].revision != after + 1 or page[-1].revision != after + len(page):
-            return None
-        changes.extend(page)
-        after = page[-1].revision
-    return changes

@@ -34,7 +34,7 @@ class Reset(NamedTuple):
 
 
 class Pong(NamedTuple):
-    """Every change up to the head was told."""
+    """Every change up to the head was sent before."""
 
     sent_at: int
     head: int

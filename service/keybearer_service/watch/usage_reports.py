@@ -1,6 +1,6 @@
-"""What watchers answered from their caches, counted as uses of the keys.
+"""The uses that watchers report: what they answered from their caches.
 
-A report is only as good as the watcher that sends it, so nothing here is taken at its word.
+A report is only as good as the watcher that sends it, so every item is checked and clamped.
 """
 
 import queue
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import structlog
 
-from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.verdict import Caller, TokenRecord
 from keybearer_service.storage import Store, StoreError
 from keybearer_service.usecases.access import question_reach_of
@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 MAX_USES = 1_000_000
 _BACKLOG = 64
 _NO_SECRET = 0
-"""Stands for a secret that is not told apart; versions begin with 1."""
+"""Stands for a secret that is not counted apart; versions begin with 1."""
 
 
 class UsageItem(NamedTuple):
@@ -29,7 +29,7 @@ class UsageItem(NamedTuple):
 
     key_id: str
     secret_version: int
-    last_used_time: int
+    last_used_time: Micros
     uses: int
 
 
@@ -38,14 +38,14 @@ class UsageReport(NamedTuple):
 
     size: int
     items: Iterable[UsageItem]
-    """To be gone through once, by the thread that counts them."""
+    """Iterated once, by the thread that counts them."""
 
 
 class UsageIngest:
-    """Counts the uses that watchers report, on a thread of its own: a decision never waits for it.
+    """Counts the uses that watchers report, on a thread of its own: no decision waits for it.
 
-    No decision reads them either: a secret that was never seen to work by the server itself stays
-    unused, so that a report can not keep a lost answer from being issued again.
+    No decision reads them either: a secret that the server itself never saw in use stays unused, so
+    that a report cannot keep a lost answer from being issued again.
     """
 
     def __init__(self, store: Store, usage: UsageRecorder, clock: Clock) -> None:
@@ -56,18 +56,18 @@ class UsageIngest:
         self._thread = threading.Thread(target=self._run, name="watch-usage", daemon=True)
 
     def start(self) -> None:
-        """Begin to count."""
+        """Start the thread that counts."""
         self._thread.start()
 
     def put(self, caller: Caller, report: UsageReport) -> None:
-        """Take a report, or drop it and log that, when too many wait."""
+        """Add a report to those that wait; drop and log it when too many do."""
         try:
             self._inbox.put_nowait((caller, report))
         except queue.Full:
             log.warning("usage_report_dropped", key_id=caller.key_id, items=report.size)
 
     def stop(self) -> None:
-        """Count what waits, and end."""
+        """Count the reports that wait, and end the thread."""
         if self._thread.is_alive():
             self._inbox.put(None)
             self._thread.join()
@@ -78,7 +78,7 @@ class UsageIngest:
                 self._count(*item)
             except StoreError as error:
                 log.warning("usage_report_lost", cause=type(error).__name__)
-            except Exception:  # the thread outlives what it cannot foresee; it is logged
+            except Exception:  # the thread goes on after an unforeseen error; it is logged
                 log.exception("usage_report_failed")
 
     def _count(self, caller: Caller, report: UsageReport) -> None:
@@ -92,16 +92,18 @@ class UsageIngest:
                 continue
             if not scope.covers(record.account_id):
                 continue
+            # The store keeps the time from being before the key's create_time.
+            used_at = min(item.last_used_time, now)
             self._usage.add_many(
                 item.key_id,
-                _secret_of(record, item.secret_version),
-                # The store keeps it from being before the key's create_time.
-                min(item.last_used_time, now),
+                _reported_secret(record, item.secret_version, used_at),
+                used_at,
                 min(max(item.uses, 1), MAX_USES),
             )
 
 
-def _secret_of(record: TokenRecord, version: int) -> int:
-    if version == record.secret_version and record.secret_used:
-        return version
-    return version if version == record.old_secret_version else _NO_SECRET
+def _reported_secret(record: TokenRecord, version: int, used_at: Micros) -> int:
+    secret = record.secret_of(version, used_at)
+    if secret is None or (secret.is_current and not record.secret_used):
+        return _NO_SECRET
+    return version

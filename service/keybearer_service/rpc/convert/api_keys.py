@@ -9,6 +9,7 @@ from keybearer.access import Role
 from keybearer.v1 import api_key_pb2, api_key_service_pb2, token_service_pb2
 from keybearer_service.domain import validators
 from keybearer_service.domain.account_scope import AccountScope
+from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.model import KEY_SETTINGS, ApiKey, KeyState, RevocationReason
 from keybearer_service.rpc.convert.common import (
@@ -103,7 +104,7 @@ def overlap(
 
 
 def key_query(
-    scope: AccountScope, request: api_key_service_pb2.ListApiKeysRequest, now: int
+    scope: AccountScope, request: api_key_service_pb2.ListApiKeysRequest, now: Micros
 ) -> KeyQuery:
     """Read which keys are asked for, and in which order."""
     order_by, _, direction = request.order_by.strip().partition(" ")
@@ -124,7 +125,7 @@ def key_query(
     )
 
 
-def key_to_proto(key: ApiKey, now: int) -> api_key_pb2.ApiKey:
+def key_to_proto(key: ApiKey, now: Micros) -> api_key_pb2.ApiKey:
     """Write a key with the state it has at `now`."""
     return to_proto(
         api_key_pb2.ApiKey,
@@ -142,7 +143,7 @@ class IssuedFields(TypedDict):
     replayed: bool
 
 
-def issued_fields(issued: IssuedKey, now: int) -> IssuedFields:
+def issued_fields(issued: IssuedKey, now: Micros) -> IssuedFields:
     """Write a key with its new token. The token goes into a response and nowhere else."""
     return IssuedFields(
         api_key=key_to_proto(issued.key, now), token=issued.token, replayed=issued.replayed

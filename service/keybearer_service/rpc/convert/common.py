@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from keybearer_service.domain import validators
-from keybearer_service.domain.clock import SECOND
+from keybearer_service.domain.clock import SECOND, Micros
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.usecases.idempotency import IdempotencyKey
 
@@ -39,7 +39,7 @@ class _IdempotentRequest(Protocol):
         ...
 
 
-def micros_from_timestamp(field: str, value: Timestamp) -> int:
+def micros_from_timestamp(field: str, value: Timestamp) -> Micros:
     """Read a Timestamp as microseconds since the epoch.
 
     Raises:
@@ -47,7 +47,7 @@ def micros_from_timestamp(field: str, value: Timestamp) -> int:
     """
     if not (MIN_SECONDS <= value.seconds <= MAX_SECONDS and 0 <= value.nanos < NANOS):
         raise FieldInvalid(field, "a moment from 0001-01-01T00:00:00Z to 9999-12-31T23:59:59Z")
-    return value.seconds * SECOND + value.nanos // 1000
+    return Micros(value.seconds * SECOND + value.nanos // 1000)
 
 
 def micros_from_duration(field: str, value: Duration) -> int:
@@ -103,7 +103,7 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
 
 
-def optional_time(request: Message, field: str) -> int | None:
+def optional_time(request: Message, field: str) -> Micros | None:
     """Read a Timestamp that may be absent.
 
     Raises:
@@ -136,7 +136,7 @@ def idempotency_key(method: str, request: _IdempotentRequest) -> IdempotencyKey 
     )
 
 
-def timestamp(micros: int | None) -> Timestamp | None:
+def timestamp(micros: Micros | None) -> Timestamp | None:
     """Write a moment; None means absent."""
     if micros is None:
         return None

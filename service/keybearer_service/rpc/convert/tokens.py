@@ -6,7 +6,7 @@ from keybearer.access import Role
 from keybearer.v1 import token_service_pb2
 from keybearer_service.domain import validators
 from keybearer_service.domain.account_scope import AccountScope
-from keybearer_service.domain.clock import DAY
+from keybearer_service.domain.clock import DAY, Micros
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.verdict import Caller, Outcome, TokenRecord, Verdict
 from keybearer_service.rpc.convert.common import fill, member, timestamp, wire
@@ -90,7 +90,9 @@ def verdict_to_proto(verdict: Verdict) -> token_service_pb2.ValidateTokenRespons
     return response
 
 
-def identity_to_proto(caller: Caller, revision: int, now: int) -> token_service_pb2.WhoAmIResponse:
+def identity_to_proto(
+    caller: Caller, revision: int, now: Micros
+) -> token_service_pb2.WhoAmIResponse:
     """Write who the caller is."""
     match = caller.match
     record: TokenRecord = match.record

@@ -1,7 +1,7 @@
 """The messages of a watch stream, between protobuf and the model."""
 
 from keybearer.v1 import token_service_pb2
-from keybearer_service.domain.clock import SECOND
+from keybearer_service.domain.clock import SECOND, Micros
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.model import Invalidation, SubjectKind
 from keybearer_service.rpc.convert.common import MAX_SECONDS, MIN_SECONDS
@@ -26,7 +26,8 @@ def _usage_item(item: token_service_pb2.WatchInvalidationsRequest.UsageItem) -> 
     time = item.last_used_time
     # Any number is accepted: the time is clamped later.
     micros = min(max(time.seconds, MIN_SECONDS), MAX_SECONDS) * SECOND
-    return UsageItem(item.key_id, item.secret_version, micros + time.nanos // 1000, item.count)
+    last_used_time = Micros(micros + time.nanos // 1000)
+    return UsageItem(item.key_id, item.secret_version, last_used_time, item.count)
 
 
 def watch_response_to_proto(told: Outgoing) -> token_service_pb2.WatchInvalidationsResponse:

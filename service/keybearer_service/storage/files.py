@@ -1,0 +1,18 @@
+"""The engine behind a FileStore, for commands that show it or that must not share a file."""
+
+from keybearer_service.storage import dbapi
+
+
+def engine() -> str:
+    """Return the engine's name and version."""
+    return f"SQLite {'.'.join(map(str, dbapi.VERSION))}"
+
+
+def sharing_hazard() -> str | None:
+    """Return why several processes must not write one file with this engine; None if they may."""
+    if not dbapi.has_wal_reset_bug():
+        return None
+    return (
+        f"this {engine()} can damage a database that several processes write; install pysqlite3, "
+        "which carries a newer one"
+    )
