@@ -460,10 +460,10 @@ class Store(Protocol):
     # --- changes ----------------------------------------------------------------------------------
 
     def changes_since(self, revision: int, limit: int) -> News:
-        """Return the first changes after a revision, at most `limit`; must be one snapshot.
+        """Return the changes of the next `limit` revisions after one; must be one snapshot.
 
         Must see every commit that was acknowledged before the call. The changes must be in rising
-        order, each revision once and none left out.
+        order, and none that is kept may be left out.
 
         Raises:
             StoreUnusableError: The store was never initialised.

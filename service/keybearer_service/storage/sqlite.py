@@ -83,9 +83,10 @@ _LOOKUP_MANY: Final = (
 )
 _CHANGES_SINCE: Final = (
     "SELECT i.epoch, i.revision, coalesce((SELECT min(revision) FROM changes), i.revision + 1),"
-    f" {rows.INVALIDATION} FROM installation i LEFT JOIN"
-    " (SELECT * FROM changes WHERE revision > ? ORDER BY revision LIMIT ?) c ON 1"
-    " ORDER BY c.revision"
+    # A bound of the range, since revisions have no gaps: a LIMIT costs 20 us.
+    f" {rows.INVALIDATION} FROM installation i"
+    " LEFT JOIN changes c ON c.revision > ?1 AND c.revision <= ?1 + ?2"
+    " WHERE i.id = 1 ORDER BY c.revision"
 )
 _READ_ONLY: Final = (
     "query_only = ON",

@@ -3,7 +3,7 @@
 from keybearer_service.storage import News, Store
 
 PAGE = 500
-"""The most changes of one statement."""
+"""The most changes that are read with one statement."""
 
 
 class GapError(Exception):
@@ -35,7 +35,7 @@ class ChangeFeed:
         return news._replace(changes=changes)
 
     def page(self, epoch: str, revision: int, limit: int) -> News:
-        """Return the first changes after a revision, at most `limit`.
+        """Return the changes of the next `limit` revisions after one.
 
         Raises:
             GapError, StoreError: As `since`.
