@@ -4,15 +4,21 @@ To guard a service: `AuthInterceptor` (or `AsyncAuthInterceptor`) with a `Cachin
 `current_identity()` in its handlers. To manage keys: `KeybearerClient`.
 """
 
+from keybearer._cache.caching import AsyncCachingVerifier, CacheStats, CachingVerifier
+from keybearer._client.channel import TLSConfig
+from keybearer._client.client import AsyncKeybearerClient, KeybearerClient
+from keybearer._client.requests import NEVER_EXPIRES
+from keybearer._client.verifier import (
+    AsyncRemoteVerifier,
+    AsyncVerifier,
+    RemoteVerifier,
+    Verifier,
+)
+from keybearer._guard.guard import NoIdentityError, current_identity
+from keybearer._guard.interceptor import AuthInterceptor
 from keybearer.access import AccessRule, Role, RuleError
 from keybearer.aio import AsyncAuthInterceptor
-from keybearer.caching import AsyncCachingVerifier, CacheStats, CachingVerifier
-from keybearer.calls import NEVER_EXPIRES
-from keybearer.channel import TLSConfig
-from keybearer.client import AsyncKeybearerClient, KeybearerClient
 from keybearer.errors import KeybearerError
-from keybearer.guard import NoIdentityError, current_identity
-from keybearer.interceptor import AuthInterceptor
 from keybearer.models import (
     Account,
     ApiKey,
@@ -28,12 +34,6 @@ from keybearer.models import (
     User,
     UserType,
     Verdict,
-)
-from keybearer.verifier import (
-    AsyncRemoteVerifier,
-    AsyncVerifier,
-    RemoteVerifier,
-    Verifier,
 )
 
 __all__ = [

@@ -16,8 +16,8 @@ import grpc
 import grpc.aio
 from google.protobuf.descriptor import ServiceDescriptor
 
-from keybearer.access import AccessRule
-from keybearer.guard import (
+from keybearer._client.verifier import AsyncVerifier
+from keybearer._guard.guard import (
     HEALTH_AND_REFLECTION,
     MALFORMED_MESSAGE,
     Denial,
@@ -26,15 +26,15 @@ from keybearer.guard import (
     denial_of,
     enter_identity,
 )
-from keybearer.interceptor import (
+from keybearer._guard.interceptor import (
     DEFAULT_REJUDGE_AFTER,
     MAX_KEPT_HANDLERS,
     Behaviour,
     Deserializer,
     taken_apart,
 )
+from keybearer.access import AccessRule
 from keybearer.models import Identity
-from keybearer.verifier import AsyncVerifier
 
 log = logging.getLogger(__name__)
 

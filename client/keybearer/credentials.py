@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import grpc
 import grpc.aio
 
-from keybearer.channel import (
+from keybearer._client.channel import (
     AUTHORIZATION,
     AsyncTokenSource,
     TokenSource,

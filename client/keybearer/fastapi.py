@@ -17,10 +17,10 @@ from fastapi import HTTPException, Request
 from fastapi.openapi.models import HTTPBearer as HTTPBearerModel
 from fastapi.security.base import SecurityBase
 
+from keybearer._client.verifier import AsyncVerifier
+from keybearer._guard.guard import Denial, check_async
 from keybearer.access import AccessRule, Role, RuleError
-from keybearer.guard import Denial, check_async
 from keybearer.models import Identity
-from keybearer.verifier import AsyncVerifier
 from keybearer.web import headers_of, status_of
 
 

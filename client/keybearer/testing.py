@@ -27,13 +27,13 @@ from typing import Any, Final, Self
 
 import grpc
 
+from keybearer._client.client import AsyncKeybearerClient, KeybearerClient
+from keybearer._client.verifier import AsyncRemoteVerifier, RemoteVerifier
+from keybearer._guard.guard import Denial, current_identity
+from keybearer._guard.interceptor import AuthInterceptor
 from keybearer.access import AccessRule, Decision, Role, decide
-from keybearer.client import AsyncKeybearerClient, KeybearerClient
-from keybearer.guard import Denial, current_identity
-from keybearer.interceptor import AuthInterceptor
 from keybearer.models import Identity, Outcome, UserType, Verdict, stamp_of
 from keybearer.v1 import token_service_pb2
-from keybearer.verifier import AsyncRemoteVerifier, RemoteVerifier
 
 ACCOUNT_ID: Final = "FakeAccount00001"
 """The account of keys that are issued without naming one, and of the validator."""

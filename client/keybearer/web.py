@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import grpc
 
-from keybearer.access import AccessRule
-from keybearer.guard import (
+from keybearer._client.verifier import AsyncVerifier, Verifier
+from keybearer._guard.guard import (
     Denial,
     check,
     check_async,
@@ -24,8 +24,8 @@ from keybearer.guard import (
     enter_identity,
     leave_identity,
 )
+from keybearer.access import AccessRule
 from keybearer.models import Identity
-from keybearer.verifier import AsyncVerifier, Verifier
 
 IDENTITY_KEY: Final = "keybearer.identity"
 """Where the caller stands in an ASGI scope and a WSGI environ."""

@@ -16,8 +16,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from keybearer._wire.durations import parse_duration
 from keybearer.access import RuleError
-from keybearer.durations import parse_duration
 from keybearer_service import fields, local, logs, process
 from keybearer_service.accounts import NewAccount
 from keybearer_service.config import ConfigError, Settings, load

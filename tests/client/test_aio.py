@@ -29,8 +29,8 @@ from keybearer import (
     Role,
     Verdict,
     current_identity,
-    guard,
 )
+from keybearer._guard import guard
 from keybearer.testing import FakeKeybearer
 
 pytestmark = pytest.mark.asyncio

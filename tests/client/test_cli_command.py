@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cliharness import COMMAND, Cli, MuteServer, command_line
-from keybearer.commands import connection
-from keybearer.commands.refusals import Refusal
+from keybearer.cli import connection
+from keybearer.cli.refusals import Refusal
 
 
 @pytest.fixture(scope="module")

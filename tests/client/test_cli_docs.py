@@ -11,8 +11,8 @@ import pytest
 import typer.main
 
 from cliharness import PATIENCE_S, Cli, command_line
-from keybearer.commands.app import app
-from keybearer.commands.refusals import ExitCode
+from keybearer.cli.app import app
+from keybearer.cli.refusals import ExitCode
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 TEXT = PAGE.read_text(encoding="utf-8")

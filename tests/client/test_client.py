@@ -22,11 +22,11 @@ from keybearer import (
     Role,
     TLSConfig,
     UserType,
-    calls,
     errors,
 )
-from keybearer import client as client_module
-from keybearer.calls import Call, Pages
+from keybearer._client import client as client_module
+from keybearer._client import requests
+from keybearer._client.requests import Call, Pages
 from keybearer.testing import FakeKeybearer
 
 
@@ -165,8 +165,8 @@ def test_both_clients_offer_every_call() -> None:
     """What is in the table of calls is a method of either, with its signature and docstring."""
     plans = {
         name: plan
-        for name, plan in vars(calls).items()
-        if inspect.isfunction(plan) and plan.__module__ == calls.__name__ and name[0] != "_"
+        for name, plan in vars(requests).items()
+        if inspect.isfunction(plan) and plan.__module__ == requests.__name__ and name[0] != "_"
     }
     assert len(plans) == 24
     for client_class in (KeybearerClient, AsyncKeybearerClient):
@@ -242,7 +242,7 @@ def test_a_read_is_tried_again_and_a_change_is_not(
             client.who_am_i()
         with pytest.raises(errors.UnavailableError):
             client.disable_api_key("id")
-    assert tries == [calls.Kind.READ] * 3 + [calls.Kind.WRITE]
+    assert tries == [requests.Kind.READ] * 3 + [requests.Kind.WRITE]
 
 
 @pytest.mark.parametrize("flavour", ["threads", "asyncio"])

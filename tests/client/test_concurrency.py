@@ -10,7 +10,8 @@ import grpc
 import pytest
 
 from client.support import Message, Reached, demo, handlers, serving
-from keybearer import AccessRule, AuthInterceptor, Identity, Outcome, Role, Verdict, access, guard
+from keybearer import AccessRule, AuthInterceptor, Identity, Outcome, Role, Verdict, access
+from keybearer._guard import guard
 from keybearer.access import Decision
 from keybearer.testing import FakeKeybearer
 
@@ -151,7 +152,7 @@ def test_the_hammer_catches_an_identity_that_is_shared(
     def enter(identity: Identity | None) -> None:
         current[0] = identity
 
-    monkeypatch.setattr("keybearer.interceptor.enter_identity", enter)
+    monkeypatch.setattr("keybearer._guard.interceptor.enter_identity", enter)
     monkeypatch.setattr("client.support.current_identity", lambda: current[0])
     switch = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

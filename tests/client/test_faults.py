@@ -33,14 +33,18 @@ from keybearer import (
     Role,
     Verdict,
     current_identity,
-    guard,
 )
 from keybearer import aio as aio_module
-from keybearer import interceptor as interceptor_module
+from keybearer._guard import guard
+from keybearer._guard import interceptor as interceptor_module
 from keybearer.web import AuthMiddleware, WSGIAuthMiddleware
 
 PACKAGE = Path(keybearer.__file__).parent
-GUARDS = {str(PACKAGE / name) for name in ("interceptor.py", "aio.py", "guard.py", "web.py")}
+GUARDS = {
+    str(path)
+    for pattern in ("_guard/*.py", "_wire/*.py", "aio.py", "web.py")
+    for path in PACKAGE.glob(pattern)
+}
 CODEC: Any = (Message.SerializeToString, Message.FromString)
 METHOD = "/test.guarded.Demo/"
 IDENTITY = Identity(

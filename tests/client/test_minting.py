@@ -14,8 +14,8 @@ import pytest
 from client.cutting_proxy import CuttingProxy, Damage, Direction, Plan, proxying
 from harness import Service
 from keybearer import NEVER_EXPIRES, IssuedKey, KeybearerClient, KeybearerError, Role
-from keybearer import client as client_module
-from keybearer.calls import Kind
+from keybearer._client import client as client_module
+from keybearer._client.requests import Kind
 
 TRY_TIMEOUT = 0.15
 HOLD = 0.25

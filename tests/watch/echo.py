@@ -26,8 +26,8 @@ from keybearer import (
     Role,
     Verdict,
 )
-from keybearer.caching import now_ns
-from keybearer.guard import enter_identity
+from keybearer._cache.caching import now_ns
+from keybearer._guard.guard import enter_identity
 
 PATH = "/test.Echo/Echo"
 RULE = AccessRule(role=Role.DEVELOPER, scopes=("clusters.read",))

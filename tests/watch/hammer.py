@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field
 
 from keybearer import CachingVerifier, KeybearerClient
-from keybearer.caching import now_ns
+from keybearer._cache.caching import now_ns
 from keybearer.errors import VerifierUnavailableError
 
 PAUSE_S = 0.002

@@ -6,8 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from keybearer.access import Role
-from keybearer.answers import (
+from keybearer._cache.verdict_cache import (
     EVERYTHING,
     LEASE,
     MAX_SUBJECTS,
@@ -16,6 +15,7 @@ from keybearer.answers import (
     OutOfOrderError,
     Question,
 )
+from keybearer.access import Role
 from keybearer.models import Identity, Outcome, Verdict
 
 TOKEN = "kbear1_a"

@@ -24,8 +24,8 @@ from keybearer import (
     Outcome,
     Role,
 )
-from keybearer import caching as caching_module
-from keybearer import stream as stream_module
+from keybearer._cache import caching as caching_module
+from keybearer._cache import stream as stream_module
 from keybearer.errors import VerifierUnavailableError
 from reliability.processes import environment
 from watch.scripted import ACCOUNT, TIMEOUT_S, ScriptedServer, ScriptedStream, scripted

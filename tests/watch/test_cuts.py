@@ -24,9 +24,9 @@ import pytest
 
 from harness import Service, Stubs, running
 from keybearer import CachingVerifier, KeybearerClient
-from keybearer.answers import OutOfOrderError
-from keybearer.caching import now_ns
-from keybearer.stream import Stream
+from keybearer._cache.caching import now_ns
+from keybearer._cache.stream import Stream
+from keybearer._cache.verdict_cache import OutOfOrderError
 from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service.sources import SystemClock, SystemEntropy
 from reliability.processes import ServerProcess, environment, init, serving
@@ -326,6 +326,6 @@ def test_the_trials_see_an_answer_that_is_never_forgotten(
 ) -> None:
     """A verifier that hears nothing and never asks again."""
     rig = Rig(service.address, service.admin)
-    monkeypatch.setattr("keybearer.answers.Answers.invalidate", lambda *_: None)
+    monkeypatch.setattr("keybearer._cache.verdict_cache.Answers.invalidate", lambda *_: None)
     allowed = rig.trial(NO_HARM, 0)
     assert allowed > BOUND_S

@@ -15,7 +15,7 @@ import pytest
 
 from harness import Stubs, message
 from keybearer import CachingVerifier, KeybearerClient
-from keybearer.answers import Question
+from keybearer._cache.verdict_cache import Question
 from keybearer.models import Verdict
 from keybearer.v1 import api_key_service_pb2
 from reliability.processes import ServerProcess, init, serving

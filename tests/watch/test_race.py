@@ -13,7 +13,7 @@ import pytest
 
 from harness import Stubs
 from keybearer import CachingVerifier, KeybearerClient, Role
-from keybearer.answers import Answers, Question
+from keybearer._cache.verdict_cache import Answers, Question
 from keybearer.models import Identity, Outcome, Verdict
 from reliability.processes import init, serving
 from watch.figures import note

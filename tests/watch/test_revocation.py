@@ -12,8 +12,8 @@ import pytest
 
 from harness import Stubs, message
 from keybearer import AccessRule, CachingVerifier, KeybearerClient, Role
-from keybearer.caching import now_ns
-from keybearer.guard import Denial, check
+from keybearer._cache.caching import now_ns
+from keybearer._guard.guard import Denial, check
 from keybearer.v1 import (
     account_service_pb2,
     api_key_service_pb2,
@@ -222,6 +222,6 @@ def test_a_change_that_is_not_told_would_be_seen(
     crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The planted bug: a verifier that does not listen."""
-    monkeypatch.setattr("keybearer.answers.Answers.invalidate", lambda *_: None)
+    monkeypatch.setattr("keybearer._cache.verdict_cache.Answers.invalidate", lambda *_: None)
     with pytest.raises(TimeoutError):
         crowd.measure("revoke")

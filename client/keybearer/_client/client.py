@@ -18,9 +18,8 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, get_args
 import grpc
 import grpc.aio
 
-from keybearer import calls
-from keybearer.calls import Call, Kind, Pages
-from keybearer.channel import (
+from keybearer._client import requests
+from keybearer._client.channel import (
     AsyncTokenSource,
     ChannelOptions,
     Endpoint,
@@ -32,6 +31,7 @@ from keybearer.channel import (
     open_async_channel,
     open_channel,
 )
+from keybearer._client.requests import Call, Kind, Pages
 from keybearer.errors import KeybearerError, from_rpc_error
 
 DEFAULT_TIMEOUT: Final = 10.0
@@ -285,30 +285,30 @@ class KeybearerClient:
             stub: Callable[..., Any] = self._stubs[call.path]
         return stub
 
-    create_account = _method(calls.create_account)
-    get_account = _method(calls.get_account)
-    list_accounts = _list_method(calls.list_accounts)
-    disable_account = _method(calls.disable_account)
-    enable_account = _method(calls.enable_account)
-    create_user = _method(calls.create_user)
-    get_user = _method(calls.get_user)
-    list_users = _list_method(calls.list_users)
-    update_user = _method(calls.update_user)
-    delete_user = _method(calls.delete_user)
-    create_api_key = _method(calls.create_api_key)
-    get_api_key = _method(calls.get_api_key)
-    list_api_keys = _list_method(calls.list_api_keys)
-    update_api_key = _method(calls.update_api_key)
-    disable_api_key = _method(calls.disable_api_key)
-    enable_api_key = _method(calls.enable_api_key)
-    rotate_api_key = _method(calls.rotate_api_key)
-    revoke_api_key = _method(calls.revoke_api_key)
-    validate_token = _method(calls.validate_token)
-    batch_validate_tokens = _method(calls.batch_validate_tokens)
-    who_am_i = _method(calls.who_am_i)
-    rotate_self = _method(calls.rotate_self)
-    revoke_token = _method(calls.revoke_token)
-    list_audit_events = _list_method(calls.list_audit_events)
+    create_account = _method(requests.create_account)
+    get_account = _method(requests.get_account)
+    list_accounts = _list_method(requests.list_accounts)
+    disable_account = _method(requests.disable_account)
+    enable_account = _method(requests.enable_account)
+    create_user = _method(requests.create_user)
+    get_user = _method(requests.get_user)
+    list_users = _list_method(requests.list_users)
+    update_user = _method(requests.update_user)
+    delete_user = _method(requests.delete_user)
+    create_api_key = _method(requests.create_api_key)
+    get_api_key = _method(requests.get_api_key)
+    list_api_keys = _list_method(requests.list_api_keys)
+    update_api_key = _method(requests.update_api_key)
+    disable_api_key = _method(requests.disable_api_key)
+    enable_api_key = _method(requests.enable_api_key)
+    rotate_api_key = _method(requests.rotate_api_key)
+    revoke_api_key = _method(requests.revoke_api_key)
+    validate_token = _method(requests.validate_token)
+    batch_validate_tokens = _method(requests.batch_validate_tokens)
+    who_am_i = _method(requests.who_am_i)
+    rotate_self = _method(requests.rotate_self)
+    revoke_token = _method(requests.revoke_token)
+    list_audit_events = _list_method(requests.list_audit_events)
 
 
 class AsyncKeybearerClient:
@@ -404,27 +404,27 @@ class AsyncKeybearerClient:
         stub: Callable[..., Any] = self._stubs[call.path]
         return stub
 
-    create_account = _async_method(calls.create_account)
-    get_account = _async_method(calls.get_account)
-    list_accounts = _async_list_method(calls.list_accounts)
-    disable_account = _async_method(calls.disable_account)
-    enable_account = _async_method(calls.enable_account)
-    create_user = _async_method(calls.create_user)
-    get_user = _async_method(calls.get_user)
-    list_users = _async_list_method(calls.list_users)
-    update_user = _async_method(calls.update_user)
-    delete_user = _async_method(calls.delete_user)
-    create_api_key = _async_method(calls.create_api_key)
-    get_api_key = _async_method(calls.get_api_key)
-    list_api_keys = _async_list_method(calls.list_api_keys)
-    update_api_key = _async_method(calls.update_api_key)
-    disable_api_key = _async_method(calls.disable_api_key)
-    enable_api_key = _async_method(calls.enable_api_key)
-    rotate_api_key = _async_method(calls.rotate_api_key)
-    revoke_api_key = _async_method(calls.revoke_api_key)
-    validate_token = _async_method(calls.validate_token)
-    batch_validate_tokens = _async_method(calls.batch_validate_tokens)
-    who_am_i = _async_method(calls.who_am_i)
-    rotate_self = _async_method(calls.rotate_self)
-    revoke_token = _async_method(calls.revoke_token)
-    list_audit_events = _async_list_method(calls.list_audit_events)
+    create_account = _async_method(requests.create_account)
+    get_account = _async_method(requests.get_account)
+    list_accounts = _async_list_method(requests.list_accounts)
+    disable_account = _async_method(requests.disable_account)
+    enable_account = _async_method(requests.enable_account)
+    create_user = _async_method(requests.create_user)
+    get_user = _async_method(requests.get_user)
+    list_users = _async_list_method(requests.list_users)
+    update_user = _async_method(requests.update_user)
+    delete_user = _async_method(requests.delete_user)
+    create_api_key = _async_method(requests.create_api_key)
+    get_api_key = _async_method(requests.get_api_key)
+    list_api_keys = _async_list_method(requests.list_api_keys)
+    update_api_key = _async_method(requests.update_api_key)
+    disable_api_key = _async_method(requests.disable_api_key)
+    enable_api_key = _async_method(requests.enable_api_key)
+    rotate_api_key = _async_method(requests.rotate_api_key)
+    revoke_api_key = _async_method(requests.revoke_api_key)
+    validate_token = _async_method(requests.validate_token)
+    batch_validate_tokens = _async_method(requests.batch_validate_tokens)
+    who_am_i = _async_method(requests.who_am_i)
+    rotate_self = _async_method(requests.rotate_self)
+    revoke_token = _async_method(requests.revoke_token)
+    list_audit_events = _async_list_method(requests.list_audit_events)

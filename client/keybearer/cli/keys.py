@@ -6,10 +6,9 @@ from typing import Annotated
 import typer
 
 from keybearer.access import Role
-from keybearer.commands import answers, inputs
-from keybearer.commands.answers import ID_WIDTH, Column, moment_text
-from keybearer.commands.inputs import enum_option, word
-from keybearer.commands.options import (
+from keybearer.cli import inputs, output
+from keybearer.cli.inputs import enum_option, word
+from keybearer.cli.options import (
     DEFAULT_LIMIT,
     AccountOption,
     AllOption,
@@ -23,10 +22,11 @@ from keybearer.commands.options import (
     page_size_of,
     user_id_of,
 )
-from keybearer.commands.refusals import usage
-from keybearer.commands.session import Session, command
-from keybearer.commands.terminal import confirm
-from keybearer.commands.tokens import token_sink
+from keybearer.cli.output import ID_WIDTH, Column, moment_text
+from keybearer.cli.refusals import usage
+from keybearer.cli.session import Session, command
+from keybearer.cli.terminal import confirm
+from keybearer.cli.token_files import token_sink
 from keybearer.models import ApiKey, ApiKeyState, RevocationReason
 
 app = typer.Typer()
@@ -201,7 +201,7 @@ def list_(
         account_id=account,
     )
     filtered = any((state, owner, name, before, since))
-    answers.answer_list(
+    output.show_list(
         keys,
         COLUMNS,
         name="api_keys",
@@ -217,7 +217,7 @@ def list_(
 def show(session: Session, key: KeyArgument) -> None:
     """Show all there is to know about a key; its token is not among it."""
     api_key = session.client.get_api_key(key)
-    session.answer({"api_key": api_key}, answers.facts_text(facts_of(api_key)))
+    session.answer({"api_key": api_key}, output.facts_text(facts_of(api_key)))
 
 
 @command(
@@ -384,7 +384,7 @@ def revoke(
         )
     revoked = 0
     try:
-        with answers.counting_steps(len(found), "revoked") as step:
+        with output.counting_steps(len(found), "revoked") as step:
             for key in found:
                 with session.changing():
                     api_key = client.revoke_api_key(key.id, reason=reason, note=note)
@@ -410,11 +410,11 @@ def facts_of(key: ApiKey) -> list[tuple[str, str]]:
         ("id", key.id),
         ("state", word(key.state)),
         ("description", key.description),
-        ("owner", answers.person_text(key.owner_email, key.owner_id)),
-        ("creator", answers.person_text(key.created_by_email, key.created_by)),
+        ("owner", output.person_text(key.owner_email, key.owner_id)),
+        ("creator", output.person_text(key.created_by_email, key.created_by)),
         ("role", role),
         ("scopes", ", ".join(key.scopes) or ("all" if key.role is Role.ADMIN else "none")),
-        ("labels", answers.pairs_text(key.labels)),
+        ("labels", output.pairs_text(key.labels)),
         ("created", moment_text(key.create_time)),
         ("updated", moment_text(key.update_time)),
         ("last used", moment_text(key.last_used_time)),
@@ -434,7 +434,7 @@ def lines_of(key: ApiKey) -> str:
     """Answer what somebody must know who is about to kill a key, on one line."""
     used = "never used"
     if key.last_used_time is not None:
-        ago = answers.distance(key.last_used_time, datetime.now(UTC))
+        ago = output.distance(key.last_used_time, datetime.now(UTC))
         used = f"last used {key.last_used_time:%Y-%m-%d %H:%M} UTC ({ago}), "
         used += f"about {key.use_count:,} uses"
     owner = key.owner_email or key.owner_id
@@ -448,11 +448,11 @@ def _warning(title: str, key: ApiKey) -> list[str]:
 
 def _summary(key: ApiKey) -> str:
     wanted = {"name", "id", "state", "owner", "role", "scopes", "labels", "expires", "old secret"}
-    return answers.facts_text([fact for fact in facts_of(key) if fact[0] in wanted])
+    return output.facts_text([fact for fact in facts_of(key) if fact[0] in wanted])
 
 
 def _named(key: ApiKey) -> str:
-    return answers.visible(f"{key.name} ({key.id})")
+    return output.visible(f"{key.name} ({key.id})")
 
 
 def _revoked_text(before: ApiKey, after: ApiKey) -> str:

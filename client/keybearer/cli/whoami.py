@@ -3,9 +3,9 @@
 import typer
 
 from keybearer.access import Role
-from keybearer.commands import answers
-from keybearer.commands.inputs import word
-from keybearer.commands.session import Session, command
+from keybearer.cli import output
+from keybearer.cli.inputs import word
+from keybearer.cli.session import Session, command
 from keybearer.models import Identity
 
 
@@ -26,11 +26,11 @@ def whoami(session: Session) -> None:
     facts = identity_facts(caller.identity)
     if caller.is_operator:
         facts.append(("operator", "yes: the account manages the others"))
-    session.answer(document, answers.facts_text(facts))
+    session.answer(document, output.facts_text(facts))
     if caller.expires_soon:
         session.note("The key expires within 30 days.")
     if caller.overlap_end_time is not None:
-        end = answers.moment_text(caller.overlap_end_time)
+        end = output.moment_text(caller.overlap_end_time)
         session.note(f"This is the old secret of a rotated key; it stops working {end}.")
 
 
@@ -42,11 +42,11 @@ def identity_facts(identity: Identity) -> list[tuple[str, str]]:
     scopes = ", ".join(identity.scopes)
     return [
         ("key", f"{identity.key_name} ({identity.key_id})"),
-        ("owner", answers.person_text(identity.owner_email, identity.owner_id)),
+        ("owner", output.person_text(identity.owner_email, identity.owner_id)),
         ("owner's type", word(identity.owner_type)),
         ("account", identity.account_id),
         ("role", role),
         ("scopes", scopes or ("all" if identity.granted_role is Role.ADMIN else "none")),
-        ("labels", answers.pairs_text(identity.labels)),
-        ("expires", answers.moment_text(identity.expire_time)),
+        ("labels", output.pairs_text(identity.labels)),
+        ("expires", output.moment_text(identity.expire_time)),
     ]

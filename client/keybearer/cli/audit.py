@@ -4,10 +4,9 @@ from typing import Annotated
 
 import typer
 
-from keybearer.commands import answers, inputs
-from keybearer.commands.answers import ID_WIDTH, Column
-from keybearer.commands.inputs import enum_option, word
-from keybearer.commands.options import (
+from keybearer.cli import inputs, output
+from keybearer.cli.inputs import enum_option, word
+from keybearer.cli.options import (
     DEFAULT_LIMIT,
     AccountOption,
     AllOption,
@@ -15,7 +14,8 @@ from keybearer.commands.options import (
     limit_of,
     page_size_of,
 )
-from keybearer.commands.session import Session, command
+from keybearer.cli.output import ID_WIDTH, Column
+from keybearer.cli.session import Session, command
 from keybearer.models import AuditAction, AuditEvent
 
 app = typer.Typer()
@@ -82,7 +82,7 @@ def list_(
         page_size=page_size_of(shown),
         account_id=account,
     )
-    answers.answer_list(
+    output.show_list(
         events,
         _COLUMNS,
         name="audit_events",

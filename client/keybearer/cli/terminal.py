@@ -5,8 +5,8 @@ import select
 import sys
 from collections.abc import Callable, Iterable
 
-from keybearer.commands.answers import note, visible
-from keybearer.commands.refusals import Refusal, redact, usage
+from keybearer.cli.output import note, visible
+from keybearer.cli.refusals import Refusal, redact, usage
 
 _GLANCE_S = 0.2
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from keybearer.commands import accounts, audit, keys, token, users, whoami
-from keybearer.commands.refusals import ExitCode, Refusal, assert_no_token, usage
+from keybearer.cli import accounts, audit, keys, token, users, whoami
+from keybearer.cli.refusals import ExitCode, Refusal, assert_no_token, usage
 
 app = typer.Typer(
     name="keybearer",

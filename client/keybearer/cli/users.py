@@ -5,13 +5,12 @@ from typing import Annotated
 
 import typer
 
+from keybearer._client.client import KeybearerClient
 from keybearer.access import Role
-from keybearer.client import KeybearerClient
-from keybearer.commands import answers
-from keybearer.commands.answers import ID_WIDTH, Column, moment_text
-from keybearer.commands.inputs import enum_argument, enum_option, word
-from keybearer.commands.keys import lines_of
-from keybearer.commands.options import (
+from keybearer.cli import output
+from keybearer.cli.inputs import enum_argument, enum_option, word
+from keybearer.cli.keys import lines_of
+from keybearer.cli.options import (
     DEFAULT_LIMIT,
     AccountOption,
     AllOption,
@@ -22,9 +21,10 @@ from keybearer.commands.options import (
     page_size_of,
     user_id_of,
 )
-from keybearer.commands.refusals import usage
-from keybearer.commands.session import Session, command
-from keybearer.commands.terminal import confirm
+from keybearer.cli.output import ID_WIDTH, Column, moment_text
+from keybearer.cli.refusals import usage
+from keybearer.cli.session import Session, command
+from keybearer.cli.terminal import confirm
 from keybearer.models import DeletedUser, User, UserType
 
 app = typer.Typer()
@@ -75,7 +75,7 @@ def create(
             type=type,
             account_id=account,
         )
-    session.answer({"user": user}, f"Created the user:\n\n{answers.facts_text(_facts(user))}")
+    session.answer({"user": user}, f"Created the user:\n\n{output.facts_text(_facts(user))}")
 
 
 @command(
@@ -109,7 +109,7 @@ def list_(
         page_size=page_size_of(shown),
         account_id=account,
     )
-    answers.answer_list(
+    output.show_list(
         users,
         [*_COLUMNS, _DELETED_COLUMN] if deleted else _COLUMNS,
         name="users",
@@ -125,7 +125,7 @@ def show(session: Session, *, user: UserArgument, account: AccountOption = "") -
     """Show a user; a deleted one by id."""
     client = session.client
     found = client.get_user(user_id_of(client, user, account))
-    session.answer({"user": found}, answers.facts_text(_facts(found)))
+    session.answer({"user": found}, output.facts_text(_facts(found)))
 
 
 @command(app, "update", "keybearer users update dana@example.com --name 'Dana D.' --role admin")
@@ -152,7 +152,7 @@ def update(
     user_id = user_id_of(client, user, account)
     with session.changing():
         updated = client.update_user(user_id, display_name=name, role=role, etag=etag)
-    session.answer({"user": updated}, f"Updated the user:\n\n{answers.facts_text(_facts(updated))}")
+    session.answer({"user": updated}, f"Updated the user:\n\n{output.facts_text(_facts(updated))}")
 
 
 @command(app, "set-role", "keybearer users set-role dana@example.com developer")
@@ -170,7 +170,7 @@ def set_role(
         updated = client.update_user(user_id, role=role)
     session.answer(
         {"user": updated},
-        f"{answers.visible(updated.email)} is {word(updated.role)} now, and so is every key of "
+        f"{output.visible(updated.email)} is {word(updated.role)} now, and so is every key of "
         "that user that was granted as much or more.",
     )
 
@@ -203,7 +203,7 @@ def delete(
     if dry_run:
         plan = client.delete_user(user_id, validate_only=True, revoke_created=revoke_created)
         text = "\n".join(
-            answers.visible(line) for line in _plan(client, plan, revoke_created=revoke_created)
+            output.visible(line) for line in _plan(client, plan, revoke_created=revoke_created)
         )
         session.answer(_document(plan), f"{text}\nNothing was changed.")
         return
@@ -218,7 +218,7 @@ def delete(
     )
     with session.changing():
         done = client.delete_user(user_id, revoke_created=revoke_created)
-    text = f"Deleted {answers.visible(done.user.email)}; revoked {_keys(done.revoked_key_count)}."
+    text = f"Deleted {output.visible(done.user.email)}; revoked {_keys(done.revoked_key_count)}."
     others = done.created_for_others_key_count
     if others and not revoke_created:
         text += (

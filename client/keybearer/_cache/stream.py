@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import grpc
 
-from keybearer.answers import EVERYTHING, Answers, OutOfOrderError, Used
-from keybearer.channel import Endpoint
+from keybearer._cache.verdict_cache import EVERYTHING, Answers, OutOfOrderError, Used
+from keybearer._client.channel import Endpoint
 from keybearer.errors import VerifierUnavailableError
 from keybearer.models import stamp_of
 from keybearer.v1 import token_service_pb2 as pb

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from keybearer import models
-from keybearer.commands.inputs import word
+from keybearer.cli.inputs import word
 
 ItemT = TypeVar("ItemT")
 
@@ -129,7 +129,7 @@ def person_text(email: str, user_id: str) -> str:
 # --- lists ----------------------------------------------------------------------------------------
 
 
-def answer_list(
+def show_list(
     items: Iterator[ItemT],
     columns: list[Column[ItemT]],
     *,

@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from keybearer.client import KeybearerClient
-from keybearer.commands import answers, inputs
-from keybearer.commands.answers import ID_WIDTH, PAGE, Column, moment_text
-from keybearer.commands.options import (
+from keybearer._client.client import KeybearerClient
+from keybearer.cli import inputs, output
+from keybearer.cli.options import (
     DEFAULT_LIMIT,
     AllOption,
     AttemptOption,
@@ -20,9 +19,10 @@ from keybearer.commands.options import (
     limit_of,
     page_size_of,
 )
-from keybearer.commands.session import Session, command
-from keybearer.commands.terminal import confirm
-from keybearer.commands.tokens import token_sink
+from keybearer.cli.output import ID_WIDTH, PAGE, Column, moment_text
+from keybearer.cli.session import Session, command
+from keybearer.cli.terminal import confirm
+from keybearer.cli.token_files import token_sink
 from keybearer.models import Account, ApiKeyState
 
 app = typer.Typer()
@@ -90,7 +90,7 @@ def create(
             )
         facts = [
             ("account", f"{issued.account.name} ({issued.account.id})"),
-            ("administrator", answers.person_text(issued.user.email, issued.user.id)),
+            ("administrator", output.person_text(issued.user.email, issued.user.id)),
             ("key", f"{issued.api_key.name} ({issued.api_key.id})"),
             ("expires", moment_text(issued.api_key.expire_time)),
         ]
@@ -103,7 +103,7 @@ def create(
                 "api_key": issued.api_key,
                 "replayed": issued.replayed,
             },
-            f"Created the account:\n\n{answers.facts_text(facts)}",
+            f"Created the account:\n\n{output.facts_text(facts)}",
             as_json=session.as_json,
         )
 
@@ -121,7 +121,7 @@ def list_(
     """List accounts, the newest first."""
     shown = limit_of(limit, show_all=show_all)
     accounts = session.client.list_accounts(name_contains=name, page_size=page_size_of(shown))
-    answers.answer_list(
+    output.show_list(
         accounts,
         _COLUMNS,
         name="accounts",
@@ -136,7 +136,7 @@ def list_(
 def show(session: Session, account: AccountArgument) -> None:
     """Show an account."""
     found = session.client.get_account(account)
-    session.answer({"account": found}, answers.facts_text(_facts(found)))
+    session.answer({"account": found}, output.facts_text(_facts(found)))
 
 
 @command(app, "disable", "keybearer accounts disable 7hJk3PqWvZ5sXt2R")
@@ -170,7 +170,7 @@ def _warning(client: KeybearerClient, account_id: str) -> Iterator[str]:
 
 
 def _named(account: Account) -> str:
-    return answers.visible(f"{account.name} ({account.id})")
+    return output.visible(f"{account.name} ({account.id})")
 
 
 def _facts(account: Account) -> list[tuple[str, str]]:

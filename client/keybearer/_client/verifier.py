@@ -7,8 +7,8 @@ where the rule is, by `access.decide`.
 import logging
 from typing import Final, Protocol
 
-from keybearer import calls
-from keybearer.client import AsyncKeybearerClient, KeybearerClient
+from keybearer._client import requests
+from keybearer._client.client import AsyncKeybearerClient, KeybearerClient
 from keybearer.errors import VerifierUnavailableError
 from keybearer.models import Outcome, Verdict
 
@@ -73,7 +73,7 @@ class RemoteVerifier:
         """
         if not may_be_token(token):
             return Verdict(outcome=Outcome.NOT_FOUND)
-        question = calls.validate_token(token, account_id=self._account_id)
+        question = requests.validate_token(token, account_id=self._account_id)
         try:
             verdict = self._client.run(question, timeout=self._timeout)
         except Exception as error:
@@ -105,7 +105,7 @@ class AsyncRemoteVerifier:
         """
         if not may_be_token(token):
             return Verdict(outcome=Outcome.NOT_FOUND)
-        question = calls.validate_token(token, account_id=self._account_id)
+        question = requests.validate_token(token, account_id=self._account_id)
         try:
             verdict = await self._client.run(question, timeout=self._timeout)
         except Exception as error:

@@ -10,9 +10,9 @@ from typing import Any
 
 import typer
 
-from keybearer.commands import answers
-from keybearer.commands.refusals import Refusal, usage
-from keybearer.commands.terminal import ask_secret
+from keybearer.cli import output
+from keybearer.cli.refusals import Refusal, usage
+from keybearer.cli.terminal import ask_secret
 from keybearer.models import ApiKey
 
 _MAX_INPUT = 4096
@@ -95,7 +95,7 @@ class TokenSink:
             else:
                 shown = {"token": token}
             if as_json:
-                typer.echo(answers.to_json({**document, **shown}))
+                typer.echo(output.to_json({**document, **shown}))
             else:
                 self._show(token, text)
             sys.stdout.flush()
@@ -116,12 +116,12 @@ class TokenSink:
         self.filled = True
 
     def _show(self, token: str, text: str) -> None:
-        answers.note(text)
+        output.note(text)
         if self._path is not None:
-            answers.note(f"\nThe token is in {self._path}.")
+            output.note(f"\nThe token is in {self._path}.")
             return
         if sys.stdout.isatty():
-            answers.note(
+            output.note(
                 "\nThe token, shown this once and stored nowhere. Copy it now; if it is lost, "
                 "rotate the key.\n"
             )

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import typer
 
-from keybearer.calls import NEVER_EXPIRES, Expiration
-from keybearer.commands.refusals import usage
-from keybearer.durations import parse_duration
+from keybearer._client.requests import NEVER_EXPIRES, Expiration
+from keybearer._wire.durations import parse_duration
+from keybearer.cli.refusals import usage
 
 EnumT = TypeVar("EnumT", bound=enum.IntEnum)
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from keybearer.channel import TLSConfig
-from keybearer.commands.refusals import usage
+from keybearer._client.channel import TLSConfig
+from keybearer.cli.refusals import usage
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 """Where a server listens that was not told where."""

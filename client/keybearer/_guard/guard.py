@@ -18,10 +18,10 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
+from keybearer._client.verifier import RETRY_AFTER, AsyncVerifier, Verifier, is_one_word
 from keybearer.access import AccessRule, Decision, Role, RuleError, decide, method_path, rule_of
 from keybearer.errors import DETAILS_KEY, DOMAIN, KeybearerError, VerifierUnavailableError
 from keybearer.models import Identity, Outcome, Verdict
-from keybearer.verifier import RETRY_AFTER, AsyncVerifier, Verifier, is_one_word
 
 log = logging.getLogger(__name__)
 

@@ -14,13 +14,13 @@ from typing import Annotated, Any
 
 import typer
 
-from keybearer.channel import authorization_of
-from keybearer.client import DEFAULT_TIMEOUT, DEFAULT_TRY_TIMEOUT, KeybearerClient
-from keybearer.commands import answers, connection
-from keybearer.commands.connection import Connection
-from keybearer.commands.refusals import ExitCode, Refusal, of_call, usage
-from keybearer.commands.terminal import ask_secret
-from keybearer.commands.tokens import read_token_file
+from keybearer._client.channel import authorization_of
+from keybearer._client.client import DEFAULT_TIMEOUT, DEFAULT_TRY_TIMEOUT, KeybearerClient
+from keybearer.cli import connection, output
+from keybearer.cli.connection import Connection
+from keybearer.cli.refusals import ExitCode, Refusal, of_call, usage
+from keybearer.cli.terminal import ask_secret
+from keybearer.cli.token_files import read_token_file
 from keybearer.errors import KeybearerError
 
 
@@ -228,12 +228,12 @@ class Session:
 
     def answer(self, document: Mapping[str, Any], text: str) -> None:
         """Answer: the document to programs, the text to people."""
-        typer.echo(answers.to_json(document) if self.as_json else text)
+        typer.echo(output.to_json(document) if self.as_json else text)
 
     def note(self, text: str) -> None:
         """Tell people something beside the answer; programs find it in the document."""
         if not self.as_json:
-            answers.note(text)
+            output.note(text)
 
     def refusal_of(self, error: KeybearerError) -> Refusal:
         """Answer the refusal that a failed call means."""

@@ -8,19 +8,19 @@ from typing import Annotated
 import typer
 
 from keybearer.access import Role
-from keybearer.commands import answers, inputs
-from keybearer.commands.inputs import enum_option, word
-from keybearer.commands.options import (
+from keybearer.cli import inputs, output
+from keybearer.cli.inputs import enum_option, word
+from keybearer.cli.options import (
     AttemptOption,
     NewTokenFileOption,
     RequestIdOption,
     YesOption,
 )
-from keybearer.commands.refusals import ExitCode
-from keybearer.commands.session import Session, command
-from keybearer.commands.terminal import confirm
-from keybearer.commands.tokens import read_token, token_sink
-from keybearer.commands.whoami import identity_facts
+from keybearer.cli.refusals import ExitCode
+from keybearer.cli.session import Session, command
+from keybearer.cli.terminal import confirm
+from keybearer.cli.token_files import read_token, token_sink
+from keybearer.cli.whoami import identity_facts
 from keybearer.errors import UnauthenticatedError
 from keybearer.models import Identity, Outcome, Verdict
 
@@ -135,14 +135,14 @@ def rotate_self(
         facts = [
             ("name", key.name),
             ("id", key.id),
-            ("expires", answers.moment_text(key.expire_time)),
-            ("old secret dies", answers.moment_text(key.overlap_end_time, "now")),
+            ("expires", output.moment_text(key.expire_time)),
+            ("old secret dies", output.moment_text(key.overlap_end_time, "now")),
         ]
         sink.deliver(
             issued.token,
             key,
             {"api_key": key, "replayed": issued.replayed},
-            f"Rotated your key:\n\n{answers.facts_text(facts)}",
+            f"Rotated your key:\n\n{output.facts_text(facts)}",
             as_json=session.as_json,
         )
 
@@ -166,7 +166,7 @@ def _text(verdict: Verdict) -> str:
     head = f"{title}{meaning and ': ' + meaning}"
     if identity is None:
         return head
-    return f"{head}\n\n{answers.facts_text(identity_facts(identity))}"
+    return f"{head}\n\n{output.facts_text(identity_facts(identity))}"
 
 
 _MEANINGS = {

@@ -10,7 +10,7 @@ def main() -> None:
     """Run the command on the arguments of the process and end the process with its exit code."""
     try:
         _part_from_the_transport()
-        from keybearer.commands.app import run
+        from keybearer.cli.app import run
     except ModuleNotFoundError as error:
         if error.name not in {"rich", "typer"}:
             raise
@@ -34,7 +34,3 @@ def _part_from_the_transport() -> None:
     os.dup2(null, 2)
     os.close(null)
     sys.stderr = own
-
-
-if __name__ == "__main__":
-    main()

@@ -20,8 +20,8 @@ from typing import Any, Final, NoReturn
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
-from keybearer.access import AccessRule
-from keybearer.guard import (
+from keybearer._client.verifier import Verifier
+from keybearer._guard.guard import (
     HEALTH_AND_REFLECTION,
     MALFORMED_MESSAGE,
     Denial,
@@ -29,8 +29,8 @@ from keybearer.guard import (
     check,
     enter_identity,
 )
+from keybearer.access import AccessRule
 from keybearer.models import Identity
-from keybearer.verifier import Verifier
 
 log = logging.getLogger(__name__)
 

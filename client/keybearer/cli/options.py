@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from keybearer.client import KeybearerClient
-from keybearer.commands.answers import PAGE
-from keybearer.commands.refusals import Refusal
+from keybearer._client.client import KeybearerClient
+from keybearer.cli.output import PAGE
+from keybearer.cli.refusals import Refusal
 
 YesOption = Annotated[
     bool, typer.Option("--yes", "-y", help="Do it without asking; for scripts, which must say so.")

@@ -27,20 +27,20 @@ from typing import Any, Final, Self
 
 import grpc
 
-from keybearer import calls
-from keybearer.answers import SECOND, Answers, OutOfOrderError, Question
-from keybearer.channel import (
+from keybearer._cache.stream import Link, Stream
+from keybearer._cache.verdict_cache import SECOND, Answers, OutOfOrderError, Question
+from keybearer._client import requests
+from keybearer._client.channel import (
     AsyncTokenSource,
     Endpoint,
     authorization_of,
     current_token,
     current_token_async,
 )
-from keybearer.client import AsyncKeybearerClient, KeybearerClient
+from keybearer._client.client import AsyncKeybearerClient, KeybearerClient
+from keybearer._client.verifier import DEFAULT_TIMEOUT, Trouble, may_be_token, of_account
 from keybearer.errors import VerifierUnavailableError, from_rpc_error
 from keybearer.models import Outcome, Verdict
-from keybearer.stream import Link, Stream
-from keybearer.verifier import DEFAULT_TIMEOUT, Trouble, may_be_token, of_account
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ class _Engine:
         spent = (self.clock() - flight.question.asked_at) / SECOND
         remaining = max(0.0, self.timeout - spent)
         call = validate.future(
-            calls.validate_token(flight.token, account_id=self._account_id).request,
+            requests.validate_token(flight.token, account_id=self._account_id).request,
             timeout=min(SECOND_TRY, remaining) if flight.is_second else remaining,
             metadata=flight.authorization,
             # A connection that broke under the first try may be there again in a moment.
@@ -201,7 +201,7 @@ class _Engine:
                 self._send(flight)
                 return
             response = call.result()
-            plan = calls.validate_token(flight.token, account_id=self._account_id)
+            plan = requests.validate_token(flight.token, account_id=self._account_id)
             verdict = of_account(plan.read(response), self._account_id)
             self.answers.store(flight.question, verdict)
             self._settle(flight, verdict, None)
