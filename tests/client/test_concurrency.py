@@ -55,7 +55,9 @@ class Known:
         return Verdict(outcome=Outcome.VALID, identity=identity)
 
 
-def _hammer(verifier: Any, tokens: dict[str, str], calls: int, seed: int) -> Counter[str]:
+def _check_concurrently(
+    verifier: Any, tokens: dict[str, str], calls: int, seed: int
+) -> Counter[str]:
     """Make so many calls from 64 threads and count the right and the wrong decisions.
 
     Args:
@@ -113,23 +115,23 @@ def _key_id(verifier: Any, token: str) -> str:
 def test_one_token_alternates_between_rules(fake_keybearer: FakeKeybearer, seed: int) -> None:
     """The token of a reader, at methods of every rule, asked about over the wire."""
     tokens = {"reader": fake_keybearer.issue(scopes=["clusters.read"])}
-    assert _hammer(fake_keybearer.verifier(), tokens, 64 * 30, seed)["wrong"] == 0
+    assert _check_concurrently(fake_keybearer.verifier(), tokens, 64 * 30, seed)["wrong"] == 0
 
 
 def test_tokens_alternate_between_rules(seed: int) -> None:
     """20,000 decisions about four tokens, of which none is about another call."""
-    counts = _hammer(Known(), {name: name for name in TOKENS}, 20_032, seed)
+    counts = _check_concurrently(Known(), {name: name for name in TOKENS}, 20_032, seed)
     assert counts == {"right": 20_032}
 
 
 @pytest.mark.slow
 def test_tokens_alternate_between_rules_a_million_times(seed: int) -> None:
     """1,000,000 decisions about four tokens, of which none is about another call."""
-    counts = _hammer(Known(), {name: name for name in TOKENS}, 1_000_000, seed)
+    counts = _check_concurrently(Known(), {name: name for name in TOKENS}, 1_000_000, seed)
     assert counts == {"right": 1_000_000}
 
 
-def test_the_hammer_catches_a_decision_that_is_remembered(
+def test_the_load_catches_a_decision_that_is_remembered(
     monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Planted: a cache of decisions that forgets to ask which rule they were about."""
@@ -140,10 +142,10 @@ def test_the_hammer_catches_a_decision_that_is_remembered(
         return remembered.setdefault((role, tuple(scopes)), honest(rule, role, scopes))
 
     monkeypatch.setattr(guard, "decide", decide)
-    assert _hammer(Known(), {name: name for name in TOKENS}, 640, seed)["wrong"] > 0
+    assert _check_concurrently(Known(), {name: name for name in TOKENS}, 640, seed)["wrong"] > 0
 
 
-def test_the_hammer_catches_an_identity_that_is_shared(
+def test_the_load_catches_an_identity_that_is_shared(
     monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """Planted: an identity kept for the process, not for the call."""
@@ -157,6 +159,8 @@ def test_the_hammer_catches_an_identity_that_is_shared(
     switch = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        assert _hammer(Known(), {name: name for name in TOKENS}, 6_400, seed)["wrong"] > 0
+        assert (
+            _check_concurrently(Known(), {name: name for name in TOKENS}, 6_400, seed)["wrong"] > 0
+        )
     finally:
         sys.setswitchinterval(switch)

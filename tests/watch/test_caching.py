@@ -28,7 +28,13 @@ from keybearer._cache import caching as caching_module
 from keybearer._cache import stream as stream_module
 from keybearer.errors import VerifierUnavailableError
 from reliability.processes import environment
-from watch.scripted import ACCOUNT, TIMEOUT_S, ScriptedServer, ScriptedStream, scripted
+from watch.scripted_server import (
+    ACCOUNT,
+    TIMEOUT_S,
+    ScriptedServer,
+    ScriptedStream,
+    scripted_server,
+)
 
 TOKEN = "kbear1_token"
 KEY = "token"
@@ -37,7 +43,7 @@ KEY = "token"
 @pytest.fixture
 def server() -> Iterator[ScriptedServer]:
     """A server that says what it is told to."""
-    with scripted() as one:
+    with scripted_server() as one:
         yield one
 
 
@@ -112,7 +118,7 @@ def test_past_the_lease_and_without_a_server_there_is_no_answer() -> None:
     """VerifierUnavailableError, never a verdict."""
     moved = 0
     with (
-        scripted() as server,
+        scripted_server() as server,
         leased(server, clock=lambda: caching_module.now_ns() + moved) as (verifier, _),
     ):
         verifier.verify(TOKEN)

@@ -17,12 +17,12 @@ from keybearer import CachingVerifier, KeybearerClient
 from keybearer.v1 import token_service_pb2 as pb
 from reliability.processes import ServerProcess, environment, init, serving
 from watch import echo
-from watch.figures import note
-from watch.hammer import warm
+from watch.load import warm
+from watch.measurements import note
 
 CHECK_US = 5.0
 GUARDED_SHARE = 0.95
-PARKED = 200
+IDLE_STREAMS = 200
 PARKED_COST = 1.20
 
 
@@ -143,11 +143,13 @@ def test_a_guarded_service_keeps_its_throughput(served: tuple[ServerProcess, Stu
     assert statistics.median(shares["guarded"]) >= GUARDED_SHARE
 
 
-def _parked_costs(served: tuple[ServerProcess, Stubs], pairs: int, seconds: float) -> list[float]:
-    """Measure ValidateToken with and without parked watchers; answer the ratios of p95."""
+def _idle_stream_costs(
+    served: tuple[ServerProcess, Stubs], pairs: int, seconds: float
+) -> list[float]:
+    """Measure ValidateToken with and without idle watchers; answer the ratios of p95."""
     server, admin = served
     token = admin.create_key().token
-    program = Program("watch.parked", server.address, str(PARKED))
+    program = Program("watch.idle_streams", server.address, str(IDLE_STREAMS))
     program.ask(admin.token, answered=False)
     body = generator.message(pb.ValidateTokenRequest(token=token).SerializeToString())
 
@@ -176,18 +178,18 @@ def _parked_costs(served: tuple[ServerProcess, Stubs], pairs: int, seconds: floa
     return ratios
 
 
-def test_parked_watchers_do_not_stop_validation(served: tuple[ServerProcess, Stubs]) -> None:
+def test_idle_watchers_do_not_stop_validation(served: tuple[ServerProcess, Stubs]) -> None:
     """Far from the target is a mistake on any machine."""
-    assert statistics.median(_parked_costs(served, 1, 1.0)) < 10
+    assert statistics.median(_idle_stream_costs(served, 1, 1.0)) < 10
 
 
 @pytest.mark.slow
-def test_parked_watchers_hardly_move_validation(served: tuple[ServerProcess, Stubs]) -> None:
+def test_idle_watchers_hardly_move_validation(served: tuple[ServerProcess, Stubs]) -> None:
     """200 of them, pinging at 2 Hz, move its p95 by no more than 20 %; median of 10 pairs."""
-    ratios = _parked_costs(served, 10, 4.0)
+    ratios = _idle_stream_costs(served, 10, 4.0)
     median = statistics.median(ratios)
     note(
-        f"p95 of ValidateToken with {PARKED} watchers over without: median {median:.3f}, from "
+        f"p95 of ValidateToken with {IDLE_STREAMS} streams over none: median {median:.3f}, from "
         f"{min(ratios):.3f} to {max(ratios):.3f}, 10 interleaved pairs of 4 s"
     )
     assert median <= PARKED_COST

@@ -30,9 +30,9 @@ from keybearer._cache.verdict_cache import OutOfOrderError
 from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service.sources import SystemClock, SystemEntropy
 from reliability.processes import ServerProcess, environment, init, serving
-from watch.cutting import HurtingProxy, Way, hurting
-from watch.figures import note, spread
-from watch.hammer import Hammer, warm
+from watch.impaired_proxy import ImpairedProxy, Way, impaired_proxy
+from watch.load import Load, warm
+from watch.measurements import note, spread
 
 BOUND_S = 2.0
 WATCH_FOR_S = 2.7
@@ -43,7 +43,7 @@ WATCH_FOR_S = 2.7
 class Harm:
     """What happens to a connection around a change."""
 
-    before: Callable[[HurtingProxy], object]
+    before: Callable[[ImpairedProxy], object]
     settled: tuple[float, ...] = (0.0, 0.3, 0.6, 3.0)
     """Seconds between the harm and the change: at once, with pongs on their way, long done."""
     later: float = WATCH_FOR_S
@@ -87,11 +87,11 @@ class Rig:
     def trial(self, harm: Harm, seed: int) -> float:
         """Hurt the connection, revoke a key, and answer for how many seconds it was allowed."""
         chance = random.Random(seed)
-        with hurting(self.address) as proxy, self.verifier(proxy.address) as verifier:
+        with impaired_proxy(self.address) as proxy, self.verifier(proxy.address) as verifier:
             created = self.admin.create_key()
             assert warm(verifier, created.token)
-            hammer = Hammer(verifier, created.token)
-            hammer.start()
+            load = Load(verifier, created.token)
+            load.start()
             time.sleep(chance.uniform(0, 0.5))
             harm.before(proxy)
             time.sleep(chance.choice(harm.settled))
@@ -101,9 +101,9 @@ class Rig:
             proxy.freeze(Way.TO_SERVER, Way.TO_CLIENT)
             time.sleep(harm.watch_for - harm.later)
             proxy.heal()
-            hammer.stop()
-            assert hammer.checks > 0
-        return (hammer.last_allowed - changed) / 1e9
+            load.stop()
+            assert load.checks > 0
+        return (load.last_allowed - changed) / 1e9
 
     def trials(
         self, kinds: list[str], count: int, at_once: int, seed: int
@@ -160,17 +160,17 @@ def _server_stopped(server: ServerProcess, rig: Rig, at_once: int, seed: int) ->
     """Revoke, stop the server at once, and answer for how long each key was allowed."""
     chance = random.Random(seed)
     with contextlib.ExitStack() as stack:
-        hammers = []
+        loads = []
         for _ in range(at_once):
             verifier = stack.enter_context(rig.verifier())
             created = rig.admin.create_key()
             assert warm(verifier, created.token)
-            hammers.append((Hammer(verifier, created.token, threads=1), created.api_key.id))
-        for hammer, _ in hammers:
-            hammer.start()
+            loads.append((Load(verifier, created.token, threads=1), created.api_key.id))
+        for load, _ in loads:
+            load.start()
         time.sleep(chance.uniform(0, 0.5))
         changed = []
-        for _, key_id in hammers:
+        for _, key_id in loads:
             rig.admin.revoke(key_id)
             changed.append(now_ns())
         os.kill(server.pid, signal.SIGSTOP)
@@ -178,11 +178,10 @@ def _server_stopped(server: ServerProcess, rig: Rig, at_once: int, seed: int) ->
             time.sleep(WATCH_FOR_S)
         finally:
             os.kill(server.pid, signal.SIGCONT)
-        for hammer, _ in hammers:
-            hammer.stop()
+        for load, _ in loads:
+            load.stop()
         return [
-            (hammer.last_allowed - at) / 1e9
-            for (hammer, _), at in zip(hammers, changed, strict=True)
+            (load.last_allowed - at) / 1e9 for (load, _), at in zip(loads, changed, strict=True)
         ]
 
 
@@ -207,11 +206,11 @@ def test_a_server_that_is_stopped_200_times(server: tuple[ServerProcess, Rig], s
 
 
 class StoppableClient:
-    """`watch.hammer` in a process of its own."""
+    """`watch.load` in a process of its own."""
 
     def __init__(self, rig: Rig) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "watch.hammer", rig.address],
+            [sys.executable, "-m", "watch.load", rig.address],
             env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -19,8 +19,8 @@ from keybearer._cache.verdict_cache import Question
 from keybearer.models import Verdict
 from keybearer.v1 import api_key_service_pb2
 from reliability.processes import ServerProcess, init, serving
-from watch.figures import note
 from watch.linearizable import NEVER, Operation, is_linearizable
+from watch.measurements import note
 
 SLACK_S = 0.5
 """How far a connected verifier may lag; far above what was measured, far below the lease."""

@@ -16,7 +16,7 @@ from keybearer import CachingVerifier, KeybearerClient, Role
 from keybearer._cache.verdict_cache import Answers, Question
 from keybearer.models import Identity, Outcome, Verdict
 from reliability.processes import init, serving
-from watch.figures import note
+from watch.measurements import note
 
 TOKEN = "kbear1_a"
 _PAUSES = (0.0, 0.0, 1e-6, 1e-5, 1e-4)

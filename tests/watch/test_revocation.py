@@ -21,8 +21,8 @@ from keybearer.v1 import (
     user_service_pb2,
 )
 from reliability.processes import ServerProcess, init, serving
-from watch.figures import note, spread
-from watch.hammer import warm
+from watch.load import warm
+from watch.measurements import note, spread
 
 VERIFIERS = 50
 P99_S = 0.25

@@ -22,7 +22,7 @@ class _Pipe:
     """One direction of one connection: what comes in goes out when its time has come."""
 
     def __init__(
-        self, proxy: "HurtingProxy", way: Way, source: socket.socket, sink: socket.socket
+        self, proxy: "ImpairedProxy", way: Way, source: socket.socket, sink: socket.socket
     ) -> None:
         self._proxy = proxy
         self._way = way
@@ -61,7 +61,7 @@ class _Pipe:
             self._sink.shutdown(socket.SHUT_WR)
 
 
-class HurtingProxy:
+class ImpairedProxy:
     """Forwards connections to `target`, in whatever state it is put.
 
     Its state counts for all connections, also those that are opened later.
@@ -143,9 +143,9 @@ class HurtingProxy:
 
 
 @contextlib.contextmanager
-def hurting(target: str) -> Iterator[HurtingProxy]:
+def impaired_proxy(target: str) -> Iterator[ImpairedProxy]:
     """Run a proxy for a block."""
-    proxy = HurtingProxy(target)
+    proxy = ImpairedProxy(target)
     try:
         yield proxy
     finally:

@@ -1,4 +1,4 @@
-"""Figures of a run: printed, and written where KEYBEARER_FIGURES says."""
+"""Measurements of a run: printed, and appended to the file that KEYBEARER_MEASUREMENTS names."""
 
 import os
 import statistics
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def spread(seconds: Sequence[float]) -> str:
-    """Say p50, p99, max and N in milliseconds."""
+    """Describe durations: p50, p99 and maximum in milliseconds, and their number."""
     ordered = sorted(seconds)
     p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
     return (
@@ -18,9 +18,9 @@ def spread(seconds: Sequence[float]) -> str:
 
 
 def note(line: str) -> None:
-    """Tell a figure."""
+    """Report a measurement."""
     sys.stdout.write(line + "\n")
-    path = os.environ.get("KEYBEARER_FIGURES")
+    path = os.environ.get("KEYBEARER_MEASUREMENTS")
     if path:
         with Path(path).open("a", encoding="utf-8") as file:
             file.write(line + "\n")

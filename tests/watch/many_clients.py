@@ -1,9 +1,10 @@
-"""Many clients in one process: `python -m watch.herd ADDRESS CLIENTS SECONDS_BETWEEN_CHECKS`.
+"""Many clients in one process: `python -m watch.many_clients ADDRESS CLIENTS PAUSE_SECONDS`.
 
-Reads its own token and then, on one line, the tokens to check. Each client is a CachingVerifier of
-its own and checks all of them in turn, on a few threads for all clients. Says `warm`, then answers
-every line with a line of JSON: how often it asked, checked, was allowed, and was refused an answer
-since the last line, and how many clients hold a lease.
+The program reads its own token and then, on one line, the tokens to check. Each client has a
+CachingVerifier of its own and checks every token in turn; a few threads serve all clients. The
+program prints `warm`, then answers each line with one line of JSON: the questions to the server,
+the checks, the checks without a verdict, the clients that hold a lease, and when a check was last
+allowed.
 """
 
 import json
@@ -18,7 +19,7 @@ from keybearer.errors import VerifierUnavailableError
 CHECKERS = 4
 
 
-class Herd:
+class ManyClients:
     """The clients and what they saw."""
 
     def __init__(
@@ -83,22 +84,22 @@ class Herd:
 def main() -> None:
     """Follow the protocol above."""
     own, tokens = sys.stdin.readline(), sys.stdin.readline().split()
-    herd = Herd(sys.argv[1], own, tokens, int(sys.argv[2]), float(sys.argv[3]))
-    herd.warm()
-    herd.run()
+    clients = ManyClients(sys.argv[1], own, tokens, int(sys.argv[2]), float(sys.argv[3]))
+    clients.warm()
+    clients.run()
     sys.stdout.write("warm\n")
     sys.stdout.flush()
     for _ in sys.stdin:
         report = {
-            "questions": herd.questions(),
-            "checks": herd.checks,
-            "unavailable": herd.unavailable,
-            "leases": herd.leases(),
-            "last_allowed": herd.last_allowed,
+            "questions": clients.questions(),
+            "checks": clients.checks,
+            "unavailable": clients.unavailable,
+            "leases": clients.leases(),
+            "last_allowed": clients.last_allowed,
         }
         sys.stdout.write(json.dumps(report) + "\n")
         sys.stdout.flush()
-    herd.close()
+    clients.close()
 
 
 if __name__ == "__main__":

@@ -174,7 +174,7 @@ class ScriptedServer:
 
 
 @contextmanager
-def scripted() -> Iterator[ScriptedServer]:
+def scripted_server() -> Iterator[ScriptedServer]:
     """Run one for a block."""
     server = ScriptedServer()
     try:

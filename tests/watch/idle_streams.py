@@ -1,8 +1,8 @@
-"""Watchers that are parked and ping: `python -m watch.parked ADDRESS COUNT`, its token on stdin.
+"""Idle streams that ping: `python -m watch.idle_streams ADDRESS COUNT`.
 
-`on` opens the streams and says `on` when all of them had a ping answered; `off` ends them. Plain
-HTTP/2 frames over sockets, in one thread: watchers live on other machines, so theirs must not be
-the cost that is measured.
+The program reads its token from stdin, then commands: `on` opens the streams and prints `on` once a
+ping was answered on each of them; `off` ends them. It writes plain HTTP/2 frames to sockets in one
+thread: real watchers run on other machines, so their cost must not be part of the measurement.
 """
 
 import selectors
@@ -76,7 +76,7 @@ class _Connection:
         self._buffer = buffer[position:]
 
 
-class Parked:
+class IdleStreams:
     """So many streams that ping at 2 Hz, evenly spread."""
 
     def __init__(self, address: str, token: str, count: int) -> None:
@@ -131,13 +131,13 @@ class Parked:
 def main() -> None:
     """Follow the protocol above."""
     token = sys.stdin.readline().strip()
-    parked: Parked | None = None
+    streams: IdleStreams | None = None
     for line in sys.stdin:
         if line.strip() == "on":
-            parked = Parked(sys.argv[1], token, int(sys.argv[2]))
-            parked.wait_until_answered()
-        elif parked is not None:
-            parked.close()
+            streams = IdleStreams(sys.argv[1], token, int(sys.argv[2]))
+            streams.wait_until_answered()
+        elif streams is not None:
+            streams.close()
         sys.stdout.write(line)
         sys.stdout.flush()
 

@@ -1,6 +1,6 @@
 """Checks in a loop, and when the last one that was allowed began.
 
-As a program it is a client to be stopped and continued: `python -m watch.hammer ADDRESS` reads its
+As a program it is a client to be stopped and continued: `python -m watch.load ADDRESS` reads its
 own token, then a token a line; for each it says `cached` and checks until a line `stop` comes, and
 then says how many nanoseconds ago, on the clock of the lease, the last allowed check began.
 """
@@ -18,7 +18,7 @@ PAUSE_S = 0.002
 
 
 @dataclass
-class Hammer:
+class Load:
     """Checks one token with a verifier until told to stop, on several threads."""
 
     verifier: CachingVerifier
@@ -76,13 +76,13 @@ def main() -> None:
     with CachingVerifier(client) as verifier:
         while token := sys.stdin.readline().strip():
             assert warm(verifier, token)
-            hammer = Hammer(verifier, token)
-            hammer.start()
+            load = Load(verifier, token)
+            load.start()
             sys.stdout.write("cached\n")
             sys.stdout.flush()
             sys.stdin.readline()
-            hammer.stop()
-            sys.stdout.write(f"{hammer.last_allowed}\n")
+            load.stop()
+            sys.stdout.write(f"{load.last_allowed}\n")
             sys.stdout.flush()
 
 
