@@ -4,14 +4,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
-from keybearer.access import (
-    MAX_SCOPE_LENGTH,
-    MAX_SCOPES,
-    AccessRule,
-    Role,
-    is_held_scope,
-    is_required_scope,
-)
+from keybearer._wire.limits import MAX_SCOPE_LENGTH, MAX_SCOPES
+from keybearer.access import AccessRule, Role, is_held_scope, is_required_scope
 from keybearer_service.errors import FieldInvalid
 from keybearer_service.sources import DAY
 

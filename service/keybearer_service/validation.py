@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import structlog
 
-from keybearer.access import AccessRule, Decision, Role, decide
+from keybearer.access import NO_CONTEXT, AccessRule, Decision, Role, decide
 from keybearer_service import tokens
 from keybearer_service.calls import ANY_ACCOUNT
 from keybearer_service.errors import (
@@ -242,7 +242,7 @@ def judge_caller(caller: Caller, rule: AccessRule) -> None:
     Raises:
         OperatorOnly, RoleInsufficient, ScopeInsufficient: The rule says no.
     """
-    decision = decide(rule, caller.role, caller.match.record.scopes.split())
+    decision = decide(rule, caller.role, caller.match.record.scopes.split(), NO_CONTEXT)
     if decision is not Decision.ALLOWED:
         raise denial_of(Outcome[decision.name], rule, caller.role)
     if rule.operator_only and not caller.is_operator:

@@ -26,11 +26,12 @@ from keybearer import (
     AuthInterceptor,
     Identity,
     Outcome,
+    Presented,
     Role,
     Verdict,
     current_identity,
 )
-from keybearer._guard import guard
+from keybearer._guard import identity
 from keybearer.testing import FakeKeybearer
 
 pytestmark = pytest.mark.asyncio
@@ -224,7 +225,7 @@ async def test_a_public_handler_does_not_inherit_an_identity(
 ) -> None:
     """Not even that of whoever started the server."""
     token = fake_keybearer.issue()
-    before = guard.enter_identity(fake_keybearer.identity_of(token))
+    before = identity.enter_identity(fake_keybearer.identity_of(token))
     interceptor = AsyncAuthInterceptor(fake_keybearer.async_verifier())
     async with (
         serving_async([interceptor], demo(async_handlers(Reached()))) as address,
@@ -232,7 +233,7 @@ async def test_a_public_handler_does_not_inherit_an_identity(
     ):
         call: Any = channel.unary_unary(f"{METHOD}Public", *CODEC)
         assert (await call(Message())).value == "nobody "
-    guard.leave_identity(before)
+    identity.leave_identity(before)
 
 
 async def test_the_interceptor_for_threads_is_refused_by_grpc_aio(
@@ -317,10 +318,10 @@ class Forgetful:
     def __init__(self) -> None:
         self._known: set[str] = set()
 
-    async def verify(self, token: str) -> Verdict:
-        if token in self._known:
+    async def verify(self, presented: Presented) -> Verdict:
+        if presented.token in self._known:
             return Verdict(outcome=Outcome.REVOKED)
-        self._known.add(token)
+        self._known.add(presented.token)
         identity = Identity(
             key_id="key",
             account_id="account",

@@ -26,7 +26,7 @@ from keybearer import (
 )
 from keybearer._client import client as client_module
 from keybearer._client import requests
-from keybearer._client.requests import Call, Pages
+from keybearer._client.requests import Pages, Request
 from keybearer.testing import FakeKeybearer
 
 
@@ -162,20 +162,22 @@ def test_the_client_for_asyncio_does_the_same(service: Service) -> None:
 
 
 def test_both_clients_offer_every_call() -> None:
-    """What is in the table of calls is a method of either, with its signature and docstring."""
-    plans = {
-        name: plan
-        for name, plan in vars(requests).items()
-        if inspect.isfunction(plan) and plan.__module__ == requests.__name__ and name[0] != "_"
+    """Every function of `requests` is a method of both, with its signature and docstring."""
+    functions = {
+        name: function
+        for name, function in vars(requests).items()
+        if inspect.isfunction(function)
+        and function.__module__ == requests.__name__
+        and name[0] != "_"
     }
-    assert len(plans) == 24
+    assert len(functions) == 24
     for client_class in (KeybearerClient, AsyncKeybearerClient):
-        for name, plan in plans.items():
+        for name, function in functions.items():
             method = getattr(client_class, name)
             signature = inspect.signature(method)
-            assert [*signature.parameters][1:] == [*inspect.signature(plan).parameters]
-            assert signature.return_annotation not in (Call, Pages)
-            assert method.__doc__ == plan.__doc__
+            assert [*signature.parameters][1:] == [*inspect.signature(function).parameters]
+            assert signature.return_annotation not in (Request, Pages)
+            assert method.__doc__ == function.__doc__
 
 
 def test_errors_are_typed_by_their_reason(client: KeybearerClient) -> None:
@@ -232,9 +234,9 @@ def test_a_read_is_tried_again_and_a_change_is_not(
     tries = []
     honest = client_module.KeybearerClient._try
 
-    def count(self: KeybearerClient, call: Call[object], timeout: float) -> object:
-        tries.append(call.kind)
-        return honest(self, call, timeout)
+    def count(self: KeybearerClient, request: Request[object], timeout: float) -> object:
+        tries.append(request.kind)
+        return honest(self, request, timeout)
 
     monkeypatch.setattr(client_module.KeybearerClient, "_try", count)
     with KeybearerClient("127.0.0.1:1", token="token", tls=False) as client:

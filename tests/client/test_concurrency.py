@@ -10,8 +10,17 @@ import grpc
 import pytest
 
 from client.support import Message, Reached, demo, handlers, serving
-from keybearer import AccessRule, AuthInterceptor, Identity, Outcome, Role, Verdict, access
-from keybearer._guard import guard
+from keybearer import (
+    AccessRule,
+    AuthInterceptor,
+    Identity,
+    Outcome,
+    Presented,
+    Role,
+    Verdict,
+    access,
+)
+from keybearer._guard import check
 from keybearer.access import Decision
 from keybearer.testing import FakeKeybearer
 
@@ -40,7 +49,8 @@ ALLOWED = {
 class Known:
     """Knows the tokens above, by heart."""
 
-    def verify(self, token: str) -> Verdict:
+    def verify(self, presented: Presented) -> Verdict:
+        token = presented.token
         if token not in TOKENS:
             return Verdict(outcome=Outcome.NOT_FOUND)
         role, scopes = TOKENS[token]
@@ -107,7 +117,7 @@ def _check_concurrently(
 
 
 def _key_id(verifier: Any, token: str) -> str:
-    identity = verifier.verify(token).identity
+    identity = verifier.verify(Presented(token)).identity
     assert identity is not None
     return str(identity.key_id)
 
@@ -138,10 +148,10 @@ def test_the_load_catches_a_decision_that_is_remembered(
     remembered: dict[tuple[Role, tuple[str, ...]], Decision] = {}
     honest = access.decide
 
-    def decide(rule: AccessRule, role: Role, scopes: Any) -> Decision:
-        return remembered.setdefault((role, tuple(scopes)), honest(rule, role, scopes))
+    def decide(rule: AccessRule, role: Role, scopes: Any, context: Any) -> Decision:
+        return remembered.setdefault((role, tuple(scopes)), honest(rule, role, scopes, context))
 
-    monkeypatch.setattr(guard, "decide", decide)
+    monkeypatch.setattr(check, "decide", decide)
     assert _check_concurrently(Known(), {name: name for name in TOKENS}, 640, seed)["wrong"] > 0
 
 

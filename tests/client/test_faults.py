@@ -30,12 +30,13 @@ from keybearer import (
     AuthInterceptor,
     Identity,
     Outcome,
+    Presented,
     Role,
     Verdict,
     current_identity,
 )
 from keybearer import aio as aio_module
-from keybearer._guard import guard
+from keybearer._guard import check
 from keybearer._guard import interceptor as interceptor_module
 from keybearer.web import AuthMiddleware, WSGIAuthMiddleware
 
@@ -66,15 +67,15 @@ class Fault(Exception):
 class Fixed:
     """Knows one token."""
 
-    def verify(self, token: str) -> Verdict:
-        return _verdict(token)
+    def verify(self, presented: Presented) -> Verdict:
+        return _verdict(presented.token)
 
 
 class AsyncFixed:
     """The same for asyncio."""
 
-    async def verify(self, token: str) -> Verdict:
-        return _verdict(token)
+    async def verify(self, presented: Presented) -> Verdict:
+        return _verdict(presented.token)
 
 
 def _verdict(token: str) -> Verdict:
@@ -281,7 +282,7 @@ def test_the_injection_catches_a_guard_that_fails_open(monkeypatch: pytest.Monke
     def fail_open(error: Exception) -> Any:
         return IDENTITY
 
-    monkeypatch.setattr(guard, "denial_of", fail_open)
+    monkeypatch.setattr(check, "denial_of", fail_open)
     _, let_in, handled = _fail_every_line(SURFACES["grpc unary_unary"], "bad")
     assert let_in
     assert handled

@@ -14,8 +14,8 @@ import pytest
 from client.cutting_proxy import CuttingProxy, Damage, Direction, Plan, proxying
 from harness import Service
 from keybearer import NEVER_EXPIRES, IssuedKey, KeybearerClient, KeybearerError, Role
-from keybearer._client import client as client_module
 from keybearer._client.requests import Kind
+from keybearer._client.retries import Attempts
 
 TRY_TIMEOUT = 0.15
 HOLD = 0.25
@@ -150,13 +150,13 @@ def test_the_proxy_catches_a_client_that_draws_a_new_request_id(
 ) -> None:
     """Planted: with a fresh request_id for every try, some answer lost makes a second key."""
 
-    def begin(tries: Any, now: float) -> float:
-        if tries._call.kind is Kind.MINT:
-            tries._call.request.request_id = str(uuid.uuid4())
-        return honest(tries, now)
+    def begin(attempts: Any, now: float) -> float:
+        if attempts._request.kind is Kind.ISSUE:
+            attempts._request.message.request_id = str(uuid.uuid4())
+        return honest(attempts, now)
 
-    honest = client_module._Tries.begin
-    monkeypatch.setattr(client_module._Tries, "begin", begin)
+    honest = Attempts.begin
+    monkeypatch.setattr(Attempts, "begin", begin)
     with pytest.raises(ValueError, match="too many values to unpack"):
         _strike_everywhere(bench, _create, Damage.CUT, 1, 12)
 
@@ -166,14 +166,14 @@ def test_the_proxy_catches_a_client_that_does_not_count_its_attempts(
 ) -> None:
     """Planted: with the same attempt again, some answer lost is never answered."""
 
-    def begin(tries: Any, now: float) -> float:
-        seconds = honest(tries, now)
-        if tries._call.kind is Kind.MINT:
-            tries._call.request.attempt = 1
+    def begin(attempts: Any, now: float) -> float:
+        seconds = honest(attempts, now)
+        if attempts._request.kind is Kind.ISSUE:
+            attempts._request.message.attempt = 1
         return seconds
 
-    honest = client_module._Tries.begin
-    monkeypatch.setattr(client_module._Tries, "begin", begin)
+    honest = Attempts.begin
+    monkeypatch.setattr(Attempts, "begin", begin)
     with pytest.raises(KeybearerError, match="REPLAY_IMPOSSIBLE"):
         _strike_everywhere(bench, _create, Damage.CUT, 1, 12)
 

@@ -39,6 +39,7 @@ from keybearer import (
     Identity,
     KeybearerClient,
     Outcome,
+    Presented,
     RemoteVerifier,
     Role,
     Verdict,
@@ -96,7 +97,7 @@ NEEDS_VALIDATOR = _insufficient(
 NEEDS_READ = _insufficient(
     "SCOPE_INSUFFICIENT", "this needs the scopes clusters.read", ', scope="clusters.read"'
 )
-NO_RULE = Expected("PERMISSION_DENIED", 403, "ROLE_INSUFFICIENT", ', error="insufficient_scope"')
+NO_RULE = _insufficient("ROLE_INSUFFICIENT", "this has no access rule, so nobody may call it")
 UNAVAILABLE = Expected("UNAVAILABLE", 503, "VERIFIER_UNAVAILABLE")
 INTERNAL = Expected("INTERNAL", 500, "INTERNAL")
 
@@ -455,15 +456,15 @@ def test_every_situation_has_its_answer_at_every_surface(
 class Broken:
     """A verifier with a bug."""
 
-    def verify(self, token: str) -> Verdict:
-        raise ZeroDivisionError(token)
+    def verify(self, presented: Presented) -> Verdict:
+        raise ZeroDivisionError(presented.token)
 
 
 class AsyncBroken:
     """The same for asyncio."""
 
-    async def verify(self, token: str) -> Verdict:
-        raise ZeroDivisionError(token)
+    async def verify(self, presented: Presented) -> Verdict:
+        raise ZeroDivisionError(presented.token)
 
 
 @pytest.mark.parametrize("surface", [*SYNC, *ASYNC])

@@ -14,19 +14,24 @@ from keybearer import (
     CachingVerifier,
     KeybearerClient,
     Outcome,
+    Presented,
     RemoteVerifier,
     Role,
     errors,
 )
+from keybearer.access import Context
 from keybearer.testing import FakeKeybearer
 
 CONFTEST = 'pytest_plugins = ["keybearer.testing"]\n'
 TEST = """
+from keybearer import Presented
+
+
 def test_readers_read(fake_keybearer):
     token = fake_keybearer.issue(scopes=["clusters.read"])
-    assert fake_keybearer.verifier().verify(token).valid
+    assert fake_keybearer.verifier().verify(Presented(token)).valid
     fake_keybearer.revoke(token)
-    assert not fake_keybearer.verifier().verify(token).valid
+    assert not fake_keybearer.verifier().verify(Presented(token)).valid
 """
 
 
@@ -45,17 +50,17 @@ def test_keys_change_while_the_fake_runs(fake_keybearer: FakeKeybearer) -> None:
     verifier = fake_keybearer.verifier()
     token = fake_keybearer.issue(Role.ADMIN)
     fake_keybearer.disable(token)
-    assert verifier.verify(token).outcome is Outcome.DISABLED
+    assert verifier.verify(Presented(token)).outcome is Outcome.DISABLED
     fake_keybearer.enable(token)
     fake_keybearer.change(token, role=Role.DEVELOPER, scopes=["a"])
-    identity = verifier.verify(token).identity
+    identity = verifier.verify(Presented(token)).identity
     assert identity is not None
     assert (identity.effective_role, identity.granted_role) == (Role.DEVELOPER, Role.ADMIN)
     assert identity.scopes == ("a",)
     fake_keybearer.force(token, Outcome.EXPIRED)
-    assert verifier.verify(token).outcome is Outcome.EXPIRED
+    assert verifier.verify(Presented(token)).outcome is Outcome.EXPIRED
     fake_keybearer.force(token, None)
-    assert verifier.verify(token).valid
+    assert verifier.verify(Presented(token)).valid
 
 
 def test_the_fake_judges_roles_and_scopes_when_asked(fake_keybearer: FakeKeybearer) -> None:
@@ -91,7 +96,7 @@ def test_a_verifier_accepts_keys_of_the_accounts_it_is_restricted_to(
 ) -> None:
     """Its own, any, or one; the fake's validator belongs to none of these."""
     token = fake_keybearer.issue(account_id="Other")
-    assert fake_keybearer.verifier(account_id=account_id).verify(token).valid is valid
+    assert fake_keybearer.verifier(account_id=account_id).verify(Presented(token)).valid is valid
 
 
 def test_a_verifier_does_not_believe_an_answer_about_another_account(
@@ -101,11 +106,11 @@ def test_a_verifier_does_not_believe_an_answer_about_another_account(
     token = fake_keybearer.issue(account_id="Other")
     honest = fake_keybearer._judge
 
-    def judge(token: str, account_id: str, rule: AccessRule) -> object:
-        return honest(token, "-", rule)
+    def judge(token: str, account_id: str, rule: AccessRule, context: Context) -> object:
+        return honest(token, "-", rule, context)
 
     monkeypatch.setattr(fake_keybearer, "_judge", judge)
-    verdict = fake_keybearer.verifier(account_id="Mine").verify(token)
+    verdict = fake_keybearer.verifier(account_id="Mine").verify(Presented(token))
     assert verdict.outcome is Outcome.NOT_FOUND
     assert verdict.identity is None
 
@@ -127,11 +132,11 @@ def test_who_keeps_answers_is_told_of_every_change(fake_keybearer: FakeKeybearer
         assert verifier.wait_for_lease(10)
         for change in changes.values():
             token = fake_keybearer.issue(expires_in=timedelta(hours=1))
-            known = [verifier.verify(token) for _ in range(3)]
+            known = [verifier.verify(Presented(token)) for _ in range(3)]
             assert known[0].valid
             assert known[0] == known[2]
             change(token)
-            until(lambda token=token, known=known: verifier.verify(token) != known[0])  # type: ignore[misc]
+            until(lambda token=token, known=known: verifier.verify(Presented(token)) != known[0])  # type: ignore[misc]
         assert verifier.stats().hits >= 2 * len(changes)
         fake_keybearer.revoke(fake_keybearer.validator_token)
         until(lambda: "CREDENTIALS_INVALID" in verifier.describe()["stream"])
@@ -143,7 +148,7 @@ def test_who_keeps_answers_feels_an_outage(fake_keybearer: FakeKeybearer) -> Non
 
     def is_answered(verifier: CachingVerifier) -> bool:
         try:
-            return verifier.verify(token).valid
+            return verifier.verify(Presented(token)).valid
         except errors.VerifierUnavailableError:
             return False
 
@@ -165,5 +170,5 @@ def test_what_is_no_token_is_not_sent(fake_keybearer: FakeKeybearer) -> None:
     """Too long, not ASCII, or nothing: NOT_FOUND, without a question."""
     verifier: RemoteVerifier = fake_keybearer.verifier()
     for token in ("", "k" * 513, "ä", "a\nb"):
-        assert verifier.verify(token).outcome is Outcome.NOT_FOUND
+        assert verifier.verify(Presented(token)).outcome is Outcome.NOT_FOUND
     assert fake_keybearer.questions == 0

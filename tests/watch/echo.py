@@ -23,11 +23,12 @@ from keybearer import (
     CachingVerifier,
     Identity,
     KeybearerClient,
+    Presented,
     Role,
     Verdict,
 )
 from keybearer._cache.caching import now_ns
-from keybearer._guard.guard import enter_identity
+from keybearer._guard.identity import enter_identity
 
 PATH = "/test.Echo/Echo"
 RULE = AccessRule(role=Role.DEVELOPER, scopes=("clusters.read",))
@@ -138,11 +139,11 @@ class Wasteful:
     def __init__(self, verifier: CachingVerifier) -> None:
         self._verifier = verifier
 
-    def verify(self, token: str) -> Verdict:
+    def verify(self, presented: Presented) -> Verdict:
         until = time.perf_counter() + WASTE
         while time.perf_counter() < until:
             pass
-        return self._verifier.verify(token)
+        return self._verifier.verify(presented)
 
 
 def main() -> None:

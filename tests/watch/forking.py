@@ -9,7 +9,7 @@ import os
 import sys
 import time
 
-from keybearer import CachingVerifier, KeybearerClient
+from keybearer import CachingVerifier, KeybearerClient, Presented
 
 TIMEOUT_S = 30.0
 
@@ -18,16 +18,16 @@ def main(address: str) -> None:
     """Read the caller's token and the one to check; write what child and parent saw, in JSON."""
     caller, token = sys.stdin.readline().strip(), sys.stdin.readline().strip()
     with CachingVerifier(KeybearerClient(address, token=caller, tls=False)) as verifier:
-        ready = verifier.wait_for_lease(TIMEOUT_S) and verifier.verify(token).valid
+        ready = verifier.wait_for_lease(TIMEOUT_S) and verifier.verify(Presented(token)).valid
         pid = os.fork()
         if pid == 0:
             _say(
                 [
                     ready,
-                    len(verifier._engine.answers),
+                    len(verifier._engine.verdicts),
                     verifier.wait_for_lease(TIMEOUT_S),
-                    verifier.verify(token).valid,
-                    verifier.verify(token).valid,
+                    verifier.verify(Presented(token)).valid,
+                    verifier.verify(Presented(token)).valid,
                 ]
             )
             _say([_hears(verifier, token)])
@@ -38,7 +38,7 @@ def main(address: str) -> None:
 
 def _hears(verifier: CachingVerifier, token: str) -> bool:
     until = time.monotonic() + TIMEOUT_S
-    while verifier.verify(token).valid and time.monotonic() < until:
+    while verifier.verify(Presented(token)).valid and time.monotonic() < until:
         time.sleep(0.001)
     return verifier.stats().invalidations > 0 and verifier.stats().lease_held
 

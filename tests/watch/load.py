@@ -10,7 +10,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from keybearer import CachingVerifier, KeybearerClient
+from keybearer import CachingVerifier, KeybearerClient, Presented
 from keybearer._cache.caching import now_ns
 from keybearer.errors import VerifierUnavailableError
 
@@ -46,7 +46,7 @@ class Load:
         while not self._stop.is_set():
             began = now_ns()
             try:
-                allowed = self.verifier.verify(self.token).valid
+                allowed = self.verifier.verify(Presented(self.token)).valid
             except VerifierUnavailableError:
                 self.unavailable += 1
                 allowed = False
@@ -62,8 +62,8 @@ def warm(verifier: CachingVerifier, token: str) -> bool:
         return False
     for _ in range(100):
         before = verifier.stats().hits
-        verifier.verify(token)
-        verifier.verify(token)
+        verifier.verify(Presented(token))
+        verifier.verify(Presented(token))
         if verifier.stats().hits > before:
             return True
         time.sleep(0.05)

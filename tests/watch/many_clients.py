@@ -13,7 +13,7 @@ import threading
 import time
 from concurrent import futures
 
-from keybearer import CachingVerifier, KeybearerClient
+from keybearer import CachingVerifier, KeybearerClient, Presented
 from keybearer.errors import VerifierUnavailableError
 
 CHECKERS = 4
@@ -71,7 +71,7 @@ class ManyClients:
     def _check(self, verifier: CachingVerifier, token: str) -> None:
         began = time.monotonic()
         try:
-            allowed = verifier.verify(token).valid
+            allowed = verifier.verify(Presented(token)).valid
         except VerifierUnavailableError:
             self.unavailable += 1
             return

@@ -22,6 +22,7 @@ from keybearer import (
     CachingVerifier,
     KeybearerClient,
     Outcome,
+    Presented,
     Role,
 )
 from keybearer._cache import caching as caching_module
@@ -81,10 +82,10 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
 def test_under_a_lease_a_token_is_asked_about_once(server: ScriptedServer) -> None:
     """The identity is remembered, whatever rule it is judged by."""
     with leased(server) as (verifier, _):
-        first = verifier.verify(TOKEN)
+        first = verifier.verify(Presented(TOKEN))
         assert first.identity is not None
         assert first.identity.effective_role is Role.DEVELOPER
-        assert all(verifier.verify(TOKEN) is first for _ in range(100))
+        assert all(verifier.verify(Presented(TOKEN)) is first for _ in range(100))
         assert server.questions == 1
         assert verifier.stats().hits >= 99
 
@@ -93,7 +94,7 @@ def test_without_a_stream_every_check_asks(server: ScriptedServer) -> None:
     """A server without the method, or one that does not answer it: correct, and slow."""
     with caching(server) as verifier:
         for _ in range(5):
-            assert verifier.verify(TOKEN).valid
+            assert verifier.verify(Presented(TOKEN)).valid
         assert server.questions == 5
         assert not verifier.wait_for_lease(0)
 
@@ -106,11 +107,11 @@ def test_past_the_lease_the_server_is_asked(server: ScriptedServer) -> None:
         return caching_module.now_ns() + moved
 
     with leased(server, clock=clock) as (verifier, _):
-        verifier.verify(TOKEN)
-        assert verifier.verify(TOKEN).valid
+        verifier.verify(Presented(TOKEN))
+        assert verifier.verify(Presented(TOKEN)).valid
         assert server.questions == 1
         moved = 2_000_000_001
-        assert verifier.verify(TOKEN).valid
+        assert verifier.verify(Presented(TOKEN)).valid
         assert server.questions == 2
 
 
@@ -121,23 +122,23 @@ def test_past_the_lease_and_without_a_server_there_is_no_answer() -> None:
         scripted_server() as server,
         leased(server, clock=lambda: caching_module.now_ns() + moved) as (verifier, _),
     ):
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         server.stop()
-        assert verifier.verify(TOKEN).valid, "within the lease"
+        assert verifier.verify(Presented(TOKEN)).valid, "within the lease"
         moved = 2_000_000_001
         with pytest.raises(VerifierUnavailableError):
-            verifier.verify(TOKEN)
+            verifier.verify(Presented(TOKEN))
 
 
 def test_a_change_is_heard_and_the_next_check_asks(server: ScriptedServer) -> None:
     """What was answered before it is forgotten."""
     with leased(server) as (verifier, stream):
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         server.revision = 1
         server.answer = server.unknown
         stream.say(invalidation={"revision": 1, "key_id": KEY})
         eventually(lambda: verifier.stats().invalidations == 1, "the change was heard")
-        assert verifier.verify(TOKEN).outcome is Outcome.NOT_FOUND
+        assert verifier.verify(Presented(TOKEN)).outcome is Outcome.NOT_FOUND
 
 
 def test_an_answer_that_was_overtaken_by_a_change_is_given_and_not_kept(
@@ -146,32 +147,32 @@ def test_an_answer_that_was_overtaken_by_a_change_is_given_and_not_kept(
     """The store race: read before the change, stored after it."""
     with leased(server) as (verifier, stream), futures.ThreadPoolExecutor(1) as pool:
         server.hold = threading.Event()
-        check = pool.submit(verifier.verify, TOKEN)
+        check = pool.submit(verifier.verify, Presented(TOKEN))
         assert server.asked.acquire(timeout=TIMEOUT_S)
         stream.say(invalidation={"revision": 1, "key_id": KEY})
         eventually(lambda: verifier.stats().invalidations == 1, "the change was heard")
         server.hold.set()
         assert check.result().valid
         server.hold = None
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         assert server.questions == 2
-        assert verifier.stats().guarded >= 1
+        assert verifier.stats().rejected_stale >= 1
 
 
 @pytest.mark.parametrize("token", ["", "x" * 513, "kbear1_ä", "kbear1_\n", "\udc80"])
 def test_what_is_no_token_is_not_sent(server: ScriptedServer, token: str) -> None:
     """It is NOT_FOUND without a question."""
     with caching(server) as verifier:
-        assert verifier.verify(token).outcome is Outcome.NOT_FOUND
+        assert verifier.verify(Presented(token)).outcome is Outcome.NOT_FOUND
         assert server.questions == 0
 
 
 def test_an_identity_of_another_account_is_refused(server: ScriptedServer) -> None:
     """Whoever answered it."""
     with leased(server, account_id="SomebodyElse0001") as (verifier, _):
-        assert verifier.verify(TOKEN).outcome is Outcome.NOT_FOUND
+        assert verifier.verify(Presented(TOKEN)).outcome is Outcome.NOT_FOUND
     with leased(server, account_id=ACCOUNT) as (verifier, _):
-        assert verifier.verify(TOKEN).valid
+        assert verifier.verify(Presented(TOKEN)).valid
 
 
 # --- single flight --------------------------------------------------------------------------------
@@ -181,7 +182,7 @@ def test_many_who_ask_the_same_at_once_make_one_question(server: ScriptedServer)
     """Also while nothing may be kept."""
     with caching(server) as verifier, futures.ThreadPoolExecutor(32) as pool:
         server.hold = threading.Event()
-        checks = [pool.submit(verifier.verify, TOKEN) for _ in range(32)]
+        checks = [pool.submit(verifier.verify, Presented(TOKEN)) for _ in range(32)]
         eventually(lambda: verifier.stats().misses == 32, "all of them are waiting")
         server.hold.set()
         assert {check.result().outcome for check in checks} == {Outcome.VALID}
@@ -207,10 +208,10 @@ def test_a_question_that_has_been_on_its_way_for_long_is_not_shared(
         futures.ThreadPoolExecutor(2) as pool,
     ):
         server.hold = threading.Event()
-        first = pool.submit(verifier.verify, TOKEN)
+        first = pool.submit(verifier.verify, Presented(TOKEN))
         assert server.asked.acquire(timeout=TIMEOUT_S)
         moved = 1_000_000_001
-        second = pool.submit(verifier.verify, TOKEN)
+        second = pool.submit(verifier.verify, Presented(TOKEN))
         assert server.asked.acquire(timeout=TIMEOUT_S)
         server.hold.set()
         assert first.result().valid
@@ -239,7 +240,7 @@ def test_asyncio_shares_answers_and_questions(server: ScriptedServer) -> None:
             await asyncio.to_thread(stream.answer_ping)
             assert await ready
             server.hold = threading.Event()
-            tasks = [asyncio.create_task(verifier.verify(TOKEN)) for _ in range(10)]
+            tasks = [asyncio.create_task(verifier.verify(Presented(TOKEN))) for _ in range(10)]
             assert await asyncio.to_thread(server.asked.acquire, True, TIMEOUT_S)
             tasks[0].cancel()
             await asyncio.sleep(0)
@@ -249,7 +250,7 @@ def test_asyncio_shares_answers_and_questions(server: ScriptedServer) -> None:
             assert all(getattr(answer, "valid", False) for answer in answers[1:])
             assert server.questions == 1
             before = verifier.stats().hits
-            assert (await verifier.verify(TOKEN)).valid
+            assert (await verifier.verify(Presented(TOKEN))).valid
             assert verifier.stats().hits == before + 1
             assert set(sources) == {loop}
 
@@ -264,7 +265,7 @@ def test_asyncio_without_a_server_there_is_no_answer() -> None:
         client = AsyncKeybearerClient("127.0.0.1:1", token="kbear1_own", tls=False)
         async with AsyncCachingVerifier(client, timeout=1) as verifier:
             with pytest.raises(VerifierUnavailableError):
-                await verifier.verify(TOKEN)
+                await verifier.verify(Presented(TOKEN))
 
     asyncio.run(play())
 
@@ -279,7 +280,7 @@ def test_asyncio_a_credential_that_cannot_be_had_is_no_answer(server: ScriptedSe
         client = AsyncKeybearerClient(server.address, token=broken, tls=False)
         async with AsyncCachingVerifier(client) as verifier:
             with pytest.raises(VerifierUnavailableError) as caught:
-                await verifier.verify(TOKEN)
+                await verifier.verify(Presented(TOKEN))
             assert "vault" not in str(caught.value)
 
     asyncio.run(play())
@@ -294,20 +295,20 @@ def test_the_stream_resumes_where_it_ended(server: ScriptedServer) -> None:
         stream.say(invalidation={"revision": 7, "key_id": "other"})
         eventually(lambda: verifier.stats().invalidations == 1, "the change was heard")
         server.revision = 7
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         stream.end()
         again = server.stream()
         subscription = again.hello(head=9).subscribe
         assert (subscription.epoch, subscription.from_revision) == ("epoch", 7)
         again.answer_ping(9)
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         assert server.questions == 1
 
 
 def test_pings_come_every_half_second_and_carry_the_clock(server: ScriptedServer) -> None:
     """The first one at once."""
     with caching(server) as verifier:
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         stream = server.stream()
         stream.hello()
         times = []
@@ -324,11 +325,11 @@ def test_a_stream_that_does_not_answer_is_given_up_with_its_connection(
     """Then a fresh connection is opened."""
     monkeypatch.setattr(stream_module, "PING_EVERY", 0.05)
     with caching(server) as verifier:
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         server.stream().hello()
-        channel = verifier._engine._link._channel
+        channel = verifier._engine._connection._channel
         server.stream().next("subscribe")
-        assert verifier._engine._link._channel is not channel
+        assert verifier._engine._connection._channel is not channel
 
 
 @pytest.mark.parametrize("broken", ["authorize", "clock"])
@@ -345,7 +346,7 @@ def test_nothing_is_raised_in_the_background(
 
     client = KeybearerClient(server.address, token=own_token, tls=False)
     with CachingVerifier(client) as verifier:
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         stream = server.stream()
         stream.hello()
         fail.set()
@@ -360,9 +361,9 @@ def test_the_credential_is_asked_for_each_time(server: ScriptedServer) -> None:
     own = ["kbear1_first"]
     client = KeybearerClient(server.address, token=lambda: own[0], tls=False)
     with CachingVerifier(client) as verifier:
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         own[0] = "kbear1_second"
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
     assert "Bearer kbear1_second" in server.credentials
 
 
@@ -376,7 +377,7 @@ def test_answers_given_from_the_cache_are_reported(
     monkeypatch.setattr(stream_module, "USAGE_EVERY", 0.2)
     with leased(server) as (verifier, stream):
         for _ in range(6):
-            verifier.verify(TOKEN)
+            verifier.verify(Presented(TOKEN))
         before = time.time()
         stream.next("usage")
         (item,) = stream.usage
@@ -388,8 +389,8 @@ def test_what_was_not_reported_is_reported_when_it_closes(server: ScriptedServer
     """In messages of at most 500 items."""
     with leased(server) as (verifier, stream):
         for number in range(700):
-            verifier.verify(f"kbear1_{number}")
-            verifier.verify(f"kbear1_{number}")
+            verifier.verify(Presented(f"kbear1_{number}"))
+            verifier.verify(Presented(f"kbear1_{number}"))
         verifier.close()
         eventually(lambda: len(stream.usage) == 700, "everything was reported")
 
@@ -401,7 +402,7 @@ def test_reported_uses_arrive_in_the_store(service: Service, admin: Stubs) -> No
     with CachingVerifier(client) as verifier:
         assert verifier.wait_for_lease(TIMEOUT_S)
         for _ in range(10):
-            assert verifier.verify(created.token).valid
+            assert verifier.verify(Presented(created.token)).valid
         assert verifier.stats().hits == 9
 
     def counted() -> bool:
@@ -417,7 +418,7 @@ def test_reported_uses_arrive_in_the_store(service: Service, admin: Stubs) -> No
 def test_closing_ends_threads_and_answers(server: ScriptedServer) -> None:
     """Every later check is denied; closing twice is fine."""
     with leased(server) as (verifier, _):
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         thread = verifier._engine._thread
         verifier.close()
         verifier.close()
@@ -425,14 +426,14 @@ def test_closing_ends_threads_and_answers(server: ScriptedServer) -> None:
         thread.join(TIMEOUT_S)
         assert not thread.is_alive()
         with pytest.raises(VerifierUnavailableError):
-            verifier.verify(TOKEN)
+            verifier.verify(Presented(TOKEN))
 
 
 def test_a_verifier_that_is_forgotten_ends_its_thread(server: ScriptedServer) -> None:
     """Nothing in the background keeps it."""
     client = KeybearerClient(server.address, token="kbear1_own", tls=False)
     verifier = CachingVerifier(client)
-    verifier.verify(TOKEN)
+    verifier.verify(Presented(TOKEN))
     thread = verifier._engine._thread
     assert thread is not None
     del verifier
@@ -467,7 +468,7 @@ def test_the_figures_tell_what_happened(server: ScriptedServer) -> None:
     """For metrics, and in plain values for a health page."""
     with leased(server) as (verifier, stream):
         for _ in range(4):
-            verifier.verify(TOKEN)
+            verifier.verify(Presented(TOKEN))
         stream.say(invalidation={"revision": 1, "everything": True})
         eventually(lambda: verifier.stats().invalidations == 1, "the change was heard")
         stats = verifier.stats()
@@ -484,9 +485,9 @@ def test_the_figures_tell_what_happened(server: ScriptedServer) -> None:
 def test_nothing_shows_a_token(server: ScriptedServer) -> None:
     """Not what it is asked about and not its own."""
     with leased(server) as (verifier, _):
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         shown = repr(verifier) + repr(verifier.describe()) + repr(verifier.stats())
-        shown += repr(vars(verifier._engine)) + repr(vars(verifier._engine.answers))
+        shown += repr(vars(verifier._engine)) + repr(vars(verifier._engine.verdicts))
         assert "kbear1" not in shown
 
 
@@ -556,12 +557,12 @@ def test_a_server_that_contradicts_itself_is_not_believed(
         stream.hello(head=20)
         stream.answer_ping(20)
         assert waiting.result()
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         misbehave(stream)
         again = server.stream()
         assert again.next("subscribe").subscribe.epoch == ""
         questions = server.questions
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         assert server.questions == questions + 1
 
 
@@ -572,7 +573,7 @@ def test_another_history_forgets_everything(server: ScriptedServer, how: str) ->
     with leased(server) as (verifier, stream):
         stream.say(invalidation={"revision": 20, "key_id": "other"})
         eventually(lambda: verifier.stats().invalidations == 1, "the change was heard")
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         server.revision = 3
         server.answer = server.unknown
         stream.end()
@@ -586,4 +587,4 @@ def test_another_history_forgets_everything(server: ScriptedServer, how: str) ->
             again.say(hello={"epoch": "other", "head_revision": 25})
         eventually(lambda: verifier.stats().resets == 2, "everything was forgotten")
         again.answer_ping(25)
-        assert verifier.verify(TOKEN).outcome is Outcome.NOT_FOUND
+        assert verifier.verify(Presented(TOKEN)).outcome is Outcome.NOT_FOUND

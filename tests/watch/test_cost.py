@@ -13,7 +13,7 @@ import pytest
 
 from bench import generator
 from harness import Stubs
-from keybearer import CachingVerifier, KeybearerClient
+from keybearer import CachingVerifier, KeybearerClient, Presented
 from keybearer.v1 import token_service_pb2 as pb
 from reliability.processes import ServerProcess, environment, init, serving
 from watch import echo
@@ -64,7 +64,7 @@ def _check_us(served: tuple[ServerProcess, Stubs]) -> float:
     client = KeybearerClient(server.address, token=admin.token, tls=False)
     with CachingVerifier(client) as verifier:
         assert warm(verifier, token)
-        runs = timeit.repeat(lambda: verifier.verify(token), number=1000, repeat=200)
+        runs = timeit.repeat(lambda: verifier.verify(Presented(token)), number=1000, repeat=200)
         assert verifier.stats().misses < 100
     return statistics.median(runs) / 1000 * 1e6
 

@@ -289,7 +289,7 @@ def test_a_lease_counted_from_arrival_would_be_seen(
     def take_late(stream: Stream, response: pb.WatchInvalidationsResponse) -> None:
         take(stream, response)
         if response.WhichOneof("message") == "pong":
-            stream._answers._lease_until = now_ns() + 2_000_000_000
+            stream._verdicts._lease_until = now_ns() + 2_000_000_000
 
     monkeypatch.setattr(Stream, "take", take_late)
     kind = "answers held back by 1.7 s, then frozen"
@@ -325,6 +325,6 @@ def test_the_trials_see_an_answer_that_is_never_forgotten(
 ) -> None:
     """A verifier that hears nothing and never asks again."""
     rig = Rig(service.address, service.admin)
-    monkeypatch.setattr("keybearer._cache.verdict_cache.Answers.invalidate", lambda *_: None)
+    monkeypatch.setattr("keybearer._cache.verdict_cache.VerdictCache.invalidate", lambda *_: None)
     allowed = rig.trial(NO_HARM, 0)
     assert allowed > BOUND_S

@@ -1,6 +1,6 @@
 """Create, validate, revoke, rotate, disable, enable, all at once: one order explains what was seen.
 
-Answers of the server itself are held to the letter. Answers of caching verifiers may lag by SLACK.
+The verdicts of the server itself must fit exactly. Those of caching verifiers may lag by SLACK.
 """
 
 import random
@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from harness import Stubs, message
-from keybearer import CachingVerifier, KeybearerClient
-from keybearer._cache.verdict_cache import Question
+from keybearer import CachingVerifier, KeybearerClient, Presented
+from keybearer._cache.verdict_cache import Pending
 from keybearer.models import Verdict
 from keybearer.v1 import api_key_service_pb2
 from reliability.processes import ServerProcess, init, serving
@@ -53,15 +53,15 @@ class Player:
         """Keep whatever comes, up to 300 ms late: the store race without its guard."""
         chance = random.Random(0)
         for verifier in self.verifiers:
-            answers = verifier._engine.answers
-            store = answers.store
+            cache = verifier._engine.verdicts
+            store = cache.store
 
-            def store_late(question: Question, verdict: Verdict, store: Any = store) -> bool:
-                self._late.submit(_later, chance.uniform(0, 0.3), store, question, verdict)
+            def store_late(pending: Pending, verdict: Verdict, store: Any = store) -> bool:
+                self._late.submit(_later, chance.uniform(0, 0.3), store, pending, verdict)
                 return False
 
-            answers._may_keep = lambda *_: True  # type: ignore[method-assign]
-            answers.store = store_late  # type: ignore[method-assign]
+            cache._may_keep = lambda *_: True  # type: ignore[method-assign]
+            cache.store = store_late  # type: ignore[method-assign]
 
     def play(self, seed: int) -> tuple[list[Operation], list[Operation]]:
         """Play with one key; answer what the server said, and what the verifiers said."""
@@ -123,7 +123,7 @@ class Player:
             if reader == 0:
                 allowed = self.admin.outcome(token) == "VALID"
             else:
-                allowed = self.verifiers[reader - 1].verify(token).valid
+                allowed = self.verifiers[reader - 1].verify(Presented(token)).valid
             found.append(Operation(began, time.monotonic(), "verify", secret, allowed))
         return found
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from harness import Stubs, message
-from keybearer import AccessRule, CachingVerifier, KeybearerClient, Role
+from keybearer import AccessRule, CachingVerifier, Identity, KeybearerClient, Presented, Role
 from keybearer._cache.caching import now_ns
-from keybearer._guard.guard import Denial, check
+from keybearer._guard.check import check
 from keybearer.v1 import (
     account_service_pb2,
     api_key_service_pb2,
@@ -169,13 +169,11 @@ class Crowd:
 
     @staticmethod
     def _finds(verifier: CachingVerifier, token: str, began: int) -> bool:
-        return verifier._engine.answers.find(token, began) is not None
+        return verifier._engine.verdicts.find(token, began) is not None
 
     @staticmethod
     def _allows(verifier: CachingVerifier, token: str) -> bool:
-        return not isinstance(
-            check(verifier, lambda: [("authorization", f"Bearer {token}")], RULE), Denial
-        )
+        return isinstance(check(verifier, RULE, Presented, token), Identity)
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +220,6 @@ def test_a_change_that_is_not_told_would_be_seen(
     crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The planted bug: a verifier that does not listen."""
-    monkeypatch.setattr("keybearer._cache.verdict_cache.Answers.invalidate", lambda *_: None)
+    monkeypatch.setattr("keybearer._cache.verdict_cache.VerdictCache.invalidate", lambda *_: None)
     with pytest.raises(TimeoutError):
         crowd.measure("revoke")

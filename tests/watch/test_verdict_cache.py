@@ -11,9 +11,9 @@ from keybearer._cache.verdict_cache import (
     LEASE,
     MAX_SUBJECTS,
     SECOND,
-    Answers,
     OutOfOrderError,
-    Question,
+    Pending,
+    VerdictCache,
 )
 from keybearer.access import Role
 from keybearer.models import Identity, Outcome, Verdict
@@ -46,17 +46,17 @@ def invalid(revision: int, outcome: Outcome = Outcome.NOT_FOUND) -> Verdict:
     return Verdict(outcome=outcome, cache_for=timedelta(seconds=1), revision=revision)
 
 
-def fresh(max_entries: int = 100, max_negative: int = 10) -> Answers:
-    """Answers with a stream at revision 10 and a lease from a ping at 0."""
-    answers = Answers("", max_entries=max_entries, max_negative=max_negative, draw=lambda: 0.0)
-    answers.hello("epoch", 10)
-    answers.pong(0, 10)
-    return answers
+def fresh(max_entries: int = 100, max_negative: int = 10) -> VerdictCache:
+    """VerdictCache with a stream at revision 10 and a lease from a ping at 0."""
+    cache = VerdictCache("", max_entries=max_entries, max_negative=max_negative, draw=lambda: 0.0)
+    cache.hello("epoch", 10)
+    cache.pong(0, 10)
+    return cache
 
 
-def keep(answers: Answers, verdict: Verdict, token: str = TOKEN, now: int = 0) -> bool:
+def keep(cache: VerdictCache, verdict: Verdict, token: str = TOKEN, now: int = 0) -> bool:
     """Ask and answer at one moment."""
-    return answers.store(answers.begin(token, now), verdict)
+    return cache.store(cache.begin(token, now), verdict)
 
 
 # --- the lease ------------------------------------------------------------------------------------
@@ -64,53 +64,53 @@ def keep(answers: Answers, verdict: Verdict, token: str = TOKEN, now: int = 0) -
 
 def test_an_answer_is_used_up_to_the_end_of_the_lease_and_not_after() -> None:
     """2 s from when the ping was sent, to the nanosecond."""
-    answers = fresh()
-    assert keep(answers, valid(10))
-    assert answers.find(TOKEN, LEASE) is not None
-    assert answers.find(TOKEN, LEASE + 1) is None
+    cache = fresh()
+    assert keep(cache, valid(10))
+    assert cache.find(TOKEN, LEASE) is not None
+    assert cache.find(TOKEN, LEASE + 1) is None
 
 
 def test_a_pong_prolongs_the_lease_from_its_ping_on() -> None:
     """When the pong arrives does not matter: nothing here ever sees it."""
-    answers = fresh()
-    keep(answers, valid(10))
-    answers.pong(SECOND, 10)
-    assert answers.find(TOKEN, SECOND + LEASE) is not None
-    assert answers.find(TOKEN, SECOND + LEASE + 1) is None
+    cache = fresh()
+    keep(cache, valid(10))
+    cache.pong(SECOND, 10)
+    assert cache.find(TOKEN, SECOND + LEASE) is not None
+    assert cache.find(TOKEN, SECOND + LEASE + 1) is None
 
 
 def test_an_old_pong_does_not_shorten_the_lease() -> None:
     """The latest ping that was answered counts."""
-    answers = fresh()
-    keep(answers, valid(10))
-    answers.pong(SECOND, 10)
-    answers.pong(0, 10)
-    assert answers.find(TOKEN, SECOND + LEASE) is not None
+    cache = fresh()
+    keep(cache, valid(10))
+    cache.pong(SECOND, 10)
+    cache.pong(0, 10)
+    assert cache.find(TOKEN, SECOND + LEASE) is not None
 
 
 def test_without_a_pong_nothing_is_used() -> None:
     """A hello is no lease."""
-    answers = Answers("", max_entries=10, max_negative=10)
-    answers.hello("epoch", 10)
-    assert keep(answers, valid(10))
-    assert answers.find(TOKEN, 0) is None
+    cache = VerdictCache("", max_entries=10, max_negative=10)
+    cache.hello("epoch", 10)
+    assert keep(cache, valid(10))
+    assert cache.find(TOKEN, 0) is None
 
 
 def test_a_reset_ends_the_lease() -> None:
     """The pongs of another history vouch for nothing."""
-    answers = fresh()
-    answers.reset("other", 3)
-    assert keep(answers, valid(3))
-    assert answers.find(TOKEN, 0) is None
+    cache = fresh()
+    cache.reset("other", 3)
+    assert keep(cache, valid(3))
+    assert cache.find(TOKEN, 0) is None
 
 
 def test_an_answer_is_used_as_long_as_it_says_counted_from_its_question() -> None:
     """Not from when it arrived."""
-    answers = fresh()
-    question = answers.begin(TOKEN, 0)
-    assert answers.store(question, valid(10, cache_for=timedelta(seconds=1)))
-    assert answers.find(TOKEN, SECOND) is not None
-    assert answers.find(TOKEN, SECOND + 1) is None
+    cache = fresh()
+    question = cache.begin(TOKEN, 0)
+    assert cache.store(question, valid(10, cache_for=timedelta(seconds=1)))
+    assert cache.find(TOKEN, SECOND) is not None
+    assert cache.find(TOKEN, SECOND + 1) is None
 
 
 @pytest.mark.parametrize("cache_for", [timedelta(), timedelta(seconds=-1)])
@@ -121,27 +121,27 @@ def test_an_answer_that_is_not_to_be_reused_is_not_kept(cache_for: timedelta) ->
 
 def test_no_answer_is_used_for_longer_than_a_minute_or_a_second() -> None:
     """Whatever the server says."""
-    answers = fresh()
+    cache = fresh()
     day = timedelta(days=1)
-    keep(answers, valid(10, cache_for=day), "kbear1_p")
-    answers.store(
-        answers.begin("kbear1_n", 0),
+    keep(cache, valid(10, cache_for=day), "kbear1_p")
+    cache.store(
+        cache.begin("kbear1_n", 0),
         Verdict(outcome=Outcome.NOT_FOUND, cache_for=day, revision=10),
     )
-    answers.pong(59 * SECOND, 10)
-    assert answers.find("kbear1_p", 60 * SECOND) is not None
-    assert answers.find("kbear1_p", 60 * SECOND + 1) is None
-    assert answers.find("kbear1_n", SECOND) is not None
-    assert answers.find("kbear1_n", SECOND + 1) is None
+    cache.pong(59 * SECOND, 10)
+    assert cache.find("kbear1_p", 60 * SECOND) is not None
+    assert cache.find("kbear1_p", 60 * SECOND + 1) is None
+    assert cache.find("kbear1_n", SECOND) is not None
+    assert cache.find("kbear1_n", SECOND + 1) is None
 
 
 def test_answers_learnt_at_one_moment_are_not_all_asked_again_at_one_moment() -> None:
     """Each is given up at a moment of its own, up to a fifth of its time early and never late."""
-    answers = Answers("", max_entries=1000, max_negative=10)
-    answers.hello("epoch", 10)
+    cache = VerdictCache("", max_entries=1000, max_negative=10)
+    cache.hello("epoch", 10)
     for number in range(1000):
-        keep(answers, valid(10, identity(key=f"k{number}")), f"kbear1_{number}")
-    ends = [kept.good_until / SECOND for kept in answers._positive.values()]
+        keep(cache, valid(10, identity(key=f"k{number}")), f"kbear1_{number}")
+    ends = [kept.good_until / SECOND for kept in cache._positive.values()]
     assert all(48 <= end <= 60 for end in ends)
     assert max(ends) - min(ends) > 10
 
@@ -151,10 +151,10 @@ def test_answers_learnt_at_one_moment_are_not_all_asked_again_at_one_moment() ->
 
 def test_no_other_token_finds_an_answer() -> None:
     """The whole token counts."""
-    answers = fresh()
-    keep(answers, valid(10))
+    cache = fresh()
+    keep(cache, valid(10))
     for other in (TOKEN + "a", TOKEN[:-1], TOKEN[:-1] + "b", TOKEN.upper(), "", " " + TOKEN):
-        assert answers.find(other, 0) is None
+        assert cache.find(other, 0) is None
 
 
 def test_what_is_kept_cannot_be_found_elsewhere() -> None:
@@ -173,14 +173,14 @@ def test_a_change_forgets_what_is_older_and_refuses_what_was_read_before(
     subject: tuple[str, str],
 ) -> None:
     """Of its key, its owner, its account; and the answer that was on its way."""
-    answers = fresh()
-    on_its_way = answers.begin(TOKEN, 0)
-    keep(answers, valid(10))
-    answers.invalidate(subject, 11, 0)
-    assert answers.find(TOKEN, 0) is None
-    assert not answers.store(on_its_way, valid(10))
-    assert answers.store(on_its_way, valid(11))
-    assert answers.find(TOKEN, 0) is not None
+    cache = fresh()
+    on_its_way = cache.begin(TOKEN, 0)
+    keep(cache, valid(10))
+    cache.invalidate(subject, 11, 0)
+    assert cache.find(TOKEN, 0) is None
+    assert not cache.store(on_its_way, valid(10))
+    assert cache.store(on_its_way, valid(11))
+    assert cache.find(TOKEN, 0) is not None
 
 
 @pytest.mark.parametrize(
@@ -188,18 +188,18 @@ def test_a_change_forgets_what_is_older_and_refuses_what_was_read_before(
 )
 def test_a_change_of_something_else_forgets_nothing(subject: tuple[str, str]) -> None:
     """Ids are told apart by what they name."""
-    answers = fresh()
-    keep(answers, valid(10))
-    answers.invalidate(subject, 11, 0)
-    assert answers.find(TOKEN, 0) is not None
+    cache = fresh()
+    keep(cache, valid(10))
+    cache.invalidate(subject, 11, 0)
+    assert cache.find(TOKEN, 0) is not None
 
 
 def test_an_answer_younger_than_the_change_stays() -> None:
     """It was read after the change that is told now."""
-    answers = fresh()
-    keep(answers, valid(11))
-    answers.invalidate(("key_id", "k"), 11, 0)
-    assert answers.find(TOKEN, 0) is not None
+    cache = fresh()
+    keep(cache, valid(11))
+    cache.invalidate(("key_id", "k"), 11, 0)
+    assert cache.find(TOKEN, 0) is not None
 
 
 def test_an_answer_read_before_the_stream_began_is_not_kept() -> None:
@@ -209,97 +209,97 @@ def test_an_answer_read_before_the_stream_began_is_not_kept() -> None:
 
 def test_an_answer_asked_before_a_reset_is_not_kept() -> None:
     """Its revision may be of another history."""
-    answers = fresh()
-    question = answers.begin(TOKEN, 0)
-    answers.reset("other", 5)
-    assert not answers.store(question, valid(1000))
+    cache = fresh()
+    question = cache.begin(TOKEN, 0)
+    cache.reset("other", 5)
+    assert not cache.store(question, valid(1000))
 
 
 def test_an_answer_asked_before_the_first_hello_is_not_kept() -> None:
     """The same at the start."""
-    answers = Answers("", max_entries=10, max_negative=10)
-    question = answers.begin(TOKEN, 0)
-    answers.hello("epoch", 10)
-    assert not answers.store(question, valid(10))
+    cache = VerdictCache("", max_entries=10, max_negative=10)
+    question = cache.begin(TOKEN, 0)
+    cache.hello("epoch", 10)
+    assert not cache.store(question, valid(10))
 
 
 def test_a_stream_that_resumes_keeps_what_is_known() -> None:
     """Hello of the same epoch: what was missed is told first."""
-    answers = fresh()
-    keep(answers, valid(10))
-    assert answers.position == ("epoch", 10)
-    answers.hello("epoch", 12)
-    assert answers.find(TOKEN, 0) is not None
-    answers.invalidate(("key_id", "k"), 11, 0)
-    assert answers.find(TOKEN, 0) is None
+    cache = fresh()
+    keep(cache, valid(10))
+    assert cache.position == ("epoch", 10)
+    cache.hello("epoch", 12)
+    assert cache.find(TOKEN, 0) is not None
+    cache.invalidate(("key_id", "k"), 11, 0)
+    assert cache.find(TOKEN, 0) is None
 
 
 @pytest.mark.parametrize(("epoch", "head"), [("other", 12), ("epoch", 9)])
 def test_a_hello_that_cannot_be_a_resumption_forgets_everything(epoch: str, head: int) -> None:
     """Another epoch, or a head from before what was told."""
-    answers = fresh()
-    keep(answers, valid(10))
-    answers.hello(epoch, head)
-    assert answers.find(TOKEN, 0) is None
+    cache = fresh()
+    keep(cache, valid(10))
+    cache.hello(epoch, head)
+    assert cache.find(TOKEN, 0) is None
 
 
 @pytest.mark.parametrize("revision", [11, 10, 1])
 def test_changes_that_do_not_rise_are_not_believed(revision: int) -> None:
     """Duplicated or out of order: the stream is given up and everything is forgotten."""
-    answers = fresh()
-    answers.invalidate(("key_id", "x"), 11, 0)
+    cache = fresh()
+    cache.invalidate(("key_id", "x"), 11, 0)
     with pytest.raises(OutOfOrderError):
-        answers.invalidate(("key_id", "k"), revision, 0)
+        cache.invalidate(("key_id", "k"), revision, 0)
 
 
 def test_a_change_before_a_pongs_head_is_not_believed_after_it() -> None:
     """The pong said that everything up to its head was told."""
-    answers = fresh()
-    answers.pong(1, 20)
+    cache = fresh()
+    cache.pong(1, 20)
     with pytest.raises(OutOfOrderError):
-        answers.invalidate(("key_id", "k"), 15, 0)
+        cache.invalidate(("key_id", "k"), 15, 0)
 
 
 def test_a_pong_behind_a_change_is_not_believed() -> None:
     """Its head was not read after the ping."""
-    answers = fresh()
-    answers.invalidate(("key_id", "x"), 11, 0)
+    cache = fresh()
+    cache.invalidate(("key_id", "x"), 11, 0)
     with pytest.raises(OutOfOrderError):
-        answers.pong(1, 10)
+        cache.pong(1, 10)
 
 
 def test_nothing_is_believed_before_hello() -> None:
     """There is no history yet."""
-    answers = Answers("", max_entries=10, max_negative=10)
+    cache = VerdictCache("", max_entries=10, max_negative=10)
     with pytest.raises(OutOfOrderError):
-        answers.pong(1, 1)
+        cache.pong(1, 1)
     with pytest.raises(OutOfOrderError):
-        answers.invalidate(("key_id", "k"), 1, 0)
+        cache.invalidate(("key_id", "k"), 1, 0)
 
 
 def test_starting_over_forgets_everything_and_begins_from_now() -> None:
     """After a server that cannot be believed."""
-    answers = fresh()
-    question = answers.begin(TOKEN, 0)
-    keep(answers, valid(10))
-    answers.start_over()
-    assert answers.position[0] == ""
-    assert answers.find(TOKEN, 0) is None
-    assert not answers.store(question, valid(1000))
-    assert not keep(answers, valid(1000)), "not before the next hello"
+    cache = fresh()
+    question = cache.begin(TOKEN, 0)
+    keep(cache, valid(10))
+    cache.start_over()
+    assert cache.position[0] == ""
+    assert cache.find(TOKEN, 0) is None
+    assert not cache.store(question, valid(1000))
+    assert not keep(cache, valid(1000)), "not before the next hello"
 
 
 def test_a_denial_is_forgotten_at_any_change() -> None:
     """Whatever changed may be what the token was waiting for."""
-    answers = fresh()
-    question = answers.begin(TOKEN, 0)
-    assert keep(answers, invalid(10))
-    found = answers.find(TOKEN, 0)
+    cache = fresh()
+    question = cache.begin(TOKEN, 0)
+    assert keep(cache, invalid(10))
+    found = cache.find(TOKEN, 0)
     assert found is not None
     assert found.outcome is Outcome.NOT_FOUND
-    answers.invalidate(("key_id", "something"), 11, 0)
-    assert answers.find(TOKEN, 0) is None
-    assert not answers.store(question, invalid(10)), "read before the change"
+    cache.invalidate(("key_id", "something"), 11, 0)
+    assert cache.find(TOKEN, 0) is None
+    assert not cache.store(question, invalid(10)), "read before the change"
 
 
 @pytest.mark.parametrize(
@@ -315,34 +315,34 @@ def test_what_is_no_answer_about_a_token_is_not_kept(outcome: Outcome) -> None:
 
 def test_memory_is_bounded_and_what_is_used_stays() -> None:
     """The oldest unused answer goes first."""
-    answers = fresh(max_entries=10)
-    keep(answers, valid(10, identity(key="hot")), "kbear1_hot")
+    cache = fresh(max_entries=10)
+    keep(cache, valid(10, identity(key="hot")), "kbear1_hot")
     for number in range(1000):
-        assert answers.find("kbear1_hot", 0) is not None
-        keep(answers, valid(10, identity(key=f"k{number}")), f"kbear1_{number}")
-    assert len(answers) == 10
-    assert len(answers._by_subject) == 10 + 2, "ten keys, one owner, one account"
-    assert answers.find("kbear1_999", 0) is not None
+        assert cache.find("kbear1_hot", 0) is not None
+        keep(cache, valid(10, identity(key=f"k{number}")), f"kbear1_{number}")
+    assert len(cache) == 10
+    assert len(cache._by_subject) == 10 + 2, "ten keys, one owner, one account"
+    assert cache.find("kbear1_999", 0) is not None
 
 
 def test_guessing_does_not_push_out_good_answers() -> None:
     """Denials have a small memory of their own."""
-    answers = fresh(max_entries=10, max_negative=5)
-    keep(answers, valid(10))
+    cache = fresh(max_entries=10, max_negative=5)
+    keep(cache, valid(10))
     for number in range(1000):
-        keep(answers, invalid(10), f"kbear1_{number}")
-    assert len(answers) == 6
-    assert answers.find(TOKEN, 0) is not None
+        keep(cache, invalid(10), f"kbear1_{number}")
+    assert len(cache) == 6
+    assert cache.find(TOKEN, 0) is not None
 
 
 def test_changes_that_are_no_longer_remembered_one_by_one_hold_for_all() -> None:
     """What was read before a forgotten change is not kept, whatever it is about."""
-    answers = fresh()
+    cache = fresh()
     for number in range(MAX_SUBJECTS + 5):
-        answers.invalidate(("key_id", f"k{number}"), 11 + number, 0)
-    assert len(answers._changed) == MAX_SUBJECTS
-    assert not keep(answers, valid(14))
-    assert keep(answers, valid(15))
+        cache.invalidate(("key_id", f"k{number}"), 11 + number, 0)
+    assert len(cache._changed) == MAX_SUBJECTS
+    assert not keep(cache, valid(14))
+    assert keep(cache, valid(15))
 
 
 # --- usage ----------------------------------------------------------------------------------------
@@ -350,16 +350,16 @@ def test_changes_that_are_no_longer_remembered_one_by_one_hold_for_all() -> None
 
 def test_uses_are_reported_once_also_of_answers_that_are_gone() -> None:
     """The first one was counted by the server itself."""
-    answers = fresh()
-    keep(answers, valid(10))
+    cache = fresh()
+    keep(cache, valid(10))
     for _ in range(3):
-        answers.find(TOKEN, 7)
-    (used,) = answers.take_usage()
+        cache.find(TOKEN, 7)
+    (used,) = cache.take_usage()
     assert (used.key_id, used.secret_version, used.used_at, used.uses) == ("k", 1, 7, 3)
-    assert answers.take_usage() == []
-    answers.find(TOKEN, 8)
-    answers.invalidate(("key_id", "k"), 11, 0)
-    assert [one.uses for one in answers.take_usage()] == [1]
+    assert cache.take_usage() == []
+    cache.find(TOKEN, 8)
+    cache.invalidate(("key_id", "k"), 11, 0)
+    assert [one.uses for one in cache.take_usage()] == [1]
 
 
 # --- at random ------------------------------------------------------------------------------------
@@ -374,18 +374,18 @@ class _Play:
 
     def __init__(self, seed: int, *, guarded: bool) -> None:
         self.chance = random.Random(seed)
-        self.answers = Answers("", max_entries=6, max_negative=3)
+        self.cache = VerdictCache("", max_entries=6, max_negative=3)
         if not guarded:
-            self.answers._may_keep = lambda *_: self.answers._started  # type: ignore[method-assign]
+            self.cache._may_keep = lambda *_: self.cache._started  # type: ignore[method-assign]
         self.now = self.revision = self.moves = 0
         self.truth = {f"k{number}": (0, 0) for number in range(4)}
         self.untold: list[tuple[int, str]] = []
-        self.on_their_way: list[tuple[str, Question, Verdict | None]] = []
+        self.on_their_way: list[tuple[str, Pending, Verdict | None]] = []
         self.pings: list[int] = []
         self.epoch = "e"
         self.is_restored = False
         self.stale = self.checks = 0
-        self.answers.hello(self.epoch, 0)
+        self.cache.hello(self.epoch, 0)
 
     def step(self) -> None:
         self.now += self.chance.randrange(SECOND // 20)
@@ -404,7 +404,7 @@ class _Play:
 
     def ask(self) -> None:
         key = self.chance.choice(list(self.truth))
-        self.on_their_way.append((key, self.answers.begin(key, self.now), None))
+        self.on_their_way.append((key, self.cache.begin(key, self.now), None))
 
     def read(self) -> None:
         """The server reads the answer to a question, which then is on its way for a while."""
@@ -419,7 +419,7 @@ class _Play:
             index = self.chance.randrange(len(self.on_their_way))
             _, question, verdict = self.on_their_way.pop(index)
             if verdict is not None:
-                self.answers.store(question, verdict)
+                self.cache.store(question, verdict)
 
     def ping(self) -> None:
         self.pings.append(self.now)
@@ -428,16 +428,16 @@ class _Play:
         if self.is_restored:
             self.is_restored = False
             self.untold.clear()
-            self.answers.reset(self.epoch, self.revision)
+            self.cache.reset(self.epoch, self.revision)
         elif self.untold:
             revision, key = self.untold.pop(0)
-            self.answers.invalidate(("key_id", key), revision, self.now)
+            self.cache.invalidate(("key_id", key), revision, self.now)
 
     def pong(self) -> None:
         if self.pings:
             while self.untold or self.is_restored:
                 self.tell()
-            self.answers.pong(self.pings.pop(0), self.revision)
+            self.cache.pong(self.pings.pop(0), self.revision)
 
     def restore(self) -> None:
         """Fewer revisions, another epoch; the stream is cut and will be reset."""
@@ -450,7 +450,7 @@ class _Play:
 
     def check(self) -> None:
         key = self.chance.choice(list(self.truth))
-        found = self.answers.find(key, self.now)
+        found = self.cache.find(key, self.now)
         if found is not None and found.identity is not None:
             self.checks += 1
             moves, when = self.truth[key]
@@ -468,7 +468,7 @@ def _played(seed: int, *, guarded: bool) -> tuple[int, int]:
 
 
 def test_random_histories_never_answer_what_is_stale(seed: int) -> None:
-    """Changes, late answers, streams that lag, pongs, restores: 0 stale."""
+    """Changes, late cache, streams that lag, pongs, restores: 0 stale."""
     checks, stale = _played(seed, guarded=True)
     assert stale == 0
     assert checks > 1000
@@ -487,13 +487,13 @@ def test_the_lease_is_read_before_the_answer(monkeypatch: pytest.MonkeyPatch) ->
 
 def _held_up(*, lease_first: bool) -> Verdict | None:
     """Hold a check up just before it reads the answer (or, planted, the lease); 3 s pass."""
-    answers = fresh()
-    keep(answers, valid(10))
+    cache = fresh()
+    keep(cache, valid(10))
     began = 3 * SECOND
     reached, go_on = threading.Event(), threading.Event()
 
     class Hesitating:
-        """The memory of answers, with a pause around the first look."""
+        """The memory of cache, with a pause around the first look."""
 
         def __init__(self, original: object) -> None:
             self.original = original
@@ -508,26 +508,26 @@ def _held_up(*, lease_first: bool) -> Verdict | None:
                 go_on.wait(10)
             return found
 
-    positive = answers._positive
-    answers._positive = Hesitating(positive)  # type: ignore[assignment]
+    positive = cache._positive
+    cache._positive = Hesitating(positive)  # type: ignore[assignment]
     found: list[Verdict | None] = []
 
     def check() -> None:
         if lease_first:
-            found.append(answers.find(TOKEN, began))
+            found.append(cache.find(TOKEN, began))
             return
-        kept = answers._positive.get(answers.mac(TOKEN))
-        lease_until = answers._lease_until
+        kept = cache._positive.get(cache.mac(TOKEN))
+        lease_until = cache._lease_until
         fits = kept is not None and began <= lease_until and began <= kept.good_until
         found.append(kept.verdict if fits and kept is not None else None)
 
     thread = threading.Thread(target=check)
     thread.start()
     assert reached.wait(10)
-    hesitating, answers._positive = answers._positive, positive
-    answers.invalidate(("key_id", "k"), 11, 0)
-    answers.pong(began, 11)
-    answers._positive = hesitating
+    hesitating, cache._positive = cache._positive, positive
+    cache.invalidate(("key_id", "k"), 11, 0)
+    cache.pong(began, 11)
+    cache._positive = hesitating
     go_on.set()
     thread.join(10)
     return found[0]

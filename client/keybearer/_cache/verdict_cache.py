@@ -1,10 +1,10 @@
-"""What may be answered again without asking, and until when: the rules of the lease, and no I/O.
+"""Which verdicts may be reused, and until when: the rules of the lease, without I/O.
 
-An answer is kept under a MAC of its token. It is used only while two things hold at the moment a
-check begins: the stream of changes is fresh (the lease), and the answer is young. It is kept only
-if nothing that was told since can have made it wrong (the guard). Section 4 of the wire contract.
+A verdict is kept under a MAC of its token. It is reused only while two conditions hold when a check
+begins: the stream of changes is fresh (the lease), and the verdict is young. It is kept only if no
+change that was announced since can have made it wrong. The wire contract, section 4, has the rules.
 
-Times are nanoseconds of one clock that never steps and goes on while the machine sleeps.
+Times are nanoseconds of one clock that never steps and that continues while the machine sleeps.
 """
 
 import hashlib
@@ -17,21 +17,21 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, NamedTuple
 
+from keybearer._wire.limits import LEASE_SECONDS, MAX_CACHE_SECONDS, MAX_NEGATIVE_CACHE_SECONDS
 from keybearer.models import Identity, Outcome, Verdict
 
 SECOND: Final = 1_000_000_000
-LEASE: Final = 2 * SECOND
-"""How long after a ping was sent its pong vouches for what is kept. No setting makes it longer."""
-MAX_CACHE_FOR: Final = 60 * SECOND
-MAX_NEGATIVE_CACHE_FOR: Final = 1 * SECOND
-"""What the service never exceeds either, section 3 of the wire contract."""
+LEASE: Final = LEASE_SECONDS * SECOND
+"""How long after a ping was sent its pong vouches for the cache. No setting makes it longer."""
+MAX_CACHE_FOR: Final = MAX_CACHE_SECONDS * SECOND
+MAX_NEGATIVE_CACHE_FOR: Final = MAX_NEGATIVE_CACHE_SECONDS * SECOND
 SPREAD: Final = 0.2
-"""The share of its time by which an answer may be given up early, so that what hundreds of clients
-learnt when a service started is not asked again by all of them a minute later."""
+"""The share of its lifetime by which a verdict may expire early. It spreads the validations of
+hundreds of clients that all learnt their verdicts when a service started."""
 MAX_SUBJECTS: Final = 10_000
-"""Keys, owners and accounts of which the last change is remembered."""
+"""Keys, owners and accounts whose last change is remembered."""
 MAX_UNREPORTED: Final = 10_000
-"""Uses of dropped answers that wait to be reported; beyond, they are not counted."""
+"""Uses of evicted verdicts that wait for a report. Further ones are not counted."""
 
 _NEVER = -1
 _MEMORY_KEY_LENGTH = 32
@@ -40,52 +40,61 @@ _SECOND_CHANCES = 8
 _NEGATIVE = frozenset({Outcome.NOT_FOUND, Outcome.REVOKED, Outcome.EXPIRED, Outcome.DISABLED})
 
 Subject = tuple[str, str]
-"""What a change is about: `key_id`, `owner_id` or `account_id`, and the id."""
+"""What a change concerns: `key_id`, `owner_id` or `account_id`, and the id."""
 EVERYTHING: Final[Subject] = ("everything", "")
 
 
 class OutOfOrderError(Exception):
-    """The server said what it cannot have meant; nothing that is kept can be trusted."""
+    """The messages of the server contradict each other, so nothing that is kept can be trusted."""
 
 
-class Question(NamedTuple):
-    """When a question was sent, for judging its answer."""
+class Pending(NamedTuple):
+    """A validation that was sent: what is needed to decide whether its verdict may be kept."""
 
     mac: bytes
-    asked_at: int
+    sent_at: int
     generation: int
 
 
-class Used(NamedTuple):
-    """Uses of one secret that were answered from here."""
+class Use(NamedTuple):
+    """How often the verdict about one secret was reused."""
 
     key_id: str
     secret_version: int
     used_at: int
+    """The last time."""
     uses: int
 
 
 @dataclass(slots=True)
 class Counts:
-    """What happened so far. Counted without a lock, so a little too low under many threads."""
+    """What happened so far. No lock is taken, so many threads make the counts a bit low."""
 
     hits: int = 0
-    """Checks answered from here."""
+    """Checks that reused a verdict."""
     misses: int = 0
-    """Checks that had to ask, or joined one that did."""
+    """Checks that sent a validation, or waited for one that was under way."""
     stored: int = 0
-    guarded: int = 0
-    """Answers not kept because something had changed since they were read."""
+    rejected_stale: int = 0
+    """Verdicts that were not kept, because something had changed since they were read."""
     invalidations: int = 0
-    """Changes told."""
+    """Changes that were announced."""
     resets: int = 0
-    """How often everything was forgotten."""
+    """How often the cache was emptied."""
 
 
-class _Kept:
-    """One answer."""
+class _Entry:
+    """One verdict."""
 
-    __slots__ = ("good_until", "reported", "revision", "seen", "used_at", "uses", "verdict")
+    __slots__ = (
+        "good_until",
+        "reported",
+        "revision",
+        "used_at",
+        "uses",
+        "uses_when_spared",
+        "verdict",
+    )
 
     def __init__(self, verdict: Verdict, good_until: int) -> None:
         self.verdict = verdict
@@ -93,22 +102,24 @@ class _Kept:
         self.revision = verdict.revision
         self.uses = 0
         self.reported = 0
-        """Never set `uses` back: a check on another thread may be about to write it."""
+        """The part of `uses` that was reported. `uses` is never reset: a check on another thread
+        may be about to write it."""
         self.used_at = 0
-        self.seen = 0
-        """How many uses there were when it was last spared."""
+        self.uses_when_spared = 0
+        """The value of `uses` when eviction last spared this entry."""
 
 
-class Answers:
-    """The answers about the keys of one account, or of all.
+class VerdictCache:
+    """The verdicts about the keys of one account, or of all accounts.
 
-    `find` may be called from any thread and takes no lock. Everything else takes one.
+    `find` takes no lock. Every other method takes one. All may be called from any thread.
 
     Args:
-        account_id: The account restriction of all the questions.
-        max_entries: Positive answers kept.
-        max_negative: Negative answers kept, apart, so that guessing does not push out the others.
-        draw: Answers a number from 0 to 1, for spreading what was learnt at one moment.
+        account_id: The account restriction of all validations.
+        max_entries: How many positive verdicts are kept.
+        max_negative: How many negative verdicts are kept. They have a limit of their own, so that
+            guessing does not evict the positive ones.
+        draw: Returns a number from 0 to 1, for SPREAD.
     """
 
     def __init__(
@@ -119,7 +130,7 @@ class Answers:
         max_negative: int,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        # The restriction is part of the key, so an answer to another question never fits.
+        # The restriction is part of the key, so the verdict of another restriction never matches.
         memory_key = hashlib.blake2b(
             account_id.encode(), key=secrets.token_bytes(_MEMORY_KEY_LENGTH)
         ).digest()
@@ -134,13 +145,13 @@ class Answers:
         self.forget_all()
 
     def forget_all(self) -> None:
-        """Begin anew, as if nothing had been heard or kept, with a lock of one's own."""
+        """Return to the initial state, with a new lock. For the child of a fork."""
         self._lock = threading.Lock()
-        self._positive: OrderedDict[bytes, _Kept] = OrderedDict()
-        self._negative: OrderedDict[bytes, _Kept] = OrderedDict()
+        self._positive: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._negative: OrderedDict[bytes, _Entry] = OrderedDict()
         self._by_subject: dict[Subject, set[bytes]] = {}
         self._changed: OrderedDict[Subject, int] = OrderedDict()
-        self._unreported: list[Used] = []
+        self._unreported: list[Use] = []
         self._lease_until = _NEVER
         self._pinged_at: int | None = None
         self._epoch = ""
@@ -152,63 +163,67 @@ class Answers:
     # --- the hot path -----------------------------------------------------------------------------
 
     def mac(self, token: str) -> bytes:
-        """Answer what a token is kept under.
+        """Return the MAC under which the verdict about a token is kept.
 
         Raises:
-            UnicodeEncodeError: It is no token.
+            UnicodeEncodeError: The text has surrogates, so it is no token.
         """
         mac = self._mac()
         mac.update(token.encode())
         return mac.digest()
 
     def find(self, token: str, began: int) -> Verdict | None:
-        """Answer what is known of a token by a check that began at `began`; None: ask.
+        """Return the verdict about a token, or None when it has to be validated.
+
+        Args:
+            token: Any text.
+            began: When the check began.
 
         Raises:
-            UnicodeEncodeError: It is no token.
+            UnicodeEncodeError: The text has surrogates, so it is no token.
         """
-        # The lease first, then the answer. The other way round, this thread could be held up
-        # between the two while a change is told and a pong prolongs the lease, and would then use
-        # an answer that is forgotten under a lease that vouches for its absence.
+        # Read the lease first, then the entry. In the other order, this thread could stop between
+        # the two, while a change evicts the entry and a pong prolongs the lease. It would then use
+        # an evicted verdict under a lease that vouches for the cache without it.
         lease_until = self._lease_until
         mac = self._mac()
         mac.update(token.encode())
         key = mac.digest()
-        kept = self._positive.get(key) or self._negative.get(key)
-        if kept is None or began > lease_until or began > kept.good_until:
+        entry = self._positive.get(key) or self._negative.get(key)
+        if entry is None or began > lease_until or began > entry.good_until:
             self.counts.misses += 1
             return None
-        kept.uses += 1
-        kept.used_at = began
+        entry.uses += 1
+        entry.used_at = began
         self.counts.hits += 1
-        return kept.verdict
+        return entry.verdict
 
-    # --- questions --------------------------------------------------------------------------------
+    # --- validations ------------------------------------------------------------------------------
 
-    def begin(self, token: str, now: int) -> Question:
-        """Note that a question is about to be sent."""
+    def begin(self, token: str, now: int) -> Pending:
+        """Note that a validation is about to be sent, and return what `store` needs."""
         with self._lock:
-            return Question(self.mac(token), now, self._generation)
+            return Pending(self.mac(token), now, self._generation)
 
-    def store(self, question: Question, verdict: Verdict) -> bool:
-        """Keep an answer if it can be relied on; tell whether it is kept."""
+    def store(self, pending: Pending, verdict: Verdict) -> bool:
+        """Keep a verdict if it can be relied on, and return whether it is kept."""
         with self._lock:
-            if not self._may_keep(question, verdict):
-                self.counts.guarded += 1
+            if not self._may_keep(pending, verdict):
+                self.counts.rejected_stale += 1
                 return False
             if verdict.valid:
-                self._keep(question, verdict)
+                self._keep(pending, verdict)
             else:
                 limit = min(_nanos(verdict.cache_for), MAX_NEGATIVE_CACHE_FOR)
-                self._negative[question.mac] = _Kept(verdict, question.asked_at + limit)
-                self._negative.move_to_end(question.mac)
+                self._negative[pending.mac] = _Entry(verdict, pending.sent_at + limit)
+                self._negative.move_to_end(pending.mac)
                 if len(self._negative) > self._max_negative:
                     self._negative.popitem(last=False)
             self.counts.stored += 1
             return True
 
-    def _may_keep(self, question: Question, verdict: Verdict) -> bool:
-        if not self._started or question.generation != self._generation:
+    def _may_keep(self, pending: Pending, verdict: Verdict) -> bool:
+        if not self._started or pending.generation != self._generation:
             return False
         if verdict.revision < self._floor or verdict.cache_for <= timedelta():
             return False
@@ -217,56 +232,61 @@ class Answers:
                 verdict.revision >= self._changed.get(subject, 0)
                 for subject in _subjects(verdict.identity)
             )
-        # Whatever changed may be what the token was waiting for, so it must not have been read
-        # before any change that was told.
+        # Any change may be the one that makes the token valid, so the verdict must not have been
+        # read before a change that was announced.
         return verdict.outcome in _NEGATIVE and verdict.revision >= self._seen
 
-    def _keep(self, question: Question, verdict: Verdict) -> None:
-        self._drop(question.mac)
+    def _keep(self, pending: Pending, verdict: Verdict) -> None:
+        self._evict(pending.mac)
         while len(self._positive) >= self._max_entries:
             self._make_room()
         limit = min(_nanos(verdict.cache_for), MAX_CACHE_FOR)
         limit -= int(limit * SPREAD * self._draw())
-        self._positive[question.mac] = _Kept(verdict, question.asked_at + limit)
-        self._negative.pop(question.mac, None)
+        self._positive[pending.mac] = _Entry(verdict, pending.sent_at + limit)
+        self._negative.pop(pending.mac, None)
         if verdict.identity is not None:
             for subject in _subjects(verdict.identity):
-                self._by_subject.setdefault(subject, set()).add(question.mac)
+                self._by_subject.setdefault(subject, set()).add(pending.mac)
 
     def _make_room(self) -> None:
-        """Drop the oldest answer, sparing a few that were used since they were last spared."""
+        """Evict the oldest entry, sparing a few that were used since they were last spared."""
         for _ in range(_SECOND_CHANCES):
-            mac, kept = next(iter(self._positive.items()))
-            if kept.uses == kept.seen:
+            mac, entry = next(iter(self._positive.items()))
+            if entry.uses == entry.uses_when_spared:
                 break
-            kept.seen = kept.uses
+            entry.uses_when_spared = entry.uses
             self._positive.move_to_end(mac)
-        self._drop(next(iter(self._positive)))
+        self._evict(next(iter(self._positive)))
 
-    # --- what the stream tells --------------------------------------------------------------------
+    # --- the stream of changes --------------------------------------------------------------------
 
     @property
     def position(self) -> tuple[str, int]:
-        """Where a new stream is to go on: epoch and revision; an empty epoch: from now."""
+        """Where the next stream continues: epoch and revision. An empty epoch means from now on."""
         with self._lock:
             return self._epoch, self._seen
 
     def hello(self, epoch: str, head: int) -> None:
-        """A stream has started where it was asked to."""
+        """Note that a stream started at the requested position."""
         with self._lock:
             if not self._epoch or epoch != self._epoch or head < self._seen:
                 self._start_over(epoch, head)
 
     def reset(self, epoch: str, head: int) -> None:
-        """A stream has started afresh; what changed before is not known."""
+        """Note that a stream started at the head; earlier changes are not known."""
         with self._lock:
             self._start_over(epoch, head)
 
     def invalidate(self, subject: Subject, revision: int, now: int) -> None:
-        """Something has changed: forget what is older.
+        """Evict every verdict that a change makes stale.
+
+        Args:
+            subject: What the change concerns.
+            revision: The revision of the change.
+            now: The current time.
 
         Raises:
-            OutOfOrderError: Something later was told before.
+            OutOfOrderError: A later revision was announced before.
         """
         with self._lock:
             if not self._started or revision <= self._seen:
@@ -282,29 +302,33 @@ class Answers:
                 self._changed[subject] = revision
                 self._changed.move_to_end(subject)
                 if len(self._changed) > MAX_SUBJECTS:
-                    # What is no longer remembered one by one holds for all.
+                    # A change that is no longer remembered for its subject holds for all subjects.
                     self._floor = max(self._floor, self._changed.popitem(last=False)[1])
                 stale = list(self._by_subject.get(subject, ()))
             for mac in stale:
                 if self._positive[mac].revision < revision:
-                    self._drop(mac)
+                    self._evict(mac)
 
     def pong(self, sent_at: int, head: int) -> None:
-        """Everything up to `head`, read after the ping of `sent_at`, was told: the lease goes on.
+        """Prolong the lease: every change up to `head` was announced.
+
+        Args:
+            sent_at: When the ping was sent. The server read `head` after that.
+            head: The revision of the store.
 
         Raises:
-            OutOfOrderError: Something later was told before.
+            OutOfOrderError: A later revision was announced before.
         """
         with self._lock:
             if not self._started or head < self._seen:
                 raise OutOfOrderError(f"a pong of revision {head} after {self._seen}")
             self._seen = head
             self._pinged_at = sent_at
-            # Last, as `find` relies on it.
+            # This comes last: `find` relies on it.
             self._lease_until = max(self._lease_until, sent_at + LEASE)
 
     def start_over(self) -> None:
-        """Trust nothing that was told or kept; the next stream is to begin from now."""
+        """Empty the cache and end the lease. The next stream begins at the head."""
         with self._lock:
             self._start_over("", 0)
             self._started = False
@@ -313,7 +337,7 @@ class Answers:
         self._lease_until = _NEVER
         self._pinged_at = None
         for mac in list(self._positive):
-            self._drop(mac)
+            self._evict(mac)
         self._negative.clear()
         self._changed.clear()
         self._epoch, self._seen, self._floor = epoch, head, head
@@ -321,49 +345,49 @@ class Answers:
         self._started = True
         self.counts.resets += 1
 
-    # --- usage and figures ------------------------------------------------------------------------
+    # --- usage and state --------------------------------------------------------------------------
 
-    def take_usage(self) -> list[Used]:
-        """Answer the uses since the last time, one item a secret."""
+    def take_usage(self) -> list[Use]:
+        """Return the uses since the last call, one item for each secret."""
         with self._lock:
             taken, self._unreported = self._unreported, []
-            for kept in self._positive.values():
-                self._collect(kept, taken)
+            for entry in self._positive.values():
+                self._collect(entry, taken)
             return taken
 
     def lease_age(self, now: int) -> int | None:
-        """Answer how long ago the ping was sent that the last pong answered; None: no pong yet."""
+        """Return the age of the ping that was answered last, or None when none was answered."""
         pinged_at = self._pinged_at
         return None if pinged_at is None else now - pinged_at
 
     def holds(self, now: int) -> bool:
-        """Tell whether the lease holds."""
+        """Return whether the lease holds."""
         return now <= self._lease_until
 
     def __len__(self) -> int:
-        """Answer how many answers are kept."""
+        """Return how many verdicts are kept."""
         return len(self._positive) + len(self._negative)
 
-    def _drop(self, mac: bytes) -> None:
-        kept = self._positive.pop(mac, None)
-        if kept is None or kept.verdict.identity is None:
+    def _evict(self, mac: bytes) -> None:
+        entry = self._positive.pop(mac, None)
+        if entry is None or entry.verdict.identity is None:
             return
-        for subject in _subjects(kept.verdict.identity):
+        for subject in _subjects(entry.verdict.identity):
             macs = self._by_subject[subject]
             macs.discard(mac)
             if not macs:
                 del self._by_subject[subject]
         if len(self._unreported) < MAX_UNREPORTED:
-            self._collect(kept, self._unreported)
+            self._collect(entry, self._unreported)
 
     @staticmethod
-    def _collect(kept: _Kept, into: list[Used]) -> None:
-        uses, identity = kept.uses, kept.verdict.identity
-        if uses > kept.reported and identity is not None:
+    def _collect(entry: _Entry, into: list[Use]) -> None:
+        uses, identity = entry.uses, entry.verdict.identity
+        if uses > entry.reported and identity is not None:
             into.append(
-                Used(identity.key_id, identity.secret_version, kept.used_at, uses - kept.reported)
+                Use(identity.key_id, identity.secret_version, entry.used_at, uses - entry.reported)
             )
-            kept.reported = uses
+            entry.reported = uses
 
 
 def _subjects(identity: Identity) -> tuple[Subject, Subject, Subject]:

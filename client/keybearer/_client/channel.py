@@ -1,11 +1,9 @@
-"""Channels to keybearer: TLS unless plaintext was asked for, and none of the transport's guesses.
+"""Channels to keybearer: TLS unless plaintext is requested, without the transport's own retries.
 
-Deadlines and retries are ours (see `client`): the transport's retries would repeat a create.
+Deadlines and retries are those of `retries`: the transport would repeat a create.
 """
 
-import importlib.metadata
-import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -13,27 +11,24 @@ from typing import Any, Self
 import grpc
 import grpc.aio
 
-TokenSource = str | Callable[[], str]
-"""A token, or what answers the current one each time it is called, so that it may be rotated."""
-AsyncTokenSource = str | Callable[[], str] | Callable[[], Awaitable[str]]
-"""The same for asyncio, where the callable may be a coroutine function."""
-ChannelOptions = Sequence[tuple[str, Any]]
+from keybearer._client.version import VERSION
+from keybearer._wire import limits
 
-AUTHORIZATION = "authorization"
+ChannelOptions = Sequence[tuple[str, Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TLSConfig:
-    """How the two sides prove who they are. All PEM."""
+    """How client and server prove who they are. Everything is PEM."""
 
     ca: bytes | None = None
-    """The authorities trusted to name the server; None: those of the system."""
+    """The authorities that may sign the server's certificate; None means those of the system."""
     cert: bytes | None = None
-    """The client's own certificate chain, for mutual TLS."""
+    """The certificate chain of the client, for mutual TLS."""
     key: bytes | None = field(default=None, repr=False)
-    """The key of `cert`."""
+    """The private key of `cert`."""
     server_name: str | None = None
-    """The name the server's certificate must carry, when it is not that of the address."""
+    """The name in the server's certificate, when it is not the one in the address."""
 
     @classmethod
     def from_files(
@@ -44,7 +39,7 @@ class TLSConfig:
         key: str | Path | None = None,
         server_name: str | None = None,
     ) -> Self:
-        """Read the parts from files.
+        """Return a configuration that is read from files.
 
         Raises:
             OSError: A file cannot be read.
@@ -59,29 +54,29 @@ class TLSConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where the service is and how to get there; for a further connection to the same place."""
+    """Where the service is and how to connect, for another connection to the same place."""
 
     address: str
     tls: bool | TLSConfig
     options: ChannelOptions
 
     def open(self, more: ChannelOptions = ()) -> grpc.Channel:
-        """Open a channel of its own, with further channel arguments."""
+        """Return a new channel with further channel arguments."""
         return open_channel(self.address, tls=self.tls, options=[*self.options, *more])
 
 
 def open_channel(
     address: str, *, tls: bool | TLSConfig = True, options: ChannelOptions = ()
 ) -> grpc.Channel:
-    """Open a channel. Nothing is sent before the first call.
+    """Return a channel. Nothing is sent before the first call.
 
     Args:
         address: `host:port`, or any target that gRPC understands.
-        tls: True trusts the system's authorities; False is plaintext, in which tokens can be read
-            on the way: for loopback, and networks that are trusted as a whole.
-        options: Raw channel arguments; they win over ours.
+        tls: True trusts the authorities of the system. False is plaintext: everybody on the way can
+            read the tokens, so keep it to loopback and to networks that are trusted as a whole.
+        options: Raw channel arguments; they override the defaults.
     """
-    credentials, arguments = _settle(tls, options)
+    credentials, arguments = _grpc_arguments(tls, options)
     if credentials is None:
         return grpc.insecure_channel(address, arguments)
     return grpc.secure_channel(address, credentials, arguments)
@@ -90,47 +85,18 @@ def open_channel(
 def open_async_channel(
     address: str, *, tls: bool | TLSConfig = True, options: ChannelOptions = ()
 ) -> grpc.aio.Channel:
-    """Open a channel for asyncio; arguments as for `open_channel`."""
-    credentials, arguments = _settle(tls, options)
+    """Return a channel for asyncio. The arguments are those of `open_channel`."""
+    credentials, arguments = _grpc_arguments(tls, options)
     if credentials is None:
         return grpc.aio.insecure_channel(address, arguments)
     return grpc.aio.secure_channel(address, credentials, arguments)
 
 
-def authorization_of(token: str) -> tuple[str, str]:
-    """Write the metadata that presents a token.
-
-    Surrounding whitespace goes, since token files end with a newline.
-
-    Raises:
-        ValueError: The token is empty, or no header can carry it. The message does not repeat it.
-    """
-    stripped = token.strip()
-    if not stripped:
-        raise ValueError("the token is empty")
-    if not (stripped.isascii() and stripped.isprintable()) or " " in stripped:
-        raise ValueError("the token has characters that no token has")
-    return AUTHORIZATION, f"Bearer {stripped}"
-
-
-def current_token(source: TokenSource) -> str:
-    """Ask a token source."""
-    return source if isinstance(source, str) else source()
-
-
-async def current_token_async(source: AsyncTokenSource) -> str:
-    """Ask a token source, awaiting it where it wants that."""
-    if isinstance(source, str):
-        return source
-    answer = source()
-    return await answer if inspect.isawaitable(answer) else answer
-
-
-def _settle(
+def _grpc_arguments(
     tls: bool | TLSConfig,  # noqa: FBT001 - the bool is the simple form of a value, not a flag
     options: ChannelOptions,
 ) -> tuple[grpc.ChannelCredentials | None, list[tuple[str, Any]]]:
-    """Turn our arguments into those of grpc; no credentials means plaintext."""
+    """Return the credentials, None for plaintext, and the channel arguments."""
     arguments = dict(_OPTIONS)
     credentials = None
     if tls is not False:
@@ -142,30 +108,21 @@ def _settle(
     return credentials, list(arguments.items())
 
 
-def _version() -> str:
-    try:
-        return importlib.metadata.version("keybearer")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
-
-
 _OPTIONS: dict[str, Any] = {
-    "grpc.primary_user_agent": f"keybearer-python/{_version()}",
-    # A proxy from the environment would see every token.
+    "grpc.primary_user_agent": f"keybearer-python/{VERSION}",
+    # A proxy from the environment would read every token.
     "grpc.enable_http_proxy": 0,
-    # Repeating is for our own code, which knows what may be repeated.
+    # Only our own code knows which calls may be repeated.
     "grpc.enable_retries": 0,
-    # A dead connection is noticed within 30 s + 10 s. The second 10 s is the timer that counts.
+    # A dead connection is noticed within 30 s + 10 s. `ping_timeout_ms` is the timer that counts.
     "grpc.keepalive_time_ms": 30_000,
     "grpc.keepalive_timeout_ms": 10_000,
     "grpc.http2.ping_timeout_ms": 10_000,
-    # A server that comes back is found again within two seconds.
+    # A server that returns is found within two seconds.
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.min_reconnect_backoff_ms": 3_000,
     "grpc.max_reconnect_backoff_ms": 2_000,
-    # What the service takes, section 8 of the wire contract.
-    "grpc.max_send_message_length": 128 * 1024,
-    # A page of 1,000 keys, each as long as it may be.
-    "grpc.max_receive_message_length": 32 * 1024 * 1024,
-    "grpc.max_metadata_size": 16 * 1024,
+    "grpc.max_send_message_length": limits.MAX_REQUEST_BYTES,
+    "grpc.max_receive_message_length": limits.MAX_RESPONSE_BYTES,
+    "grpc.max_metadata_size": limits.MAX_METADATA_BYTES,
 }

@@ -1,191 +1,59 @@
 """The clients of the API: `KeybearerClient` and, for asyncio, `AsyncKeybearerClient`.
 
-Both offer the functions of `calls` as their methods. A method answers what its `Call` reads, or
-iterates over its `Pages`; it raises a KeybearerError, and nothing else, when the call fails.
+Both offer the functions of `requests` as their methods. A method returns what its `Request` reads,
+or iterates over its `Pages`. A failed call raises a KeybearerError and nothing else.
 """
 
 import asyncio
 import functools
-import inspect
 import os
-import random
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
-from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, get_args
+from typing import Any, Self, TypeVar
 
 import grpc
 import grpc.aio
 
 from keybearer._client import requests
 from keybearer._client.channel import (
-    AsyncTokenSource,
     ChannelOptions,
     Endpoint,
     TLSConfig,
-    TokenSource,
-    authorization_of,
-    current_token,
-    current_token_async,
     open_async_channel,
     open_channel,
 )
-from keybearer._client.requests import Call, Kind, Pages
+from keybearer._client.methods import async_list_method, async_method, list_method, method
+from keybearer._client.requests import Pages, Request
+from keybearer._client.retries import DEFAULT_TIMEOUT, DEFAULT_TRY_TIMEOUT, Attempts
+from keybearer._client.token_source import (
+    AsyncTokenSource,
+    TokenSource,
+    current_token,
+    current_token_async,
+)
+from keybearer._wire.bearer import authorization_of
 from keybearer.errors import KeybearerError, from_rpc_error
 
-DEFAULT_TIMEOUT: Final = 10.0
-"""Seconds a method may take in all."""
-DEFAULT_TRY_TIMEOUT: Final = 3.0
-"""Seconds one try of it may take."""
-MAX_TRIES: Final = {Kind.READ: 3, Kind.WRITE: 1, Kind.MINT: 8}
-MAX_READ_PAUSE: Final = 0.5
-"""Seconds a read waits at most between two tries; told to wait longer, its caller decides."""
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
-_LOST = {
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.UNKNOWN,
-    grpc.StatusCode.INTERNAL,
-}
-"""What a broken connection may look like. From the service itself they come with a reason."""
-
-
-class _Tries:
-    """The tries of one call: how long each may take, and whether there is another one.
-
-    Args:
-        call: The call; of a MINT, the request's `attempt` grows with every try.
-        timeout: Seconds for all tries together.
-        try_timeout: Seconds for one.
-        now: The monotonic time, in seconds.
-    """
-
-    def __init__(self, call: Call[Any], timeout: float, try_timeout: float, now: float) -> None:
-        self._call = call
-        self._try_timeout = try_timeout
-        self._end = now + timeout
-        self._made = 0
-
-    def begin(self, now: float) -> float:
-        """Count a try and answer how many seconds it has."""
-        if self._made and self._call.kind is Kind.MINT:
-            self._call.request.attempt += 1  # type: ignore[attr-defined]  # every MINT has one
-        self._made += 1
-        return max(0.0, min(self._try_timeout, self._end - now))
-
-    def pause_after(self, error: KeybearerError, now: float) -> float:
-        """Answer how many seconds to wait before the next try.
-
-        Raises:
-            KeybearerError: `error` itself, when there is no next try.
-        """
-        pause = random.uniform(0.5, 1) * min(1.0, 0.05 * 2.0**self._made)
-        pause = max(pause, error.retry_after or 0)
-        if self._call.kind is Kind.READ and pause > MAX_READ_PAUSE:
-            raise error
-        if not self._may_repeat(error) or now + pause >= self._end:
-            if self._call.kind is Kind.MINT:
-                error.request_id = self._call.request.request_id  # type: ignore[attr-defined]
-                error.attempt = self._call.request.attempt  # type: ignore[attr-defined]
-            raise error
-        return pause
-
-    def _may_repeat(self, error: KeybearerError) -> bool:
-        if self._made >= MAX_TRIES[self._call.kind]:
-            return False
-        if error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            return True
-        if self._call.kind is Kind.READ:
-            return False
-        return error.reason == "OVERLOADED" or (error.code in _LOST and not error.reason)
-
-
-def _read(call: Call[_R], response: Any) -> _R:
-    """Read an answer.
-
-    Raises:
-        KeybearerError: It makes no sense, such as a time beyond the year 9999.
-    """
-    try:
-        return call.read(response)
-    except (ValueError, OverflowError) as error:
-        raise KeybearerError(f"the answer of {call.path} cannot be read") from error
-
-
-def _dress(method: Callable[..., Any], plan: Callable[..., Any], listing: Any = None) -> None:
-    """Give a method the name, the docstring and, behind `self`, the signature of its plan.
-
-    `listing` is the type of iterator that a method answers whose plan answers Pages.
-    """
-    functools.update_wrapper(method, plan)
-    # Else `inspect` would follow it and take the plan's first argument for `self`.
-    del method.__wrapped__  # type: ignore[attr-defined]
-    signature = inspect.signature(plan)
-    (result,) = get_args(signature.return_annotation)
-    client = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
-    method.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[client, *signature.parameters.values()],
-        return_annotation=listing[result] if listing else result,
-    )
-
-
-def _method(plan: Callable[_P, Call[_R]]) -> "Callable[Concatenate[KeybearerClient, _P], _R]":
-    def method(self: "KeybearerClient", /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        return self.run(plan(*args, **kwargs))
-
-    _dress(method, plan)
-    return method
-
-
-def _list_method(
-    plan: Callable[_P, Pages[_R]],
-) -> "Callable[Concatenate[KeybearerClient, _P], Iterator[_R]]":
-    def method(self: "KeybearerClient", /, *args: _P.args, **kwargs: _P.kwargs) -> Iterator[_R]:
-        return self.iterate(plan(*args, **kwargs))
-
-    _dress(method, plan, Iterator)
-    return method
-
-
-def _async_method(
-    plan: Callable[_P, Call[_R]],
-) -> "Callable[Concatenate[AsyncKeybearerClient, _P], Coroutine[Any, Any, _R]]":
-    async def method(self: "AsyncKeybearerClient", /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        return await self.run(plan(*args, **kwargs))
-
-    _dress(method, plan)
-    return method
-
-
-def _async_list_method(
-    plan: Callable[_P, Pages[_R]],
-) -> "Callable[Concatenate[AsyncKeybearerClient, _P], AsyncIterator[_R]]":
-    def method(
-        self: "AsyncKeybearerClient", /, *args: _P.args, **kwargs: _P.kwargs
-    ) -> AsyncIterator[_R]:
-        return self.iterate(plan(*args, **kwargs))
-
-    _dress(method, plan, AsyncIterator)
-    return method
+ResultT = TypeVar("ResultT")
 
 
 class KeybearerClient:
-    """A client for threads. Safe to share between them; use it as a context manager, or `close` it.
+    """A client for threads, which may share it. Use it as a context manager, or `close` it.
 
-    Nothing is sent before the first call. A process made by fork opens a connection of its own.
+    Nothing is sent before the first call. After a fork, the child opens its own connection.
 
     Args:
         address: `host:port` of the service.
-        token: The client's own credential, or a callable that answers the current one; None for
-            `revoke_token`, which needs none.
-        tls: True trusts the system's authorities; False is plaintext (see `open_channel`).
-        timeout: Seconds a method may take in all, its retries included.
-        try_timeout: Seconds one try may take. Reads are tried again, and so are create and rotate,
-            in a way that makes one key; other changes are tried once.
-        options: Raw channel arguments; they win over ours.
+        token: The client's own credential, or a callable that returns the current one; None for a
+            client that only calls `revoke_token`, which needs no credential.
+        tls: True trusts the authorities of the system; False is plaintext, in which everybody on
+            the way can read the tokens.
+        timeout: Seconds that a method may take in all, its retries included.
+        try_timeout: Seconds that one attempt may take. Reads are repeated, and so are create and
+            rotate, in a way that creates one key; other changes are attempted once.
+        options: Raw channel arguments; they override the defaults.
     """
 
     def __init__(
@@ -199,9 +67,9 @@ class KeybearerClient:
         options: ChannelOptions = (),
     ) -> None:
         self.endpoint = Endpoint(address=address, tls=tls, options=options)
-        """Where it connects to."""
+        """Where the client connects to."""
         self.token_source = token
-        """Where its credential comes from."""
+        """Where the credential of the client comes from."""
         self._open = functools.partial(open_channel, address, tls=tls, options=options)
         self._timeout = timeout
         self._try_timeout = try_timeout
@@ -232,30 +100,30 @@ class KeybearerClient:
         if channel is not None:
             channel.close()
 
-    def run(self, call: Call[_R], *, timeout: float | None = None) -> _R:
-        """Carry out a call.
+    def run(self, request: Request[ResultT], *, timeout: float | None = None) -> ResultT:
+        """Make a call and return its result.
 
         Args:
-            call: From a function of `calls`.
-            timeout: Seconds in all; None: those of the client.
+            request: From a function of `requests`.
+            timeout: Seconds in all; None means those of the client.
 
         Raises:
-            KeybearerError: It failed.
+            KeybearerError: The call failed.
         """
-        tries = _Tries(call, timeout or self._timeout, self._try_timeout, time.monotonic())
+        attempts = Attempts(request, timeout or self._timeout, self._try_timeout, time.monotonic())
         while True:
             try:
-                response = self._try(call, tries.begin(time.monotonic()))
+                response = self._try(request, attempts.begin(time.monotonic()))
             except grpc.RpcError as error:
                 failure = from_rpc_error(error)
                 failure.__cause__ = error
-                pause = tries.pause_after(failure, time.monotonic())
+                pause = attempts.pause_after(failure, time.monotonic())
             else:
-                return _read(call, response)
+                return _read(request, response)
             time.sleep(pause)
 
-    def iterate(self, pages: Pages[_R]) -> Iterator[_R]:
-        """Yield the items of a list, fetching a page when it is needed.
+    def iterate(self, pages: Pages[ResultT]) -> Iterator[ResultT]:
+        """Yield the items of a list; a page is fetched when it is needed.
 
         Raises:
             KeybearerError: A page could not be fetched.
@@ -266,55 +134,55 @@ class KeybearerClient:
             items, page_token = self.run(pages.at(page_token))
             yield from items
 
-    def _try(self, call: Call[Any], timeout: float) -> Any:
+    def _try(self, request: Request[Any], timeout: float) -> Any:
         metadata: tuple[tuple[str, str], ...] = ()
-        if call.needs_token and self.token_source is not None:
+        if request.needs_token and self.token_source is not None:
             metadata = (authorization_of(current_token(self.token_source)),)
-        return self._stub(call)(call.request, timeout=timeout, metadata=metadata)
+        return self._stub(request)(request.message, timeout=timeout, metadata=metadata)
 
-    def _stub(self, call: Call[Any]) -> Callable[..., Any]:
+    def _stub(self, request: Request[Any]) -> Callable[..., Any]:
         with self._lock:
             if self._channel is None or self._pid != os.getpid():
                 self._channel, self._pid, self._stubs = self._open(), os.getpid(), {}
-            if call.path not in self._stubs:
-                self._stubs[call.path] = self._channel.unary_unary(
-                    call.path,
-                    request_serializer=type(call.request).SerializeToString,
-                    response_deserializer=call.response_type.FromString,
+            if request.path not in self._stubs:
+                self._stubs[request.path] = self._channel.unary_unary(
+                    request.path,
+                    request_serializer=type(request.message).SerializeToString,
+                    response_deserializer=request.response_type.FromString,
                 )
-            stub: Callable[..., Any] = self._stubs[call.path]
+            stub: Callable[..., Any] = self._stubs[request.path]
         return stub
 
-    create_account = _method(requests.create_account)
-    get_account = _method(requests.get_account)
-    list_accounts = _list_method(requests.list_accounts)
-    disable_account = _method(requests.disable_account)
-    enable_account = _method(requests.enable_account)
-    create_user = _method(requests.create_user)
-    get_user = _method(requests.get_user)
-    list_users = _list_method(requests.list_users)
-    update_user = _method(requests.update_user)
-    delete_user = _method(requests.delete_user)
-    create_api_key = _method(requests.create_api_key)
-    get_api_key = _method(requests.get_api_key)
-    list_api_keys = _list_method(requests.list_api_keys)
-    update_api_key = _method(requests.update_api_key)
-    disable_api_key = _method(requests.disable_api_key)
-    enable_api_key = _method(requests.enable_api_key)
-    rotate_api_key = _method(requests.rotate_api_key)
-    revoke_api_key = _method(requests.revoke_api_key)
-    validate_token = _method(requests.validate_token)
-    batch_validate_tokens = _method(requests.batch_validate_tokens)
-    who_am_i = _method(requests.who_am_i)
-    rotate_self = _method(requests.rotate_self)
-    revoke_token = _method(requests.revoke_token)
-    list_audit_events = _list_method(requests.list_audit_events)
+    create_account = method(requests.create_account)
+    get_account = method(requests.get_account)
+    list_accounts = list_method(requests.list_accounts)
+    disable_account = method(requests.disable_account)
+    enable_account = method(requests.enable_account)
+    create_user = method(requests.create_user)
+    get_user = method(requests.get_user)
+    list_users = list_method(requests.list_users)
+    update_user = method(requests.update_user)
+    delete_user = method(requests.delete_user)
+    create_api_key = method(requests.create_api_key)
+    get_api_key = method(requests.get_api_key)
+    list_api_keys = list_method(requests.list_api_keys)
+    update_api_key = method(requests.update_api_key)
+    disable_api_key = method(requests.disable_api_key)
+    enable_api_key = method(requests.enable_api_key)
+    rotate_api_key = method(requests.rotate_api_key)
+    revoke_api_key = method(requests.revoke_api_key)
+    validate_token = method(requests.validate_token)
+    batch_validate_tokens = method(requests.batch_validate_tokens)
+    who_am_i = method(requests.who_am_i)
+    rotate_self = method(requests.rotate_self)
+    revoke_token = method(requests.revoke_token)
+    list_audit_events = list_method(requests.list_audit_events)
 
 
 class AsyncKeybearerClient:
-    """A client for asyncio, for use within one event loop. As KeybearerClient, but for `await`.
+    """The same as KeybearerClient for asyncio. Use it within one event loop.
 
-    The methods that list answer asynchronous iterators: `async for key in client.list_api_keys()`.
+    The methods that list return asynchronous iterators: `async for key in client.list_api_keys()`.
     `token` may also be a coroutine function.
     """
 
@@ -329,9 +197,9 @@ class AsyncKeybearerClient:
         options: ChannelOptions = (),
     ) -> None:
         self.endpoint = Endpoint(address=address, tls=tls, options=options)
-        """Where it connects to."""
+        """Where the client connects to."""
         self.token_source = token
-        """Where its credential comes from."""
+        """Where the credential of the client comes from."""
         self._open = functools.partial(open_async_channel, address, tls=tls, options=options)
         self._timeout = timeout
         self._try_timeout = try_timeout
@@ -358,22 +226,22 @@ class AsyncKeybearerClient:
         if channel is not None:
             await channel.close()
 
-    async def run(self, call: Call[_R], *, timeout: float | None = None) -> _R:  # noqa: ASYNC109 - the deadline travels with the call
-        """Carry out a call; as KeybearerClient.run."""
-        tries = _Tries(call, timeout or self._timeout, self._try_timeout, time.monotonic())
+    async def run(self, request: Request[ResultT], *, timeout: float | None = None) -> ResultT:  # noqa: ASYNC109 - the deadline travels with the call
+        """Make a call and return its result, as KeybearerClient.run does."""
+        attempts = Attempts(request, timeout or self._timeout, self._try_timeout, time.monotonic())
         while True:
             try:
-                response = await self._try(call, tries.begin(time.monotonic()))
+                response = await self._try(request, attempts.begin(time.monotonic()))
             except grpc.RpcError as error:
                 failure = from_rpc_error(error)
                 failure.__cause__ = error
-                pause = tries.pause_after(failure, time.monotonic())
+                pause = attempts.pause_after(failure, time.monotonic())
             else:
-                return _read(call, response)
+                return _read(request, response)
             await asyncio.sleep(pause)
 
-    async def iterate(self, pages: Pages[_R]) -> AsyncIterator[_R]:
-        """Yield the items of a list, fetching a page when it is needed.
+    async def iterate(self, pages: Pages[ResultT]) -> AsyncIterator[ResultT]:
+        """Yield the items of a list; a page is fetched when it is needed.
 
         Raises:
             KeybearerError: A page could not be fetched.
@@ -386,45 +254,57 @@ class AsyncKeybearerClient:
             for item in items:
                 yield item
 
-    async def _try(self, call: Call[Any], seconds: float) -> Any:
+    async def _try(self, request: Request[Any], seconds: float) -> Any:
         metadata = grpc.aio.Metadata()
-        if call.needs_token and self.token_source is not None:
+        if request.needs_token and self.token_source is not None:
             metadata.add(*authorization_of(await current_token_async(self.token_source)))
-        return await self._stub(call)(call.request, timeout=seconds, metadata=metadata)
+        return await self._stub(request)(request.message, timeout=seconds, metadata=metadata)
 
-    def _stub(self, call: Call[Any]) -> Callable[..., Any]:
+    def _stub(self, request: Request[Any]) -> Callable[..., Any]:
         if self._channel is None:
             self._channel = self._open()
-        if call.path not in self._stubs:
-            self._stubs[call.path] = self._channel.unary_unary(
-                call.path,
-                request_serializer=type(call.request).SerializeToString,
-                response_deserializer=call.response_type.FromString,
+        if request.path not in self._stubs:
+            self._stubs[request.path] = self._channel.unary_unary(
+                request.path,
+                request_serializer=type(request.message).SerializeToString,
+                response_deserializer=request.response_type.FromString,
             )
-        stub: Callable[..., Any] = self._stubs[call.path]
+        stub: Callable[..., Any] = self._stubs[request.path]
         return stub
 
-    create_account = _async_method(requests.create_account)
-    get_account = _async_method(requests.get_account)
-    list_accounts = _async_list_method(requests.list_accounts)
-    disable_account = _async_method(requests.disable_account)
-    enable_account = _async_method(requests.enable_account)
-    create_user = _async_method(requests.create_user)
-    get_user = _async_method(requests.get_user)
-    list_users = _async_list_method(requests.list_users)
-    update_user = _async_method(requests.update_user)
-    delete_user = _async_method(requests.delete_user)
-    create_api_key = _async_method(requests.create_api_key)
-    get_api_key = _async_method(requests.get_api_key)
-    list_api_keys = _async_list_method(requests.list_api_keys)
-    update_api_key = _async_method(requests.update_api_key)
-    disable_api_key = _async_method(requests.disable_api_key)
-    enable_api_key = _async_method(requests.enable_api_key)
-    rotate_api_key = _async_method(requests.rotate_api_key)
-    revoke_api_key = _async_method(requests.revoke_api_key)
-    validate_token = _async_method(requests.validate_token)
-    batch_validate_tokens = _async_method(requests.batch_validate_tokens)
-    who_am_i = _async_method(requests.who_am_i)
-    rotate_self = _async_method(requests.rotate_self)
-    revoke_token = _async_method(requests.revoke_token)
-    list_audit_events = _async_list_method(requests.list_audit_events)
+    create_account = async_method(requests.create_account)
+    get_account = async_method(requests.get_account)
+    list_accounts = async_list_method(requests.list_accounts)
+    disable_account = async_method(requests.disable_account)
+    enable_account = async_method(requests.enable_account)
+    create_user = async_method(requests.create_user)
+    get_user = async_method(requests.get_user)
+    list_users = async_list_method(requests.list_users)
+    update_user = async_method(requests.update_user)
+    delete_user = async_method(requests.delete_user)
+    create_api_key = async_method(requests.create_api_key)
+    get_api_key = async_method(requests.get_api_key)
+    list_api_keys = async_list_method(requests.list_api_keys)
+    update_api_key = async_method(requests.update_api_key)
+    disable_api_key = async_method(requests.disable_api_key)
+    enable_api_key = async_method(requests.enable_api_key)
+    rotate_api_key = async_method(requests.rotate_api_key)
+    revoke_api_key = async_method(requests.revoke_api_key)
+    validate_token = async_method(requests.validate_token)
+    batch_validate_tokens = async_method(requests.batch_validate_tokens)
+    who_am_i = async_method(requests.who_am_i)
+    rotate_self = async_method(requests.rotate_self)
+    revoke_token = async_method(requests.revoke_token)
+    list_audit_events = async_list_method(requests.list_audit_events)
+
+
+def _read(request: Request[ResultT], response: Any) -> ResultT:
+    """Return what a response means.
+
+    Raises:
+        KeybearerError: The response makes no sense, such as a time beyond the year 9999.
+    """
+    try:
+        return request.read(response)
+    except (ValueError, OverflowError) as error:
+        raise KeybearerError(f"the response of {request.path} cannot be read") from error

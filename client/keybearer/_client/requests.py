@@ -1,7 +1,7 @@
-"""Every method of the API, once: how its request is built and how its answer is read.
+"""Every method of the API: how its request is built and how its response is read.
 
-The two clients offer these functions as their methods; only how a call is carried out differs
-between them. What each method does stands in the protos.
+The two clients offer these functions as their methods and differ only in how they make a call. The
+protos describe what each method does.
 """
 
 import enum
@@ -13,8 +13,9 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
 
-from keybearer import models
+from keybearer._client import convert
 from keybearer.access import Role
 from keybearer.models import (
     Account,
@@ -47,36 +48,39 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 
 
 class Kind(enum.Enum):
-    """What repeating a call would do."""
+    """What happens when a call is repeated."""
 
     READ = enum.auto()
-    """Nothing: it may be repeated."""
+    """Nothing changes, so the call may be repeated."""
     WRITE = enum.auto()
-    """Possibly a second change: it is tried once."""
-    MINT = enum.auto()
-    """The same change with a fresh token: `request_id` and a greater `attempt` make it safe."""
+    """The change may be made twice, so the call is attempted once."""
+    ISSUE = enum.auto()
+    """The same key gets another token: `request_id` and a greater `attempt` make that safe."""
 
 
 @dataclass(frozen=True, slots=True)
-class Call(Generic[ResultT]):
+class Request(Generic[ResultT]):
     """One call that is ready to be made."""
 
     path: str
     """`/package.Service/Method`."""
-    request: Message
+    message: Message
+    """What is sent."""
     response_type: type[Message]
     read: Callable[[Any], ResultT]
+    """Turns the response into the result."""
     kind: Kind
     needs_token: bool = True
-    """Whether the client's own credential goes along."""
+    """Whether the client presents its own credential."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pages(Generic[ItemT]):
-    """A list that is ready to be fetched, page by page."""
+    """A list that is ready to be fetched page by page."""
 
-    at: Callable[[str], Call[tuple[list[ItemT], str]]]
-    """Answers the call for the page behind a page token; its result ends with the next token."""
+    at: Callable[[str], Request[tuple[list[ItemT], str]]]
+    """Returns the request for the page of a page token. Its result is the items and the token of
+    the next page, which is empty on the last page."""
 
 
 class NeverExpires(enum.Enum):
@@ -86,10 +90,10 @@ class NeverExpires(enum.Enum):
 
 
 NEVER_EXPIRES: Final = NeverExpires.NEVER_EXPIRES
-"""The expiration of a key that is to live until it is revoked."""
+"""The expiration of a key that is accepted until it is revoked."""
 
 Expiration = datetime | timedelta | NeverExpires
-"""A moment, a time from now, or NEVER_EXPIRES."""
+"""A moment, a duration from now, or NEVER_EXPIRES."""
 
 
 class _Expiring(Protocol):
@@ -111,17 +115,17 @@ def create_account(
     ttl: timedelta | None = None,
     request_id: str = "",
     attempt: int = 1,
-) -> Call[IssuedAccount]:
-    """Make an account, its first administrator and that user's first key.
+) -> Request[IssuedAccount]:
+    """Create an account, its first administrator and that user's first key.
 
-    A lost answer is asked for again, so that exactly one account is made.
+    When the response is lost, the request is repeated in a way that creates exactly one account.
 
     Args:
         name: 1 to 100 characters.
         admin_email: The address of the first administrator.
         admin_display_name: The name of the first administrator.
-        ttl: The life of the first key; None: it never expires.
-        request_id: From an error whose outcome is unknown, to go on with that request.
+        ttl: How long the first key is accepted; None means that it never expires.
+        request_id: From an error whose outcome is unknown, to continue that request.
         attempt: With `request_id`: greater than the `attempt` of the error.
     """
     request = account_service_pb2.CreateAccountRequest(
@@ -130,62 +134,62 @@ def create_account(
         admin_display_name=admin_display_name,
         request_id=request_id or _new_request_id(),
         attempt=attempt,
-        ttl=None if ttl is None else models.duration_of(ttl),
+        ttl=None if ttl is None else convert.duration_of(ttl),
     )
-    return _call(
+    return _request(
         "AccountService/CreateAccount",
         request,
         account_service_pb2.CreateAccountResponse,
-        models.issued_account_of,
-        Kind.MINT,
+        convert.issued_account_of,
+        Kind.ISSUE,
     )
 
 
-def get_account(account_id: str) -> Call[Account]:
-    """Answer one account."""
-    return _call(
+def get_account(account_id: str) -> Request[Account]:
+    """Return one account."""
+    return _request(
         "AccountService/GetAccount",
         account_service_pb2.GetAccountRequest(id=account_id),
         account_service_pb2.GetAccountResponse,
-        lambda response: models.account_of(response.account),
+        lambda response: convert.account_of(response.account),
     )
 
 
 def list_accounts(*, name_contains: str = "", page_size: int = 0) -> Pages[Account]:
-    """Iterate over accounts, newest first; pages are fetched as they are needed."""
+    """Iterate over accounts, the newest first."""
     return Pages(
-        lambda page_token: _call(
+        lambda page_token: _request(
             "AccountService/ListAccounts",
             account_service_pb2.ListAccountsRequest(
                 name_contains=name_contains, page_size=page_size, page_token=page_token
             ),
             account_service_pb2.ListAccountsResponse,
             lambda page: (
-                [models.account_of(account) for account in page.accounts],
+                [convert.account_of(account) for account in page.accounts],
                 page.next_page_token,
             ),
         )
     )
 
 
-def disable_account(account_id: str) -> Call[Account]:
-    """Make every key of an account validate as DISABLED, at once and reversibly."""
-    return _call(
+def disable_account(account_id: str) -> Request[Account]:
+    """Disable an account: its keys validate as DISABLED from now on. This can be undone."""
+    return _request(
         "AccountService/DisableAccount",
         account_service_pb2.DisableAccountRequest(id=account_id),
         account_service_pb2.DisableAccountResponse,
-        lambda response: models.account_of(response.account),
+        lambda response: convert.account_of(response.account),
         Kind.WRITE,
     )
 
 
-def enable_account(account_id: str) -> Call[Account]:
-    """Undo `disable_account`."""
-    return _call(
+def enable_account(account_id: str) -> Request[Account]:
+    """Enable an account that was disabled."""
+    return _request(
         "AccountService/EnableAccount",
         account_service_pb2.EnableAccountRequest(id=account_id),
         account_service_pb2.EnableAccountResponse,
-        lambda response: models.account_of(response.account),
+        lambda response: convert.account_of(response.account),
         Kind.WRITE,
     )
 
@@ -197,17 +201,17 @@ def create_user(
     role: Role,
     type: UserType,  # noqa: A002 - named as in the proto
     account_id: str = "",
-) -> Call[User]:
-    """Make a user.
+) -> Request[User]:
+    """Create a user.
 
     Args:
         email: Unique among the live users of the account.
         display_name: 1 to 100 characters.
-        role: Bounds every key the user will own.
+        role: No key of the user holds more.
         type: Person or service account.
         account_id: Another account than the caller's; operators only.
     """
-    return _call(
+    return _request(
         "UserService/CreateUser",
         user_service_pb2.CreateUserRequest(
             email=email,
@@ -217,18 +221,18 @@ def create_user(
             account_id=account_id,
         ),
         user_service_pb2.CreateUserResponse,
-        lambda response: models.user_of(response.user),
+        lambda response: convert.user_of(response.user),
         Kind.WRITE,
     )
 
 
-def get_user(user_id: str) -> Call[User]:
-    """Answer one user, also a deleted one."""
-    return _call(
+def get_user(user_id: str) -> Request[User]:
+    """Return one user, also a deleted one."""
+    return _request(
         "UserService/GetUser",
         user_service_pb2.GetUserRequest(id=user_id),
         user_service_pb2.GetUserResponse,
-        lambda response: models.user_of(response.user),
+        lambda response: convert.user_of(response.user),
     )
 
 
@@ -241,10 +245,10 @@ def list_users(
     page_size: int = 0,
     account_id: str = "",
 ) -> Pages[User]:
-    """Iterate over users, newest first; pages are fetched as they are needed."""
+    """Iterate over users, the newest first."""
     role_numbers, type_numbers = _numbers(roles), _numbers(types)
     return Pages(
-        lambda page_token: _call(
+        lambda page_token: _request(
             "UserService/ListUsers",
             user_service_pb2.ListUsersRequest(
                 roles=role_numbers,
@@ -256,21 +260,21 @@ def list_users(
                 account_id=account_id,
             ),
             user_service_pb2.ListUsersResponse,
-            lambda page: ([models.user_of(user) for user in page.users], page.next_page_token),
+            lambda page: ([convert.user_of(user) for user in page.users], page.next_page_token),
         )
     )
 
 
 def update_user(
     user_id: str, *, display_name: str | None = None, role: Role | None = None, etag: str = ""
-) -> Call[User]:
-    """Change what is given. A role counts from the next validation of the user's keys on.
+) -> Request[User]:
+    """Change a user. A new role counts from the next validation of the user's keys on.
 
     Args:
-        user_id: Whom.
-        display_name: None leaves it.
-        role: None leaves it.
-        etag: Refuse the change when the user has changed since.
+        user_id: Which user.
+        display_name: None leaves it as it is.
+        role: None leaves it as it is.
+        etag: When given, the change is rejected if the user has changed since.
     """
     user = user_pb2.User(id=user_id)
     mask = FieldMask()
@@ -280,32 +284,32 @@ def update_user(
     if role is not None:
         user.role = _number(role)
         mask.paths.append("role")
-    return _call(
+    return _request(
         "UserService/UpdateUser",
         user_service_pb2.UpdateUserRequest(user=user, update_mask=mask, etag=etag),
         user_service_pb2.UpdateUserResponse,
-        lambda response: models.user_of(response.user),
+        lambda response: convert.user_of(response.user),
         Kind.WRITE,
     )
 
 
 def delete_user(
     user_id: str, *, validate_only: bool = False, revoke_created: bool = False
-) -> Call[DeletedUser]:
+) -> Request[DeletedUser]:
     """Delete a user and revoke every key the user owns, in one transaction.
 
     Args:
-        user_id: Whom.
-        validate_only: Answer what would happen and do nothing.
-        revoke_created: Also revoke the live keys this user made for other owners.
+        user_id: Which user.
+        validate_only: Return what would happen and change nothing.
+        revoke_created: Also revoke the live keys that this user created for other owners.
     """
-    return _call(
+    return _request(
         "UserService/DeleteUser",
         user_service_pb2.DeleteUserRequest(
             id=user_id, validate_only=validate_only, revoke_created=revoke_created
         ),
         user_service_pb2.DeleteUserResponse,
-        models.deleted_user_of,
+        convert.deleted_user_of,
         Kind.READ if validate_only else Kind.WRITE,
     )
 
@@ -322,22 +326,22 @@ def create_api_key(
     account_id: str = "",
     request_id: str = "",
     attempt: int = 1,
-) -> Call[IssuedKey]:
-    """Make a key. Its token is in the answer and nowhere else.
+) -> Request[IssuedKey]:
+    """Create a key. Its token is in the result and nowhere else.
 
-    A lost or late answer is asked for again, so that exactly one key is made and the token
-    answered is the one that works.
+    When the response is lost or late, the request is repeated in a way that creates exactly one
+    key, and the token in the result is the one that works.
 
     Args:
         name: 1 to 100 characters; need not be unique.
         role: The granted role; never more than the caller's own.
-        expiration: Always a choice: a moment, a time from now, or NEVER_EXPIRES.
+        expiration: A moment, a duration from now, or NEVER_EXPIRES. There is no default.
         description: At most 1000 characters.
-        owner_id: The user it belongs to; empty means the caller.
+        owner_id: The user who owns the key; empty means the caller.
         scopes: What a VALIDATOR or DEVELOPER key may do.
         labels: At most 16.
         account_id: Another account than the caller's; operators only.
-        request_id: From an error whose outcome is unknown, to go on with that request.
+        request_id: From an error whose outcome is unknown, to continue that request.
         attempt: With `request_id`: greater than the `attempt` of the error.
     """
     request = api_key_service_pb2.CreateApiKeyRequest(
@@ -352,22 +356,22 @@ def create_api_key(
         account_id=account_id,
     )
     _set_expiration(request, expiration)
-    return _call(
+    return _request(
         "ApiKeyService/CreateApiKey",
         request,
         api_key_service_pb2.CreateApiKeyResponse,
-        models.issued_key_of,
-        Kind.MINT,
+        convert.issued_key_of,
+        Kind.ISSUE,
     )
 
 
-def get_api_key(key_id: str) -> Call[ApiKey]:
-    """Answer one key, without its secret."""
-    return _call(
+def get_api_key(key_id: str) -> Request[ApiKey]:
+    """Return one key, without its secret."""
+    return _request(
         "ApiKeyService/GetApiKey",
         api_key_service_pb2.GetApiKeyRequest(id=key_id),
         api_key_service_pb2.GetApiKeyResponse,
-        lambda response: models.api_key_of(response.api_key),
+        lambda response: convert.api_key_of(response.api_key),
     )
 
 
@@ -382,29 +386,29 @@ def list_api_keys(
     page_size: int = 0,
     account_id: str = "",
 ) -> Pages[ApiKey]:
-    """Iterate over keys, revoked and expired ones too; pages are fetched as they are needed.
+    """Iterate over keys, also revoked and expired ones.
 
     Args:
         states: Only keys in one of these.
         owner_id: Only keys of this owner.
-        name_contains: Only keys whose name has this in it.
+        name_contains: Only keys whose name contains this.
         expires_before: Only keys that expire before this moment.
-        unused_since: Only keys not used since this moment.
+        unused_since: Only keys that were not used since this moment.
         order_by: `create_time`, `expire_time`, `name` or `last_used_time`, with ` desc` for
-            falling order; empty means `create_time desc`.
-        page_size: How many are fetched at a time; 0 leaves it to the service.
+            descending order; empty means `create_time desc`.
+        page_size: How many are fetched at a time; 0 leaves the choice to the service.
         account_id: Another account than the caller's; operators only.
     """
     state_numbers = _numbers(states)
     return Pages(
-        lambda page_token: _call(
+        lambda page_token: _request(
             "ApiKeyService/ListApiKeys",
             api_key_service_pb2.ListApiKeysRequest(
                 states=state_numbers,
                 owner_id=owner_id,
                 name_contains=name_contains,
-                expires_before=None if expires_before is None else models.stamp_of(expires_before),
-                unused_since=None if unused_since is None else models.stamp_of(unused_since),
+                expires_before=_optional_timestamp(expires_before),
+                unused_since=_optional_timestamp(unused_since),
                 order_by=order_by,
                 page_size=page_size,
                 page_token=page_token,
@@ -412,7 +416,7 @@ def list_api_keys(
             ),
             api_key_service_pb2.ListApiKeysResponse,
             lambda page: (
-                [models.api_key_of(api_key) for api_key in page.api_keys],
+                [convert.api_key_of(api_key) for api_key in page.api_keys],
                 page.next_page_token,
             ),
         )
@@ -430,19 +434,19 @@ def update_api_key(
     expiration: Expiration | None = None,
     overlap_end_time: datetime | None = None,
     etag: str = "",
-) -> Call[ApiKey]:
-    """Change what is given; None leaves a field as it is.
+) -> Request[ApiKey]:
+    """Change a key. None leaves a field as it is.
 
     Args:
         key_id: Which key.
         name: 1 to 100 characters.
         description: At most 1000 characters.
-        labels: All of them; the ones not named go.
-        scopes: All of them; the ones not named go.
+        labels: Replace all labels.
+        scopes: Replace all scopes.
         role: The granted role; never more than the caller's own.
-        expiration: A moment, a time from now, or NEVER_EXPIRES.
-        overlap_end_time: When the old secret of a rotation dies; earlier than now planned.
-        etag: Refuse the change when the key has changed since.
+        expiration: A moment, a duration from now, or NEVER_EXPIRES.
+        overlap_end_time: When the old secret of a rotation stops working; earlier than planned now.
+        etag: When given, the change is rejected if the key has changed since.
     """
     api_key = api_key_pb2.ApiKey(id=key_id)
     request = api_key_service_pb2.UpdateApiKeyRequest(etag=etag)
@@ -466,36 +470,36 @@ def update_api_key(
         _set_expiration(request, expiration)
         mask.append("expiration")
     if overlap_end_time is not None:
-        api_key.overlap_end_time.CopyFrom(models.stamp_of(overlap_end_time))
+        api_key.overlap_end_time.CopyFrom(convert.timestamp_of(overlap_end_time))
         mask.append("overlap_end_time")
     request.api_key.CopyFrom(api_key)
-    return _call(
+    return _request(
         "ApiKeyService/UpdateApiKey",
         request,
         api_key_service_pb2.UpdateApiKeyResponse,
-        lambda response: models.api_key_of(response.api_key),
+        lambda response: convert.api_key_of(response.api_key),
         Kind.WRITE,
     )
 
 
-def disable_api_key(key_id: str) -> Call[ApiKey]:
-    """Switch a key off, reversibly."""
-    return _call(
+def disable_api_key(key_id: str) -> Request[ApiKey]:
+    """Disable a key. This can be undone."""
+    return _request(
         "ApiKeyService/DisableApiKey",
         api_key_service_pb2.DisableApiKeyRequest(id=key_id),
         api_key_service_pb2.DisableApiKeyResponse,
-        lambda response: models.api_key_of(response.api_key),
+        lambda response: convert.api_key_of(response.api_key),
         Kind.WRITE,
     )
 
 
-def enable_api_key(key_id: str) -> Call[ApiKey]:
-    """Switch a key on again."""
-    return _call(
+def enable_api_key(key_id: str) -> Request[ApiKey]:
+    """Enable a key that was disabled."""
+    return _request(
         "ApiKeyService/EnableApiKey",
         api_key_service_pb2.EnableApiKeyRequest(id=key_id),
         api_key_service_pb2.EnableApiKeyResponse,
-        lambda response: models.api_key_of(response.api_key),
+        lambda response: convert.api_key_of(response.api_key),
         Kind.WRITE,
     )
 
@@ -506,45 +510,46 @@ def rotate_api_key(
     overlap: timedelta = timedelta(),
     request_id: str = "",
     attempt: int = 1,
-) -> Call[IssuedKey]:
-    """Give a key a new secret; the id stays. The token is in the answer and nowhere else.
+) -> Request[IssuedKey]:
+    """Give a key a new secret under the same id. The token is in the result and nowhere else.
 
-    A lost or late answer is asked for again, so that the token answered is the one that works.
+    When the response is lost or late, the request is repeated, and the token in the result is the
+    one that works.
 
     Args:
         key_id: Which key.
-        overlap: How long the old secret lives on, at most 30 days; zero: it dies now.
-        request_id: From an error whose outcome is unknown, to go on with that request.
+        overlap: How long the old secret is still accepted, at most 30 days; zero means not at all.
+        request_id: From an error whose outcome is unknown, to continue that request.
         attempt: With `request_id`: greater than the `attempt` of the error.
     """
     request = api_key_service_pb2.RotateApiKeyRequest(
         id=key_id,
-        overlap=models.duration_of(overlap),
+        overlap=convert.duration_of(overlap),
         request_id=request_id or _new_request_id(),
         attempt=attempt,
     )
-    return _call(
+    return _request(
         "ApiKeyService/RotateApiKey",
         request,
         api_key_service_pb2.RotateApiKeyResponse,
-        models.issued_key_of,
-        Kind.MINT,
+        convert.issued_key_of,
+        Kind.ISSUE,
     )
 
 
-def revoke_api_key(key_id: str, *, reason: RevocationReason, note: str = "") -> Call[ApiKey]:
-    """Kill a key for good; repeated, it answers the first revocation's facts.
+def revoke_api_key(key_id: str, *, reason: RevocationReason, note: str = "") -> Request[ApiKey]:
+    """Revoke a key, which is final. A repeated call returns the facts of the first revocation.
 
     Args:
         key_id: Which key.
         reason: LOST, COMPROMISED, SUPERSEDED or NO_LONGER_USED.
         note: At most 1000 characters.
     """
-    return _call(
+    return _request(
         "ApiKeyService/RevokeApiKey",
         api_key_service_pb2.RevokeApiKeyRequest(id=key_id, reason=_number(reason), note=note),
         api_key_service_pb2.RevokeApiKeyResponse,
-        lambda response: models.api_key_of(response.api_key),
+        lambda response: convert.api_key_of(response.api_key),
         Kind.WRITE,
     )
 
@@ -555,21 +560,21 @@ def validate_token(
     account_id: str = "",
     required_role: Role = Role.UNSPECIFIED,
     required_scopes: Iterable[str] = (),
-) -> Call[Verdict]:
-    """Ask for the verdict about a token; every verdict is an answer, none is an error.
+) -> Request[Verdict]:
+    """Validate a token. Every verdict is a result, also a negative one.
 
     Args:
         token: The whole token, without "Bearer ".
-        account_id: Empty: only keys of the caller's own account; `-`: of any, and an id: of that
-            one; both for callers of the operator account.
-        required_role: The least effective role.
+        account_id: Empty means only keys of the caller's own account. Callers of the operator
+            account may give the id of another account, or `-` for keys of any account.
+        required_role: The lowest effective role that is accepted.
         required_scopes: Scopes that must all be met.
     """
-    return _call(
+    return _request(
         "TokenService/ValidateToken",
-        _question(token, account_id, required_role, required_scopes),
+        _validate_request(token, account_id, required_role, required_scopes),
         token_service_pb2.ValidateTokenResponse,
-        models.verdict_of,
+        convert.verdict_of,
     )
 
 
@@ -579,61 +584,61 @@ def batch_validate_tokens(
     account_id: str = "",
     required_role: Role = Role.UNSPECIFIED,
     required_scopes: Iterable[str] = (),
-) -> Call[list[Verdict]]:
-    """Ask for the verdicts about up to 100 tokens, read from one snapshot, in order.
+) -> Request[list[Verdict]]:
+    """Validate up to 100 tokens in one snapshot of the store; the verdicts are in their order.
 
     The other arguments are those of `validate_token`, for each of the tokens.
     """
     scopes = tuple(required_scopes)
     request = token_service_pb2.BatchValidateTokensRequest(
-        requests=[_question(token, account_id, required_role, scopes) for token in tokens]
+        requests=[_validate_request(token, account_id, required_role, scopes) for token in tokens]
     )
-    return _call(
+    return _request(
         "TokenService/BatchValidateTokens",
         request,
         token_service_pb2.BatchValidateTokensResponse,
-        lambda response: models.verdicts_of(response.responses),
+        lambda response: convert.verdicts_of(response.responses),
     )
 
 
-def who_am_i() -> Call[Caller]:
-    """Answer who the caller is."""
-    return _call(
+def who_am_i() -> Request[Caller]:
+    """Return who the caller is."""
+    return _request(
         "TokenService/WhoAmI",
         token_service_pb2.WhoAmIRequest(),
         token_service_pb2.WhoAmIResponse,
-        models.caller_of,
+        convert.caller_of,
     )
 
 
 def rotate_self(
     *, overlap: timedelta = timedelta(minutes=10), request_id: str = "", attempt: int = 1
-) -> Call[IssuedKey]:
+) -> Request[IssuedKey]:
     """Give the calling key a new secret; role, scopes and expiry stay.
 
     Args:
-        overlap: How long the old secret lives on. Not zero by default: the old secret is the
-            credential of this call, and asking again for a lost answer needs it alive.
-        request_id: From an error whose outcome is unknown, to go on with that request.
+        overlap: How long the old secret is still accepted. The default is not zero, because the old
+            secret is the credential of this call, and repeating the call needs it.
+        request_id: From an error whose outcome is unknown, to continue that request.
         attempt: With `request_id`: greater than the `attempt` of the error.
     """
     request = token_service_pb2.RotateSelfRequest(
-        overlap=models.duration_of(overlap),
+        overlap=convert.duration_of(overlap),
         request_id=request_id or _new_request_id(),
         attempt=attempt,
     )
-    return _call(
+    return _request(
         "TokenService/RotateSelf",
         request,
         token_service_pb2.RotateSelfResponse,
-        models.issued_key_of,
-        Kind.MINT,
+        convert.issued_key_of,
+        Kind.ISSUE,
     )
 
 
-def revoke_token(token: str) -> Call[None]:
-    """Revoke whatever a token opens; to hold it is the proof, no other credential is sent."""
-    return Call(
+def revoke_token(token: str) -> Request[None]:
+    """Revoke the key of a token. Holding the token is the proof; no other credential is sent."""
+    return Request(
         "/keybearer.v1.TokenService/RevokeToken",
         token_service_pb2.RevokeTokenRequest(token=token),
         token_service_pb2.RevokeTokenResponse,
@@ -653,51 +658,51 @@ def list_audit_events(
     page_size: int = 0,
     account_id: str = "",
 ) -> Pages[AuditEvent]:
-    """Iterate over audit events, newest first; pages are fetched as they are needed.
+    """Iterate over audit events, the newest first.
 
     Args:
         actor_id: Only events of this key or user.
-        target_id: Only events about this thing.
-        actions: Only these.
+        target_id: Only events about this resource.
+        actions: Only these actions.
         after: Only events after this moment.
         before: Only events before this moment.
-        page_size: How many are fetched at a time; 0 leaves it to the service.
+        page_size: How many are fetched at a time; 0 leaves the choice to the service.
         account_id: Another account than the caller's; operators only.
     """
     action_numbers = _numbers(actions)
     return Pages(
-        lambda page_token: _call(
+        lambda page_token: _request(
             "AuditService/ListAuditEvents",
             audit_service_pb2.ListAuditEventsRequest(
                 actor_id=actor_id,
                 target_id=target_id,
                 actions=action_numbers,
-                after=None if after is None else models.stamp_of(after),
-                before=None if before is None else models.stamp_of(before),
+                after=_optional_timestamp(after),
+                before=_optional_timestamp(before),
                 page_size=page_size,
                 page_token=page_token,
                 account_id=account_id,
             ),
             audit_service_pb2.ListAuditEventsResponse,
             lambda page: (
-                [models.audit_event_of(event) for event in page.audit_events],
+                [convert.audit_event_of(event) for event in page.audit_events],
                 page.next_page_token,
             ),
         )
     )
 
 
-def _call(
+def _request(
     method: str,
-    request: Message,
+    message: Message,
     response_type: type[ResponseT],
     read: Callable[[ResponseT], ResultT],
     kind: Kind = Kind.READ,
-) -> Call[ResultT]:
-    return Call(f"/keybearer.v1.{method}", request, response_type, read, kind)
+) -> Request[ResultT]:
+    return Request(f"/keybearer.v1.{method}", message, response_type, read, kind)
 
 
-def _question(
+def _validate_request(
     token: str, account_id: str, required_role: Role, required_scopes: Iterable[str]
 ) -> token_service_pb2.ValidateTokenRequest:
     return token_service_pb2.ValidateTokenRequest(
@@ -710,15 +715,19 @@ def _question(
 
 def _set_expiration(request: _Expiring, expiration: Expiration) -> None:
     if isinstance(expiration, datetime):
-        request.expire_time.CopyFrom(models.stamp_of(expiration))
+        request.expire_time.CopyFrom(convert.timestamp_of(expiration))
     elif isinstance(expiration, timedelta):
-        request.ttl.CopyFrom(models.duration_of(expiration))
+        request.ttl.CopyFrom(convert.duration_of(expiration))
     else:
         request.never_expires = True
 
 
+def _optional_timestamp(moment: datetime | None) -> Timestamp | None:
+    return None if moment is None else convert.timestamp_of(moment)
+
+
 def _number(member: enum.IntEnum) -> Any:
-    """Answer an enum member as the generated code wants it: its number, of a type of its own."""
+    """Return the number of an enum member; the generated code has a type of its own for it."""
     return int(member)
 
 

@@ -1,11 +1,11 @@
-"""Guards a `grpc.server`: one interceptor in front of it, and handlers know who calls.
+"""The guard of a `grpc.server`: an interceptor in front of it, and handlers know who calls.
 
     auth = AuthInterceptor(CachingVerifier(KeybearerClient("keybearer:443", token=token)))
     server = grpc.server(futures.ThreadPoolExecutor(), interceptors=[auth])
 
 `intercept_service` runs on the one thread that serves all calls, so it only wraps handlers. The
-question to keybearer is asked in the wrapped behaviour, on a worker thread. grpc runs every call in
-a context of its own, which ends with the call, so an identity that is set there is never reset.
+wrapped behaviour checks the credential on a worker thread. grpc runs every call in a context of its
+own, which ends with the call, so the identity that is set there is never reset.
 """
 
 import functools
@@ -20,48 +20,44 @@ from typing import Any, Final, NoReturn
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
-from keybearer._client.verifier import Verifier
-from keybearer._guard.guard import (
-    HEALTH_AND_REFLECTION,
-    MALFORMED_MESSAGE,
-    Denial,
-    Rules,
-    check,
-    enter_identity,
+from keybearer._guard.check import check, presented_in_call
+from keybearer._guard.handlers import (
+    DEFAULT_REJUDGE_AFTER,
+    Behaviour,
+    Deserializer,
+    GuardedHandlers,
+    copy_attributes,
+    split_handler,
 )
+from keybearer._guard.identity import enter_identity
+from keybearer._guard.rules import HEALTH_AND_REFLECTION, Rules
+from keybearer._guard.verifier import Verifier
+from keybearer._wire.denial import MALFORMED_MESSAGE, Denial
 from keybearer.access import AccessRule
 from keybearer.models import Identity
 
 log = logging.getLogger(__name__)
 
-DEFAULT_REJUDGE_AFTER: Final = 30.0
-"""Seconds after which the credential of an open stream is judged again."""
-MAX_KEPT_HANDLERS: Final = 4096
-"""Wrapped handlers kept, for servers that make up handlers as calls come."""
-_MAX_JUDGES = 8
-_READ_BY_GRPC = ("experimental_thread_pool", "experimental_non_blocking")
-"""Attributes of a behaviour that grpc reads, also where they belong to its class."""
-
-Behaviour = Callable[..., Any]
-Deserializer = Callable[[bytes], Any]
+_MAX_JUDGES: Final = 8
+"""Threads that judge silent streams."""
 
 
 class AuthInterceptor(grpc.ServerInterceptor):
-    """Lets a call pass when its key meets the rule of its method, and denies every other one.
+    """Lets a call pass when its key meets the rule of its method, and denies every other call.
 
     The rule of a method is its option `(keybearer.v1.access)`; a method without one is denied. Put
-    it outside of interceptors that need `current_identity()`, inside of those that log calls.
+    the interceptor before those that need `current_identity()` and after those that log calls.
 
     Args:
-        verifier: Answers whose token it is.
-        services: Descriptors of services of which every method must have a rule: checked now,
+        verifier: Finds the identity behind a credential.
+        services: Descriptors of services whose methods must all have a rule. They are checked now
             instead of at the first call.
-        rules: Rules by method path, `/package.Service/Method`, for methods whose own proto has
-            none. They win over the options in the proto.
-        public_methods: Paths that need no credential, exactly.
-        rejudge_after: Seconds after which the credential of an open stream is judged again; it
-            ends when it would no longer be let in. One that moves ends with the denial; one that
-            is silent is cancelled.
+        rules: Rules by method path, `/package.Service/Method`, for methods whose proto has none.
+            They override the options in the proto.
+        public_methods: Paths that need no credential. A path must match exactly.
+        rejudge_after: Seconds after which the credential of an open stream is judged again. The
+            stream ends when the credential is no longer accepted: with the denial when a message is
+            on its way, and cancelled when the stream is silent.
 
     Raises:
         RuleError: A method of `services` has no rule, or a rule cannot be judged here.
@@ -82,36 +78,26 @@ class AuthInterceptor(grpc.ServerInterceptor):
         self._verifier = verifier
         self._rules = Rules(services, rules, public_methods)
         self._watchdog = _Watchdog(rejudge_after)
-        self._kept: dict[str, tuple[Any, Any]] = {}
+        self._handlers = GuardedHandlers(self._guard)
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Wrap the handler of a method; an unknown method stays unknown."""
+        """Return the guarded handler of a method; None for an unknown method."""
         handler = continuation(handler_call_details)
-        if handler is None:
-            return None
-        path = handler_call_details.method
-        kept = self._kept.get(path)
-        if kept is not None and kept[0] is handler:
-            return kept[1]
-        guarded = self._guarded(path, handler)
-        if len(self._kept) >= MAX_KEPT_HANDLERS:
-            self._kept.clear()
-        self._kept[path] = (handler, guarded)
-        return guarded
+        return None if handler is None else self._handlers.of(handler_call_details.method, handler)
 
-    def _guarded(self, path: str, handler: Any) -> Any:
-        """Wrap a handler in one of the same arity."""
+    def _guard(self, path: str, handler: Any) -> Any:
+        """Return a guarded handler of the same arity."""
         rule = self._rules.of(path)
         if rule is not None and rule.public:
             return handler
-        make, behaviour = taken_apart(handler)
+        make, behaviour = split_handler(handler)
         if handler.request_streaming or handler.response_streaming:
             guarded = self._guard_stream(rule, handler, behaviour)
         else:
             guarded = self._guard_unary(rule, handler, behaviour)
-        # Bytes are parsed behind the guard, so that strangers do not reach the parser.
+        # Bytes are parsed after the check, so that strangers do not reach the parser.
         return make(
-            _dressed(guarded, behaviour),
+            copy_attributes(guarded, behaviour),
             request_deserializer=None,
             response_serializer=handler.response_serializer,
         )
@@ -122,10 +108,10 @@ class AuthInterceptor(grpc.ServerInterceptor):
         verifier, deserializer = self._verifier, handler.request_deserializer
 
         def guarded(message: bytes, context: grpc.ServicerContext) -> Any:
-            identity = check(verifier, context.invocation_metadata, rule)
+            identity = check(verifier, rule, presented_in_call, context)
             if not isinstance(identity, Identity):
                 _abort(context, identity)
-            request = message if deserializer is None else _parsed(deserializer, message, context)
+            request = message if deserializer is None else _parse(deserializer, message, context)
             enter_identity(identity)
             return behaviour(request, context)
 
@@ -136,9 +122,9 @@ class AuthInterceptor(grpc.ServerInterceptor):
     ) -> Behaviour:
         verifier, deserializer = self._verifier, handler.request_deserializer
 
-        # A non-blocking behaviour takes a third argument, and answers through it.
+        # A non-blocking behaviour takes a third argument and sends its responses through it.
         def guarded(incoming: Any, context: grpc.ServicerContext, *callback: Any) -> Any:
-            judge = functools.partial(check, verifier, context.invocation_metadata, rule)
+            judge = functools.partial(check, verifier, rule, presented_in_call, context)
             identity = judge()
             if not isinstance(identity, Identity):
                 _abort(context, identity)
@@ -147,7 +133,7 @@ class AuthInterceptor(grpc.ServerInterceptor):
             if handler.request_streaming:
                 request: Any = _Requests(incoming, deserializer, stream)
             else:
-                request = _parsed(deserializer, incoming, context)
+                request = _parse(deserializer, incoming, context)
             enter_identity(identity)
             response = behaviour(request, context, *callback)
             if handler.response_streaming and not callback:
@@ -158,11 +144,11 @@ class AuthInterceptor(grpc.ServerInterceptor):
 
 
 class _Stream:
-    """One open stream: who opened it, and whether that is still right.
+    """One open stream: who opened it, and whether the credential is still accepted.
 
     Args:
-        identity: Who was let in.
-        context: Of the call.
+        identity: Who opened the stream.
+        context: The servicer context of the call.
         judge: Judges the credential again.
     """
 
@@ -179,16 +165,16 @@ class _Stream:
         self._due = 0.0
 
     def schedule(self, rejudge_after: float, now: float) -> None:
-        """Say when to judge again; times in seconds of the monotonic clock."""
+        """Set when to judge again; `now` is in seconds of the monotonic clock."""
         self._rejudge_after = rejudge_after
         self._due = now + rejudge_after
 
     def is_due(self, now: float) -> bool:
-        """Tell whether the credential must be judged again."""
+        """Return whether the credential must be judged again."""
         return now >= self._due
 
     def judge(self) -> Denial | None:
-        """Judge the credential again; answer the denial, if it is one."""
+        """Judge the credential again, and return the denial if there is one."""
         judgement = self._judge()
         if not isinstance(judgement, Identity):
             return judgement
@@ -197,7 +183,7 @@ class _Stream:
         return None
 
     def assert_allowed(self) -> None:
-        """Judge again when that is due, and abort the call when it is denied by now."""
+        """Judge again when that is due, and abort the call when it is denied."""
         if self.is_due(time.monotonic()):
             denial = self.judge()
             if denial is not None:
@@ -205,9 +191,9 @@ class _Stream:
 
 
 class _Watchdog:
-    """Judges the streams that are silent, so that nobody listens on with a dead key.
+    """Judges silent streams, so that nobody keeps listening with a key that was revoked.
 
-    Its thread lives while there are streams.
+    The thread exists only while there are streams.
     """
 
     def __init__(self, rejudge_after: float) -> None:
@@ -217,7 +203,7 @@ class _Watchdog:
         self._running = False
 
     def watch(self, stream: _Stream) -> None:
-        """Judge a stream until its call ends."""
+        """Judge a stream again and again until its call ends."""
         stream.schedule(self._rejudge_after, time.monotonic())
         with self._lock:
             self._streams.add(stream)
@@ -235,14 +221,14 @@ class _Watchdog:
         try:
             self._judge_until_idle()
         except Exception:
-            log.exception("open streams cannot be judged any more and are ended")
+            log.exception("open streams cannot be judged again and are ended")
             with self._lock:
                 unwatched, self._streams, self._running = self._streams, set(), False
             for stream in unwatched:
                 stream.context.cancel()
 
     def _judge_until_idle(self) -> None:
-        """Look at all streams, ten times between two judgements of one."""
+        """Visit all streams ten times in the time after which one is judged again."""
         pause = self._rejudge_after / 10
         with futures.ThreadPoolExecutor(_MAX_JUDGES, "keybearer-stream-judge") as judges:
             while True:
@@ -251,7 +237,7 @@ class _Watchdog:
                     if not self._streams:
                         self._running = False
                         return
-                    # A stream that moves judges itself; it gets a moment to do so.
+                    # A stream with traffic judges itself; it gets a moment to do so.
                     overdue = [
                         stream
                         for stream in self._streams
@@ -267,12 +253,12 @@ def _end_if_denied(stream: _Stream) -> None:
         log.exception("a stream could not be judged and is ended")
         denied = True
     if denied:
-        # The only way to end a call whose thread waits for something else.
+        # grpc offers no other way to end a call whose thread waits for something else.
         stream.context.cancel()
 
 
 class _Requests:
-    """The messages of a client stream, judged while they come and parsed behind the guard."""
+    """The messages of a client stream: the caller is judged again, then each is parsed."""
 
     def __init__(
         self, messages: Iterator[bytes], deserializer: Deserializer | None, stream: _Stream
@@ -287,11 +273,11 @@ class _Requests:
     def __next__(self) -> Any:
         message = next(self._messages)
         self._stream.assert_allowed()
-        return _parsed(self._deserializer, message, self._stream.context)
+        return _parse(self._deserializer, message, self._stream.context)
 
 
 def _responses(responses: Iterable[Any], stream: _Stream) -> Iterator[Any]:
-    """Yield what a behaviour answers, with the identity set while it works."""
+    """Yield the responses of a behaviour. The identity is set while the behaviour runs."""
     iterator = iter(responses)
     while True:
         enter_identity(stream.identity)
@@ -303,40 +289,18 @@ def _responses(responses: Iterable[Any], stream: _Stream) -> Iterator[Any]:
         yield response
 
 
-def taken_apart(handler: Any) -> tuple[Callable[..., Any], Behaviour]:
-    """Answer what makes handlers of the same arity, and the behaviour."""
-    if handler.request_streaming and handler.response_streaming:
-        return grpc.stream_stream_rpc_method_handler, handler.stream_stream
-    if handler.request_streaming:
-        return grpc.stream_unary_rpc_method_handler, handler.stream_unary
-    if handler.response_streaming:
-        return grpc.unary_stream_rpc_method_handler, handler.unary_stream
-    return grpc.unary_unary_rpc_method_handler, handler.unary_unary
-
-
-def _parsed(
-    deserializer: Deserializer | None, message: bytes, context: grpc.ServicerContext
-) -> Any:
-    """Parse a message, or abort the call."""
+def _parse(deserializer: Deserializer | None, message: bytes, context: grpc.ServicerContext) -> Any:
+    """Return the parsed message, or abort the call."""
     if deserializer is None:
         return message
     try:
         return deserializer(message)
-    except Exception:  # noqa: BLE001 - any parser, any error: the bytes are wrong
+    except Exception:  # noqa: BLE001 - whatever the parser raises, the bytes are wrong
         _abort(context, MALFORMED_MESSAGE)
 
 
 def _abort(context: grpc.ServicerContext, denial: Denial) -> NoReturn:
-    """End the call. Nothing behind this runs, whatever the context does."""
+    """Abort the call. Nothing after this runs, whatever the context does."""
     context.set_trailing_metadata(denial.trailers())
     context.abort(denial.code, denial.message)
     raise RuntimeError("a call went on after it was aborted")
-
-
-def _dressed(guarded: Behaviour, behaviour: Behaviour) -> Behaviour:
-    """Give the wrapper the name and the attributes of what it wraps."""
-    functools.update_wrapper(guarded, behaviour)
-    for name in _READ_BY_GRPC:
-        if hasattr(behaviour, name):
-            setattr(guarded, name, getattr(behaviour, name))
-    return guarded

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from keybearer import models
+from keybearer._client import convert
 from keybearer.cli.inputs import word
 
 ItemT = TypeVar("ItemT")
@@ -50,9 +50,9 @@ def document(value: Any) -> Any:
     if isinstance(value, enum.IntEnum):
         return value.name
     if isinstance(value, datetime):
-        return models.stamp_of(value).ToJsonString()
+        return convert.timestamp_of(value).ToJsonString()
     if isinstance(value, timedelta):
-        return models.duration_of(value).ToJsonString()
+        return convert.duration_of(value).ToJsonString()
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, Mapping):

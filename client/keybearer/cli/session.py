@@ -14,8 +14,9 @@ from typing import Annotated, Any
 
 import typer
 
-from keybearer._client.channel import authorization_of
-from keybearer._client.client import DEFAULT_TIMEOUT, DEFAULT_TRY_TIMEOUT, KeybearerClient
+from keybearer._client.client import KeybearerClient
+from keybearer._client.retries import DEFAULT_TIMEOUT, DEFAULT_TRY_TIMEOUT
+from keybearer._wire.bearer import authorization_of
 from keybearer.cli import connection, output
 from keybearer.cli.connection import Connection
 from keybearer.cli.refusals import ExitCode, Refusal, of_call, usage
