@@ -4,7 +4,7 @@ Times are timezone-aware datetimes in UTC. Enums carry the numbers of the protos
 version does not know becomes UNSPECIFIED. No `repr` contains a token.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -180,15 +180,38 @@ class Identity:
     secret_version: int = 0
 
 
-@dataclass(frozen=True, slots=True)
 class Presented:
-    """A credential as it was presented: what verifiers and guards judge."""
+    """A credential as it was presented: what verifiers and guards judge. It cannot be changed.
 
-    token: str = field(repr=False)
-    """The token, without `Bearer`."""
-    peer: str = ""
-    """The address that the call came from, without its port; empty when it is not known. It is not
-    used yet: it is carried for address rules on keys."""
+    Args:
+        token: The token, without `Bearer`. It stands in no `repr`.
+        peer: The address that the call came from, without its port; empty when it is not known. A
+            callable is called when the address is asked for.
+    """
+
+    # Not a dataclass: every guarded call makes one, and asking grpc for the peer takes longer than
+    # the rest of a check.
+    __slots__ = ("_peer", "_token")
+
+    def __init__(self, token: str, peer: str | Callable[[], str] = "") -> None:
+        self._token = token
+        self._peer = peer
+
+    @property
+    def token(self) -> str:
+        """The token, without `Bearer`."""
+        return self._token
+
+    @property
+    def peer(self) -> str:
+        """The address that the call came from, without its port; empty when it is not known.
+
+        Nothing uses it yet: it is carried for address rules on keys.
+        """
+        return self._peer if isinstance(self._peer, str) else self._peer()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(peer={self.peer!r})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -194,7 +194,7 @@ def test_different_tokens_are_different_questions(server: ScriptedServer) -> Non
     with caching(server) as verifier, futures.ThreadPoolExecutor(8) as pool:
         keys = [f"key{number}" for number in range(200)]
         tokens = [f"kbear1_{key}" for key in keys]
-        verdicts = list(pool.map(verifier.verify, tokens))
+        verdicts = list(pool.map(verifier.verify, map(Presented, tokens)))
         assert [verdict.identity and verdict.identity.key_id for verdict in verdicts] == keys
 
 
@@ -323,7 +323,7 @@ def test_a_stream_that_does_not_answer_is_given_up_with_its_connection(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Then a fresh connection is opened."""
-    monkeypatch.setattr(stream_module, "PING_EVERY", 0.05)
+    monkeypatch.setattr(stream_module, "PING_SECONDS", 0.05)
     with caching(server) as verifier:
         verifier.verify(Presented(TOKEN))
         server.stream().hello()

@@ -37,7 +37,7 @@ def presented_in_call(context: Any) -> Presented | None:
         context: The servicer context.
     """
     token = token_in_metadata(context.invocation_metadata())
-    return None if token is None else Presented(token, host_of(context.peer()))
+    return None if token is None else Presented(token, lambda: host_of(context.peer()))
 
 
 def check(
