@@ -415,7 +415,7 @@ class FakeKeybearer:
         requests: Iterator[_Request],
         context: grpc.ServicerContext,
     ) -> Iterator[_Response]:
-        """Answer every ping after the changes before it; see the wire contract, section 4."""
+        """Serve a stream of changes: every pong follows the changes before its ping."""
         events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         subscribe = next(requests).subscribe
         with self._lock:

@@ -260,7 +260,7 @@ def test_a_change_whose_answer_is_lost_says_that_it_may_have_happened(
         silent = ("--address", mute.address, "--timeout", "0.3")
         answer = cli("users", "create", "a@example.com", "--role", "admin", *silent)
     assert answer.code == 4
-    assert "it may have happened all the same: look before you repeat it" in answer.err
+    assert "the change may have happened all the same: check before you repeat it" in answer.err
 
 
 def test_a_create_whose_answer_is_lost_says_how_to_go_on(cli: Cli, tmp_path: Path) -> None:

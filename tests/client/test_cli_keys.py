@@ -65,7 +65,7 @@ def test_an_expiry_date_is_midnight_in_utc(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("choice", "hint"),
     [
-        ((), "Give --ttl 30d, --expires 2030-12-31 or --never-expires"),
+        ((), "choose when the key expires: --ttl 30d, --expires 2030-12-31 or --never-expires"),
         (("--ttl", "1d", "--never-expires"), "give one of --ttl, --expires and --never-expires"),
         (("--ttl", "soon"), "--ttl: 'soon' is not a duration"),
         (("--expires", "tomorrow"), "--expires: 'tomorrow' is no time"),
@@ -112,7 +112,7 @@ def test_a_token_file_that_exists_is_refused_before_anything_is_made(cli: Cli) -
         *("keys", "create", "k", "--role", "developer", "--never-expires", "--token-file", "t")
     )
     assert (answer.code, (cli.directory / "t").read_text()) == (2, "precious")
-    assert "exists already; nothing was made" in answer.err
+    assert "exists already; nothing was created" in answer.err
     assert len(cli.json("keys", "list")["api_keys"]) == 1
 
 
@@ -240,7 +240,7 @@ def test_show_tells_which_role_counts_and_why(cli: Cli) -> None:
     dana = cli.admin.create_user("dana@example.com", role="ROLE_DEVELOPER")
     key_id, _ = cli.create_key("k", role="ROLE_ADMIN", owner_id=dana.id)
     shown = cli.done("keys", "show", key_id).out
-    assert "admin, of which developer counts: the owner's role is lower" in shown
+    assert "admin, effective developer: the owner's role is lower" in shown
 
 
 def test_update_changes_what_is_given_and_nothing_else(cli: Cli) -> None:
@@ -263,7 +263,7 @@ def test_update_can_take_scopes_and_labels_away(cli: Cli) -> None:
 def test_update_without_a_change_is_refused(cli: Cli) -> None:
     """It says what could be given."""
     answer = cli("keys", "update", "4f9QzVbT1xKc8LmN")
-    assert (answer.code, "say what is to change" in answer.err) == (2, True)
+    assert (answer.code, "give at least one change" in answer.err) == (2, True)
 
 
 def test_update_with_a_stale_etag_is_refused(cli: Cli) -> None:
@@ -287,7 +287,7 @@ def test_rotate_with_an_overlap_needs_no_confirmation(cli: Cli) -> None:
     key_id, old = cli.create_key("k")
     new = cli.done("keys", "rotate", key_id, "--overlap", "1h").out
     assert cli.outcome(old) == cli.outcome(new) == "VALID"
-    assert "lives until" in cli.done("keys", "show", key_id).out
+    assert "accepted until" in cli.done("keys", "show", key_id).out
 
 
 def test_rotate_without_an_overlap_needs_a_yes(cli: Cli) -> None:

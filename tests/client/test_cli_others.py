@@ -72,14 +72,14 @@ def test_update_changes_name_and_role(cli: Cli) -> None:
 
 
 def test_a_dry_run_names_the_keys_that_would_die_and_those_that_would_not(cli: Cli) -> None:
-    """The owner's keys with their last use, and the keys made for others, which live on."""
+    """The owner's keys with their last use, and the keys made for others, which stay."""
     dana = cli.admin.create_user("dana@example.com")
     _, hers = cli.create_key("hers", role="ROLE_ADMIN", owner_id=dana.id)
     cli.service.as_token(hers).create_key(name="known", owner_id=cli.service.admin_user_id)
     shown = cli.done("users", "delete", dana.id, "--dry-run").out
     assert "1 key of this user will be revoked:\n  hers (" in shown
     assert "last used 2" in shown
-    assert "may know LIVE ON (see --revoke-created):\n  known (" in shown
+    assert "may know STAY (see --revoke-created):\n  known (" in shown
     assert cli.outcome(hers) == "VALID"
 
 

@@ -204,7 +204,7 @@ def test_ctrl_c_while_a_change_is_under_way_says_that_it_may_have_happened(
             terminal.type("\x03")
             assert terminal.end() == 130
     assert "Traceback" not in terminal.shown
-    assert "interrupted; what was under way may have happened all the same" in terminal.shown
+    assert "interrupted; the change may have happened all the same" in terminal.shown
     assert not (cli.directory / "t").exists()
 
 

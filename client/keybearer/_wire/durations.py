@@ -9,10 +9,10 @@ _WHOLE = re.compile(r"(\d{1,9}[smhdw])+", re.ASCII)
 
 
 def parse_duration(text: str) -> timedelta:
-    """Read a duration.
+    """Return a duration.
 
     Raises:
-        ValueError: In another form; the message says what is right.
+        ValueError: The text is no duration; the message says what is right.
     """
     compact = text.strip().lower()
     if _WHOLE.fullmatch(compact) is None:

@@ -1,4 +1,4 @@
-"""`keybearer`: the command line of the API, for operators."""
+"""`keybearer`: the command line for operators."""
 
 import os
 import sys
@@ -7,9 +7,9 @@ _INTERRUPTED = 130
 
 
 def main() -> None:
-    """Run the command on the arguments of the process and end the process with its exit code."""
+    """Run the command with the arguments of the process, and exit with its exit code."""
     try:
-        _part_from_the_transport()
+        _silence_the_transport()
         from keybearer.cli.app import run
     except ModuleNotFoundError as error:
         if error.name not in {"rich", "typer"}:
@@ -20,11 +20,11 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
-def _part_from_the_transport() -> None:
-    """Leave file descriptor 2 to the transport's log, and that to nobody.
+def _silence_the_transport() -> None:
+    """Send the log that grpc writes to file descriptor 2 to nowhere, and keep our own stderr.
 
-    What it has to say is in the errors of its calls. It reads GRPC_VERBOSITY when it is loaded,
-    which is before this module; where the user has set that, everything stays as it is.
+    The errors of the calls say all of it. GRPC_VERBOSITY cannot be set here: grpc reads it when it
+    is loaded, which is before this module. When the user has set it, nothing is changed.
     """
     if sys.stderr is None or "GRPC_VERBOSITY" in os.environ:
         return

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from keybearer._client.client import KeybearerClient
+from keybearer._wire.limits import MAX_NAME, MAX_PAGE_SIZE
 from keybearer.cli import inputs, output
 from keybearer.cli.options import (
     DEFAULT_LIMIT,
@@ -19,7 +20,7 @@ from keybearer.cli.options import (
     limit_of,
     page_size_of,
 )
-from keybearer.cli.output import ID_WIDTH, PAGE, Column, moment_text
+from keybearer.cli.output import ID_WIDTH, Column, moment_text
 from keybearer.cli.session import Session, command
 from keybearer.cli.terminal import confirm
 from keybearer.cli.token_files import token_sink
@@ -28,8 +29,6 @@ from keybearer.models import Account, ApiKeyState
 app = typer.Typer()
 
 AccountArgument = Annotated[str, typer.Argument(metavar="ACCOUNT", help="The id of the account.")]
-
-_MAX_NAME = 100
 
 
 def _state(account: Account) -> str:
@@ -68,14 +67,14 @@ def create(
         str | None,
         typer.Option(
             metavar="DURATION",
-            help="Life of that administrator's key, as 90d. Without: it never expires.",
+            help="How long that administrator's key is accepted, as 90d. Default: it never expires",
         ),
     ] = None,
     token_file: NewTokenFileOption = None,
     request_id: RequestIdOption = "",
     attempt: AttemptOption = 1,
 ) -> None:
-    """Make an account with its first administrator, and show the token of that user's key once."""
+    """Create an account with its first administrator, and show that user's token once."""
     life = None if ttl is None else inputs.duration("--ttl", ttl)
     client = session.client
     with token_sink(token_file) as sink:
@@ -83,7 +82,7 @@ def create(
             issued = client.create_account(
                 name,
                 admin_email=admin_email,
-                admin_display_name=admin_name or admin_email[:_MAX_NAME],
+                admin_display_name=admin_name or admin_email[:MAX_NAME],
                 ttl=life,
                 request_id=request_id,
                 attempt=attempt,
@@ -126,7 +125,7 @@ def list_(
         _COLUMNS,
         name="accounts",
         limit=shown,
-        empty="No account is like that; leave out --name, or make one: "
+        empty="No account matches; leave out --name, or create one: "
         "keybearer accounts create NAME --admin-email EMAIL",
         as_json=session.as_json,
     )
@@ -136,17 +135,17 @@ def list_(
 def show(session: Session, account: AccountArgument) -> None:
     """Show an account."""
     found = session.client.get_account(account)
-    session.answer({"account": found}, output.facts_text(_facts(found)))
+    session.show({"account": found}, output.facts_text(_facts(found)))
 
 
 @command(app, "disable", "keybearer accounts disable 7hJk3PqWvZ5sXt2R")
 def disable(session: Session, *, account: AccountArgument, yes: YesOption = False) -> None:
-    """Switch off every key of an account at once, until it is enabled again."""
+    """Disable an account: all its keys are refused until it is enabled again."""
     client = session.client
     confirm("Disable this account?", lambda: _warning(client, account), yes=yes)
     with session.changing():
         found = client.disable_account(account)
-    session.answer(
+    session.show(
         {"account": found},
         f"Disabled {_named(found)}; `keybearer accounts enable {found.id}` undoes it.",
     )
@@ -154,18 +153,20 @@ def disable(session: Session, *, account: AccountArgument, yes: YesOption = Fals
 
 @command(app, "enable", "keybearer accounts enable 7hJk3PqWvZ5sXt2R")
 def enable(session: Session, account: AccountArgument) -> None:
-    """Undo disable: the account's keys are what they were before."""
+    """Enable an account: its keys work again as before."""
     client = session.client
     with session.changing():
         found = client.enable_account(account)
-    session.answer({"account": found}, f"Enabled {_named(found)}.")
+    session.show({"account": found}, f"Enabled {_named(found)}.")
 
 
 def _warning(client: KeybearerClient, account_id: str) -> Iterator[str]:
     account = client.get_account(account_id)
-    keys = client.list_api_keys(states=[ApiKeyState.ACTIVE], account_id=account_id, page_size=PAGE)
-    count = len(list(itertools.islice(keys, PAGE)))
-    active = f"{count}{' or more' if count == PAGE else ''} active key{'s' * (count != 1)}"
+    keys = client.list_api_keys(
+        states=[ApiKeyState.ACTIVE], account_id=account_id, page_size=MAX_PAGE_SIZE
+    )
+    count = len(list(itertools.islice(keys, MAX_PAGE_SIZE)))
+    active = f"{count}{' or more' if count == MAX_PAGE_SIZE else ''} active key{'s' * (count != 1)}"
     yield f"{account.name} ({account.id}): {active} will be refused, until it is enabled again."
 
 

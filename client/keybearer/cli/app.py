@@ -1,12 +1,12 @@
-"""The command as a whole: its groups, its own options, and how a run ends."""
+"""The whole command: its groups, its own options, and how a run ends."""
 
 import os
 import sys
-from importlib.metadata import version as version_of
 from typing import Annotated
 
 import typer
 
+from keybearer._client.version import VERSION
 from keybearer.cli import accounts, audit, keys, token, users, whoami
 from keybearer.cli.refusals import ExitCode, Refusal, assert_no_token, usage
 
@@ -26,10 +26,10 @@ _SHELLS = ("bash", "zsh", "fish")
 def _root(
     context: typer.Context,
     *,
-    version: Annotated[bool, typer.Option("--version", help="Show the version and end.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
     if version:
-        typer.echo(f"keybearer {version_of('keybearer')}")
+        typer.echo(f"keybearer {VERSION}")
     elif context.invoked_subcommand is None:
         _help(context)
 
@@ -45,7 +45,7 @@ for group, name, text in (
     (users.app, "users", "Create, list, change and delete the users that own keys."),
     (accounts.app, "accounts", "Create, list and disable accounts (operators only)."),
     (token.app, "token", "Validate or revoke a token, renew your own."),
-    (audit.app, "audit", "See what was done, and who did it."),
+    (audit.app, "audit", "List what was done, and by whom."),
 ):
     app.add_typer(group, name=name, help=text, callback=_help, invoke_without_command=True)
 whoami.register(app)
@@ -66,7 +66,7 @@ def _completion(
         ),
     ],
 ) -> None:
-    """Print the script that makes a shell complete commands, options and their values."""
+    """Print the script with which a shell completes commands, options and their values."""
     if shell not in _SHELLS:
         raise usage(f"completion: {shell!r} is not one of {', '.join(_SHELLS)}")
     os.environ["_KEYBEARER_COMPLETE"] = f"source_{shell}"
@@ -74,13 +74,13 @@ def _completion(
 
 
 def run(arguments: list[str]) -> int:
-    """Run the command and answer its exit code. Every refusal is one line on standard error."""
+    """Run the command and return its exit code. Every error is one line on standard error."""
     try:
         assert_no_token(arguments)
         if sys.stdout is None:
-            # Its number would go to the connection, and a token has nowhere to go.
+            # The connection would get file descriptor 1, and a token could not be written.
             raise usage("standard output is closed; send it to /dev/null if nobody reads it")
-        # A name in another script than the terminal's is shown in escapes instead of not at all.
+        # Characters that the terminal cannot show are escaped instead of raising an error.
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -90,7 +90,7 @@ def run(arguments: list[str]) -> int:
     except _USAGE_ERROR as error:
         return _refuse(_of_usage(error), arguments)
     except OSError as error:
-        # Files have had their own refusal; what is left is an answer that cannot be written.
+        # Errors of files are refusals already, so this is a result that cannot be written.
         return _refuse(Refusal(f"standard output: {error.strerror}"), arguments)
     except (KeyboardInterrupt, typer.Abort):
         return _refuse(Refusal("interrupted", exit_code=ExitCode.INTERRUPTED), arguments)
@@ -98,12 +98,12 @@ def run(arguments: list[str]) -> int:
 
 
 def _of_usage(error: Exception) -> Refusal:
-    """Answer the refusal that a complaint of Typer means."""
+    """Return the refusal that an error of Typer means."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "keybearer"
     message: str = error.format_message().rstrip(".")  # type: ignore[attr-defined]
     if path.startswith("keybearer token") and "unexpected extra argument" in message:
-        # What somebody gave there may be a token, whatever it looks like.
+        # The argument may be a token, whatever it looks like.
         message = "no token as an argument: give it on standard input or in --token-file"
     if path == "keybearer" and message.startswith("No such option"):
         message += "; the options of a command go after it"
@@ -113,7 +113,7 @@ def _of_usage(error: Exception) -> Refusal:
 
 def _refuse(refusal: Refusal, arguments: list[str]) -> int:
     if refusal.exit_code is ExitCode.BROKEN_PIPE or not _stdout_is_whole():
-        # Whoever read our output has enough; the interpreter must not try to flush it again.
+        # The reader is gone; the interpreter must not try to flush the output again.
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
     if refusal.exit_code is not ExitCode.BROKEN_PIPE:
@@ -133,7 +133,7 @@ def _stdout_is_whole() -> bool:
 
 
 def _wants_json(arguments: list[str]) -> bool:
-    """Whether the error is for a program; the arguments may be such that Typer cannot tell."""
+    """Return whether a program reads the error; Typer may not have parsed the arguments."""
     for index, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name in {"--output", "-o"}:

@@ -51,7 +51,9 @@ def list_(
     session: Session,
     *,
     actor: Annotated[str, typer.Option(metavar="ID", help="Only events of this key or user.")] = "",
-    target: Annotated[str, typer.Option(metavar="ID", help="Only events about this thing.")] = "",
+    target: Annotated[
+        str, typer.Option(metavar="ID", help="Only events about this resource.")
+    ] = "",
     action: Annotated[
         list[AuditAction] | None,
         enum_option(
@@ -62,16 +64,17 @@ def list_(
         ),
     ] = None,
     after: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Only later ones; 7d: of the last 7 days.")
+        str | None, typer.Option(metavar="TIME", help="Only later events; 7d: of the last 7 days.")
     ] = None,
     before: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Only earlier ones; 1h: older than an hour.")
+        str | None,
+        typer.Option(metavar="TIME", help="Only earlier events; 1h: older than an hour."),
     ] = None,
     account: AccountOption = "",
     limit: LimitOption = DEFAULT_LIMIT,
     show_all: AllOption = False,
 ) -> None:
-    """List what was done, the newest first."""
+    """List audit events, the newest first."""
     shown = limit_of(limit, show_all=show_all)
     events = session.client.list_audit_events(
         actor_id=actor,
@@ -87,6 +90,6 @@ def list_(
         _COLUMNS,
         name="audit_events",
         limit=shown,
-        empty="No event is like that; leave out a filter to see more.",
+        empty="No event matches; leave out a filter to see more.",
         as_json=session.as_json,
     )

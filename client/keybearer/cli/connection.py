@@ -1,4 +1,4 @@
-"""Where the service is and how it is spoken to: TLS, unless nobody can listen or it was said."""
+"""The connection of a command: TLS, except on loopback and where plaintext is requested."""
 
 import ipaddress
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from keybearer._client.channel import TLSConfig
 from keybearer.cli.refusals import usage
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
-"""Where a server listens that was not told where."""
+"""Where a server listens by default."""
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """What a client needs to be opened."""
+    """The address and the TLS settings of a client."""
 
     address: str
     tls: bool | TLSConfig
@@ -34,18 +34,17 @@ def settle(
     client_key: Path | None,
     server_name: str | None,
 ) -> Connection:
-    """Decide how an address is spoken to.
+    """Return the connection for an address and its settings.
 
-    TLS for every address, except that loopback and unix sockets are spoken to in plaintext unless
-    `https://` or one of the TLS settings says otherwise: that is how a server listens there by
-    itself, and nobody else can read along.
+    The default is TLS. Loopback and unix sockets use plaintext unless `https://` or a TLS setting
+    asks for TLS: a server listens there in plaintext by default, and nobody else can read it.
 
     Args:
         address: `host:port`, `https://host[:port]`, `http://host[:port]` or `unix:/path`.
-        plaintext: Do without TLS, whatever the address.
-        ca: The authorities trusted to name the server; None: those of the system.
-        client_cert: The caller's own certificate, for mutual TLS.
-        client_key: Its key.
+        plaintext: Whether to use plaintext for every address.
+        ca: The authorities that may sign the server's certificate; None means the system's.
+        client_cert: The certificate of the caller, for mutual TLS.
+        client_key: The private key of `client_cert`.
         server_name: The name in the server's certificate.
 
     Raises:
@@ -83,7 +82,7 @@ def settle(
 
 
 def _parse(address: str) -> tuple[str, str, bool]:
-    """Answer the scheme, if any, the target for gRPC, and whether it is on this machine."""
+    """Return the scheme or "", the target for gRPC, and whether the target is on this machine."""
     refusal = usage(f"--address: {address!r} is not host:port, https://host:port or unix:/path")
     if address.startswith("unix:"):
         return "", address, True

@@ -1,4 +1,4 @@
-"""What the commands read from their arguments: enums, moments, durations, labels."""
+"""Arguments of the commands: enums, times, durations, labels."""
 
 import enum
 import re
@@ -10,6 +10,7 @@ import typer
 
 from keybearer._client.requests import NEVER_EXPIRES, Expiration
 from keybearer._wire.durations import parse_duration
+from keybearer._wire.enums import members_of
 from keybearer.cli.refusals import usage
 
 EnumT = TypeVar("EnumT", bound=enum.IntEnum)
@@ -17,11 +18,11 @@ EnumT = TypeVar("EnumT", bound=enum.IntEnum)
 _LAST_WORD = re.compile(r"[A-Z][a-z]+")
 
 MAX_DURATION = timedelta(days=36_500)
-"""Longer ones are slips, and break the arithmetic of dates."""
+"""Longer ones are typing errors, and date arithmetic cannot represent them."""
 
 
 def word(member: enum.IntEnum) -> str:
-    """Answer the name of an enum member as people write it: `no-longer-used`."""
+    """Return the name of an enum member as people write it: `no-longer-used`."""
     return member.name.lower().replace("_", "-")
 
 
@@ -32,30 +33,30 @@ def enum_option(
     without: tuple[EnumT, ...] = (),
     show_choices: bool = True,
 ) -> Any:
-    """Answer a typer option for the members of an enum, with completion.
+    """Return a typer option whose values are the members of an enum, with completion.
 
     Args:
-        enum_class: Of which; its member 0 is no choice.
+        enum_class: The enum. UNSPECIFIED is no choice.
         text: The help text; the choices are added to it.
         names: As for `typer.Option`.
-        without: Members that are no choice either.
-        show_choices: False where they are too many.
+        without: Further members that are no choice.
+        show_choices: Whether the help text names the choices.
     """
     return typer.Option(*names, **_choice(enum_class, text, without, show_choices=show_choices))
 
 
 def enum_argument(enum_class: type[EnumT], text: str) -> Any:
-    """Answer a typer argument for the members of an enum, with completion."""
+    """Return a typer argument whose values are the members of an enum, with completion."""
     return typer.Argument(**_choice(enum_class, text, (), show_choices=True))
 
 
 def _choice(
     enum_class: type[EnumT], text: str, without: tuple[EnumT, ...], *, show_choices: bool
 ) -> dict[str, Any]:
-    choices = {word(member): member for member in enum_class if member and member not in without}
+    choices = {word(one): one for one in members_of(enum_class) if one not in without}
 
     def parse(given: str) -> EnumT:
-        # Typer hands defaults in too, and those are members.
+        # Typer passes defaults too, and those are members.
         member = choices.get(str(given).strip().lower().replace("_", "-"))
         if isinstance(given, enum_class):
             member = given
@@ -76,10 +77,10 @@ def _choice(
 
 
 def duration(option: str, text: str) -> timedelta:
-    """Read a duration.
+    """Return a duration.
 
     Raises:
-        Refusal: It is none, or longer than a century.
+        Refusal: The text is no duration, or longer than a century.
     """
     try:
         length = parse_duration(text)
@@ -91,10 +92,10 @@ def duration(option: str, text: str) -> timedelta:
 
 
 def moment(option: str, text: str) -> datetime:
-    """Read a date or a time in ISO 8601. It is UTC unless it says otherwise.
+    """Return a date or a time in ISO 8601. It is UTC unless it says otherwise.
 
     Raises:
-        Refusal: It is none.
+        Refusal: The text is no time.
     """
     try:
         read = datetime.fromisoformat(text.strip())
@@ -109,12 +110,12 @@ def moment(option: str, text: str) -> datetime:
 
 
 def past(option: str, text: str | None) -> datetime | None:
-    """Read a moment; a duration means that long ago."""
+    """Return a time; a duration means that long ago."""
     return _moment_from(option, text, lambda length: datetime.now(UTC) - length)
 
 
 def future(option: str, text: str | None) -> datetime | None:
-    """Read a moment; a duration means that long from now."""
+    """Return a time; a duration means that long from now."""
     return _moment_from(option, text, lambda length: datetime.now(UTC) + length)
 
 
@@ -131,10 +132,10 @@ def _is_duration(text: str) -> bool:
 
 
 def expiration(ttl: str | None, expires: str | None, *, never: bool) -> Expiration | None:
-    """Read the choice of an expiry; None when there was none.
+    """Return the chosen expiration, or None when none was chosen.
 
     Raises:
-        Refusal: There was more than one, or it cannot be read.
+        Refusal: More than one was chosen, or the choice cannot be read.
     """
     if sum((ttl is not None, expires is not None, never)) > 1:
         raise usage("give one of --ttl, --expires and --never-expires")
@@ -148,10 +149,10 @@ def expiration(ttl: str | None, expires: str | None, *, never: bool) -> Expirati
 
 
 def labels(pairs: list[str] | None) -> dict[str, str]:
-    """Read labels.
+    """Return labels.
 
     Raises:
-        Refusal: One is not `key=value`, or a key comes twice.
+        Refusal: A label is not `key=value`, or a key is given twice.
     """
     read: dict[str, str] = {}
     for pair in pairs or ():

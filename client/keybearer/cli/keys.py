@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from keybearer._wire.limits import API_KEY_ORDERS
 from keybearer.access import Role
 from keybearer.cli import inputs, output
 from keybearer.cli.inputs import enum_option, word
@@ -31,7 +32,6 @@ from keybearer.models import ApiKey, ApiKeyState, RevocationReason
 
 app = typer.Typer()
 
-_SORTS = ("create_time", "expire_time", "name", "last_used_time")
 _BY_THE_SERVICE = (
     RevocationReason.OWNER_DELETED,
     RevocationReason.CREATOR_DELETED,
@@ -52,18 +52,20 @@ COLUMNS: list[Column[ApiKey]] = [
 
 TtlOption = Annotated[
     str | None,
-    typer.Option(metavar="DURATION", help="Life of the key from now on, as 30d or 12h."),
+    typer.Option(
+        metavar="DURATION", help="How long the key is accepted from now on, as 30d or 12h."
+    ),
 ]
 ExpiresOption = Annotated[
     str | None,
     typer.Option(
         metavar="TIME",
-        help="The moment from which the key is refused, as 2030-12-31 (00:00 UTC) or "
+        help="The time from which the key is refused, as 2030-12-31 (00:00 UTC) or "
         "2030-12-31T18:00Z.",
     ),
 ]
 NeverExpiresOption = Annotated[
-    bool, typer.Option("--never-expires", help="It lives until it is revoked.")
+    bool, typer.Option("--never-expires", help="The key is accepted until it is revoked.")
 ]
 ScopesOption = Annotated[
     list[str] | None,
@@ -94,9 +96,7 @@ def create(
     description: Annotated[str, typer.Option(metavar="TEXT", help="What it is for.")] = "",
     owner: Annotated[
         str,
-        typer.Option(
-            metavar="USER", help="The id or address of the user it belongs to. Default: you"
-        ),
+        typer.Option(metavar="USER", help="The id or address of the owner. Default: you"),
     ] = "",
     scope: ScopesOption = None,
     label: LabelsOption = None,
@@ -105,15 +105,15 @@ def create(
     request_id: RequestIdOption = "",
     attempt: AttemptOption = 1,
 ) -> None:
-    """Make a key and show its token, this once.
+    """Create a key and show its token once.
 
-    How long it lives is always a choice: give one of --ttl, --expires and --never-expires. In a
-    pipe the token goes alone to standard output.
+    Choose how long it is accepted: give one of --ttl, --expires and --never-expires. Standard
+    output has the token alone, so it can go into a pipe.
     """
     expiration = inputs.expiration(ttl, expires, never=never_expires)
     if expiration is None:
         raise usage(
-            "keys create: how long is the key to live? Give --ttl 30d, --expires 2030-12-31 or "
+            "keys create: choose when the key expires: --ttl 30d, --expires 2030-12-31 or "
             "--never-expires"
         )
     labels = inputs.labels(label)
@@ -174,17 +174,17 @@ def list_(
         str,
         typer.Option(
             metavar="ORDER",
-            help=f"{', '.join(_SORTS)}; each also with ' desc' for falling order.",
-            autocompletion=lambda: [*_SORTS, *(f"{sort} desc" for sort in _SORTS)],
+            help=f"{', '.join(API_KEY_ORDERS)}; each also with ' desc' for descending order.",
+            autocompletion=lambda: [*API_KEY_ORDERS, *(f"{sort} desc" for sort in API_KEY_ORDERS)],
         ),
     ] = "create_time desc",
     account: AccountOption = "",
     limit: LimitOption = DEFAULT_LIMIT,
     show_all: AllOption = False,
 ) -> None:
-    """List keys, the newest first; revoked and expired ones stay in the list.
+    """List keys, the newest first, also revoked and expired ones.
 
-    The role is the one that counts: the lower of the granted role and the owner's.
+    The role is the effective one: the lower of the granted role and the owner's.
     """
     shown = limit_of(limit, show_all=show_all)
     before = inputs.future("--expires-before", expires_before)
@@ -206,18 +206,19 @@ def list_(
         COLUMNS,
         name="api_keys",
         limit=shown,
-        empty="No key is like that; leave out a filter to see more."
+        empty="No key matches; leave out a filter to see more."
         if filtered
-        else "No keys yet. Make one: keybearer keys create NAME --role developer --ttl 30d",
+        else "There are no keys yet. Create one: "
+        "keybearer keys create NAME --role developer --ttl 30d",
         as_json=session.as_json,
     )
 
 
 @command(app, "show", "keybearer keys show 4f9QzVbT1xKc8LmN")
 def show(session: Session, key: KeyArgument) -> None:
-    """Show all there is to know about a key; its token is not among it."""
+    """Show everything about a key except its token."""
     api_key = session.client.get_api_key(key)
-    session.answer({"api_key": api_key}, output.facts_text(facts_of(api_key)))
+    session.show({"api_key": api_key}, output.facts_text(facts_of(api_key)))
 
 
 @command(
@@ -236,9 +237,9 @@ def update(
         Role | None, enum_option(Role, "The granted role; never more than your own.")
     ] = None,
     scope: ScopesOption = None,
-    no_scopes: Annotated[bool, typer.Option("--no-scopes", help="Take all scopes away.")] = False,
+    no_scopes: Annotated[bool, typer.Option("--no-scopes", help="Remove all scopes.")] = False,
     label: LabelsOption = None,
-    no_labels: Annotated[bool, typer.Option("--no-labels", help="Take all labels away.")] = False,
+    no_labels: Annotated[bool, typer.Option("--no-labels", help="Remove all labels.")] = False,
     ttl: TtlOption = None,
     expires: ExpiresOption = None,
     never_expires: NeverExpiresOption = False,
@@ -246,19 +247,20 @@ def update(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Let the old secret of a rotation die earlier; 10m: in 10 minutes.",
+            help="When the old secret of a rotation stops working; 10m: in 10 minutes.",
         ),
     ] = None,
     etag: Annotated[
         str,
         typer.Option(
-            metavar="ETAG", help="Refuse when the key has changed since this etag was shown."
+            metavar="ETAG",
+            help="Reject the change if the key has changed since this etag was shown.",
         ),
     ] = "",
 ) -> None:
-    """Change a key. What is not given stays; scopes and labels are replaced as a whole."""
+    """Change a key. Only what is given changes; scopes and labels are replaced as a whole."""
     if (scope and no_scopes) or (label and no_labels):
-        raise usage("keys update: --no-scopes and --no-labels go without new ones")
+        raise usage("keys update: --no-scopes and --no-labels exclude --scope and --label")
     changes = {
         "name": name,
         "description": description,
@@ -269,20 +271,20 @@ def update(
         "overlap_end_time": inputs.future("--overlap-until", overlap_until),
     }
     if all(value is None for value in changes.values()):
-        raise usage("keys update: say what is to change, as --name invoices")
+        raise usage("keys update: give at least one change, as --name invoices")
     client = session.client
     with session.changing():
         api_key = client.update_api_key(key, etag=etag, **changes)  # type: ignore[arg-type]
-    session.answer({"api_key": api_key}, f"Updated the key:\n\n{_summary(api_key)}")
+    session.show({"api_key": api_key}, f"Updated the key:\n\n{_summary(api_key)}")
 
 
 @command(app, "disable", "keybearer keys disable 4f9QzVbT1xKc8LmN")
 def disable(session: Session, key: KeyArgument) -> None:
-    """Switch a key off until it is enabled again."""
+    """Disable a key until it is enabled again."""
     client = session.client
     with session.changing():
         api_key = client.disable_api_key(key)
-    session.answer(
+    session.show(
         {"api_key": api_key},
         f"Disabled {_named(api_key)}; `keybearer keys enable {api_key.id}` undoes it.",
     )
@@ -290,11 +292,11 @@ def disable(session: Session, key: KeyArgument) -> None:
 
 @command(app, "enable", "keybearer keys enable 4f9QzVbT1xKc8LmN")
 def enable(session: Session, key: KeyArgument) -> None:
-    """Switch a key on again."""
+    """Enable a key again."""
     client = session.client
     with session.changing():
         api_key = client.enable_api_key(key)
-    session.answer({"api_key": api_key}, f"Enabled {_named(api_key)}; it is {word(api_key.state)}.")
+    session.show({"api_key": api_key}, f"Enabled {_named(api_key)}; it is {word(api_key.state)}.")
 
 
 @command(
@@ -311,7 +313,7 @@ def rotate(
         str | None,
         typer.Option(
             metavar="DURATION",
-            help="How long the old secret lives on, at most 30d. Without: it dies now.",
+            help="How long the old secret is still accepted, at most 30d. Default: not at all",
         ),
     ] = None,
     token_file: NewTokenFileOption = None,
@@ -319,10 +321,10 @@ def rotate(
     attempt: AttemptOption = 1,
     yes: YesOption = False,
 ) -> None:
-    """Give a key a new secret and show its token, this once; id and everything else stay.
+    """Give a key a new secret and show its token once; id and everything else stay.
 
-    With --overlap, holders have time to change; `keys show` tells whether the old one is still
-    used. Without, it is refused at once, and you are asked first.
+    With --overlap the holders have time to change, and `keys show` says whether the old secret is
+    still used. Without, it is refused at once, and you are asked first.
     """
     length = inputs.duration("--overlap", overlap) if overlap is not None else timedelta()
     client = session.client
@@ -330,8 +332,8 @@ def rotate(
         confirm(
             "Rotate it without an overlap?",
             lambda: [
-                *_warning("The old secret of this key dies now:", client.get_api_key(key)),
-                "Whoever still holds it is refused. --overlap 24h gives time to change.",
+                *_warning("The old secret of this key stops working now:", client.get_api_key(key)),
+                "Everybody who still uses it is refused. --overlap 24h gives time to change.",
             ],
             yes=yes,
         )
@@ -362,24 +364,22 @@ def revoke(
     reason: Annotated[
         RevocationReason, enum_option(RevocationReason, "Why.", without=_BY_THE_SERVICE)
     ],
-    note: Annotated[
-        str, typer.Option(metavar="TEXT", help="For whoever reads the audit log.")
-    ] = "",
+    note: Annotated[str, typer.Option(metavar="TEXT", help="A note for the audit log.")] = "",
     yes: YesOption = False,
 ) -> None:
-    """Kill keys for good: they are refused from the moment this answers.
+    """Revoke keys, which is final. They are refused from the moment the command ends.
 
-    All are looked up before the first is revoked. With --output json: one object a key, a line
-    each.
+    All keys are looked up before the first is revoked. With --output json, each key is one object
+    on one line.
     """
     client = session.client
     found = [client.get_api_key(key) for key in dict.fromkeys(keys)]
-    dying = [key for key in found if key.state is not ApiKeyState.REVOKED]
-    if dying:
-        count = "this key" if len(dying) == 1 else f"these {len(dying)} keys"
+    to_revoke = [key for key in found if key.state is not ApiKeyState.REVOKED]
+    if to_revoke:
+        count = "this key" if len(to_revoke) == 1 else f"these {len(to_revoke)} keys"
         confirm(
             f"Revoke {count}? It cannot be undone.",
-            lambda: [line for key in dying for line in _warning("", key)],
+            lambda: [line for key in to_revoke for line in _warning("", key)],
             yes=yes,
         )
     revoked = 0
@@ -390,17 +390,17 @@ def revoke(
                     api_key = client.revoke_api_key(key.id, reason=reason, note=note)
                 revoked += 1
                 step()
-                session.answer({"api_key": api_key}, _revoked_text(key, api_key))
+                session.show({"api_key": api_key}, _revoked_text(key, api_key))
     finally:
         if revoked < len(found) and len(found) > 1:
             session.note(f"Stopped: {revoked} of {len(found)} keys are revoked.")
 
 
 def facts_of(key: ApiKey) -> list[tuple[str, str]]:
-    """Answer everything about a key, for people."""
+    """Return everything about a key, for people."""
     role = word(key.role)
     if key.effective_role < key.role:
-        role += f", of which {word(key.effective_role)} counts: the owner's role is lower"
+        role += f", effective {word(key.effective_role)}: the owner's role is lower"
     revocation = ""
     if key.revoke_time is not None:
         by = key.revoked_by or "its holder"
@@ -431,7 +431,7 @@ def facts_of(key: ApiKey) -> list[tuple[str, str]]:
 
 
 def lines_of(key: ApiKey) -> str:
-    """Answer what somebody must know who is about to kill a key, on one line."""
+    """Return what matters before a key is revoked, on one line."""
     used = "never used"
     if key.last_used_time is not None:
         ago = output.distance(key.last_used_time, datetime.now(UTC))
@@ -468,7 +468,7 @@ def _old_secret_text(key: ApiKey) -> str:
     used = "not used since the rotation"
     if key.old_secret_last_used_time is not None:
         used = f"last used {moment_text(key.old_secret_last_used_time)}"
-    return f"lives until {moment_text(key.overlap_end_time)}, {used}"
+    return f"accepted until {moment_text(key.overlap_end_time)}, {used}"
 
 
 def _ordinal(number: int) -> str:

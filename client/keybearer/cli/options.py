@@ -1,4 +1,4 @@
-"""Options that several commands share, and what finds the things they name."""
+"""Options that several commands share, and how their values are resolved."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,17 +6,17 @@ from typing import Annotated
 import typer
 
 from keybearer._client.client import KeybearerClient
-from keybearer.cli.output import PAGE
+from keybearer._wire.limits import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from keybearer.cli.refusals import Refusal
 
 YesOption = Annotated[
-    bool, typer.Option("--yes", "-y", help="Do it without asking; for scripts, which must say so.")
+    bool, typer.Option("--yes", "-y", help="Do not ask for a confirmation; scripts need this.")
 ]
 LimitOption = Annotated[
     int, typer.Option(min=1, max=100_000, metavar="N", help="How many to show.")
 ]
 AllOption = Annotated[
-    bool, typer.Option("--all", help="Show all, however many; progress goes to standard error.")
+    bool, typer.Option("--all", help="Show all; progress goes to standard error.")
 ]
 AccountOption = Annotated[
     str,
@@ -26,44 +26,49 @@ NewTokenFileOption = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help="Write the token to this new file (0600) instead of standard output; refused before "
-        "anything is made when the file exists.",
+        help="Write the token to this new file (0600) instead of standard output. A file that "
+        "exists is rejected before anything is created.",
     ),
 ]
 RequestIdOption = Annotated[
     str,
     typer.Option(
-        metavar="UUID", help="Go on with a request whose answer was lost; the error named it."
+        metavar="UUID", help="Continue a request whose response was lost; the error names it."
     ),
 ]
 AttemptOption = Annotated[
     int,
-    typer.Option(min=1, max=2**31 - 1, metavar="N", help="With --request-id: as the error said."),
+    typer.Option(
+        min=1,
+        max=2**31 - 1,
+        metavar="N",
+        help="With --request-id: the number that the error names.",
+    ),
 ]
 KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="The id of the key.")]
 UserArgument = Annotated[
     str, typer.Argument(metavar="USER", help="The id or the e-mail address of the user.")
 ]
 
-DEFAULT_LIMIT = 50
+DEFAULT_LIMIT = DEFAULT_PAGE_SIZE
 
 
 def limit_of(limit: int, *, show_all: bool) -> int | None:
-    """Answer how many to show; None: all."""
+    """Return how many items to show; None means all."""
     return None if show_all else limit
 
 
 def page_size_of(limit: int | None) -> int:
-    """Answer how many to fetch at once: one more than is shown, to know whether there are more."""
-    return PAGE if limit is None else min(limit + 1, PAGE)
+    """Return how many items to fetch at once: one more than are shown, to see if there are more."""
+    return MAX_PAGE_SIZE if limit is None else min(limit + 1, MAX_PAGE_SIZE)
 
 
 def user_id_of(client: KeybearerClient, user: str, account_id: str = "") -> str:
-    """Answer the id of a user named by id or address.
+    """Return the id of a user who is named by id or address.
 
     Raises:
         Refusal: No live user of the account has the address.
-        KeybearerError: It could not be looked up.
+        KeybearerError: The users could not be listed.
     """
     if "@" not in user:
         return user
@@ -71,7 +76,7 @@ def user_id_of(client: KeybearerClient, user: str, account_id: str = "") -> str:
         if found.email == user.lower():
             return found.id
     raise Refusal(
-        f"no user has the address {user}; `keybearer users list` shows who is there",
+        f"no user has the address {user}; `keybearer users list` shows the users",
         code="NOT_FOUND",
         reason="RESOURCE_NOT_FOUND",
     )

@@ -1,6 +1,6 @@
-"""How a command answers: JSON for programs, tables and facts for people, both on standard output.
+"""The output of a command: JSON for programs, tables and facts for people, on standard output.
 
-What people need besides, such as notes and progress, goes to standard error.
+Notes and progress go to standard error.
 """
 
 import dataclasses
@@ -28,8 +28,6 @@ ItemT = TypeVar("ItemT")
 NEVER = "never"
 ID_WIDTH = 16
 _GAP = "  "
-PAGE = 1000
-"""The most the service answers at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +36,15 @@ class Column(Generic[ItemT]):
 
     title: str
     read: Callable[[ItemT], "str | datetime | None"]
-    """What stands in it; None means never."""
+    """Returns the value of an item; None means never."""
     under: bool = False
-    """On a terminal, it stands below the column before, to save width."""
+    """Whether the value stands below that of the column before, on a terminal, to save width."""
     least: int = 10
-    """The fewest characters it may be squeezed to on a terminal. 10 is a date."""
+    """The smallest width on a terminal, in characters. A date has 10."""
 
 
 def document(value: Any) -> Any:
-    """Turn an answer of the client into what JSON can say, by the field names of the protos."""
+    """Return a result of the client as JSON values, with the field names of the protos."""
     if isinstance(value, enum.IntEnum):
         return value.name
     if isinstance(value, datetime):
@@ -66,13 +64,13 @@ def document(value: Any) -> Any:
     return value
 
 
-def to_json(answer: Mapping[str, Any]) -> str:
-    """Write an answer as one line of JSON."""
-    return json.dumps({name: document(value) for name, value in answer.items()})
+def to_json(result: Mapping[str, Any]) -> str:
+    """Return a result as one line of JSON."""
+    return json.dumps({name: document(value) for name, value in result.items()})
 
 
 def visible(text: str) -> str:
-    """Answer text that a terminal shows instead of obeying it."""
+    """Return text in which control characters are escaped, so that a terminal only shows it."""
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
         for character in text
@@ -80,7 +78,7 @@ def visible(text: str) -> str:
 
 
 def note(text: str) -> None:
-    """Tell people something, beside the answer."""
+    """Print a line for people on standard error."""
     typer.echo(text, err=True)
 
 
@@ -88,14 +86,14 @@ def note(text: str) -> None:
 
 
 def moment_text(moment: datetime | None, never: str = NEVER) -> str:
-    """Write a moment for people, to the second, with its distance from now."""
+    """Return a time for people, to the second, with its distance from now."""
     if moment is None:
         return never
     return f"{moment:%Y-%m-%d %H:%M:%S} UTC ({distance(moment, datetime.now(UTC))})"
 
 
 def distance(moment: datetime, now: datetime) -> str:
-    """Write how far away a moment is: `3 d ago`, `in 2 h`."""
+    """Return how far away a time is: `3 d ago`, `in 2 h`."""
     seconds = (moment - now).total_seconds()
     size = abs(seconds)
     units = (("d", 86_400), ("h", 3_600), ("min", 60))
@@ -110,19 +108,19 @@ def distance(moment: datetime, now: datetime) -> str:
 
 
 def facts_text(facts: Iterable[tuple[str, str]]) -> str:
-    """Write facts below each other; those that are empty are left out."""
-    told = [(name, value) for name, value in facts if value]
-    width = max(len(name) for name, _ in told)
-    return "\n".join(f"{name:<{width}}  {visible(value)}" for name, value in told)
+    """Return facts below each other; empty ones are left out."""
+    shown = [(name, value) for name, value in facts if value]
+    width = max(len(name) for name, _ in shown)
+    return "\n".join(f"{name:<{width}}  {visible(value)}" for name, value in shown)
 
 
 def pairs_text(pairs: Mapping[str, str]) -> str:
-    """Write labels for people."""
+    """Return labels for people."""
     return ", ".join(f"{key}={value}" for key, value in sorted(pairs.items()))
 
 
 def person_text(email: str, user_id: str) -> str:
-    """Write who it is."""
+    """Return the address and the id of a user."""
     return f"{email} ({user_id})" if email and user_id else email or user_id
 
 
@@ -138,15 +136,15 @@ def show_list(
     empty: str,
     as_json: bool,
 ) -> None:
-    """Answer a list; no more of it is fetched than is shown.
+    """Print a list. No more of it is fetched than is shown.
 
     Args:
-        items: The list; it is fetched as it is iterated over.
+        items: The list; pages are fetched while it is iterated over.
         columns: What is shown of an item.
-        name: The list's name in the protos, such as `api_keys`.
-        limit: How many are shown; None: all.
-        empty: What to say, and what to do next, when there are none.
-        as_json: For programs.
+        name: The name of the list in the protos, such as `api_keys`.
+        limit: How many items are shown; None means all.
+        empty: The note for an empty list, which says what to do next.
+        as_json: Whether a program reads the list.
     """
     with _counting(items, name.replace("_", " "), shown=limit is None) as counted:
         if as_json:
@@ -167,7 +165,7 @@ def show_list(
 
 def _stream_json(items: Iterator[Any], name: str, limit: int | None) -> None:
     shown = itertools.islice(items, limit)
-    # Before anything is written: an error of the first page leaves standard output empty.
+    # Fetch before writing: an error of the first page then leaves standard output empty.
     first = list(itertools.islice(shown, 1))
     typer.echo(f'{{"{name}": [', nl=False)
     for index, item in enumerate(itertools.chain(first, shown)):
@@ -178,7 +176,7 @@ def _stream_json(items: Iterator[Any], name: str, limit: int | None) -> None:
 
 @contextmanager
 def _counting(items: Iterator[ItemT], noun: str, *, shown: bool) -> Iterator[Iterator[ItemT]]:
-    """Count on a terminal's standard error while a long list comes in."""
+    """Show a count on standard error while a long list is fetched, if that is a terminal."""
     console = Console(stderr=True, highlight=False)
     if not shown or not console.is_terminal:
         yield items
@@ -196,9 +194,9 @@ def _counting(items: Iterator[ItemT], noun: str, *, shown: bool) -> Iterator[Ite
 
 @contextmanager
 def counting_steps(total: int, verb: str) -> Iterator[Callable[[], None]]:
-    """Show on a terminal's standard error how many of several changes are made."""
+    """Show a count on standard error while several changes are made, if that is a terminal."""
     console = Console(stderr=True, highlight=False)
-    if total < 2 or not console.is_terminal:  # noqa: PLR2004 - one is no progress
+    if total < 2 or not console.is_terminal:  # noqa: PLR2004 - a single step needs no count
         yield lambda: None
         return
     done = itertools.count(1)
@@ -207,7 +205,7 @@ def counting_steps(total: int, verb: str) -> Iterator[Callable[[], None]]:
 
 
 def _print_table(items: list[ItemT], columns: list[Column[ItemT]]) -> None:
-    """Lay a list out for a terminal: columns below each other where they say so."""
+    """Print a list for a terminal; some columns stand below each other."""
     now = datetime.now(UTC)
     groups: list[list[Column[ItemT]]] = []
     for column in columns:
@@ -236,13 +234,13 @@ def _print_table(items: list[ItemT], columns: list[Column[ItemT]]) -> None:
         table.add_column(title, width=width, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    # Too narrow for the least widths: the terminal breaks the lines, and nothing is cut off.
+    # On a very narrow terminal, lines are broken instead of cut off.
     console.width = max(console.width, sum(widths) + len(_GAP) * len(widths))
     console.print(table)
 
 
 def _fit(widths: list[int], least: list[int], room: int) -> list[int]:
-    """Make the widest column narrower until all fit, but none narrower than its least."""
+    """Return widths that fit: the widest column shrinks first, and none below its least width."""
     fitted = list(widths)
     while sum(fitted) > room:
         spare = [width if width > low else 0 for width, low in zip(fitted, least, strict=True)]
@@ -267,7 +265,7 @@ def _cell(values: list[str | datetime | None], now: datetime) -> Text:
 
 
 def _lines(items: list[ItemT], columns: list[Column[ItemT]]) -> str:
-    """Lay a list out for other programs: an item a line."""
+    """Return a list for other programs: a line for each item."""
     rows = [[column.title.upper() for column in columns]]
     rows += [[_flat(column.read(item)) for column in columns] for item in items]
     widths = [max(len(row[index]) for row in rows) for index in range(len(columns))]
@@ -284,5 +282,5 @@ def _flat(value: str | datetime | None) -> str:
 
 
 def words(members: Iterable[enum.IntEnum]) -> str:
-    """Write enum members for people."""
+    """Return enum members for people."""
     return ", ".join(word(member) for member in members)

@@ -1,27 +1,27 @@
-"""How a command says no: one line for people or one object for programs, and an exit code."""
+"""How a command fails: one line for people or one object for programs, and an exit code."""
 
 import json
-import re
 from enum import IntEnum
 from typing import Any, Final
 
 import grpc
 
+from keybearer._wire.redaction import contains_token, redact
 from keybearer.errors import KeybearerError
 
 
 class ExitCode(IntEnum):
-    """What the exit code of the command says. Part of its interface."""
+    """The exit codes of the command. They are part of its interface."""
 
     DONE = 0
     REFUSED = 1
-    """Not done: the service or the command refused, or the question was answered with no."""
+    """Nothing was done: the service or the command refused, or the answer to a question was no."""
     USAGE = 2
-    """An argument is wrong, in the eyes of the command or of the service."""
+    """The command or the service rejects an argument."""
     CREDENTIAL = 3
-    """The caller's credential is missing, not accepted, or may not do this."""
+    """The caller's credential is missing or not accepted, or may not do this."""
     UNAVAILABLE = 4
-    """The service cannot be reached, is overloaded or did not answer in time."""
+    """The service cannot be reached, is overloaded or does not answer in time."""
     NOT_VALID = 5
     """`token validate`: the verdict is not VALID."""
     INTERRUPTED = 130
@@ -38,22 +38,19 @@ _CODES: Final = {
     grpc.StatusCode.CANCELLED: ExitCode.UNAVAILABLE,
 }
 
-# How the transport begins when there was no connection, so that nothing was sent.
+# The beginning of grpc's message when there was no connection, so that nothing was sent.
 _NEVER_SENT: Final = ("failed to connect", "errors resolving", "DNS resolution failed")
-
-# Ten characters of the secret are enough to tell: a token cut short is a secret too.
-_TOKEN_LIKE: Final = re.compile(r"([a-z][a-z0-9]{1,15}_[0-9A-Za-z]{16})_[0-9A-Za-z]{10,}")
 
 
 class Refusal(Exception):
-    """The command ends here. Nothing secret stands in any of its fields.
+    """Ends the command. No field contains a secret.
 
     Args:
         message: One sentence that says what would be right.
-        exit_code: What the process ends with.
-        code: The status of the call that failed; else a word for who refused.
-        reason: The reason of the service, if it gave one.
-        details: More fields for the error object.
+        exit_code: The exit code of the process.
+        code: The status of the call that failed; by default the name of the exit code.
+        reason: The reason of the service; empty when it gave none.
+        details: Further fields of the error object.
     """
 
     def __init__(
@@ -72,15 +69,15 @@ class Refusal(Exception):
         self.reason = reason
         self.details = details or {}
         self.as_json: bool | None = None
-        """Whether it goes to a program; None where that was not known yet."""
+        """Whether a program reads the error; None when that is not known yet."""
 
     def line(self) -> str:
-        """Answer the line for people."""
+        """Return the line for people."""
         reason = f"{self.reason}: " if self.reason else ""
         return redact(f"keybearer: {reason}{_one_line(self.message)}")
 
     def document(self) -> str:
-        """Answer the object for programs, on one line."""
+        """Return the object for programs, on one line."""
         error = {
             "code": self.code,
             "reason": self.reason,
@@ -95,18 +92,18 @@ class Refusal(Exception):
 
 
 def usage(message: str) -> Refusal:
-    """Answer the refusal of an argument."""
+    """Return the refusal of an argument."""
     return Refusal(message, exit_code=ExitCode.USAGE)
 
 
 def of_call(error: KeybearerError, where: str, credential: str, *, changing: bool) -> Refusal:
-    """Answer the refusal that a failed call means.
+    """Return the refusal that a failed call means.
 
     Args:
         error: What the client raised.
         where: The address that was called, and how.
         credential: Where the credential came from; empty when none was used.
-        changing: Whether the call was a change.
+        changing: Whether the call makes a change.
     """
     lost = _is_lost(error)
     message = error.message or error.code.name
@@ -128,13 +125,13 @@ def of_call(error: KeybearerError, where: str, credential: str, *, changing: boo
         "retry_after": error.retry_after,
     }
     if changing and lost:
-        message += "; it may have happened all the same"
+        message += "; the change may have happened all the same"
         if error.request_id:
             attempt = error.attempt + 1
-            message += f": go on with --request-id {error.request_id} --attempt {attempt}"
+            message += f": continue with --request-id {error.request_id} --attempt {attempt}"
             details |= {"request_id": error.request_id, "attempt": error.attempt}
         else:
-            message += ": look before you repeat it"
+            message += ": check before you repeat it"
     if error.metadata.get("api_key_id") and error.code is grpc.StatusCode.ALREADY_EXISTS:
         message += f" (key {error.metadata['api_key_id']})"
     exit_code = _CODES.get(error.code)
@@ -146,7 +143,7 @@ def of_call(error: KeybearerError, where: str, credential: str, *, changing: boo
 
 
 def _is_lost(error: KeybearerError) -> bool:
-    """Whether the answer was lost, so that nobody here knows what happened there."""
+    """Return whether the response was lost, so that nobody here knows what happened."""
     if error.reason:
         return error.reason == "OUTCOME_UNKNOWN"
     if error.code is grpc.StatusCode.UNAVAILABLE:
@@ -159,22 +156,17 @@ def _is_lost(error: KeybearerError) -> bool:
     }
 
 
-def redact(text: str) -> str:
-    """Cut the secret out of anything that looks like a token."""
-    return _TOKEN_LIKE.sub(r"\1_[redacted]", text)
-
-
 def assert_no_token(arguments: list[str]) -> None:
-    """Refuse arguments with a token among them.
+    """Reject arguments that contain a token.
 
     Raises:
-        Refusal: There is one. It does not repeat it.
+        Refusal: An argument looks like a token. The message does not repeat it.
     """
-    if any(_TOKEN_LIKE.search(argument) for argument in arguments):
+    if any(map(contains_token, arguments)):
         raise usage(
-            "an argument looks like a token, and arguments can be read by others and stay in the "
-            "shell's history: give your own token in KEYBEARER_TOKEN or --credential-file, one to "
-            "validate or revoke on standard input or in --token-file; and rotate this one"
+            "an argument looks like a token, and other users can read arguments, which also stay "
+            "in the shell's history: give your own token in KEYBEARER_TOKEN or --credential-file, "
+            "one to validate or revoke on standard input or in --token-file; and rotate this one"
         )
 
 

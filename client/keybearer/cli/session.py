@@ -1,4 +1,4 @@
-"""What every command shares: its settings, its client, and how it ends."""
+"""What all commands share: settings, client, and how they end."""
 
 import functools
 import inspect
@@ -26,7 +26,7 @@ from keybearer.errors import KeybearerError
 
 
 class Output(StrEnum):
-    """How a command answers."""
+    """The form of the output."""
 
     TEXT = "text"
     JSON = "json"
@@ -37,7 +37,7 @@ _PANEL = "Connection and output"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flags:
-    """The options of every command; None where neither flag nor environment says anything."""
+    """The options of every command; None where neither an option nor a variable is set."""
 
     address: Annotated[
         str | None,
@@ -63,7 +63,8 @@ class Flags:
         typer.Option(
             envvar="KEYBEARER_CA",
             metavar="FILE",
-            help="PEM, the authorities trusted to name the server. Default: the system's",
+            help="PEM, the authorities that may sign the server's certificate. Default: those of "
+            "the system",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -90,7 +91,7 @@ class Flags:
         typer.Option(
             envvar="KEYBEARER_SERVER_NAME",
             metavar="NAME",
-            help="The name in the server's certificate, where it is not that of the address.",
+            help="The name in the server's certificate, when it is not the one in the address.",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -99,7 +100,7 @@ class Flags:
         typer.Option(
             "--plaintext",
             envvar="KEYBEARER_PLAINTEXT",
-            help="Do without TLS off loopback too: everybody on the way can read the tokens.",
+            help="Use plaintext everywhere: everybody on the way can read the tokens.",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -110,7 +111,7 @@ class Flags:
             max=3600,
             envvar="KEYBEARER_TIMEOUT",
             metavar="SECONDS",
-            help=f"What a call may take. Default: {DEFAULT_TIMEOUT:g}",
+            help=f"How long a call may take. Default: {DEFAULT_TIMEOUT:g}",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -130,7 +131,7 @@ class Flags:
             "-o",
             envvar="KEYBEARER_OUTPUT",
             metavar="text|json",
-            help="How to answer. Default: text",
+            help="The form of the output. Default: text",
             rich_help_panel=_PANEL,
         ),
     ] = None
@@ -151,13 +152,13 @@ _PATHS = {"credential_file", "ca", "client_cert", "client_key"}
 
 
 class Session:
-    """One run of a command: its settings and its client.
+    """One run of a command: its settings and its clients.
 
     Args:
-        flags: What the command line and the environment say.
+        flags: The settings of the command line and the environment.
 
     Raises:
-        Refusal: The settings make no sense.
+        Refusal: The settings are invalid.
     """
 
     def __init__(self, flags: Flags) -> None:
@@ -190,61 +191,61 @@ class Session:
 
     @property
     def client(self) -> KeybearerClient:
-        """The client that calls with the caller's own credential.
+        """The client that presents the caller's own credential.
 
         Raises:
             Refusal: There is no credential.
         """
         if self._client is None:
-            # Before a token is asked for: settings that make no sense.
+            # Report invalid settings before a token is asked for.
             _ = self.connection
             self._client = self.client_with(self._credential())
         return self._client
 
     def client_with(self, token: str | None) -> KeybearerClient:
-        """Answer a client that calls with another credential, or with none."""
+        """Return a client that presents another credential, or none."""
         timeout = self._settings["timeout"]
         client = KeybearerClient(
             self.connection.address,
             token=token,
             tls=self.connection.tls,
             timeout=timeout,
-            # Who allows a slow change more time allows a single try more.
+            # A longer timeout also allows a longer single attempt.
             try_timeout=max(DEFAULT_TRY_TIMEOUT, timeout / 3),
         )
         self._clients.append(client)
         return client
 
     def close(self) -> None:
-        """Close what was opened."""
+        """Close all clients."""
         for client in self._clients:
             client.close()
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Mark a call as a change: the refusal of a lost answer then says that it may be made."""
+        """Mark a call as a change: if its response is lost, the error says what that means."""
         self._changing = True
         yield
         self._changing = False
 
-    def answer(self, document: Mapping[str, Any], text: str) -> None:
-        """Answer: the document to programs, the text to people."""
+    def show(self, document: Mapping[str, Any], text: str) -> None:
+        """Print the result: the document for programs, the text for people."""
         typer.echo(output.to_json(document) if self.as_json else text)
 
     def note(self, text: str) -> None:
-        """Tell people something beside the answer; programs find it in the document."""
+        """Print a note for people. Programs find the same in the document."""
         if not self.as_json:
             output.note(text)
 
     def refusal_of(self, error: KeybearerError) -> Refusal:
-        """Answer the refusal that a failed call means."""
+        """Return the refusal that a failed call means."""
         return of_call(
             error, str(self.connection), self._credential_source, changing=self._changing
         )
 
     def interruption(self) -> Refusal:
-        """Answer the refusal that Ctrl-C means."""
-        happened = "; what was under way may have happened all the same" if self._changing else ""
+        """Return the refusal that Ctrl-C means."""
+        happened = "; the change may have happened all the same" if self._changing else ""
         return Refusal(f"interrupted{happened}", exit_code=ExitCode.INTERRUPTED)
 
     def _credential(self) -> str:
@@ -258,7 +259,7 @@ class Session:
         return token
 
     def _find_credential(self) -> tuple[str, str]:
-        """Answer the caller's own token and where it came from."""
+        """Return the caller's own token and where it came from."""
         settings = self._settings
         if settings["credential_file"] is not None:
             return _from_file(settings["credential_file"], "--credential-file")
@@ -283,9 +284,9 @@ def _from_file(path: Path, name: str) -> tuple[str, str]:
 
 
 def _with_file(flags: Flags) -> dict[str, Any]:
-    """Complete the flags with the file, and with what holds without either."""
+    """Return all settings: of the flags, of the file of settings, and the defaults."""
     settings = {field.name: getattr(flags, field.name) for field in fields(flags)}
-    # Between the two stand the variables, which hold the credential itself or name another file.
+    # Kept apart: the environment variables of the credential come before this file.
     settings["configured_credential_file"] = None
     if flags.config is not None:
         for key, value in _read_file(flags.config).items():
@@ -315,7 +316,7 @@ def _read_file(path: Path) -> dict[str, Any]:
     for name, value in read.items():
         if name not in _FILE_TYPES:
             raise usage(f"--config: {path}: {name} is none of {', '.join(_FILE_TYPES)}")
-        # In Python, True is a number too.
+        # True is an int in Python.
         if not isinstance(value, _FILE_TYPES[name]) or (
             isinstance(value, bool) and name != "plaintext"
         ):
@@ -326,15 +327,15 @@ def _read_file(path: Path) -> dict[str, Any]:
 def command(
     group: typer.Typer, name: str, *examples: str
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function a command: its first parameter is the Session, the others are its own.
+    """Make a function a command. Its first parameter is the Session, the others are its own.
 
-    The options of Flags are added, and its docstring and the examples become the help text. What
-    it raises becomes a Refusal.
+    The options of Flags are added. The docstring and the examples become the help text, and errors
+    become a Refusal.
 
     Args:
-        group: The group it belongs to.
-        name: How it is called.
-        examples: Command lines, for the help text.
+        group: The group of the command.
+        name: The name of the command.
+        examples: Command lines for the help text.
     """
 
     def register(run: Callable[..., None]) -> Callable[..., None]:
@@ -350,7 +351,7 @@ def command(
             _conduct(run, flags, values)
 
         invoke.__name__ = run.__name__
-        # Typer would keep the line breaks within a paragraph.
+        # Typer keeps line breaks within a paragraph.
         paragraphs = inspect.cleandoc(run.__doc__ or "").split("\n\n")
         invoke.__doc__ = "\n\n".join(" ".join(one.split()) for one in paragraphs)
         invoke.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -1,23 +1,24 @@
-"""Asking people: secrets without an echo, and for a yes before what cannot be undone."""
+"""Questions to people: for a secret, without an echo, and for a confirmation."""
 
 import getpass
 import select
 import sys
 from collections.abc import Callable, Iterable
 
+from keybearer._wire.redaction import redact
 from keybearer.cli.output import note, visible
-from keybearer.cli.refusals import Refusal, redact, usage
+from keybearer.cli.refusals import Refusal, usage
 
 _GLANCE_S = 0.2
 
 
 def is_present() -> bool:
-    """Whether there is somebody who can read a question and answer it."""
+    """Return whether somebody can read a question and answer it."""
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
 
 
 def ask_secret(prompt: str) -> str | None:
-    """Ask for a secret; None when there is nobody to ask.
+    """Ask for a secret and return it; return None when there is nobody to ask.
 
     Raises:
         Refusal: The answer is empty.
@@ -35,15 +36,15 @@ def ask_secret(prompt: str) -> str | None:
 
 
 def confirm(question: str, consequences: Callable[[], Iterable[str]], *, yes: bool) -> None:
-    """Let somebody decide, who knows what will break.
+    """Show the consequences of a change and ask for a confirmation.
 
     Args:
-        question: What a yes means.
-        consequences: Answers the lines to show first; asked only when somebody reads them.
-        yes: It was decided already.
+        question: The question.
+        consequences: Returns the lines to show first. It is called only when somebody reads them.
+        yes: Whether the change was confirmed on the command line.
 
     Raises:
-        Refusal: Not a yes, or nobody to ask.
+        Refusal: The answer is not yes, or there is nobody to ask.
     """
     if yes:
         return
@@ -53,16 +54,16 @@ def confirm(question: str, consequences: Callable[[], Iterable[str]], *, yes: bo
         note(redact(visible(line)))
     answer = ""
     try:
-        # Within: whoever reads the question may press Ctrl-C before the answer is waited for.
+        # Inside the block: Ctrl-C may come before the answer is waited for.
         sys.stderr.write(f"{question} [y/N] ")
         sys.stderr.flush()
-        # A signal just before a read that blocks would be noticed only after it: at the next
-        # Enter. Windows cannot wait for a console like this.
+        # A signal just before a blocking read would be noticed only after the next Enter. Windows
+        # cannot wait for a console like this.
         while sys.platform != "win32" and not select.select([sys.stdin], [], [], _GLANCE_S)[0]:
             pass
         answer = sys.stdin.readline()
     finally:
-        # What comes next starts on a line of its own, after Ctrl-C and Ctrl-D too.
+        # The next output starts on a line of its own, also after Ctrl-C and Ctrl-D.
         if not answer.endswith("\n"):
             note("")
     if answer.strip().lower() not in {"y", "yes"}:

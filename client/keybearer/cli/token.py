@@ -29,7 +29,7 @@ app = typer.Typer()
 TokenFileOption = Annotated[
     Path | None,
     typer.Option(
-        metavar="FILE", help="The file with the token. Without: standard input, or a prompt."
+        metavar="FILE", help="The file with the token. Default: standard input, or a prompt"
     ),
 ]
 
@@ -45,7 +45,7 @@ def validate(
     *,
     token_file: TokenFileOption = None,
     required_role: Annotated[
-        Role | None, enum_option(Role, "The least role that will do.", "--required-role")
+        Role | None, enum_option(Role, "The lowest role that is accepted.", "--required-role")
     ] = None,
     required_scope: Annotated[
         list[str] | None,
@@ -55,11 +55,11 @@ def validate(
         str,
         typer.Option(
             metavar="ID",
-            help="Whose key it must be; '-': anybody's. Operators only. Default: yours",
+            help="The account of the key; '-': any. Operators only. Default: your own",
         ),
     ] = "",
 ) -> None:
-    """Ask for the verdict about a token. The exit code is 0 when it is valid, and 5 when not."""
+    """Validate a token. The exit code is 0 when it is valid, and 5 when it is not."""
     token = read_token(token_file)
     verdict = session.client.validate_token(
         token,
@@ -67,16 +67,16 @@ def validate(
         required_role=required_role or Role.UNSPECIFIED,
         required_scopes=required_scope or (),
     )
-    session.answer(_document(verdict), _text(verdict))
+    session.show(_document(verdict), _text(verdict))
     if not verdict.valid:
         raise typer.Exit(ExitCode.NOT_VALID)
 
 
 @command(app, "revoke", "keybearer token revoke --token-file found.token --yes")
 def revoke(session: Session, *, token_file: TokenFileOption = None, yes: YesOption = False) -> None:
-    """Revoke the key that a token opens. To hold the token is enough; no credential is sent.
+    """Revoke the key of a token. The token is the proof; no other credential is sent.
 
-    The old secret of a rotation ends the overlap instead. A token that opens nothing is no error.
+    The old secret of a rotation ends the overlap instead. A token that is not accepted is no error.
     """
     token = read_token(token_file)
 
@@ -84,16 +84,16 @@ def revoke(session: Session, *, token_file: TokenFileOption = None, yes: YesOpti
         try:
             identity = session.client_with(token).who_am_i().identity
         except UnauthenticatedError:
-            yield "The token opens no key that works."
+            yield "The token is not accepted."
         else:
             owner = identity.owner_email or identity.owner_id
-            yield f"The token opens {identity.key_name} ({identity.key_id}) of {owner}."
+            yield f"The token belongs to {identity.key_name} ({identity.key_id}) of {owner}."
 
     confirm("Revoke it? It cannot be undone.", consequences, yes=yes)
     client = session.client_with(None)
     with session.changing():
         client.revoke_token(token)
-    session.answer({}, "Revoked: if the token opened a key, it no longer does.")
+    session.show({}, "Revoked: if the token was accepted, it no longer is.")
 
 
 @command(
@@ -108,7 +108,7 @@ def rotate_self(
         str,
         typer.Option(
             metavar="DURATION",
-            help="How long the old secret lives on, at most 30d; 0s: it dies now.",
+            help="How long the old secret is still accepted, at most 30d; 0s: not at all.",
         ),
     ] = "10m",
     token_file: NewTokenFileOption = None,
@@ -116,15 +116,15 @@ def rotate_self(
     attempt: AttemptOption = 1,
     yes: YesOption = False,
 ) -> None:
-    """Give your own key a new secret and show its token, this once; everything else stays."""
+    """Give your own key a new secret and show its token once; everything else stays."""
     length = inputs.duration("--overlap", overlap)
     client = session.client
     if length == timedelta():
         confirm(
             "Rotate your own key without an overlap?",
             lambda: [
-                "Your token dies now, and a lost answer cannot be asked for again.",
-                "--overlap 10m keeps it until you have changed.",
+                "Your token stops working now, and a lost response cannot be requested again.",
+                "--overlap 10m keeps it until you have changed it.",
             ],
             yes=yes,
         )
@@ -136,7 +136,7 @@ def rotate_self(
             ("name", key.name),
             ("id", key.id),
             ("expires", output.moment_text(key.expire_time)),
-            ("old secret dies", output.moment_text(key.overlap_end_time, "now")),
+            ("old secret ends", output.moment_text(key.overlap_end_time, "now")),
         ]
         sink.deliver(
             issued.token,
@@ -148,7 +148,7 @@ def rotate_self(
 
 
 def _document(verdict: Verdict) -> dict[str, object]:
-    """Answer the verdict in the shape of its message: whose token it is, beside the outcome."""
+    """Return the verdict in the shape of its message, with the identity beside the outcome."""
     identity = verdict.identity
     return {
         "valid": verdict.valid,
@@ -171,9 +171,9 @@ def _text(verdict: Verdict) -> str:
 
 _MEANINGS = {
     Outcome.NOT_FOUND: "malformed, unknown, replaced by a rotation, or of another account",
-    Outcome.REVOKED: "the key is dead for good",
-    Outcome.EXPIRED: "the time of the key has come",
-    Outcome.DISABLED: "the key or its account is switched off",
+    Outcome.REVOKED: "the key is revoked, which is final",
+    Outcome.EXPIRED: "the key has expired",
+    Outcome.DISABLED: "the key or its account is disabled",
     Outcome.ROLE_INSUFFICIENT: "the token works, but its role is too low",
     Outcome.SCOPE_INSUFFICIENT: "the token works, but a scope is missing",
 }

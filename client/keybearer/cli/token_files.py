@@ -1,4 +1,4 @@
-"""Tokens on their way in and out of the command: never through an argument, never lost unsaid."""
+"""Tokens that the command reads and writes: files, standard input, standard output."""
 
 import contextlib
 import os
@@ -16,18 +16,18 @@ from keybearer.cli.terminal import ask_secret
 from keybearer.models import ApiKey
 
 _MAX_INPUT = 4096
-"""Bytes; no token is longer than 512."""
+"""Bytes. No token is longer than 512."""
 
 
 def read_token_file(path: Path, name: str) -> str:
-    """Read a token from a file.
+    """Return the token in a file.
 
     Args:
         path: The file.
-        name: The setting that named it.
+        name: The setting that names the file.
 
     Raises:
-        Refusal: It cannot be read, or holds no single line.
+        Refusal: The file cannot be read, or does not hold exactly one line.
     """
     try:
         with path.open("rb") as file:
@@ -38,10 +38,10 @@ def read_token_file(path: Path, name: str) -> str:
 
 
 def read_token(path: Path | None) -> str:
-    """Read the token a command is about: from a file, standard input, or a prompt.
+    """Return the token that a command is about: from a file, standard input, or a prompt.
 
     Raises:
-        Refusal: There is none.
+        Refusal: There is no token.
     """
     if path is not None:
         return read_token_file(path, "--token-file")
@@ -65,7 +65,7 @@ def _single_line(read: bytes, where: str) -> str:
 
 
 class TokenSink:
-    """Where a new token goes. It is ready before the token is made: see `token_sink`."""
+    """Where a new token goes. It is opened before the token is created; see `token_sink`."""
 
     def __init__(self, path: Path | None, descriptor: int | None) -> None:
         self._path = path
@@ -75,15 +75,15 @@ class TokenSink:
     def deliver(
         self, token: str, api_key: ApiKey, document: Mapping[str, Any], text: str, *, as_json: bool
     ) -> None:
-        """Hand a token out.
+        """Write a token.
 
         Args:
             token: The secret.
-            api_key: Its key, which is named when the token cannot be handed out.
-            document: The answer for programs, without the token.
-            text: The facts for people; they go to standard error, so that the token goes alone
-                into a pipe.
-            as_json: For programs.
+            api_key: The key of the token; the error names it when the token cannot be written.
+            document: The result for programs, without the token.
+            text: The facts for people. They go to standard error, so that standard output has the
+                token alone.
+            as_json: Whether a program reads the result.
 
         Raises:
             Refusal: The token could not be written, so it is lost.
@@ -108,7 +108,7 @@ class TokenSink:
             ) from None
 
     def _write(self, token: str) -> None:
-        assert self._descriptor is not None  # noqa: S101 - its only caller has looked
+        assert self._descriptor is not None  # noqa: S101 - its only caller checks this
         with os.fdopen(self._descriptor, "w", encoding="ascii") as file:
             file.write(token + "\n")
             file.flush()
@@ -122,7 +122,7 @@ class TokenSink:
             return
         if sys.stdout.isatty():
             output.note(
-                "\nThe token, shown this once and stored nowhere. Copy it now; if it is lost, "
+                "\nThe token is shown only now and stored nowhere. Copy it; if it is lost, "
                 "rotate the key.\n"
             )
         typer.echo(token)
@@ -130,16 +130,16 @@ class TokenSink:
 
 @contextmanager
 def token_sink(path: Path | None) -> Iterator[TokenSink]:
-    """Prepare the place of a new token before there is one.
+    """Open the place of a new token before the token is created.
 
-    A file is made at once, empty and for this user alone (0600), so that no name that is taken or
-    cannot be written costs a token; it goes again when no token comes.
+    A file is created at once, empty and for this user alone (0600), so that a file that exists or
+    cannot be written costs no token. It is removed again when no token follows.
 
     Args:
-        path: The new file; None: standard output.
+        path: The new file; None means standard output.
 
     Raises:
-        Refusal: The file exists or cannot be made.
+        Refusal: The file exists or cannot be created.
     """
     if path is None:
         yield TokenSink(None, None)
@@ -147,9 +147,9 @@ def token_sink(path: Path | None) -> Iterator[TokenSink]:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise usage(f"--token-file: {path} exists already; nothing was made") from None
+        raise usage(f"--token-file: {path} exists already; nothing was created") from None
     except OSError as error:
-        raise usage(f"--token-file: {path}: {error.strerror}; nothing was made") from None
+        raise usage(f"--token-file: {path}: {error.strerror}; nothing was created") from None
     sink = TokenSink(path, descriptor)
     try:
         yield sink

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from keybearer._client.client import KeybearerClient
+from keybearer._wire.limits import MAX_NAME
 from keybearer.access import Role
 from keybearer.cli import output
 from keybearer.cli.inputs import enum_argument, enum_option, word
@@ -29,9 +30,8 @@ from keybearer.models import DeletedUser, User, UserType
 
 app = typer.Typer()
 
-_MAX_NAME = 100
 _MAX_NAMED = 20
-"""How many keys a warning names; the others are counted."""
+"""How many keys a warning names; further ones are counted."""
 
 _COLUMNS: list[Column[User]] = [
     Column("e-mail", lambda user: user.email),
@@ -56,7 +56,7 @@ def create(
     email: Annotated[
         str, typer.Argument(metavar="EMAIL", help="Unique in the account; for display only.")
     ],
-    role: Annotated[Role, enum_option(Role, "Bounds every key the user will own.")],
+    role: Annotated[Role, enum_option(Role, "No key of the user holds more.")],
     name: Annotated[
         str, typer.Option(metavar="TEXT", help="For display. Default: the address")
     ] = "",
@@ -65,17 +65,17 @@ def create(
     ] = UserType.PERSON,
     account: AccountOption = "",
 ) -> None:
-    """Make a user, who may then own keys."""
+    """Create a user, who may then own keys."""
     client = session.client
     with session.changing():
         user = client.create_user(
             email,
-            display_name=name or email[:_MAX_NAME],
+            display_name=name or email[:MAX_NAME],
             role=role,
             type=type,
             account_id=account,
         )
-    session.answer({"user": user}, f"Created the user:\n\n{output.facts_text(_facts(user))}")
+    session.show({"user": user}, f"Created the user:\n\n{output.facts_text(_facts(user))}")
 
 
 @command(
@@ -94,7 +94,7 @@ def list_(
     email: Annotated[
         str, typer.Option(metavar="TEXT", help="Only users with this in their address.")
     ] = "",
-    deleted: Annotated[bool, typer.Option("--deleted", help="Deleted users too.")] = False,
+    deleted: Annotated[bool, typer.Option("--deleted", help="Also deleted users.")] = False,
     account: AccountOption = "",
     limit: LimitOption = DEFAULT_LIMIT,
     show_all: AllOption = False,
@@ -114,7 +114,7 @@ def list_(
         [*_COLUMNS, _DELETED_COLUMN] if deleted else _COLUMNS,
         name="users",
         limit=shown,
-        empty="No user is like that; leave out a filter, or make one: "
+        empty="No user matches; leave out a filter, or create one: "
         "keybearer users create EMAIL --role developer",
         as_json=session.as_json,
     )
@@ -122,10 +122,10 @@ def list_(
 
 @command(app, "show", "keybearer users show dana@example.com")
 def show(session: Session, *, user: UserArgument, account: AccountOption = "") -> None:
-    """Show a user; a deleted one by id."""
+    """Show a user. A deleted user is named by id."""
     client = session.client
     found = client.get_user(user_id_of(client, user, account))
-    session.answer({"user": found}, output.facts_text(_facts(found)))
+    session.show({"user": found}, output.facts_text(_facts(found)))
 
 
 @command(app, "update", "keybearer users update dana@example.com --name 'Dana D.' --role admin")
@@ -140,19 +140,20 @@ def update(
     etag: Annotated[
         str,
         typer.Option(
-            metavar="ETAG", help="Refuse when the user has changed since this etag was shown."
+            metavar="ETAG",
+            help="Reject the change if the user has changed since this etag was shown.",
         ),
     ] = "",
     account: AccountOption = "",
 ) -> None:
     """Change a user's name or role."""
     if name is None and role is None:
-        raise usage("users update: say what is to change, --name or --role")
+        raise usage("users update: give at least one change, --name or --role")
     client = session.client
     user_id = user_id_of(client, user, account)
     with session.changing():
         updated = client.update_user(user_id, display_name=name, role=role, etag=etag)
-    session.answer({"user": updated}, f"Updated the user:\n\n{output.facts_text(_facts(updated))}")
+    session.show({"user": updated}, f"Updated the user:\n\n{output.facts_text(_facts(updated))}")
 
 
 @command(app, "set-role", "keybearer users set-role dana@example.com developer")
@@ -163,15 +164,15 @@ def set_role(
     role: Annotated[Role, enum_argument(Role, "The new role.")],
     account: AccountOption = "",
 ) -> None:
-    """Change a user's role. None of the user's keys holds more, from the next validation on."""
+    """Change a user's role. From the next validation on, no key of the user holds more."""
     client = session.client
     user_id = user_id_of(client, user, account)
     with session.changing():
         updated = client.update_user(user_id, role=role)
-    session.answer(
+    session.show(
         {"user": updated},
-        f"{output.visible(updated.email)} is {word(updated.role)} now, and so is every key of "
-        "that user that was granted as much or more.",
+        f"{output.visible(updated.email)} is {word(updated.role)} now. No key of that user holds "
+        "more.",
     )
 
 
@@ -188,11 +189,11 @@ def delete(
     revoke_created: Annotated[
         bool,
         typer.Option(
-            "--revoke-created", help="Also revoke the keys this user made for others and may know."
+            "--revoke-created", help="Also revoke the keys that this user created for others."
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be revoked, and do nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be revoked, and change nothing.")
     ] = False,
     account: AccountOption = "",
     yes: YesOption = False,
@@ -205,7 +206,7 @@ def delete(
         text = "\n".join(
             output.visible(line) for line in _plan(client, plan, revoke_created=revoke_created)
         )
-        session.answer(_document(plan), f"{text}\nNothing was changed.")
+        session.show(_document(plan), f"{text}\nNothing was changed.")
         return
     confirm(
         "Delete this user? It cannot be undone.",
@@ -222,10 +223,10 @@ def delete(
     others = done.created_for_others_key_count
     if others and not revoke_created:
         text += (
-            f"\n{_keys(others)} of other owners live on that this user made and may know: "
+            f"\n{_keys(others)} of other owners stay that this user created and may know: "
             f"{', '.join(done.created_for_others_key_ids[:_MAX_NAMED])}"
         )
-    session.answer(_document(done), text)
+    session.show(_document(done), text)
 
 
 def _document(deleted: DeletedUser) -> dict[str, object]:
@@ -239,7 +240,7 @@ def _document(deleted: DeletedUser) -> dict[str, object]:
 
 
 def _plan(client: KeybearerClient, plan: DeletedUser, *, revoke_created: bool) -> Iterator[str]:
-    """Say what deleting a user would do."""
+    """Yield lines that say what deleting a user would do."""
     user = plan.user
     yield f"{user.email} ({user.id}), {word(user.role)}: {user.display_name}"
     others = set(plan.created_for_others_key_ids)
@@ -250,9 +251,9 @@ def _plan(client: KeybearerClient, plan: DeletedUser, *, revoke_created: bool) -
     yield f"{_keys(owned_count)} of this user will be revoked{':' if owned else '.'}"
     yield from _named(client, owned, owned_count)
     if plan.created_for_others_key_count:
-        fate = "will be revoked too" if revoke_created else "LIVE ON (see --revoke-created)"
+        fate = "will be revoked too" if revoke_created else "STAY (see --revoke-created)"
         count = _keys(plan.created_for_others_key_count)
-        yield f"{count} of other owners that this user made and may know {fate}:"
+        yield f"{count} of other owners that this user created and may know {fate}:"
         yield from _named(
             client, plan.created_for_others_key_ids, plan.created_for_others_key_count
         )

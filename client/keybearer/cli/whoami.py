@@ -10,7 +10,7 @@ from keybearer.models import Identity
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command."""
+    """Register the command."""
     command(app, "whoami", "keybearer whoami", "keybearer whoami --output json")(whoami)
 
 
@@ -25,8 +25,8 @@ def whoami(session: Session) -> None:
     }
     facts = identity_facts(caller.identity)
     if caller.is_operator:
-        facts.append(("operator", "yes: the account manages the others"))
-    session.answer(document, output.facts_text(facts))
+        facts.append(("operator", "yes: this account manages all accounts"))
+    session.show(document, output.facts_text(facts))
     if caller.expires_soon:
         session.note("The key expires within 30 days.")
     if caller.overlap_end_time is not None:
@@ -35,10 +35,10 @@ def whoami(session: Session) -> None:
 
 
 def identity_facts(identity: Identity) -> list[tuple[str, str]]:
-    """Answer whose token it is, for people."""
+    """Return whose token it is, for people."""
     role = word(identity.effective_role)
     if identity.effective_role < identity.granted_role:
-        role += f": lower than the granted {word(identity.granted_role)}, as the owner's role is"
+        role += f", granted {word(identity.granted_role)}: the owner's role is lower"
     scopes = ", ".join(identity.scopes)
     return [
         ("key", f"{identity.key_name} ({identity.key_id})"),
