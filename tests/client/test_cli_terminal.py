@@ -23,7 +23,7 @@ def test_a_new_token_is_shown_with_a_notice(cli: Cli) -> None:
     create = ("keys", "create", "shown", "--role", "developer", "--ttl", "30d")
     with cli.on_terminal(*create) as terminal:
         assert terminal.end() == 0
-    notice, _, rest = terminal.shown.partition("shown this once")
+    notice, _, rest = terminal.shown.partition("shown only now")
     assert "name     shown" in notice
     (token,) = re.findall(r"^kbear1_\w+$", rest, re.MULTILINE)
     assert cli.outcome(token) == "VALID"
@@ -123,11 +123,11 @@ def test_ctrl_c_at_a_prompt_is_clean(cli: Cli) -> None:
 
 
 def test_rotate_without_an_overlap_says_whom_it_hits(cli: Cli) -> None:
-    """And how to be kinder."""
+    """It also says how to leave time to change."""
     key_id, token = cli.create_key("turning")
     with cli.on_terminal("keys", "rotate", key_id) as terminal:
         terminal.wait_for("[y/N]")
-        assert "The old secret of this key dies now:" in terminal.shown
+        assert "The old secret of this key stops working now:" in terminal.shown
         assert "--overlap 24h gives time to change" in terminal.shown
         terminal.type("y\n")
         assert terminal.end() == 0
@@ -142,7 +142,7 @@ def test_delete_lists_the_keys_that_will_die(cli: Cli) -> None:
     with cli.on_terminal("users", "delete", "dana@example.com") as terminal:
         terminal.wait_for("Delete this user? It cannot be undone. [y/N]")
         assert "1 key of this user will be revoked:\n  danas own (" in terminal.shown
-        assert "LIVE ON (see --revoke-created):\n  known (" in terminal.shown
+        assert "STAY (see --revoke-created):\n  known (" in terminal.shown
         assert cli.outcome(hers) == "VALID"
         terminal.type("yes\n")
         assert terminal.end() == 0
@@ -187,7 +187,7 @@ def test_revoking_a_token_says_what_it_opens(cli: Cli) -> None:
     revoke = ("token", "revoke", "--token-file", "found")
     with cli.on_terminal(*revoke, environment=NOBODY) as terminal:
         terminal.wait_for("[y/N]")
-        assert "The token opens found (" in terminal.shown
+        assert "The token belongs to found (" in terminal.shown
         terminal.type("y\n")
         assert terminal.end() == 0
     assert cli.outcome(token) == "REVOKED"
