@@ -1,4 +1,4 @@
-"""Every surface of the client that guards something: one call through each of them."""
+"""One call through every surface of the client that guards something."""
 
 import http.client
 import threading
@@ -40,7 +40,7 @@ Headers = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Answer:
-    """What a door answered."""
+    """The response of a surface."""
 
     status: str | int
     reason: str
@@ -56,7 +56,7 @@ def _grpc_answer(error: grpc.RpcError) -> Answer:
 
 
 def call_sync(verifier: Verifier, method: str, headers: Headers, reached: Reached) -> Answer:
-    """A grpc.server."""
+    """Call a grpc.server."""
     with (
         serving([AuthInterceptor(verifier)], demo(handlers(reached))) as address,
         grpc.insecure_channel(address) as channel,
@@ -72,7 +72,7 @@ def call_sync(verifier: Verifier, method: str, headers: Headers, reached: Reache
 async def call_aio(
     verifier: AsyncVerifier, method: str, headers: Headers, reached: Reached
 ) -> Answer:
-    """A grpc.aio.server."""
+    """Call a grpc.aio.server."""
     async with (
         serving_async([AsyncAuthInterceptor(verifier)], demo(async_handlers(reached))) as address,
         grpc.aio.insecure_channel(address) as channel,
@@ -88,7 +88,7 @@ async def call_aio(
 
 
 def rule_for(method: str, path: str) -> AccessRule | None:
-    """The rule of a web request: that of the method its path names."""
+    """Return the rule of the method that the path of a web request names."""
     assert method == "GET"
     rule = RULES[path.removeprefix("/")]
     return None if rule is None or rule.operator_only else rule
@@ -104,7 +104,7 @@ def _caller() -> str:
 async def call_asgi(
     verifier: AsyncVerifier, method: str, headers: Headers, reached: Reached
 ) -> Answer:
-    """A pure ASGI application."""
+    """Call a pure ASGI application."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         reached.calls.append(method)
@@ -119,7 +119,7 @@ async def call_asgi(
 async def call_fastapi(
     verifier: AsyncVerifier, method: str, headers: Headers, reached: Reached
 ) -> Answer:
-    """A FastAPI application."""
+    """Call a FastAPI application."""
     app = fastapi.FastAPI()
     require = KeyAuth(verifier)
     for name, rule in RULES.items():
@@ -153,7 +153,7 @@ async def _get(app: Any, method: str, headers: Headers) -> Answer:
 
 
 def call_wsgi(verifier: Verifier, method: str, headers: Headers, reached: Reached) -> Answer:
-    """A WSGI application, behind a real server."""
+    """Call a WSGI application behind a real server."""
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterator[bytes]:
         reached.calls.append(method)

@@ -65,7 +65,7 @@ def test_a_header_is_read_alike_at_every_surface(name: str, surface: str) -> Non
 
 @pytest.mark.parametrize("name", BEARER_CASES)
 def test_a_raw_header_is_read_alike_in_asgi_and_wsgi(name: str) -> None:
-    """Also a header that a server in front would change or reject."""
+    """The table also holds for headers that a server in front would change or reject."""
     case = BEARER_CASES[name]
     tokens = [] if case.token is None else [case.token]
     recorder, async_recorder = Recorder(), AsyncRecorder()
@@ -95,6 +95,6 @@ def test_a_raw_header_is_read_alike_in_asgi_and_wsgi(name: str) -> None:
 
 @pytest.mark.parametrize("surface", [*SYNC, *ASYNC])
 def test_the_peer_is_presented_with_the_token(surface: str) -> None:
-    """It is the address of the caller, without a port."""
+    """The verifier gets the address of the caller, without a port."""
     _, recorder = _call(surface, [("authorization", "Bearer abc")])
     assert recorder.peers == ["127.0.0.1"]

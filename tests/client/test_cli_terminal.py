@@ -135,7 +135,7 @@ def test_rotate_without_an_overlap_says_whom_it_hits(cli: Cli) -> None:
 
 
 def test_delete_lists_the_keys_that_will_die(cli: Cli) -> None:
-    """It asks the service first, with validate_only, and names the keys made for others."""
+    """Delete names the keys that will be revoked and those created for others."""
     dana = cli.admin.create_user("dana@example.com")
     _, hers = cli.create_key("danas own", role="ROLE_ADMIN", owner_id=dana.id)
     cli.service.as_token(hers).create_key(name="known", owner_id=cli.service.admin_user_id)
@@ -160,7 +160,7 @@ def test_disabling_an_account_says_how_many_keys_it_hits(cli: Cli) -> None:
 
 
 def test_the_credential_is_asked_for_and_not_echoed(cli: Cli) -> None:
-    """Where no variable and no file has it."""
+    """The prompt for the credential has no echo."""
     with cli.on_terminal("whoami", environment=NOBODY) as terminal:
         terminal.wait_for("Your token: ")
         terminal.type(cli.service.admin_token + "\n")
@@ -170,7 +170,7 @@ def test_the_credential_is_asked_for_and_not_echoed(cli: Cli) -> None:
 
 
 def test_the_token_to_validate_is_asked_for_and_not_echoed(cli: Cli) -> None:
-    """Where standard input is a terminal."""
+    """The prompt for the token to validate has no echo."""
     _, token = cli.create_key("asked")
     with cli.on_terminal("token", "validate") as terminal:
         terminal.wait_for("Token: ")
@@ -181,7 +181,7 @@ def test_the_token_to_validate_is_asked_for_and_not_echoed(cli: Cli) -> None:
 
 
 def test_revoking_a_token_says_what_it_opens(cli: Cli) -> None:
-    """Whoever holds the token learns whose it is before the question."""
+    """Before the question, the holder of a token sees whose it is."""
     _, token = cli.create_key("found")
     (cli.directory / "found").write_text(token)
     revoke = ("token", "revoke", "--token-file", "found")
@@ -196,7 +196,7 @@ def test_revoking_a_token_says_what_it_opens(cli: Cli) -> None:
 def test_ctrl_c_while_a_change_is_under_way_says_that_it_may_have_happened(
     cli: Cli, tmp_path: Path
 ) -> None:
-    """The file reserved for the token is gone again."""
+    """Ctrl-C during a change says that it may have happened, and removes the token file."""
     with MuteServer(tmp_path) as mute:
         create = ("keys", "create", "k", "--role", "developer", "--ttl", "1d", "--token-file", "t")
         with cli.on_terminal(*create, "--address", mute.address) as terminal:
@@ -209,7 +209,7 @@ def test_ctrl_c_while_a_change_is_under_way_says_that_it_may_have_happened(
 
 
 def test_output_for_programs_has_no_colours(cli: Cli) -> None:
-    """Also on a terminal."""
+    """Output for programs has no colours, also on a terminal."""
     with cli.on_terminal("whoami", "--output", "json") as terminal:
         assert terminal.end() == 0
     assert "\x1b" not in terminal.shown

@@ -1,4 +1,4 @@
-"""One token, many rules, many threads: every decision is that of its own method."""
+"""Many threads and rules: every decision belongs to its own call."""
 
 import random
 import sys
@@ -47,7 +47,7 @@ ALLOWED = {
 
 
 class Known:
-    """Knows the tokens above, by heart."""
+    """A verifier that knows the tokens above."""
 
     def verify(self, presented: Presented) -> Verdict:
         token = presented.token
@@ -123,20 +123,20 @@ def _key_id(verifier: Any, token: str) -> str:
 
 
 def test_one_token_alternates_between_rules(fake_keybearer: FakeKeybearer, seed: int) -> None:
-    """The token of a reader, at methods of every rule, asked about over the wire."""
+    """One token is judged correctly at methods of every rule, over the wire."""
     tokens = {"reader": fake_keybearer.issue(scopes=["clusters.read"])}
     assert _check_concurrently(fake_keybearer.verifier(), tokens, 64 * 30, seed)["wrong"] == 0
 
 
 def test_tokens_alternate_between_rules(seed: int) -> None:
-    """20,000 decisions about four tokens, of which none is about another call."""
+    """20,000 decisions about four tokens are right."""
     counts = _check_concurrently(Known(), {name: name for name in TOKENS}, 20_032, seed)
     assert counts == {"right": 20_032}
 
 
 @pytest.mark.slow
 def test_tokens_alternate_between_rules_a_million_times(seed: int) -> None:
-    """1,000,000 decisions about four tokens, of which none is about another call."""
+    """1,000,000 decisions about four tokens are right."""
     counts = _check_concurrently(Known(), {name: name for name in TOKENS}, 1_000_000, seed)
     assert counts == {"right": 1_000_000}
 
@@ -144,7 +144,7 @@ def test_tokens_alternate_between_rules_a_million_times(seed: int) -> None:
 def test_the_load_catches_a_decision_that_is_remembered(
     monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """Planted: a cache of decisions that forgets to ask which rule they were about."""
+    """Planted: a cache of decisions that ignores the rule is found."""
     remembered: dict[tuple[Role, tuple[str, ...]], Decision] = {}
     honest = access.decide
 
@@ -158,7 +158,7 @@ def test_the_load_catches_a_decision_that_is_remembered(
 def test_the_load_catches_an_identity_that_is_shared(
     monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """Planted: an identity kept for the process, not for the call."""
+    """Planted: an identity that belongs to the process is found."""
     current: list[Identity | None] = [None]
 
     def enter(identity: Identity | None) -> None:

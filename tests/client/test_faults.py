@@ -1,4 +1,4 @@
-"""Every line of every guard fails once, and nobody gets in by it."""
+"""Every line of every guard fails once, and nobody is let in by it."""
 
 import asyncio
 import contextvars
@@ -61,11 +61,11 @@ METHODS = {"unary_unary": "Any", "unary_stream": "Lines", "stream_stream": "Chat
 
 
 class Fault(Exception):
-    """What the chosen line raises."""
+    """The error of the chosen line."""
 
 
 class Fixed:
-    """Knows one token."""
+    """A verifier that knows one token."""
 
     def verify(self, presented: Presented) -> Verdict:
         return _verdict(presented.token)
@@ -85,7 +85,7 @@ def _verdict(token: str) -> Verdict:
 
 
 class Injector:
-    """Raises a Fault at the nth line that the guards run, in all threads but those that watch."""
+    """Raises a Fault at the nth line of the guards, except in the threads that judge streams."""
 
     def __init__(self, line: int) -> None:
         self._left = line
@@ -111,7 +111,7 @@ class Injector:
 
 @contextmanager
 def injecting(line: int) -> Iterator[Injector]:
-    """Inject a fault at the nth line, in this thread and in those started meanwhile."""
+    """Inject a fault at the nth line, in this thread and in those that it starts."""
     injector = Injector(line)
     before = sys.gettrace()
     threading.settrace(injector.trace)
@@ -240,7 +240,7 @@ SURFACES: dict[str, Surface] = {
 
 
 def _fail_every_line(surface: Surface, token: str) -> tuple[set[str], set[str], set[str]]:
-    """Call once for every line; answer the places that failed, that let in, and that reached."""
+    """Call once for every line; return the lines that failed, let in, and reached a handler."""
     failed: set[str] = set()
     let_in: set[str] = set()
     handled: set[str] = set()
@@ -261,7 +261,7 @@ def _fail_every_line(surface: Surface, token: str) -> tuple[set[str], set[str], 
 
 @pytest.mark.parametrize("name", SURFACES)
 def test_a_line_that_fails_never_lets_a_stranger_in(name: str) -> None:
-    """With a bad token the handler is not reached, whichever line fails."""
+    """With a bad token the handler is never reached, whichever line fails."""
     failed, let_in, handled = _fail_every_line(SURFACES[name], "bad")
     assert len(failed) > 20
     assert let_in == set()
@@ -270,14 +270,14 @@ def test_a_line_that_fails_never_lets_a_stranger_in(name: str) -> None:
 
 @pytest.mark.parametrize("name", SURFACES)
 def test_a_line_that_fails_denies_even_a_good_token(name: str) -> None:
-    """With a good token too, a guard that failed answers no success."""
+    """With a good token, a guard that fails lets nobody in."""
     failed, let_in, _ = _fail_every_line(SURFACES[name], "good")
     assert len(failed) > 20
     assert let_in == set()
 
 
 def test_the_injection_catches_a_guard_that_fails_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: a check that answers its last word, not a denial, when something fails."""
+    """Planted: a check that returns an identity when something fails is found."""
 
     def fail_open(error: Exception) -> Any:
         return IDENTITY

@@ -35,7 +35,7 @@ CHECK_TIMEOUT = 0.3
 
 @dataclass(frozen=True)
 class Expected:
-    """What a door must answer."""
+    """The expected response of a surface."""
 
     code: str
     http: int
@@ -85,7 +85,7 @@ def _bearer(token: str) -> Headers:
 
 @dataclass(frozen=True)
 class Case:
-    """One situation: what the caller presents, and what must come of it."""
+    """One situation: what the caller presents, and the expected response."""
 
     method: str
     expected: Expected
@@ -247,7 +247,7 @@ def call(
 def test_every_situation_has_its_answer_at_every_surface(
     name: str, surface: str, fake_keybearer: FakeKeybearer
 ) -> None:
-    """Status, reason and challenge are those of the contract; no denied call arrives."""
+    """Status, reason and challenge are those of the table, and no denied call reaches a handler."""
     case = CASES[name]
     if surface == "fastapi" and case.method in ("Unruled", "Operators"):
         pytest.skip("a route is guarded by a dependency or not: it has no rule to lack")

@@ -1,4 +1,4 @@
-"""The kit for those who depend on keybearer: what the table of surfaces does not use."""
+"""FakeKeybearer: what the table of surfaces does not cover."""
 
 import subprocess
 import sys
@@ -36,7 +36,7 @@ def test_readers_read(fake_keybearer):
 
 
 def test_the_fixture_comes_with_the_plugin(tmp_path: Path) -> None:
-    """As the documentation says, in somebody else's test suite."""
+    """The plugin provides the fixture in another test suite."""
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_it.py").write_text(TEST)
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:asyncio"]
@@ -46,7 +46,7 @@ def test_the_fixture_comes_with_the_plugin(tmp_path: Path) -> None:
 
 
 def test_keys_change_while_the_fake_runs(fake_keybearer: FakeKeybearer) -> None:
-    """Disable, enable, less authority, forced outcomes and back."""
+    """Keys can be disabled, enabled, changed and forced to an outcome."""
     verifier = fake_keybearer.verifier()
     token = fake_keybearer.issue(Role.ADMIN)
     fake_keybearer.disable(token)
@@ -64,7 +64,7 @@ def test_keys_change_while_the_fake_runs(fake_keybearer: FakeKeybearer) -> None:
 
 
 def test_the_fake_judges_roles_and_scopes_when_asked(fake_keybearer: FakeKeybearer) -> None:
-    """As the service does, for programs that leave it to the service."""
+    """The fake judges required roles and scopes as the service does."""
     token = fake_keybearer.issue(Role.DEVELOPER, scopes=["a.*"])
     with KeybearerClient(
         fake_keybearer.address, token=fake_keybearer.validator_token, tls=False
@@ -77,7 +77,7 @@ def test_the_fake_judges_roles_and_scopes_when_asked(fake_keybearer: FakeKeybear
 
 
 def test_the_fake_asks_for_a_credential_itself(fake_keybearer: FakeKeybearer) -> None:
-    """Only validators and administrators may ask about tokens."""
+    """The fake requires the credential of a validator or an administrator."""
     developer = fake_keybearer.issue(Role.DEVELOPER)
     with (
         KeybearerClient(fake_keybearer.address, token=developer, tls=False) as client,
@@ -94,7 +94,7 @@ def test_a_verifier_accepts_keys_of_the_accounts_it_is_restricted_to(
     valid: bool,  # noqa: FBT001
     fake_keybearer: FakeKeybearer,
 ) -> None:
-    """Its own, any, or one; the fake's validator belongs to none of these."""
+    """A verifier accepts keys of its own account, of one other, or of any."""
     token = fake_keybearer.issue(account_id="Other")
     assert fake_keybearer.verifier(account_id=account_id).verify(Presented(token)).valid is valid
 
@@ -102,7 +102,7 @@ def test_a_verifier_accepts_keys_of_the_accounts_it_is_restricted_to(
 def test_a_verifier_does_not_believe_an_answer_about_another_account(
     fake_keybearer: FakeKeybearer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever answers: a key of another account than asked about is not known."""
+    """A verdict about another account is NOT_FOUND, whatever the server says."""
     token = fake_keybearer.issue(account_id="Other")
     honest = fake_keybearer._judge
 
@@ -116,7 +116,7 @@ def test_a_verifier_does_not_believe_an_answer_about_another_account(
 
 
 def test_who_keeps_answers_is_told_of_every_change(fake_keybearer: FakeKeybearer) -> None:
-    """The stream of changes and its pongs are there, so that guards are tested as they run."""
+    """A caching verifier learns of every change of the fake."""
     changes: dict[str, Callable[[str], None]] = {
         "revoke": fake_keybearer.revoke,
         "disable": fake_keybearer.disable,
@@ -143,7 +143,7 @@ def test_who_keeps_answers_is_told_of_every_change(fake_keybearer: FakeKeybearer
 
 
 def test_who_keeps_answers_feels_an_outage(fake_keybearer: FakeKeybearer) -> None:
-    """No pong, no lease: what is kept is not answered for long, and then nothing is."""
+    """During an outage or a stall, a caching verifier soon stops reusing verdicts."""
     token = fake_keybearer.issue()
 
     def is_answered(verifier: CachingVerifier) -> bool:
@@ -167,7 +167,7 @@ def test_who_keeps_answers_feels_an_outage(fake_keybearer: FakeKeybearer) -> Non
 
 
 def test_what_is_no_token_is_not_sent(fake_keybearer: FakeKeybearer) -> None:
-    """Too long, not ASCII, or nothing: NOT_FOUND, without a question."""
+    """A text that is no token is NOT_FOUND without a call."""
     verifier: RemoteVerifier = fake_keybearer.verifier()
     for token in ("", "k" * 513, "ä", "a\nb"):
         assert verifier.verify(Presented(token)).outcome is Outcome.NOT_FOUND

@@ -77,7 +77,7 @@ class _Connection:
 
 
 class IdleStreams:
-    """So many streams that ping at 2 Hz, evenly spread."""
+    """Streams that each ping at 2 Hz, evenly spread."""
 
     def __init__(self, address: str, token: str, count: int) -> None:
         host, port = address.split(":")
@@ -129,7 +129,7 @@ class IdleStreams:
 
 
 def main() -> None:
-    """Follow the protocol above."""
+    """Follow the protocol of the module's docstring."""
     token = sys.stdin.readline().strip()
     streams: IdleStreams | None = None
     for line in sys.stdin:

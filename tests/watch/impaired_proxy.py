@@ -1,4 +1,4 @@
-"""A TCP proxy that hurts connections while they live: holds bytes back, slows, closes one way."""
+"""A TCP proxy that impairs open connections: it holds bytes back, slows down, or closes one way."""
 
 import contextlib
 import queue
@@ -12,14 +12,14 @@ _CHUNK = 65536
 
 
 class Way(Enum):
-    """Where bytes go."""
+    """The direction of bytes."""
 
     TO_SERVER = "to the server"
     TO_CLIENT = "to the client"
 
 
 class _Pipe:
-    """One direction of one connection: what comes in goes out when its time has come."""
+    """One direction of one connection: it forwards bytes when they are due."""
 
     def __init__(
         self, proxy: "ImpairedProxy", way: Way, source: socket.socket, sink: socket.socket
@@ -62,9 +62,9 @@ class _Pipe:
 
 
 class ImpairedProxy:
-    """Forwards connections to `target`, in whatever state it is put.
+    """Forwards connections to `target`, with the current impairment.
 
-    Its state counts for all connections, also those that are opened later.
+    The impairment applies to all connections, also to those that are opened later.
     """
 
     def __init__(self, target: str) -> None:
@@ -82,21 +82,21 @@ class ImpairedProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def freeze(self, *ways: Way) -> None:
-        """Let nothing more through in these directions, until `heal`. Nothing is lost."""
+        """Hold back everything in these directions until `heal`. Nothing is lost."""
         self._frozen.update(ways)
 
     def delay(self, seconds: float) -> None:
-        """Hold back what goes to the client by so much."""
+        """Delay everything that goes to the client."""
         self._delay = seconds
 
     def half_close(self, way: Way) -> None:
-        """Close one direction of every connection there is."""
+        """Close one direction of every open connection."""
         for client, server in list(self._pairs):
             with contextlib.suppress(OSError):
                 (server if way is Way.TO_SERVER else client).shutdown(socket.SHUT_WR)
 
     def heal(self) -> None:
-        """Be a good proxy again. Connections that were closed stay closed."""
+        """End every impairment. Connections that were closed stay closed."""
         with self._changed:
             self._frozen.clear()
             self._delay = 0.0
@@ -115,7 +115,7 @@ class ImpairedProxy:
                 one.close()
 
     def wait_until_due(self, way: Way, came: float) -> None:
-        """Wait until bytes that came at a time may go on."""
+        """Wait until bytes that arrived at `came` may be forwarded."""
         with self._changed:
             while not self._closing:
                 due = came + (self._delay if way is Way.TO_CLIENT else 0.0)
@@ -144,7 +144,7 @@ class ImpairedProxy:
 
 @contextlib.contextmanager
 def impaired_proxy(target: str) -> Iterator[ImpairedProxy]:
-    """Run a proxy for a block."""
+    """Run a proxy during a block."""
     proxy = ImpairedProxy(target)
     try:
         yield proxy

@@ -1,8 +1,8 @@
-"""Checks in a loop, and when the last one that was allowed began.
+"""A load of checks that remembers when the last allowed one began.
 
-As a program it is a client to be stopped and continued: `python -m watch.load ADDRESS` reads its
-own token, then a token a line; for each it says `cached` and checks until a line `stop` comes, and
-then says how many nanoseconds ago, on the clock of the lease, the last allowed check began.
+`python -m watch.load ADDRESS` is a client that a test can stop and continue. It reads its own
+token, then one token a line. For each token it prints `cached`, checks it until a line `stop`
+comes, and prints when the last allowed check began, in nanoseconds of the clock of the lease.
 """
 
 import sys
@@ -19,7 +19,7 @@ PAUSE_S = 0.002
 
 @dataclass
 class Load:
-    """Checks one token with a verifier until told to stop, on several threads."""
+    """Checks one token with a verifier, on several threads, until `stop`."""
 
     verifier: CachingVerifier
     token: str
@@ -57,7 +57,7 @@ class Load:
 
 
 def warm(verifier: CachingVerifier, token: str) -> bool:
-    """Make a verifier remember a token; tell whether it does."""
+    """Make a verifier keep the verdict about a token, and return whether it does."""
     if not verifier.wait_for_lease(20):
         return False
     for _ in range(100):
@@ -71,7 +71,7 @@ def warm(verifier: CachingVerifier, token: str) -> bool:
 
 
 def main() -> None:
-    """Follow the protocol above."""
+    """Follow the protocol of the module's docstring."""
     client = KeybearerClient(sys.argv[1], token=sys.stdin.readline(), tls=False)
     with CachingVerifier(client) as verifier:
         while token := sys.stdin.readline().strip():

@@ -20,7 +20,7 @@ CHECKERS = 4
 
 
 class ManyClients:
-    """The clients and what they saw."""
+    """The clients and their counts."""
 
     def __init__(
         self, address: str, own: str, tokens: list[str], clients: int, pause: float
@@ -82,7 +82,7 @@ class ManyClients:
 
 
 def main() -> None:
-    """Follow the protocol above."""
+    """Follow the protocol of the module's docstring."""
     own, tokens = sys.stdin.readline(), sys.stdin.readline().split()
     clients = ManyClients(sys.argv[1], own, tokens, int(sys.argv[2]), float(sys.argv[3]))
     clients.warm()

@@ -1,4 +1,4 @@
-"""A keybearer whose stream says what a test tells it to say, also what no server may say."""
+"""A keybearer whose stream sends what a test scripts, also what no server may send."""
 
 import queue
 import threading
@@ -18,7 +18,7 @@ OWNER = "Owner00000000001"
 
 
 def key_of(token: str) -> str:
-    """Answer the id of the key that a made-up token opens."""
+    """Return the id of the key of a made-up token."""
     return token.removeprefix("kbear1_")
 
 
@@ -31,7 +31,7 @@ class ScriptedStream:
         self.usage: list[Any] = []
 
     def next(self, kind: str = "") -> pb.WatchInvalidationsRequest:
-        """Answer the next message, passing over those of another kind."""
+        """Return the next message, skipping those of another kind."""
         while True:
             request = self._received.get(timeout=TIMEOUT_S)
             assert request is not None, "the client has ended the stream"
@@ -39,17 +39,17 @@ class ScriptedStream:
                 return request
 
     def say(self, **fields: Any) -> None:
-        """Say something."""
+        """Send a message."""
         self.outgoing.put(message(pb.WatchInvalidationsResponse, **fields))
 
     def hello(self, epoch: str = "epoch", head: int = 0) -> pb.WatchInvalidationsRequest:
-        """Read the subscription, greet, and answer it."""
+        """Read the subscription, send the hello, and return the subscription."""
         subscription = self.next("subscribe")
         self.say(hello={"epoch": epoch, "head_revision": head})
         return subscription
 
     def answer_ping(self, head: int = 0) -> None:
-        """Answer the next ping."""
+        """Send a pong for the next ping."""
         sent_at = self.next("ping").ping.sent_at
         self.say(pong={"sent_at": sent_at, "head_revision": head})
 
@@ -58,7 +58,7 @@ class ScriptedStream:
         self.outgoing.put(None)
 
     def receive(self, requests: Iterator[pb.WatchInvalidationsRequest]) -> None:
-        """Take what the client sends, until it ends."""
+        """Receive what the client sends, until the stream ends."""
         try:
             for request in requests:
                 if request.WhichOneof("message") == "usage":
@@ -71,7 +71,7 @@ class ScriptedStream:
 
 
 class ScriptedServer:
-    """Answers VALID to every token, at `revision`, unless told otherwise."""
+    """Returns VALID for every token, at `revision`, unless a test changes that."""
 
     def __init__(self) -> None:
         self.revision = 0
@@ -105,7 +105,7 @@ class ScriptedServer:
         self._server.stop(None).wait()
 
     def valid(self, request: pb.ValidateTokenRequest) -> pb.ValidateTokenResponse:
-        """Answer that a token opens the key named in it."""
+        """Return a VALID verdict for the key named in the token."""
         return message(
             pb.ValidateTokenResponse,
             valid=True,
@@ -121,7 +121,7 @@ class ScriptedServer:
         )
 
     def unknown(self, request: pb.ValidateTokenRequest) -> pb.ValidateTokenResponse:
-        """Answer that nobody knows a token."""
+        """Return a NOT_FOUND verdict."""
         return message(
             pb.ValidateTokenResponse,
             outcome="VALIDATION_OUTCOME_NOT_FOUND",
@@ -175,7 +175,7 @@ class ScriptedServer:
 
 @contextmanager
 def scripted_server() -> Iterator[ScriptedServer]:
-    """Run one for a block."""
+    """Run a scripted server during a block."""
     server = ScriptedServer()
     try:
         yield server

@@ -1,8 +1,8 @@
-"""The stream is cut in every way we know, and something is revoked: how long is it still allowed?
+"""The stream is impaired in every way we know while a key is revoked: how long is it still allowed?
 
-No check that began later than 2.0 s after the change may be allowed. Bugs are planted to see that
-these trials would notice: a lease counted from when the pong arrived, and a server that answers
-pings with a head it remembers.
+No check that begins later than 2.0 s after the change may be allowed. Planted bugs show that the
+trials find a violation: a lease that counts from the arrival of the pong, and a server that sends a
+head that it read earlier.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ WATCH_FOR_S = 2.7
 
 @dataclass(frozen=True)
 class Harm:
-    """What happens to a connection around a change."""
+    """An impairment of the connection, before and after a change."""
 
     before: Callable[[ImpairedProxy], object]
     settled: tuple[float, ...] = (0.0, 0.3, 0.6, 3.0)
@@ -79,13 +79,13 @@ class Rig:
 
     @contextmanager
     def verifier(self, address: str = "") -> Iterator[CachingVerifier]:
-        """Run a verifier for a block."""
+        """Run a verifier during a block."""
         client = KeybearerClient(address or self.address, token=self.validator, tls=False)
         with CachingVerifier(client) as verifier:
             yield verifier
 
     def trial(self, harm: Harm, seed: int) -> float:
-        """Hurt the connection, revoke a key, and answer for how many seconds it was allowed."""
+        """Impair the connection, revoke a key, and return for how many seconds it was allowed."""
         chance = random.Random(seed)
         with impaired_proxy(self.address) as proxy, self.verifier(proxy.address) as verifier:
             created = self.admin.create_key()
@@ -108,7 +108,7 @@ class Rig:
     def trials(
         self, kinds: list[str], count: int, at_once: int, seed: int
     ) -> dict[str, list[float]]:
-        """Make many trials of many kinds, some at once."""
+        """Run trials of every impairment, several at a time."""
         found: dict[str, list[float]] = defaultdict(list)
         with futures.ThreadPoolExecutor(at_once) as pool:
             plans = [(kind, number) for number in range(count) for kind in kinds]
@@ -143,13 +143,13 @@ def _assert_bound(found: dict[str, list[float]], trials: int) -> None:
 
 
 def test_a_stream_that_is_cut_in_any_way(rig: Rig, seed: int) -> None:
-    """Two trials of each kind."""
+    """In two trials of each impairment, the bound holds."""
     _assert_bound(rig.trials(list(HARMS), 2, len(HARMS), seed), 2)
 
 
 @pytest.mark.slow
 def test_a_stream_that_is_cut_in_any_way_200_times(rig: Rig, seed: int) -> None:
-    """200 trials of each kind."""
+    """In 200 trials of each impairment, the bound holds."""
     _assert_bound(rig.trials(list(HARMS), 200, 12, seed), 200)
 
 
@@ -157,7 +157,7 @@ def test_a_stream_that_is_cut_in_any_way_200_times(rig: Rig, seed: int) -> None:
 
 
 def _server_stopped(server: ServerProcess, rig: Rig, at_once: int, seed: int) -> list[float]:
-    """Revoke, stop the server at once, and answer for how long each key was allowed."""
+    """Revoke keys, stop the server at once, and return for how long each key was allowed."""
     chance = random.Random(seed)
     with contextlib.ExitStack() as stack:
         loads = []
@@ -195,13 +195,13 @@ def _server_stopped_often(
 
 
 def test_a_server_that_is_stopped(server: tuple[ServerProcess, Rig], seed: int) -> None:
-    """SIGSTOP right after the revocations."""
+    """A server that is stopped right after a revocation does not break the bound."""
     _server_stopped_often(server, 1, 4, seed)
 
 
 @pytest.mark.slow
 def test_a_server_that_is_stopped_200_times(server: tuple[ServerProcess, Rig], seed: int) -> None:
-    """200 trials."""
+    """The bound holds in 200 trials."""
     _server_stopped_often(server, 25, 8, seed)
 
 
@@ -236,7 +236,7 @@ class StoppableClient:
 
 
 def _client_stopped(rig: Rig, trials: int, seed: int) -> list[float]:
-    """Stop a client, revoke, continue it, and answer for how long the key was allowed."""
+    """Stop a client, revoke its key, continue it, and return for how long the key was allowed."""
     chance = random.Random(seed)
     client = StoppableClient(rig)
     found = []
@@ -267,13 +267,13 @@ def _client_stopped_often(rig: Rig, clients: int, trials: int, seed: int) -> Non
 
 
 def test_a_client_that_is_stopped_and_continued(rig: Rig, seed: int) -> None:
-    """What it remembered is not used when it wakes up."""
+    """A client that was stopped reuses no verdict when it continues."""
     _client_stopped_often(rig, 4, 1, seed)
 
 
 @pytest.mark.slow
 def test_a_client_that_is_stopped_and_continued_200_times(rig: Rig, seed: int) -> None:
-    """200 trials."""
+    """The bound holds in 200 trials."""
     _client_stopped_often(rig, 8, 25, seed)
 
 
@@ -283,7 +283,7 @@ def test_a_client_that_is_stopped_and_continued_200_times(rig: Rig, seed: int) -
 def test_a_lease_counted_from_arrival_would_be_seen(
     rig: Rig, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pong that was held back then vouches for a time it knows nothing of."""
+    """Planted: a lease that counts from the arrival of a delayed pong breaks the bound."""
     take = Stream.take
 
     def take_late(stream: Stream, response: pb.WatchInvalidationsResponse) -> None:
@@ -301,7 +301,7 @@ def test_a_lease_counted_from_arrival_would_be_seen(
 def test_a_pong_of_a_remembered_head_would_be_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that answers pings with the head of its last poll, three seconds ago."""
+    """Planted: a server that sends the head of three seconds ago breaks the bound."""
     with running(tmp_path / "data", SystemClock(), SystemEntropy()) as service:
         hub = service.app.core.watches
         tell, polled = hub._tell, 0.0
@@ -323,7 +323,7 @@ def test_a_pong_of_a_remembered_head_would_be_seen(
 def test_the_trials_see_an_answer_that_is_never_forgotten(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A verifier that hears nothing and never asks again."""
+    """Planted: a verifier that ignores changes and keeps every verdict breaks the bound."""
     rig = Rig(service.address, service.admin)
     monkeypatch.setattr("keybearer._cache.verdict_cache.VerdictCache.invalidate", lambda *_: None)
     allowed = rig.trial(NO_HARM, 0)

@@ -1,4 +1,4 @@
-"""The service is gone for a while and comes back, to many clients with warm caches."""
+"""An outage of the service under many clients with warm caches."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ _LOOK_EVERY_S = 0.25
 
 
 class ClientProcesses:
-    """Several processes of clients, looked at together."""
+    """Several processes of clients, read together."""
 
     def __init__(self, address: str, own: str, tokens: list[str], clients: int, at: int) -> None:
         self.clients = clients
@@ -92,17 +92,17 @@ def _outage(tmp_path: Path, clients: int, processes: int, down: float, steady_fo
 
 
 def _again(data_dir: Path, address: str) -> contextlib.AbstractContextManager[ServerProcess]:
-    """Start the service again where it was."""
+    """Start the service again at the same address."""
     return serving(data_dir, flags=("--listen", address))
 
 
 def test_an_outage_ends_allows_in_time_and_its_end_brings_them_back(tmp_path: Path) -> None:
-    """A handful of clients, three seconds."""
+    """Few clients: allows end in time, and leases return after three seconds of outage."""
     _outage(tmp_path, clients=20, processes=1, down=3.0, steady_for=1.0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("down", [1.5, 3.0, 20.0])
 def test_an_outage_under_500_clients(tmp_path: Path, down: float) -> None:
-    """500 of them in five processes."""
+    """500 clients in five processes recover from an outage."""
     _outage(tmp_path, clients=500, processes=5, down=down, steady_for=20.0)

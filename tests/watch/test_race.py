@@ -1,4 +1,4 @@
-"""The store race: something changes between the server's reading and the client's keeping."""
+"""The store race: a change happens between the read at the server and the store in the cache."""
 
 import random
 import threading
@@ -23,12 +23,12 @@ _PAUSES = (0.0, 0.0, 1e-6, 1e-5, 1e-4)
 
 
 def _unguarded(cache: VerdictCache) -> None:
-    """Plant the bug: keep whatever comes."""
+    """Plant the bug: keep every verdict."""
     cache._may_keep = lambda *_: cache._started  # type: ignore[method-assign]
 
 
 def _races(seed: int, trials: int, *, guarded: bool) -> int:
-    """Let a change and an answer from before it meet; answer how often the answer survived."""
+    """Race a change with an older verdict, and return how often the verdict survived."""
     chance = random.Random(seed)
     cache = VerdictCache("", max_entries=10, max_negative=10)
     if not guarded:
@@ -77,18 +77,18 @@ def _races(seed: int, trials: int, *, guarded: bool) -> int:
 
 
 def test_an_answer_from_before_a_change_is_never_kept(seed: int) -> None:
-    """Two threads, 5,000 times."""
+    """In 5,000 races of two threads, no older verdict is kept."""
     assert _races(seed, 5_000, guarded=True) == 0
 
 
 def test_without_the_guard_it_is(seed: int) -> None:
-    """The planted bug is seen."""
+    """The planted bug is found."""
     assert _races(seed, 500, guarded=False) > 0
 
 
 @pytest.mark.slow
 def test_an_answer_from_before_a_change_is_never_kept_100_000_times(seed: int) -> None:
-    """Two threads, 100,000 times."""
+    """In 100,000 races of two threads, no older verdict is kept."""
     stale = _races(seed, 100_000, guarded=True)
     note(f"store race, two threads: {stale} stale in 100,000")
     assert stale == 0
@@ -98,7 +98,7 @@ def test_an_answer_from_before_a_change_is_never_kept_100_000_times(seed: int) -
 
 
 class Race:
-    """A verifier of a service whose cache reach its memory up to `late` seconds late."""
+    """A verifier whose verdicts reach the cache up to `late` seconds late."""
 
     def __init__(self, address: str, admin: Stubs) -> None:
         self.admin = admin
@@ -126,7 +126,7 @@ class Race:
         self._pool.shutdown()
 
     def trial(self, seed: int) -> bool:
-        """Check and revoke at once; tell whether the check's answer outlived the revocation."""
+        """Check and revoke at once, and return whether the verdict outlived the revocation."""
         chance = random.Random(seed)
         created = self.admin.create_key()
         with futures.ThreadPoolExecutor(1) as pool:
@@ -167,7 +167,7 @@ def _trials(race: Race, count: int, seed: int) -> int:
 
 
 def test_no_revoked_key_stays_kept_and_without_the_guard_some_do(race: Race, seed: int) -> None:
-    """200 revocations with the guard, then the planted bug."""
+    """In 200 revocations no revoked key stays; with the planted bug some do."""
     assert _trials(race, 200, seed) == 0
     _unguarded(race.cache)
     race.late = 0.5  # a busy machine takes its time to revoke
@@ -176,7 +176,7 @@ def test_no_revoked_key_stays_kept_and_without_the_guard_some_do(race: Race, see
 
 @pytest.mark.slow
 def test_no_revoked_key_stays_kept_100_000_times(race: Race, seed: int) -> None:
-    """0 stale in 100,000."""
+    """In 100,000 revocations no revoked key stays."""
     stale = _trials(race, 100_000, seed)
     note(f"store race, with server and stream: {stale} stale in 100,000")
     assert stale == 0

@@ -1,4 +1,4 @@
-"""From a change that takes authority away to its refusal by 50 connected verifiers."""
+"""How long 50 connected verifiers need to refuse a key after a change."""
 
 import statistics
 import threading
@@ -30,7 +30,7 @@ RULE = AccessRule(role=Role.DEVELOPER, scopes=("clusters.read",))
 
 
 class Victim:
-    """A key with what may be done to it."""
+    """A key and its owner, for the changes."""
 
     def __init__(self, operator: Stubs, server: ServerProcess, kind: str) -> None:
         self.operator = operator
@@ -117,7 +117,7 @@ CHANGES: dict[str, Callable[[Victim], None]] = {
 
 
 class Crowd:
-    """50 verifiers, each with a stream of its own, that all check one key."""
+    """50 verifiers with a stream each, which all check one key."""
 
     def __init__(self, server: ServerProcess, operator: Stubs) -> None:
         self.server = server
@@ -199,7 +199,7 @@ def _measured(crowd: Crowd, kind: str, times: int) -> list[float]:
 
 @pytest.mark.parametrize("kind", list(CHANGES))
 def test_every_change_that_takes_authority_away_is_felt_at_once(crowd: Crowd, kind: str) -> None:
-    """Four changes of each kind; within the hard bound, whatever else the machine does."""
+    """Four changes of each kind take effect within the hard bound."""
     found = _measured(crowd, kind, 4)
     assert max(found) <= 2.0
     assert statistics.median(found) <= P99_S
@@ -210,7 +210,7 @@ def test_every_change_that_takes_authority_away_is_felt_at_once(crowd: Crowd, ki
     ("kind", "times"), [(kind, 2000 if kind == "revoke" else 100) for kind in CHANGES]
 )
 def test_every_change_is_felt_within_250_ms(crowd: Crowd, kind: str, times: int) -> None:
-    """P99 ≤ 250 ms, over 2,000 revocations and 100 of every other kind."""
+    """The p99 is at most 250 ms, over 2,000 revocations and 100 changes of every other kind."""
     found = sorted(_measured(crowd, kind, times))
     assert found[int(len(found) * 0.99)] <= P99_S
     assert found[-1] <= 2.0
@@ -219,7 +219,7 @@ def test_every_change_is_felt_within_250_ms(crowd: Crowd, kind: str, times: int)
 def test_a_change_that_is_not_told_would_be_seen(
     crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The planted bug: a verifier that does not listen."""
+    """Planted: a verifier that ignores changes is found."""
     monkeypatch.setattr("keybearer._cache.verdict_cache.VerdictCache.invalidate", lambda *_: None)
     with pytest.raises(TimeoutError):
         crowd.measure("revoke")

@@ -1,4 +1,4 @@
-"""The rules of the lease and of the guard, one by one, and then at random against a model."""
+"""The rules of the verdict cache, one by one, and then at random against a model."""
 
 import random
 import threading
@@ -23,7 +23,7 @@ MINUTE = timedelta(seconds=60)
 
 
 def identity(key: str = "k", owner: str = "o", account: str = "a") -> Identity:
-    """Name a caller."""
+    """Return an identity."""
     return Identity(
         key_id=key,
         account_id=account,
@@ -35,19 +35,19 @@ def identity(key: str = "k", owner: str = "o", account: str = "a") -> Identity:
 
 
 def valid(revision: int, who: Identity | None = None, cache_for: timedelta = MINUTE) -> Verdict:
-    """Answer a VALID verdict."""
+    """Return a VALID verdict."""
     return Verdict(
         outcome=Outcome.VALID, identity=who or identity(), cache_for=cache_for, revision=revision
     )
 
 
 def invalid(revision: int, outcome: Outcome = Outcome.NOT_FOUND) -> Verdict:
-    """Answer a denial."""
+    """Return a denial."""
     return Verdict(outcome=outcome, cache_for=timedelta(seconds=1), revision=revision)
 
 
 def fresh(max_entries: int = 100, max_negative: int = 10) -> VerdictCache:
-    """VerdictCache with a stream at revision 10 and a lease from a ping at 0."""
+    """Return a cache with a stream at revision 10 and a lease from a ping at 0."""
     cache = VerdictCache("", max_entries=max_entries, max_negative=max_negative, draw=lambda: 0.0)
     cache.hello("epoch", 10)
     cache.pong(0, 10)
@@ -55,7 +55,7 @@ def fresh(max_entries: int = 100, max_negative: int = 10) -> VerdictCache:
 
 
 def keep(cache: VerdictCache, verdict: Verdict, token: str = TOKEN, now: int = 0) -> bool:
-    """Ask and answer at one moment."""
+    """Validate and store at one moment."""
     return cache.store(cache.begin(token, now), verdict)
 
 
@@ -63,7 +63,7 @@ def keep(cache: VerdictCache, verdict: Verdict, token: str = TOKEN, now: int = 0
 
 
 def test_an_answer_is_used_up_to_the_end_of_the_lease_and_not_after() -> None:
-    """2 s from when the ping was sent, to the nanosecond."""
+    """The lease ends 2 s after the ping was sent, to the nanosecond."""
     cache = fresh()
     assert keep(cache, valid(10))
     assert cache.find(TOKEN, LEASE) is not None
@@ -71,7 +71,7 @@ def test_an_answer_is_used_up_to_the_end_of_the_lease_and_not_after() -> None:
 
 
 def test_a_pong_prolongs_the_lease_from_its_ping_on() -> None:
-    """When the pong arrives does not matter: nothing here ever sees it."""
+    """A pong prolongs the lease from the time of its ping."""
     cache = fresh()
     keep(cache, valid(10))
     cache.pong(SECOND, 10)
@@ -80,7 +80,7 @@ def test_a_pong_prolongs_the_lease_from_its_ping_on() -> None:
 
 
 def test_an_old_pong_does_not_shorten_the_lease() -> None:
-    """The latest ping that was answered counts."""
+    """An older pong does not shorten the lease."""
     cache = fresh()
     keep(cache, valid(10))
     cache.pong(SECOND, 10)
@@ -89,7 +89,7 @@ def test_an_old_pong_does_not_shorten_the_lease() -> None:
 
 
 def test_without_a_pong_nothing_is_used() -> None:
-    """A hello is no lease."""
+    """A hello gives no lease."""
     cache = VerdictCache("", max_entries=10, max_negative=10)
     cache.hello("epoch", 10)
     assert keep(cache, valid(10))
@@ -97,7 +97,7 @@ def test_without_a_pong_nothing_is_used() -> None:
 
 
 def test_a_reset_ends_the_lease() -> None:
-    """The pongs of another history vouch for nothing."""
+    """A reset ends the lease."""
     cache = fresh()
     cache.reset("other", 3)
     assert keep(cache, valid(3))
@@ -105,7 +105,7 @@ def test_a_reset_ends_the_lease() -> None:
 
 
 def test_an_answer_is_used_as_long_as_it_says_counted_from_its_question() -> None:
-    """Not from when it arrived."""
+    """The lifetime of a verdict counts from its request."""
     cache = fresh()
     question = cache.begin(TOKEN, 0)
     assert cache.store(question, valid(10, cache_for=timedelta(seconds=1)))
@@ -115,12 +115,12 @@ def test_an_answer_is_used_as_long_as_it_says_counted_from_its_question() -> Non
 
 @pytest.mark.parametrize("cache_for", [timedelta(), timedelta(seconds=-1)])
 def test_an_answer_that_is_not_to_be_reused_is_not_kept(cache_for: timedelta) -> None:
-    """Absent or 0: do not."""
+    """A verdict without `cache_for` is not kept."""
     assert not keep(fresh(), valid(10, cache_for=cache_for))
 
 
 def test_no_answer_is_used_for_longer_than_a_minute_or_a_second() -> None:
-    """Whatever the server says."""
+    """A positive verdict lives for at most a minute, a negative one for a second."""
     cache = fresh()
     day = timedelta(days=1)
     keep(cache, valid(10, cache_for=day), "kbear1_p")
@@ -136,7 +136,7 @@ def test_no_answer_is_used_for_longer_than_a_minute_or_a_second() -> None:
 
 
 def test_answers_learnt_at_one_moment_are_not_all_asked_again_at_one_moment() -> None:
-    """Each is given up at a moment of its own, up to a fifth of its time early and never late."""
+    """Verdicts expire up to a fifth of their lifetime early, each at its own time."""
     cache = VerdictCache("", max_entries=1000, max_negative=10)
     cache.hello("epoch", 10)
     for number in range(1000):
@@ -150,7 +150,7 @@ def test_answers_learnt_at_one_moment_are_not_all_asked_again_at_one_moment() ->
 
 
 def test_no_other_token_finds_an_answer() -> None:
-    """The whole token counts."""
+    """Another token finds nothing."""
     cache = fresh()
     keep(cache, valid(10))
     for other in (TOKEN + "a", TOKEN[:-1], TOKEN[:-1] + "b", TOKEN.upper(), "", " " + TOKEN):
@@ -158,7 +158,7 @@ def test_no_other_token_finds_an_answer() -> None:
 
 
 def test_what_is_kept_cannot_be_found_elsewhere() -> None:
-    """The key of the MAC is drawn for each verifier, and differs with the account asked about."""
+    """The MAC differs between verifiers and between account restrictions."""
     assert fresh().mac(TOKEN) != fresh().mac(TOKEN)
     assert TOKEN.encode() not in fresh().mac(TOKEN)
 
@@ -172,7 +172,7 @@ def test_what_is_kept_cannot_be_found_elsewhere() -> None:
 def test_a_change_forgets_what_is_older_and_refuses_what_was_read_before(
     subject: tuple[str, str],
 ) -> None:
-    """Of its key, its owner, its account; and the answer that was on its way."""
+    """A change of key, owner or account evicts older verdicts and rejects those on their way."""
     cache = fresh()
     on_its_way = cache.begin(TOKEN, 0)
     keep(cache, valid(10))
@@ -187,7 +187,7 @@ def test_a_change_forgets_what_is_older_and_refuses_what_was_read_before(
     "subject", [("key_id", "x"), ("owner_id", "x"), ("account_id", "x"), ("key_id", "o")]
 )
 def test_a_change_of_something_else_forgets_nothing(subject: tuple[str, str]) -> None:
-    """Ids are told apart by what they name."""
+    """A change of another kind of subject with the same id evicts nothing."""
     cache = fresh()
     keep(cache, valid(10))
     cache.invalidate(subject, 11, 0)
@@ -195,7 +195,7 @@ def test_a_change_of_something_else_forgets_nothing(subject: tuple[str, str]) ->
 
 
 def test_an_answer_younger_than_the_change_stays() -> None:
-    """It was read after the change that is told now."""
+    """A verdict of a later revision than the change stays."""
     cache = fresh()
     keep(cache, valid(11))
     cache.invalidate(("key_id", "k"), 11, 0)
@@ -203,12 +203,12 @@ def test_an_answer_younger_than_the_change_stays() -> None:
 
 
 def test_an_answer_read_before_the_stream_began_is_not_kept() -> None:
-    """The floor is the head of the hello."""
+    """A verdict from before the head of the hello is not kept."""
     assert not keep(fresh(), valid(9))
 
 
 def test_an_answer_asked_before_a_reset_is_not_kept() -> None:
-    """Its revision may be of another history."""
+    """A verdict that was requested before a reset is not kept."""
     cache = fresh()
     question = cache.begin(TOKEN, 0)
     cache.reset("other", 5)
@@ -216,7 +216,7 @@ def test_an_answer_asked_before_a_reset_is_not_kept() -> None:
 
 
 def test_an_answer_asked_before_the_first_hello_is_not_kept() -> None:
-    """The same at the start."""
+    """A verdict that was requested before the first hello is not kept."""
     cache = VerdictCache("", max_entries=10, max_negative=10)
     question = cache.begin(TOKEN, 0)
     cache.hello("epoch", 10)
@@ -224,7 +224,7 @@ def test_an_answer_asked_before_the_first_hello_is_not_kept() -> None:
 
 
 def test_a_stream_that_resumes_keeps_what_is_known() -> None:
-    """Hello of the same epoch: what was missed is told first."""
+    """A hello of the same epoch keeps the cache."""
     cache = fresh()
     keep(cache, valid(10))
     assert cache.position == ("epoch", 10)
@@ -236,7 +236,7 @@ def test_a_stream_that_resumes_keeps_what_is_known() -> None:
 
 @pytest.mark.parametrize(("epoch", "head"), [("other", 12), ("epoch", 9)])
 def test_a_hello_that_cannot_be_a_resumption_forgets_everything(epoch: str, head: int) -> None:
-    """Another epoch, or a head from before what was told."""
+    """A hello of another epoch or an older head empties the cache."""
     cache = fresh()
     keep(cache, valid(10))
     cache.hello(epoch, head)
@@ -245,7 +245,7 @@ def test_a_hello_that_cannot_be_a_resumption_forgets_everything(epoch: str, head
 
 @pytest.mark.parametrize("revision", [11, 10, 1])
 def test_changes_that_do_not_rise_are_not_believed(revision: int) -> None:
-    """Duplicated or out of order: the stream is given up and everything is forgotten."""
+    """A repeated or older revision raises OutOfOrderError."""
     cache = fresh()
     cache.invalidate(("key_id", "x"), 11, 0)
     with pytest.raises(OutOfOrderError):
@@ -253,7 +253,7 @@ def test_changes_that_do_not_rise_are_not_believed(revision: int) -> None:
 
 
 def test_a_change_before_a_pongs_head_is_not_believed_after_it() -> None:
-    """The pong said that everything up to its head was told."""
+    """A change at or below the head of a pong raises OutOfOrderError."""
     cache = fresh()
     cache.pong(1, 20)
     with pytest.raises(OutOfOrderError):
@@ -261,7 +261,7 @@ def test_a_change_before_a_pongs_head_is_not_believed_after_it() -> None:
 
 
 def test_a_pong_behind_a_change_is_not_believed() -> None:
-    """Its head was not read after the ping."""
+    """A pong with a head below a change raises OutOfOrderError."""
     cache = fresh()
     cache.invalidate(("key_id", "x"), 11, 0)
     with pytest.raises(OutOfOrderError):
@@ -269,7 +269,7 @@ def test_a_pong_behind_a_change_is_not_believed() -> None:
 
 
 def test_nothing_is_believed_before_hello() -> None:
-    """There is no history yet."""
+    """Changes and pongs before the hello raise OutOfOrderError."""
     cache = VerdictCache("", max_entries=10, max_negative=10)
     with pytest.raises(OutOfOrderError):
         cache.pong(1, 1)
@@ -278,7 +278,7 @@ def test_nothing_is_believed_before_hello() -> None:
 
 
 def test_starting_over_forgets_everything_and_begins_from_now() -> None:
-    """After a server that cannot be believed."""
+    """`start_over` empties the cache and resets the position."""
     cache = fresh()
     question = cache.begin(TOKEN, 0)
     keep(cache, valid(10))
@@ -290,7 +290,7 @@ def test_starting_over_forgets_everything_and_begins_from_now() -> None:
 
 
 def test_a_denial_is_forgotten_at_any_change() -> None:
-    """Whatever changed may be what the token was waiting for."""
+    """Every change evicts all negative verdicts: it may make a token valid."""
     cache = fresh()
     question = cache.begin(TOKEN, 0)
     assert keep(cache, invalid(10))
@@ -306,7 +306,7 @@ def test_a_denial_is_forgotten_at_any_change() -> None:
     "outcome", [Outcome.UNSPECIFIED, Outcome.ROLE_INSUFFICIENT, Outcome.SCOPE_INSUFFICIENT]
 )
 def test_what_is_no_answer_about_a_token_is_not_kept(outcome: Outcome) -> None:
-    """An outcome this version does not know, and verdicts about a role or scope."""
+    """Unknown outcomes and verdicts about a role or scope are not kept."""
     assert not keep(fresh(), invalid(10, outcome))
 
 
@@ -314,7 +314,7 @@ def test_what_is_no_answer_about_a_token_is_not_kept(outcome: Outcome) -> None:
 
 
 def test_memory_is_bounded_and_what_is_used_stays() -> None:
-    """The oldest unused answer goes first."""
+    """The cache is bounded, and the oldest unused verdict is evicted first."""
     cache = fresh(max_entries=10)
     keep(cache, valid(10, identity(key="hot")), "kbear1_hot")
     for number in range(1000):
@@ -326,7 +326,7 @@ def test_memory_is_bounded_and_what_is_used_stays() -> None:
 
 
 def test_guessing_does_not_push_out_good_answers() -> None:
-    """Denials have a small memory of their own."""
+    """Negative verdicts never evict positive ones."""
     cache = fresh(max_entries=10, max_negative=5)
     keep(cache, valid(10))
     for number in range(1000):
@@ -336,7 +336,7 @@ def test_guessing_does_not_push_out_good_answers() -> None:
 
 
 def test_changes_that_are_no_longer_remembered_one_by_one_hold_for_all() -> None:
-    """What was read before a forgotten change is not kept, whatever it is about."""
+    """A verdict from before a change that is no longer remembered is not kept."""
     cache = fresh()
     for number in range(MAX_SUBJECTS + 5):
         cache.invalidate(("key_id", f"k{number}"), 11 + number, 0)
@@ -349,7 +349,7 @@ def test_changes_that_are_no_longer_remembered_one_by_one_hold_for_all() -> None
 
 
 def test_uses_are_reported_once_also_of_answers_that_are_gone() -> None:
-    """The first one was counted by the server itself."""
+    """Uses are reported once, also those of evicted verdicts."""
     cache = fresh()
     keep(cache, valid(10))
     for _ in range(3):
@@ -407,7 +407,7 @@ class _Play:
         self.on_their_way.append((key, self.cache.begin(key, self.now), None))
 
     def read(self) -> None:
-        """The server reads the answer to a question, which then is on its way for a while."""
+        """The server reads a verdict, which is then on its way for a while."""
         for index, (key, question, verdict) in enumerate(self.on_their_way):
             if verdict is None:
                 who = identity(key=key, owner=f"o{self.truth[key][0]}")
@@ -440,7 +440,7 @@ class _Play:
             self.cache.pong(self.pings.pop(0), self.revision)
 
     def restore(self) -> None:
-        """Fewer revisions, another epoch; the stream is cut and will be reset."""
+        """Restore: fewer revisions, another epoch, and the stream will be reset."""
         self.revision = max(0, self.revision - 3)
         self.epoch += "x"
         self.moves += 1
@@ -459,7 +459,7 @@ class _Play:
 
 
 def _played(seed: int, *, guarded: bool) -> tuple[int, int]:
-    """Play many histories; answer how many checks used an answer, and how many a stale one."""
+    """Play many histories; return how many checks reused a verdict, and how many a stale one."""
     plays = [_Play(seed + number, guarded=guarded) for number in range(100)]
     for play in plays:
         for _ in range(500):
@@ -468,32 +468,32 @@ def _played(seed: int, *, guarded: bool) -> tuple[int, int]:
 
 
 def test_random_histories_never_answer_what_is_stale(seed: int) -> None:
-    """Changes, late cache, streams that lag, pongs, restores: 0 stale."""
+    """Random changes, late verdicts, lags and restores never reuse a stale verdict."""
     checks, stale = _played(seed, guarded=True)
     assert stale == 0
     assert checks > 1000
 
 
 def test_random_histories_without_the_guard_do(seed: int) -> None:
-    """The planted bug is seen."""
+    """The planted bug is found."""
     assert _played(seed, guarded=False)[1] > 0
 
 
 def test_the_lease_is_read_before_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A check that is held up in between must not pair an old answer with a new lease."""
+    """A check that pauses in between does not pair an old verdict with a new lease."""
     assert _held_up(lease_first=True) is None
     assert _held_up(lease_first=False) is not None, "the planted bug is seen"
 
 
 def _held_up(*, lease_first: bool) -> Verdict | None:
-    """Hold a check up just before it reads the answer (or, planted, the lease); 3 s pass."""
+    """Pause a check before it reads the entry, or, planted, the lease; 3 s pass."""
     cache = fresh()
     keep(cache, valid(10))
     began = 3 * SECOND
     reached, go_on = threading.Event(), threading.Event()
 
     class Hesitating:
-        """The memory of cache, with a pause around the first look."""
+        """A dictionary of verdicts that pauses around the first lookup."""
 
         def __init__(self, original: object) -> None:
             self.original = original
