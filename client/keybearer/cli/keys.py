@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from keybearer._wire.enums import REASONS_OF_CALLERS
 from keybearer._wire.limits import API_KEY_ORDERS
 from keybearer.access import Role
 from keybearer.cli import inputs, output
@@ -32,10 +33,8 @@ from keybearer.models import ApiKey, ApiKeyState, RevocationReason
 
 app = typer.Typer()
 
-_BY_THE_SERVICE = (
-    RevocationReason.OWNER_DELETED,
-    RevocationReason.CREATOR_DELETED,
-    RevocationReason.REPORTED_BY_HOLDER,
+_REASONS_OF_THE_SERVICE = tuple(
+    reason for reason in RevocationReason if reason not in REASONS_OF_CALLERS
 )
 
 COLUMNS: list[Column[ApiKey]] = [
@@ -362,7 +361,7 @@ def revoke(
     *,
     keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="The ids of the keys.")],
     reason: Annotated[
-        RevocationReason, enum_option(RevocationReason, "Why.", without=_BY_THE_SERVICE)
+        RevocationReason, enum_option(RevocationReason, "Why.", without=_REASONS_OF_THE_SERVICE)
     ],
     note: Annotated[str, typer.Option(metavar="TEXT", help="A note for the audit log.")] = "",
     yes: YesOption = False,
