@@ -86,6 +86,10 @@ format: $(VENV)/.dev ## Format Python and protos, apply safe fixes
 generate: .venv-generate/.installed ## Generate the code of protos/
 	@tools/generate.sh write $(GEN_PY)
 
+.PHONY: public-api
+public-api: $(VENV)/.dev ## Accept the public names and signatures of the client as they are
+	@PYTHONPATH=client:tests $(PY) tests/meta/public_api.py
+
 .PHONY: lock
 lock: .venv-lock/.installed ## Update requirements/ to the newest versions allowed
 	$(COMPILE) --upgrade --extra server --extra cli --group dev pyproject.toml --output-file requirements/dev.txt

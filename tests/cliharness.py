@@ -60,6 +60,8 @@ class Cli:
         credential.write_text(service.admin_token + "\n")
         self.environment = {
             "PATH": f"{COMMAND.parent}:{os.environ['PATH']}",
+            # The code under test, also where another copy of it is installed.
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
             "HOME": str(directory),
             "LANG": "C.UTF-8",
             "TERM": "xterm",

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 
-import keybearer.commands.app  # noqa: F401 - what takes long to load
+import keybearer.cli.app  # noqa: F401 - what takes long to load
 from keybearer.cli import main
 
 STREAMS = (

@@ -1,18 +1,22 @@
 """API keys for gRPC services: check them, issue them, revoke them.
 
-To guard a service: `AuthInterceptor` (or `AsyncAuthInterceptor`) with a `CachingVerifier`, and
-`current_identity()` in its handlers. To manage keys: `KeybearerClient`.
+To guard a service, put `AuthInterceptor` (or `AsyncAuthInterceptor`) with a `CachingVerifier` in
+front of it, and call `current_identity()` in its handlers. To manage keys, use `KeybearerClient`.
 """
 
+from keybearer._cache.caching import AsyncCachingVerifier, CachingVerifier
+from keybearer._cache.engine import CacheStats
+from keybearer._client.channel import TLSConfig
+from keybearer._client.client import AsyncKeybearerClient, KeybearerClient
+from keybearer._client.remote import AsyncRemoteVerifier, RemoteVerifier
+from keybearer._client.requests import NEVER_EXPIRES
+from keybearer._client.version import VERSION
+from keybearer._guard.identity import NoIdentityError, current_identity
+from keybearer._guard.interceptor import AuthInterceptor
+from keybearer._guard.verifier import AsyncVerifier, Verifier
 from keybearer.access import AccessRule, Role, RuleError
 from keybearer.aio import AsyncAuthInterceptor
-from keybearer.caching import AsyncCachingVerifier, CacheStats, CachingVerifier
-from keybearer.calls import NEVER_EXPIRES
-from keybearer.channel import TLSConfig
-from keybearer.client import AsyncKeybearerClient, KeybearerClient
 from keybearer.errors import KeybearerError
-from keybearer.guard import NoIdentityError, current_identity
-from keybearer.interceptor import AuthInterceptor
 from keybearer.models import (
     Account,
     ApiKey,
@@ -24,17 +28,14 @@ from keybearer.models import (
     IssuedAccount,
     IssuedKey,
     Outcome,
+    Presented,
     RevocationReason,
     User,
     UserType,
     Verdict,
 )
-from keybearer.verifier import (
-    AsyncRemoteVerifier,
-    AsyncVerifier,
-    RemoteVerifier,
-    Verifier,
-)
+
+__version__ = VERSION
 
 __all__ = [
     "NEVER_EXPIRES",
@@ -60,6 +61,7 @@ __all__ = [
     "KeybearerError",
     "NoIdentityError",
     "Outcome",
+    "Presented",
     "RemoteVerifier",
     "RevocationReason",
     "Role",
@@ -69,5 +71,6 @@ __all__ = [
     "UserType",
     "Verdict",
     "Verifier",
+    "__version__",
     "current_identity",
 ]

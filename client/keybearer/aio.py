@@ -1,4 +1,4 @@
-"""Guards a `grpc.aio.server`: one interceptor in front of it, and handlers know who calls.
+"""The guard of a `grpc.aio.server`: an interceptor in front of it, and handlers know who calls.
 
 client = AsyncKeybearerClient("keybearer:443", token=token)
 server = grpc.aio.server(interceptors=[AsyncAuthInterceptor(AsyncCachingVerifier(client))])
@@ -16,45 +16,42 @@ import grpc
 import grpc.aio
 from google.protobuf.descriptor import ServiceDescriptor
 
-from keybearer.access import AccessRule
-from keybearer.guard import (
-    HEALTH_AND_REFLECTION,
-    MALFORMED_MESSAGE,
-    Denial,
-    Rules,
-    check_async,
-    denial_of,
-    enter_identity,
-)
-from keybearer.interceptor import (
+from keybearer._guard.check import check_async, denial_of, presented_in_call
+from keybearer._guard.handlers import (
     DEFAULT_REJUDGE_AFTER,
-    MAX_KEPT_HANDLERS,
     Behaviour,
     Deserializer,
-    taken_apart,
+    GuardedHandlers,
+    split_handler,
 )
+from keybearer._guard.identity import enter_identity
+from keybearer._guard.rules import HEALTH_AND_REFLECTION, Rules
+from keybearer._guard.verifier import AsyncVerifier
+from keybearer._wire.denial import MALFORMED_MESSAGE, Denial
+from keybearer.access import AccessRule
 from keybearer.models import Identity
-from keybearer.verifier import AsyncVerifier
+
+__all__ = ["AsyncAuthInterceptor"]
 
 log = logging.getLogger(__name__)
 
 
 class AsyncAuthInterceptor(grpc.aio.ServerInterceptor):
-    """Lets a call pass when its key meets the rule of its method, and denies every other one.
+    """Lets a call pass when its key meets the rule of its method, and denies every other call.
 
-    As AuthInterceptor, for `grpc.aio.server`. Handlers must be asynchronous: in one that is not,
-    which grpc.aio runs on a thread of its own, the identity would be lost, so it is denied. On a
-    `grpc.server` every call is denied, with a message that says why.
+    The same as AuthInterceptor for `grpc.aio.server`. Handlers must be asynchronous: grpc.aio runs
+    other handlers on a thread of their own, where the identity would be lost, so their calls are
+    denied. On a `grpc.server` every call is denied with a message that says why.
 
     Args:
-        verifier: Answers whose token it is.
-        services: Descriptors of services of which every method must have a rule: checked now,
+        verifier: Finds the identity behind a credential.
+        services: Descriptors of services whose methods must all have a rule. They are checked now
             instead of at the first call.
-        rules: Rules by method path, `/package.Service/Method`, for methods whose own proto has
-            none. They win over the options in the proto.
-        public_methods: Paths that need no credential, exactly.
-        rejudge_after: Seconds after which the credential of an open stream is judged again; it
-            ends with the denial when it would no longer be let in.
+        rules: Rules by method path, `/package.Service/Method`, for methods whose proto has none.
+            They override the options in the proto.
+        public_methods: Paths that need no credential. A path must match exactly.
+        rejudge_after: Seconds after which the credential of an open stream is judged again. The
+            stream ends with the denial when the credential is no longer accepted.
 
     Raises:
         RuleError: A method of `services` has no rule, or a rule cannot be judged here.
@@ -75,14 +72,14 @@ class AsyncAuthInterceptor(grpc.aio.ServerInterceptor):
         self._verifier = verifier
         self._rules = Rules(services, rules, public_methods)
         self._rejudge_after = rejudge_after
-        self._kept: dict[str, tuple[Any, Any]] = {}
+        self._handlers = GuardedHandlers(self._guard)
         self._endings: set[asyncio.Task[None]] = set()
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
-        """Wrap the handler of a method; an unknown method stays unknown.
+        """Return the guarded handler of a method; None for an unknown method.
 
-        Not a coroutine function: a `grpc.server` would take the coroutine for a handler, and the
-        thread that serves all calls would end.
+        This is not a coroutine function: a `grpc.server` would take the coroutine for a handler,
+        and the thread that serves all calls would end.
         """
         try:
             asyncio.get_running_loop()
@@ -91,27 +88,17 @@ class AsyncAuthInterceptor(grpc.aio.ServerInterceptor):
         return self._intercept(continuation, handler_call_details)
 
     async def _intercept(self, continuation: Any, handler_call_details: Any) -> Any:
-        # The task of a call inherits what was set where the server was started.
+        # The task of a call inherits the context in which the server was started.
         enter_identity(None)
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        path = handler_call_details.method
-        kept = self._kept.get(path)
-        if kept is not None and kept[0] is handler:
-            return kept[1]
-        guarded = self._guarded(path, handler)
-        if len(self._kept) >= MAX_KEPT_HANDLERS:
-            self._kept.clear()
-        self._kept[path] = (handler, guarded)
-        return guarded
+        return None if handler is None else self._handlers.of(handler_call_details.method, handler)
 
-    def _guarded(self, path: str, handler: Any) -> Any:
-        """Wrap a handler in one of the same arity and the same kind of coroutine."""
+    def _guard(self, path: str, handler: Any) -> Any:
+        """Return a guarded handler of the same arity and the same kind of coroutine."""
         rule = self._rules.of(path)
         if rule is not None and rule.public:
             return handler
-        make, behaviour = taken_apart(handler)
+        make, behaviour = split_handler(handler)
         deserializer = handler.request_deserializer
         if inspect.isasyncgenfunction(behaviour):
             guarded = self._guard_generator(rule, handler, behaviour)
@@ -123,7 +110,7 @@ class AsyncAuthInterceptor(grpc.aio.ServerInterceptor):
         functools.update_wrapper(guarded, behaviour)
         return make(
             guarded,
-            # One message is parsed behind the guard. Those of a stream are read behind it anyhow.
+            # One message is parsed after the check. Those of a stream are read after it anyhow.
             request_deserializer=_strict(deserializer) if handler.request_streaming else None,
             response_serializer=handler.response_serializer,
         )
@@ -160,19 +147,21 @@ class AsyncAuthInterceptor(grpc.aio.ServerInterceptor):
     async def _enter(
         self, rule: AccessRule | None, handler: Any, incoming: Any, context: Any
     ) -> tuple[Any, asyncio.Lock]:
-        """Let the caller in, or abort the call.
+        """Judge the call, and abort it when it is denied.
 
-        Answers the request, and the lock to be held while a message is sent: a stream that is
-        denied meanwhile would else send its status into the message, and neither would arrive.
+        Returns:
+            The request, and a lock to hold while a message is sent. Without the lock, the status of
+            a stream that is denied meanwhile would be sent in the middle of the message, and
+            neither would arrive.
         """
-        judgement = await check_async(self._verifier, context.invocation_metadata, rule)
+        judgement = await check_async(self._verifier, rule, presented_in_call, context)
         if not isinstance(judgement, Identity):
             await _abort(context, judgement)
         request = incoming
         if not handler.request_streaming and handler.request_deserializer is not None:
             try:
                 request = handler.request_deserializer(incoming)
-            except Exception:  # noqa: BLE001 - any parser, any error: the bytes are wrong
+            except Exception:  # noqa: BLE001 - whatever the parser raises, the bytes are wrong
                 await _abort(context, MALFORMED_MESSAGE)
         sending = asyncio.Lock()
         if handler.request_streaming or handler.response_streaming:
@@ -181,15 +170,15 @@ class AsyncAuthInterceptor(grpc.aio.ServerInterceptor):
                 functools.partial(self._watch_ended, context, sending, asyncio.current_task())
             )
             context.add_done_callback(lambda _: watch.cancel())
-        # The call has a task, and so a context, of its own: nothing to be reset.
+        # The call has its own task and so its own context: nothing has to be reset.
         enter_identity(judgement)
         return request, sending
 
     async def _until_denied(self, rule: AccessRule | None, context: Any) -> Denial:
-        """Judge an open stream again and again, and answer the first denial."""
+        """Judge an open stream again and again, and return the first denial."""
         while True:
             await asyncio.sleep(self._rejudge_after)
-            judgement = await check_async(self._verifier, context.invocation_metadata, rule)
+            judgement = await check_async(self._verifier, rule, presented_in_call, context)
             if not isinstance(judgement, Identity):
                 return judgement
 
@@ -200,7 +189,7 @@ class AsyncAuthInterceptor(grpc.aio.ServerInterceptor):
         call: asyncio.Task[Any] | None,
         watch: asyncio.Task[Denial],
     ) -> None:
-        """End a stream that is denied, or that nobody watches any more for whatever reason."""
+        """End a stream that is denied, or whose watch failed."""
         if watch.cancelled():
             return
         error = watch.exception()
@@ -213,9 +202,9 @@ class AsyncAuthInterceptor(grpc.aio.ServerInterceptor):
 async def _end_call(
     context: Any, sending: asyncio.Lock, call: asyncio.Task[Any] | None, denial: Denial
 ) -> None:
-    """Deny a call from beside it: that sends the status, but does not stop its handler."""
+    """Deny a call from another task, which sends the status, and cancel its handler."""
     try:
-        with contextlib.suppress(Exception):  # that is how it ends, and so does a dead call
+        with contextlib.suppress(Exception):  # `abort` raises, and so does a call that is over
             async with sending:
                 await _abort(context, denial)
     finally:
@@ -224,7 +213,7 @@ async def _end_call(
 
 
 class _SendingContext:
-    """The context of a call, except that it holds a lock while it sends a message."""
+    """The context of a call that holds a lock while it sends a message."""
 
     def __init__(self, context: Any, sending: asyncio.Lock) -> None:
         self._context = context
@@ -239,7 +228,7 @@ class _SendingContext:
 
 
 class _MalformedError(Exception):
-    """A message of a client stream does not parse."""
+    """A message of a client stream cannot be parsed."""
 
 
 _NOT_ASYNCHRONOUS = Denial(
@@ -255,7 +244,7 @@ _WRONG_SERVER = Denial(
 
 
 def _strict(deserializer: Deserializer | None) -> Deserializer | None:
-    """Make a parser's errors recognisable."""
+    """Return a parser whose errors are all _MalformedError."""
     if deserializer is None:
         return None
 
@@ -269,7 +258,7 @@ def _strict(deserializer: Deserializer | None) -> Deserializer | None:
 
 
 def _deny_always(denial: Denial, *, streaming: bool) -> Behaviour:
-    """Answer an asynchronous behaviour that only denies."""
+    """Return an asynchronous behaviour that denies every call."""
 
     async def deny(_: Any, context: Any) -> Any:
         await _abort(context, denial)
@@ -282,7 +271,7 @@ def _deny_always(denial: Denial, *, streaming: bool) -> Behaviour:
 
 
 def _wrong_server(handler: Any) -> Any:
-    """Answer a handler for a `grpc.server` that only denies."""
+    """Return a handler for a `grpc.server` that denies every call."""
     log.error("AsyncAuthInterceptor is for grpc.aio.server; grpc.server needs AuthInterceptor")
     if handler is None:
         return None
@@ -291,11 +280,11 @@ def _wrong_server(handler: Any) -> Any:
         context.set_trailing_metadata(_WRONG_SERVER.trailers())
         context.abort(_WRONG_SERVER.code, _WRONG_SERVER.message)
 
-    make, _ = taken_apart(handler)
+    make, _ = split_handler(handler)
     return make(deny)
 
 
 async def _abort(context: Any, denial: Denial) -> NoReturn:
-    """End the call. Nothing behind this runs, whatever the context does."""
+    """Abort the call. Nothing after this runs, whatever the context does."""
     await context.abort(denial.code, denial.message, denial.trailers())
     raise RuntimeError("a call went on after it was aborted")

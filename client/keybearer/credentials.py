@@ -1,8 +1,8 @@
-"""Presents a token with outgoing calls, to any service that wants `authorization: Bearer …`.
+"""Presents a token with outgoing calls to any service that expects `authorization: Bearer …`.
 
-On TLS, call credentials go with the channel: `grpc.composite_channel_credentials(tls,
-bearer_call_credentials(token))`, for threads and for asyncio. grpc refuses them on plaintext, where
-the interceptors do the same. A call that carries its own `authorization` keeps it.
+On TLS, call credentials belong to the channel: `grpc.composite_channel_credentials(tls,
+bearer_call_credentials(token))`, for threads and for asyncio. grpc rejects them on plaintext; use
+the interceptors there. A call that has its own `authorization` keeps it.
 """
 
 from collections.abc import Callable
@@ -11,31 +11,38 @@ from typing import Any, NamedTuple
 import grpc
 import grpc.aio
 
-from keybearer.channel import (
-    AUTHORIZATION,
+from keybearer._client.token_source import (
     AsyncTokenSource,
     TokenSource,
-    authorization_of,
     current_token,
     current_token_async,
 )
+from keybearer._wire.bearer import AUTHORIZATION, authorization_of
+
+__all__ = [
+    "AsyncTokenSource",
+    "BearerInterceptor",
+    "TokenSource",
+    "async_bearer_interceptors",
+    "bearer_call_credentials",
+    "bearer_interceptor",
+]
 
 
 def bearer_call_credentials(token: TokenSource) -> grpc.CallCredentials:
-    """Answer call credentials that present a token. They work on TLS channels only."""
+    """Return call credentials that present a token. They work on TLS channels only."""
     return grpc.metadata_call_credentials(_Plugin(token), name="keybearer")
 
 
 def bearer_interceptor(token: TokenSource) -> "BearerInterceptor":
-    """Answer an interceptor for `grpc.intercept_channel` that presents a token."""
+    """Return an interceptor for `grpc.intercept_channel` that presents a token."""
     return BearerInterceptor(token)
 
 
 def async_bearer_interceptors(token: AsyncTokenSource) -> list[grpc.aio.ClientInterceptor]:
-    """Answer the interceptors for `grpc.aio.insecure_channel(…, interceptors=…)`.
+    """Return the interceptors for `grpc.aio.insecure_channel(…, interceptors=…)`.
 
-    They are four: grpc.aio registers an interceptor for the first kind of call it knows and no
-    other.
+    There is one for each arity: grpc.aio registers an interceptor for one kind of call only.
     """
     return [
         _UnaryUnary(token),
@@ -54,14 +61,14 @@ class _Plugin(grpc.AuthMetadataPlugin):
     ) -> None:
         try:
             metadata = (authorization_of(current_token(self._token)),)
-        except Exception as error:  # noqa: BLE001 - the call fails with whatever the source raised
+        except Exception as error:  # noqa: BLE001 - the call fails with what the source raised
             callback((), error)
         else:
             callback(metadata, None)
 
 
 class _Details(NamedTuple):
-    """What grpc asks for as ClientCallDetails."""
+    """What grpc expects as ClientCallDetails."""
 
     method: str
     timeout: float | None
@@ -77,12 +84,12 @@ class BearerInterceptor(
     grpc.StreamUnaryClientInterceptor,
     grpc.StreamStreamClientInterceptor,
 ):
-    """Presents a token with every call of a channel, whatever its arity."""
+    """Presents a token with every call of a channel, of every arity."""
 
     def __init__(self, token: TokenSource) -> None:
         self._token = token
 
-    def _dressed(self, details: Any) -> Any:
+    def _with_token(self, details: Any) -> Any:
         metadata = list(details.metadata or ())
         if any(key == AUTHORIZATION for key, _ in metadata):
             return details
@@ -99,33 +106,33 @@ class BearerInterceptor(
     def intercept_unary_unary(
         self, continuation: Callable[..., Any], client_call_details: Any, request: Any
     ) -> Any:
-        """Present the token."""
-        return continuation(self._dressed(client_call_details), request)
+        """Make the call with the token."""
+        return continuation(self._with_token(client_call_details), request)
 
     def intercept_unary_stream(
         self, continuation: Callable[..., Any], client_call_details: Any, request: Any
     ) -> Any:
-        """Present the token."""
-        return continuation(self._dressed(client_call_details), request)
+        """Make the call with the token."""
+        return continuation(self._with_token(client_call_details), request)
 
     def intercept_stream_unary(
         self, continuation: Callable[..., Any], client_call_details: Any, request_iterator: Any
     ) -> Any:
-        """Present the token."""
-        return continuation(self._dressed(client_call_details), request_iterator)
+        """Make the call with the token."""
+        return continuation(self._with_token(client_call_details), request_iterator)
 
     def intercept_stream_stream(
         self, continuation: Callable[..., Any], client_call_details: Any, request_iterator: Any
     ) -> Any:
-        """Present the token."""
-        return continuation(self._dressed(client_call_details), request_iterator)
+        """Make the call with the token."""
+        return continuation(self._with_token(client_call_details), request_iterator)
 
 
 class _AsyncBearer:
     def __init__(self, token: AsyncTokenSource) -> None:
         self._token = token
 
-    async def _dressed(self, details: Any) -> Any:
+    async def _with_token(self, details: Any) -> Any:
         metadata = grpc.aio.Metadata(*(details.metadata or ()))
         if metadata.get_all(AUTHORIZATION):
             return details
@@ -137,25 +144,25 @@ class _UnaryUnary(_AsyncBearer, grpc.aio.UnaryUnaryClientInterceptor):
     async def intercept_unary_unary(
         self, continuation: Callable[..., Any], client_call_details: Any, request: Any
     ) -> Any:
-        return await continuation(await self._dressed(client_call_details), request)
+        return await continuation(await self._with_token(client_call_details), request)
 
 
 class _UnaryStream(_AsyncBearer, grpc.aio.UnaryStreamClientInterceptor):
     async def intercept_unary_stream(
         self, continuation: Callable[..., Any], client_call_details: Any, request: Any
     ) -> Any:
-        return await continuation(await self._dressed(client_call_details), request)
+        return await continuation(await self._with_token(client_call_details), request)
 
 
 class _StreamUnary(_AsyncBearer, grpc.aio.StreamUnaryClientInterceptor):
     async def intercept_stream_unary(
         self, continuation: Callable[..., Any], client_call_details: Any, request_iterator: Any
     ) -> Any:
-        return await continuation(await self._dressed(client_call_details), request_iterator)
+        return await continuation(await self._with_token(client_call_details), request_iterator)
 
 
 class _StreamStream(_AsyncBearer, grpc.aio.StreamStreamClientInterceptor):
     async def intercept_stream_stream(
         self, continuation: Callable[..., Any], client_call_details: Any, request_iterator: Any
     ) -> Any:
-        return await continuation(await self._dressed(client_call_details), request_iterator)
+        return await continuation(await self._with_token(client_call_details), request_iterator)

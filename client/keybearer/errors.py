@@ -1,37 +1,62 @@
-"""What a call to keybearer may raise.
+"""The errors that a call to keybearer may raise.
 
-Branch on the class, or on `reason`: reasons are part of the API and never change, messages are for
-people and may. `from_rpc_error` is the only code that reads a `grpc.RpcError`.
+Branch on the class, or on `reason`. Reasons are part of the API and never change; messages are for
+people and may change. `from_rpc_error` is the only code that reads a `grpc.RpcError`.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, cast
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.message import DecodeError, Message
-from google.rpc import error_details_pb2, status_pb2
 
-DOMAIN = "keybearer.v1"
-"""The domain of every ErrorInfo that keybearer and its guards send."""
-DETAILS_KEY = "grpc-status-details-bin"
-"""The trailing metadata that carries a google.rpc.Status."""
+from keybearer._wire.status import FieldViolation, read_details
 
-
-@dataclass(frozen=True, slots=True)
-class FieldViolation:
-    """One field of a request that is wrong."""
-
-    field: str
-    """Its name, as in the proto."""
-    description: str
-    """What would be right."""
+__all__ = [
+    "AbortedError",
+    "AlreadyExistsError",
+    "AuthorityExceededError",
+    "CancelledError",
+    "CredentialsExpiredError",
+    "CredentialsInvalidError",
+    "CredentialsMissingError",
+    "DeadlineExceededError",
+    "EmailTakenError",
+    "EtagMismatchError",
+    "FailedPreconditionError",
+    "FieldInvalidError",
+    "FieldViolation",
+    "InternalError",
+    "InvalidArgumentError",
+    "KeyExpiredError",
+    "KeyRevokedError",
+    "KeybearerError",
+    "LastAdminError",
+    "NotFoundError",
+    "OperatorAccountProtectedError",
+    "OperatorOnlyError",
+    "OutcomeUnknownError",
+    "OverloadedError",
+    "PermissionDeniedError",
+    "ReplayImpossibleError",
+    "RequestIdReusedError",
+    "ResourceExhaustedError",
+    "ResourceNotFoundError",
+    "RoleInsufficientError",
+    "ScopeInsufficientError",
+    "StoreFullError",
+    "StoreUnavailableError",
+    "StreamEndedError",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnimplementedError",
+    "VerifierUnavailableError",
+    "from_rpc_error",
+]
 
 
 class KeybearerError(Exception):
-    """A call that did not succeed. Every other class here is one of these."""
+    """A call that failed. Every other class here is a subclass."""
 
     default_code: ClassVar[grpc.StatusCode] = grpc.StatusCode.UNKNOWN
     default_reason: ClassVar[str] = ""
@@ -39,17 +64,18 @@ class KeybearerError(Exception):
     code: grpc.StatusCode
     """The status of the call."""
     reason: str
-    """Why, as in `keybearer.v1.ErrorReason` without its prefix. Empty: the transport said it."""
+    """A name of `keybearer.v1.ErrorReason` without its prefix; empty when the transport failed."""
     metadata: Mapping[str, str]
     """What belongs to the reason, such as `api_key_id`."""
     retry_after: float | None
-    """Seconds after which trying again makes sense, when the service said so."""
+    """Seconds after which another attempt makes sense; None when the service does not say."""
     field_violations: tuple[FieldViolation, ...]
     """The fields that are wrong; empty unless `code` is INVALID_ARGUMENT."""
     request_id: str
-    """Of a create or rotate that may have happened: pass it again, with a greater `attempt`."""
+    """The id of a create or rotate that may have happened: pass it again, with a greater `attempt`.
+    Empty for every other call."""
     attempt: int
-    """The last `attempt` made under `request_id`."""
+    """The last `attempt` that was made under `request_id`."""
 
     def __init__(
         self,
@@ -61,7 +87,7 @@ class KeybearerError(Exception):
         retry_after: float | None = None,
         field_violations: Iterable[FieldViolation] = (),
     ) -> None:
-        """Take what is known; the class supplies the usual code and reason."""
+        """Store what is known; `code` and `reason` default to those of the class."""
         super().__init__(message)
         self.message = message
         self.code = self.default_code if code is None else code
@@ -73,7 +99,7 @@ class KeybearerError(Exception):
         self.attempt = 0
 
     def __str__(self) -> str:
-        """Answer one line: code, reason if any, message."""
+        """Return one line: code, reason if there is one, message."""
         reason = f" {self.reason}" if self.reason else ""
         return f"{self.code.name}{reason}: {self.message}"
 
@@ -85,7 +111,7 @@ class UnauthenticatedError(KeybearerError):
 
 
 class CredentialsMissingError(UnauthenticatedError):
-    """There is not exactly one `authorization: Bearer <token>`."""
+    """The call has not exactly one `authorization: Bearer <token>`."""
 
     default_reason = "CREDENTIALS_MISSING"
 
@@ -97,13 +123,13 @@ class CredentialsExpiredError(UnauthenticatedError):
 
 
 class CredentialsInvalidError(UnauthenticatedError):
-    """The credential is not accepted, for whatever other reason."""
+    """The credential is not accepted for another reason."""
 
     default_reason = "CREDENTIALS_INVALID"
 
 
 class PermissionDeniedError(KeybearerError):
-    """The caller is known and may not do this."""
+    """The caller is known but may not do this."""
 
     default_code = grpc.StatusCode.PERMISSION_DENIED
 
@@ -133,7 +159,7 @@ class AuthorityExceededError(PermissionDeniedError):
 
 
 class NotFoundError(KeybearerError):
-    """There is no such thing in an account the caller may see."""
+    """Nothing like this exists in an account that the caller may see."""
 
     default_code = grpc.StatusCode.NOT_FOUND
 
@@ -157,19 +183,19 @@ class FieldInvalidError(InvalidArgumentError):
 
 
 class FailedPreconditionError(KeybearerError):
-    """Not possible in this state; trying again will not help."""
+    """The state does not allow this, and another attempt will not help."""
 
     default_code = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class KeyRevokedError(FailedPreconditionError):
-    """The key is revoked; that is final."""
+    """The key is revoked, which is final."""
 
     default_reason = "KEY_REVOKED"
 
 
 class KeyExpiredError(FailedPreconditionError):
-    """The key has expired and is not revived."""
+    """The key has expired and cannot be reactivated."""
 
     default_reason = "KEY_EXPIRED"
 
@@ -187,19 +213,19 @@ class OperatorAccountProtectedError(FailedPreconditionError):
 
 
 class AbortedError(KeybearerError):
-    """Somebody else was faster."""
+    """Another change was made first."""
 
     default_code = grpc.StatusCode.ABORTED
 
 
 class EtagMismatchError(AbortedError):
-    """The resource has changed since it was read: read it again and decide again."""
+    """The resource has changed since it was read: read it and decide again."""
 
     default_reason = "ETAG_MISMATCH"
 
 
 class AlreadyExistsError(KeybearerError):
-    """What was to be made is there."""
+    """The thing exists already."""
 
     default_code = grpc.StatusCode.ALREADY_EXISTS
 
@@ -211,46 +237,46 @@ class EmailTakenError(AlreadyExistsError):
 
 
 class RequestIdReusedError(AlreadyExistsError):
-    """The request id was used before with another body. Metadata: `api_key_id`."""
+    """The request id was used before with another request. Metadata: `api_key_id`."""
 
     default_reason = "REQUEST_ID_REUSED"
 
 
 class ReplayImpossibleError(AlreadyExistsError):
-    """The request was carried out and its token cannot be minted again.
+    """The request was carried out before, and its token cannot be issued again.
 
-    Metadata: `api_key_id`; rotate or revoke that key.
+    Metadata: `api_key_id`. Rotate or revoke that key.
     """
 
     default_reason = "REPLAY_IMPOSSIBLE"
 
 
 class ResourceExhaustedError(KeybearerError):
-    """Something is used up; see `retry_after`."""
+    """A resource is exhausted; see `retry_after`."""
 
     default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class StoreFullError(ResourceExhaustedError):
-    """The disk of the store is full; nothing was changed."""
+    """The disk of the store is full. Nothing was changed."""
 
     default_reason = "STORE_FULL"
 
 
 class OverloadedError(ResourceExhaustedError):
-    """Too many calls."""
+    """The service receives too many calls."""
 
     default_reason = "OVERLOADED"
 
 
 class UnavailableError(KeybearerError):
-    """The service cannot be asked right now. It says nothing about any key."""
+    """The service cannot be reached or cannot answer. This says nothing about any key."""
 
     default_code = grpc.StatusCode.UNAVAILABLE
 
 
 class StoreUnavailableError(UnavailableError):
-    """The store is locked or cannot be reached; nothing was changed."""
+    """The store is locked or cannot be reached. Nothing was changed."""
 
     default_reason = "STORE_UNAVAILABLE"
 
@@ -262,19 +288,19 @@ class OutcomeUnknownError(UnavailableError):
 
 
 class VerifierUnavailableError(UnavailableError):
-    """keybearer could not be asked about a token, or its answer makes no sense."""
+    """A token could not be checked: keybearer did not answer, or its answer makes no sense."""
 
     default_reason = "VERIFIER_UNAVAILABLE"
 
 
 class StreamEndedError(UnavailableError):
-    """A stream ends although nothing is wrong: it is old, or the server stops. Open it again."""
+    """A stream ended in the regular way: it is old, or the server stops. Open it again."""
 
     default_reason = "STREAM_ENDED"
 
 
 class DeadlineExceededError(KeybearerError):
-    """No answer came in time. A change may or may not have happened."""
+    """The deadline passed without an answer. A change may or may not have happened."""
 
     default_code = grpc.StatusCode.DEADLINE_EXCEEDED
 
@@ -292,58 +318,31 @@ class UnimplementedError(KeybearerError):
 
 
 class InternalError(KeybearerError):
-    """Something unforeseen. Metadata: `reference`, which the server's log carries too."""
+    """An unforeseen error. Metadata: `reference`, which stands in the log of the server too."""
 
     default_code = grpc.StatusCode.INTERNAL
     default_reason = "INTERNAL"
 
 
 def from_rpc_error(error: grpc.RpcError) -> KeybearerError:
-    """Build the typed error that a failed call means; the caller raises it `from error`.
+    """Return the typed error that a failed call means. Raise it `from error`.
 
-    A reason this version does not know falls back on the class of the code, a code without a class
-    on KeybearerError. Details that cannot be read are passed over: the code still counts.
+    A reason that this version does not know becomes the class of its code, and a code without a
+    class becomes KeybearerError. Details that cannot be read are ignored: the code still counts.
     """
     code = error.code()
-    info = error_details_pb2.ErrorInfo()
-    retry = error_details_pb2.RetryInfo()
-    bad_request = error_details_pb2.BadRequest()
-    messages: tuple[Message, ...] = (info, retry, bad_request)
-    try:
-        for detail in _details(error):
-            for message in messages:
-                detail.Unpack(message)
-    except DecodeError:
-        for message in messages:
-            message.Clear()
-    reason = info.reason if info.domain == DOMAIN else ""
-    error_class = _BY_REASON.get((code, reason)) or _BY_CODE.get(code, KeybearerError)
-    has_delay = retry.HasField("retry_delay")
+    # Both kinds of RpcError iterate over pairs; their stubs do not say so.
+    trailers = cast("Iterable[tuple[str, Any]] | None", error.trailing_metadata())
+    details = read_details(trailers)
+    error_class = _BY_REASON.get((code, details.reason)) or _BY_CODE.get(code, KeybearerError)
     return error_class(
         error.details() or "",
         code=code,
-        reason=reason,
-        metadata=dict(info.metadata) if reason else None,
-        retry_after=retry.retry_delay.ToTimedelta().total_seconds() if has_delay else None,
-        field_violations=[
-            FieldViolation(violation.field, violation.description)
-            for violation in bad_request.field_violations
-        ],
+        reason=details.reason,
+        metadata=details.metadata,
+        retry_after=details.retry_after,
+        field_violations=details.field_violations,
     )
-
-
-def _details(error: grpc.RpcError) -> list[AnyMessage]:
-    """Unwrap the google.rpc.Status in the trailing metadata; nothing when there is none.
-
-    Raises:
-        DecodeError: It is not one.
-    """
-    # Both flavours of RpcError iterate over pairs; their stubs do not say so.
-    trailers = cast("Iterable[tuple[str, Any]] | None", error.trailing_metadata())
-    for key, value in trailers or ():
-        if key == DETAILS_KEY:
-            return list(status_pb2.Status.FromString(value).details)
-    return []
 
 
 _BY_CODE = {family.default_code: family for family in KeybearerError.__subclasses__()}

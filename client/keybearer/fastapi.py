@@ -1,4 +1,4 @@
-"""Guards FastAPI routes: a dependency that answers who calls.
+"""Guards for FastAPI routes: a dependency that returns the caller.
 
     require = KeyAuth(AsyncCachingVerifier(client))
 
@@ -6,7 +6,7 @@
     async def clusters(caller: Annotated[Identity, Depends(require(scopes=["clusters.read"]))]):
         ...
 
-Needs FastAPI, which this package does not install.
+This module needs FastAPI, which this package does not install.
 """
 
 import inspect
@@ -17,18 +17,22 @@ from fastapi import HTTPException, Request
 from fastapi.openapi.models import HTTPBearer as HTTPBearerModel
 from fastapi.security.base import SecurityBase
 
+from keybearer._guard.check import check_async
+from keybearer._guard.verifier import AsyncVerifier
+from keybearer._wire.bearer import AUTHORIZATION, token_of
+from keybearer._wire.denial import Denial
+from keybearer._wire.http import error_document, error_headers, http_status_of
 from keybearer.access import AccessRule, Role, RuleError
-from keybearer.guard import Denial, check_async
-from keybearer.models import Identity
-from keybearer.verifier import AsyncVerifier
-from keybearer.web import headers_of, status_of
+from keybearer.models import Identity, Presented
+
+__all__ = ["KeyAuth", "KeyDependency"]
 
 
 class KeyAuth:
     """Makes dependencies that let a request pass when its key meets a rule.
 
     Args:
-        verifier: Answers whose token it is.
+        verifier: Finds the identity behind a credential.
 
     Raises:
         TypeError: The verifier is not one for asyncio.
@@ -46,7 +50,12 @@ class KeyAuth:
         scopes: Iterable[str] = (),
         only_roles: Iterable[Role] = (),
     ) -> "KeyDependency":
-        """Answer a dependency; without arguments it asks for any valid key.
+        """Return a dependency. Without arguments it requires any valid key.
+
+        Args:
+            role: The lowest effective role that is accepted; UNSPECIFIED accepts every role.
+            scopes: Scopes that must all be met.
+            only_roles: Exactly these roles may call; empty means that the rank alone counts.
 
         Raises:
             RuleError: The rule contradicts itself.
@@ -58,7 +67,7 @@ class KeyAuth:
 
 
 class KeyDependency(SecurityBase):
-    """Answers the caller's identity, or ends the request with 401, 403, 503 or 500."""
+    """Returns the caller's identity, or ends the request with 401, 403, 503 or 500."""
 
     def __init__(self, verifier: AsyncVerifier, rule: AccessRule) -> None:
         self.model: Any = HTTPBearerModel(description="An API key of keybearer")
@@ -70,13 +79,21 @@ class KeyDependency(SecurityBase):
         """Judge one request.
 
         Raises:
-            HTTPException: It is denied.
+            HTTPException: The request is denied.
         """
-        judgement = await check_async(self._verifier, request.headers.items, self._rule)
+        judgement = await check_async(self._verifier, self._rule, _presented_in_request, request)
         if isinstance(judgement, Denial):
             raise HTTPException(
-                status_code=status_of(judgement).value,
-                detail={"error": judgement.reason, "message": judgement.message},
-                headers=headers_of(judgement),
+                status_code=http_status_of(judgement.code).value,
+                detail=error_document(judgement.reason, judgement.message),
+                headers=error_headers(
+                    challenge=judgement.challenge, retry_after=judgement.retry_after
+                ),
             )
         return judgement
+
+
+def _presented_in_request(request: Request) -> Presented | None:
+    token = token_of(request.headers.getlist(AUTHORIZATION))
+    peer = request.client.host if request.client else ""
+    return None if token is None else Presented(token, peer)

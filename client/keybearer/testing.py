@@ -1,4 +1,4 @@
-"""A keybearer for the tests of those who depend on it: a real gRPC server with made-up keys.
+"""A keybearer for tests: a real gRPC server in this process, with made-up keys.
 
     with FakeKeybearer() as keybearer:
         token = keybearer.issue(Role.DEVELOPER, scopes=["clusters.read"])
@@ -6,18 +6,17 @@
         ...
         keybearer.revoke(token)
 
-It answers every outcome, its clock stands until it is moved, it tells of changes those who keep
-answers, and it can be out of order. For
-pytest, `pytest_plugins = ["keybearer.testing"]` brings it as the fixture `fake_keybearer`; pytest
-is not needed otherwise. It keeps no accounts, users or audit log: to test the management of keys,
-start the service itself.
+The fake can return every outcome and simulate outages. Its clock stands still until a test advances
+it, and it announces changes to caching verifiers. For pytest, `pytest_plugins =
+["keybearer.testing"]` provides it as the fixture `fake_keybearer`; nothing else here needs pytest.
+The fake has no accounts, users or audit log: to test the management of keys, start the service
+itself.
 """
 
 import contextlib
 import queue
 import secrets
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent import futures
 from dataclasses import dataclass, replace
@@ -27,38 +26,51 @@ from typing import Any, Final, Self
 
 import grpc
 
-from keybearer.access import AccessRule, Decision, Role, decide
-from keybearer.client import AsyncKeybearerClient, KeybearerClient
-from keybearer.guard import Denial, current_identity
-from keybearer.interceptor import AuthInterceptor
-from keybearer.models import Identity, Outcome, UserType, Verdict, stamp_of
+from keybearer._client.client import AsyncKeybearerClient, KeybearerClient
+from keybearer._client.convert import timestamp_of
+from keybearer._client.remote import AsyncRemoteVerifier, RemoteVerifier
+from keybearer._guard.identity import current_identity
+from keybearer._guard.interceptor import AuthInterceptor
+from keybearer._wire.denial import Denial
+from keybearer._wire.limits import MAX_CACHE_SECONDS, MAX_NEGATIVE_CACHE_SECONDS
+from keybearer._wire.token_format import BASE62, DEFAULT_PREFIX, SECRET_LENGTH, write_token
+from keybearer.access import NO_CONTEXT, AccessRule, Context, Decision, Role, decide
+from keybearer.models import Identity, Outcome, Presented, UserType, Verdict
 from keybearer.v1 import token_service_pb2
-from keybearer.verifier import AsyncRemoteVerifier, RemoteVerifier
+
+__all__ = [
+    "ACCOUNT_ID",
+    "CACHE_FOR",
+    "NEGATIVE_CACHE_FOR",
+    "OWNER_ID",
+    "START",
+    "FakeKeybearer",
+]
 
 ACCOUNT_ID: Final = "FakeAccount00001"
-"""The account of keys that are issued without naming one, and of the validator."""
+"""The account of the validator, and of keys that are issued without naming an account."""
 OWNER_ID: Final = "FakeOwner0000001"
-"""The owner of keys that are issued without naming one."""
+"""The owner of keys that are issued without naming an owner."""
 START: Final = datetime(2030, 1, 1, tzinfo=UTC)
-"""What the clock shows first."""
-CACHE_FOR: Final = timedelta(seconds=60)
-NEGATIVE_CACHE_FOR: Final = timedelta(seconds=1)
+"""The time of the clock at the start."""
+CACHE_FOR: Final = timedelta(seconds=MAX_CACHE_SECONDS)
+"""How long a positive verdict may be reused."""
+NEGATIVE_CACHE_FOR: Final = timedelta(seconds=MAX_NEGATIVE_CACHE_SECONDS)
+"""How long a negative verdict may be reused."""
 
 _Request = token_service_pb2.WatchInvalidationsRequest
 _Response = token_service_pb2.WatchInvalidationsResponse
-_Heard = _Response | _Request.Ping | None
-"""What a watch stream has to deal with: an answer to send, a ping, or the end."""
-
-_BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_Event = _Response | _Request.Ping | None
+"""What a watch stream handles: a response to send, a ping, or the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Key:
     identity: Identity
     state: Outcome = Outcome.VALID
-    """VALID, REVOKED or DISABLED; whether it has expired is the clock's to say."""
+    """VALID, REVOKED or DISABLED. The clock decides whether the key has expired."""
     forced: int | None = None
-    """An outcome to answer whatever the facts."""
+    """An outcome to return whatever the state."""
 
 
 class FakeKeybearer:
@@ -78,15 +90,15 @@ class FakeKeybearer:
         self._questions = 0
         self._trouble: Callable[[grpc.ServicerContext], None] | None = None
         self._epoch = secrets.token_hex(8)
-        self._watches: set[queue.SimpleQueue[_Heard]] = set()
+        self._watches: set[queue.SimpleQueue[_Event]] = set()
         self._clients: list[KeybearerClient] = []
         self.validator_token = self.issue(Role.VALIDATOR, name="validator")
-        """A credential that may ask about tokens."""
+        """The token of a VALIDATOR, which may validate tokens."""
         self._server = grpc.server(
             futures.ThreadPoolExecutor(max_workers=32, thread_name_prefix="fake-keybearer"),
             interceptors=[
-                _Troubled(self._feel_trouble),
-                AuthInterceptor(_Own(self._judge_own), rejudge_after=0.5),
+                _TroubleInterceptor(self._apply_trouble),
+                AuthInterceptor(_OwnVerifier(self._judge_own), rejudge_after=0.5),
             ],
             options=(("grpc.so_reuseport", 0),),
         )
@@ -96,7 +108,7 @@ class FakeKeybearer:
         else:
             port = self._server.add_secure_port("127.0.0.1:0", credentials)
         self.address = f"127.0.0.1:{port}"
-        """Where it listens."""
+        """Where the fake listens, as `host:port`."""
 
     def __enter__(self) -> Self:
         self._server.start()
@@ -111,19 +123,19 @@ class FakeKeybearer:
         self.stop()
 
     def stop(self) -> None:
-        """Stop listening and end all calls; from now on connections are refused."""
+        """Stop listening and end all calls. From now on connections are refused."""
         self._server.stop(None).wait()
         for client in self._clients:
             client.close()
 
     def verifier(self, *, account_id: str = "", timeout: float = 2.0) -> RemoteVerifier:
-        """Answer a verifier that asks this server; closed with it."""
+        """Return a verifier that validates every token here. It is closed with the fake."""
         client = KeybearerClient(self.address, token=self.validator_token, tls=False)
         self._clients.append(client)
         return RemoteVerifier(client, account_id=account_id, timeout=timeout)
 
     def async_verifier(self, *, account_id: str = "", timeout: float = 2.0) -> AsyncRemoteVerifier:
-        """Answer a verifier for asyncio that asks this server."""
+        """Return a verifier for asyncio that validates every token here."""
         client = AsyncKeybearerClient(self.address, token=self.validator_token, tls=False)
         return AsyncRemoteVerifier(client, account_id=account_id, timeout=timeout)
 
@@ -140,18 +152,18 @@ class FakeKeybearer:
         account_id: str = ACCOUNT_ID,
         granted_role: Role | None = None,
     ) -> str:
-        """Make a key and answer its token.
+        """Create a key and return its token.
 
         Args:
             role: The effective role.
-            scopes: Of the key.
-            name: Of the key.
-            labels: Of the key.
-            expires_in: From what the clock shows now; None: never.
-            owner_id: Whose key it is.
+            scopes: The scopes of the key.
+            name: The name of the key.
+            labels: The labels of the key.
+            expires_in: A duration from the time of the clock; None means never.
+            owner_id: The owner of the key.
             owner_email: For display.
-            account_id: Whose account it is.
-            granted_role: When it is not the effective role.
+            account_id: The account of the key.
+            granted_role: The granted role, when it is not the effective role.
         """
         with self._lock:
             identity = Identity(
@@ -174,30 +186,30 @@ class FakeKeybearer:
             return token
 
     def identity_of(self, token: str) -> Identity:
-        """Answer whose token it is.
+        """Return the identity behind a token.
 
         Raises:
-            KeyError: It was not issued here.
+            KeyError: The token was not issued here.
         """
         with self._lock:
             return self._keys[token].identity
 
     def revoke(self, token: str) -> None:
-        """Make a token answer REVOKED from now on."""
+        """Revoke a key."""
         self._change(token, state=Outcome.REVOKED)
 
     def disable(self, token: str) -> None:
-        """Make a token answer DISABLED until it is enabled."""
+        """Disable a key."""
         self._change(token, state=Outcome.DISABLED)
 
     def enable(self, token: str) -> None:
-        """Undo `disable`."""
+        """Enable a key that was disabled."""
         self._change(token, state=Outcome.VALID)
 
     def change(
         self, token: str, *, role: Role | None = None, scopes: Iterable[str] | None = None
     ) -> None:
-        """Change the effective role or the scopes; None leaves them."""
+        """Change the effective role or the scopes. None leaves them as they are."""
         with self._lock:
             identity = self._keys[token].identity
             if role is not None:
@@ -207,27 +219,29 @@ class FakeKeybearer:
             self._change(token, identity=identity)
 
     def force(self, token: str, outcome: int | None) -> None:
-        """Answer this outcome for a token whatever the facts, also a number that does not exist.
+        """Return this outcome for a token from now on, whatever the state of its key.
 
-        None goes back to the facts.
+        Args:
+            token: The token.
+            outcome: Also a number that this version does not know. None returns to the real state.
         """
         self._change(token, forced=outcome)
 
     @property
     def now(self) -> datetime:
-        """What the clock shows. It stands until `advance`."""
+        """The time of the clock. It stands still until `advance`."""
         with self._lock:
             return self._now
 
     def advance(self, by: timedelta) -> None:
-        """Move the clock. Those who keep answers are told to forget them."""
+        """Move the clock. Caching verifiers are told to forget every verdict."""
         with self._lock:
             self._now += by
-            self._tell(everything=True)
+            self._announce(everything=True)
 
     @property
     def questions(self) -> int:
-        """How many tokens it was asked about so far."""
+        """How many tokens were validated here so far."""
         with self._lock:
             return self._questions
 
@@ -237,8 +251,13 @@ class FakeKeybearer:
         code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE,
         reason: str = "STORE_UNAVAILABLE",
     ) -> Iterator[None]:
-        """Let every call fail, with UNAVAILABLE unless another code is given."""
-        denial = Denial(code=code, reason=reason, message="out of order", retry_after=1.0)
+        """Let every call fail during the block.
+
+        Args:
+            code: The status of the calls.
+            reason: The reason in their details.
+        """
+        denial = Denial(code=code, reason=reason, message="simulated outage", retry_after=1.0)
 
         def fail(context: grpc.ServicerContext) -> None:
             context.set_trailing_metadata(denial.trailers())
@@ -249,7 +268,7 @@ class FakeKeybearer:
 
     @contextlib.contextmanager
     def stall(self) -> Iterator[None]:
-        """Let every call hang, until the block ends or its caller gives up."""
+        """Let every call hang until the block ends or the caller gives up."""
         over = threading.Event()
 
         def hang(context: grpc.ServicerContext) -> None:
@@ -270,8 +289,8 @@ class FakeKeybearer:
         finally:
             self._trouble = None
 
-    def _feel_trouble(self, context: grpc.ServicerContext) -> None:
-        """Let a call feel what is wrong at the moment, if anything is."""
+    def _apply_trouble(self, context: grpc.ServicerContext) -> None:
+        """Let a call suffer the outage or the stall of the moment, if there is one."""
         trouble = self._trouble
         if trouble is not None:
             trouble(context)
@@ -279,22 +298,24 @@ class FakeKeybearer:
     def _change(self, token: str, **changes: Any) -> None:
         with self._lock:
             key = self._keys[token] = replace(self._keys[token], **changes)
-            self._tell(key_id=key.identity.key_id)
+            self._announce(key_id=key.identity.key_id)
 
-    def _tell(self, **subject: Any) -> None:
-        """Count a change, and tell it to those who watch."""
+    def _announce(self, **subject: Any) -> None:
+        """Count a change, and send it to the streams."""
         self._revision += 1
         invalidation = _Response.Invalidation(revision=self._revision, **subject)
-        for heard in self._watches:
-            heard.put(_Response(invalidation=invalidation))
+        for events in self._watches:
+            events.put(_Response(invalidation=invalidation))
 
-    def _judge(self, token: str, account_id: str, rule: AccessRule) -> tuple[int, Identity | None]:
-        """Answer outcome and identity, in the order of section 3 of the wire contract."""
+    def _judge(
+        self, token: str, account_id: str, rule: AccessRule, context: Context
+    ) -> tuple[int, Identity | None]:
+        """Return outcome and identity. The order is that of the wire contract, section 3."""
         key = self._keys.get(token)
         if key is None or account_id not in ("-", key.identity.account_id):
             return Outcome.NOT_FOUND, None
         identity = key.identity
-        outcome = _OUTCOMES[decide(rule, identity.effective_role, identity.scopes)]
+        outcome = _OUTCOMES[decide(rule, identity.effective_role, identity.scopes, context)]
         if key.forced is not None:
             return key.forced, identity
         if key.state is Outcome.REVOKED:
@@ -305,9 +326,10 @@ class FakeKeybearer:
             outcome = Outcome.DISABLED
         return outcome, identity
 
-    def _judge_own(self, token: str) -> Verdict:
+    def _judge_own(self, presented: Presented) -> Verdict:
+        """Judge a caller of the fake itself."""
         with self._lock:
-            outcome, identity = self._judge(token, "-", AccessRule())
+            outcome, identity = self._judge(presented.token, "-", AccessRule(), presented)
         known = outcome in set(Outcome)
         return Verdict(
             outcome=Outcome(outcome) if known else Outcome.UNSPECIFIED, identity=identity
@@ -353,7 +375,7 @@ class FakeKeybearer:
         with self._lock:
             self._questions += 1
             account_id = request.account_id or asker.account_id
-            outcome, identity = self._judge(request.token, account_id, rule)
+            outcome, identity = self._judge(request.token, account_id, rule, NO_CONTEXT)
             valid = outcome == Outcome.VALID
             response = token_service_pb2.ValidateTokenResponse(
                 valid=valid, outcome=_number(outcome), revision=self._revision
@@ -393,61 +415,61 @@ class FakeKeybearer:
         requests: Iterator[_Request],
         context: grpc.ServicerContext,
     ) -> Iterator[_Response]:
-        """Answer every ping, behind the changes before it; section 4 of the wire contract."""
-        heard: queue.SimpleQueue[_Heard] = queue.SimpleQueue()
+        """Serve a stream of changes: every pong follows the changes before its ping."""
+        events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         subscribe = next(requests).subscribe
         with self._lock:
-            self._watches.add(heard)
+            self._watches.add(events)
             head = self._revision
 
         def end() -> None:
             with self._lock:
-                self._watches.discard(heard)
-            heard.put(None)
+                self._watches.discard(events)
+            events.put(None)
 
         if not context.add_callback(end):
             end()
-        # It keeps no changes: whoever was away is told to forget everything.
+        # The fake keeps no past changes, so a client that returns has to forget everything.
         if subscribe.epoch:
             yield _Response(reset=_Response.Reset(epoch=self._epoch, head_revision=head))
         else:
             yield _Response(hello=_Response.Hello(epoch=self._epoch, head_revision=head))
-        threading.Thread(target=_listen, args=(requests, heard), daemon=True).start()
-        while (one := heard.get()) is not None:
-            if isinstance(one, _Response):
-                yield one
+        threading.Thread(target=_listen, args=(requests, events), daemon=True).start()
+        while (event := events.get()) is not None:
+            if isinstance(event, _Response):
+                yield event
                 continue
-            self._feel_trouble(context)
+            self._apply_trouble(context)
             with self._lock:
-                # Every change up to this head is in the queue before it.
-                pong = _Response.Pong(sent_at=one.sent_at, head_revision=self._revision)
-                heard.put(_Response(pong=pong))
+                # Every change up to this head stands in the queue before the pong.
+                pong = _Response.Pong(sent_at=event.sent_at, head_revision=self._revision)
+                events.put(_Response(pong=pong))
 
 
-def _listen(requests: Iterator[_Request], heard: "queue.SimpleQueue[_Heard]") -> None:
-    """Pass on the pings of a stream; what was used is of no interest here."""
+def _listen(requests: Iterator[_Request], events: "queue.SimpleQueue[_Event]") -> None:
+    """Queue the pings of a stream; reports of usage are ignored."""
     with contextlib.suppress(Exception):
         for request in requests:
             if request.HasField("ping"):
-                heard.put(request.ping)
-    heard.put(None)
+                events.put(request.ping)
+    events.put(None)
 
 
-class _Own:
-    """Judges the credentials of those who call the fake itself."""
+class _OwnVerifier:
+    """Judges the callers of the fake itself."""
 
-    def __init__(self, judge: Callable[[str], Verdict]) -> None:
+    def __init__(self, judge: Callable[[Presented], Verdict]) -> None:
         self._judge = judge
 
-    def verify(self, token: str) -> Verdict:
-        return self._judge(token)
+    def verify(self, presented: Presented) -> Verdict:
+        return self._judge(presented)
 
 
-class _Troubled(grpc.ServerInterceptor):
-    """Lets calls feel the trouble before anything else happens to them."""
+class _TroubleInterceptor(grpc.ServerInterceptor):
+    """Applies an outage or a stall to unary calls before anything else."""
 
-    def __init__(self, feel_trouble: Callable[[grpc.ServicerContext], None]) -> None:
-        self._feel_trouble = feel_trouble
+    def __init__(self, apply_trouble: Callable[[grpc.ServicerContext], None]) -> None:
+        self._apply_trouble = apply_trouble
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         handler = continuation(handler_call_details)
@@ -455,7 +477,7 @@ class _Troubled(grpc.ServerInterceptor):
             return handler
 
         def behaviour(request: Any, context: grpc.ServicerContext) -> Any:
-            self._feel_trouble(context)
+            self._apply_trouble(context)
             return handler.unary_unary(request, context)
 
         return grpc.unary_unary_rpc_method_handler(
@@ -474,7 +496,7 @@ def _describe(
     identity: Identity,
     response: token_service_pb2.ValidateTokenResponse | token_service_pb2.WhoAmIResponse,
 ) -> None:
-    """Write an identity into an answer."""
+    """Write an identity into a response."""
     response.key_id = identity.key_id
     response.key_name = identity.key_name
     response.account_id = identity.account_id
@@ -487,23 +509,18 @@ def _describe(
     response.labels.update(identity.labels)
     response.secret_version = identity.secret_version
     if identity.expire_time is not None:
-        response.expire_time.CopyFrom(stamp_of(identity.expire_time))
+        response.expire_time.CopyFrom(timestamp_of(identity.expire_time))
 
 
 def _number(number: int) -> Any:
-    """Answer an enum's number as the generated code wants it, of a type of its own."""
+    """Return the number of an enum member; the generated code has a type of its own for it."""
     return int(number)
 
 
 def _new_token(key_id: str) -> str:
-    """Draw a token in the form of real ones."""
-    secret = "".join(secrets.choice(_BASE62) for _ in range(43))
-    body = f"kbear1_{key_id}_{secret}"
-    rest, digits = zlib.crc32(body.encode()), ""
-    for _ in range(6):
-        rest, digit = divmod(rest, 62)
-        digits = _BASE62[digit] + digits
-    return body + digits
+    """Return a random token in the form of real ones."""
+    secret = "".join(secrets.choice(BASE62) for _ in range(SECRET_LENGTH))
+    return write_token(DEFAULT_PREFIX, key_id, secret)
 
 
 try:
@@ -514,6 +531,6 @@ else:
 
     @pytest.fixture
     def fake_keybearer() -> Iterator[FakeKeybearer]:
-        """Start a FakeKeybearer for one test."""
+        """Run a FakeKeybearer during one test."""
         with FakeKeybearer() as keybearer:
             yield keybearer

@@ -1,37 +1,45 @@
-"""Guards web applications: pure ASGI and WSGI middleware, without any framework.
+"""Guards for web applications: pure ASGI and WSGI middleware, without any framework.
 
     app = AuthMiddleware(app, AsyncCachingVerifier(client))  # ASGI: Starlette, Django
-    app = WSGIAuthMiddleware(app, CachingVerifier(client))       # WSGI: Flask, Django
+    app = WSGIAuthMiddleware(app, CachingVerifier(client))   # WSGI: Flask, Django
 
 The application finds the caller with `current_identity()`, and in `scope` or `environ` under
 IDENTITY_KEY. A denial is 401, 403, 503 or 500, in JSON, with the challenge of RFC 6750.
 """
 
-import http
 import inspect
-import json
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from typing import Any, Final
 
-import grpc
-
+from keybearer._guard.check import check, check_async, denial_of
+from keybearer._guard.identity import enter_identity, leave_identity
+from keybearer._guard.rules import assert_judgeable
+from keybearer._guard.verifier import AsyncVerifier, Verifier
+from keybearer._wire.bearer import parse_credentials, token_of
+from keybearer._wire.denial import Denial
+from keybearer._wire.http import JSON, error_body, error_headers, http_status_of
 from keybearer.access import AccessRule
-from keybearer.guard import (
-    Denial,
-    check,
-    check_async,
-    denial_of,
-    enter_identity,
-    leave_identity,
-)
-from keybearer.models import Identity
-from keybearer.verifier import AsyncVerifier, Verifier
+from keybearer.models import Identity, Presented
+
+__all__ = [
+    "ANY_KEY",
+    "IDENTITY_KEY",
+    "ASGIApp",
+    "AuthMiddleware",
+    "Receive",
+    "RuleSource",
+    "Scope",
+    "Send",
+    "WSGIApp",
+    "WSGIAuthMiddleware",
+]
 
 IDENTITY_KEY: Final = "keybearer.identity"
-"""Where the caller stands in an ASGI scope and a WSGI environ."""
+"""The key of the caller's identity in an ASGI scope and a WSGI environ."""
 
 RuleSource = AccessRule | Callable[[str, str], AccessRule | None]
-"""One rule for everything, or what answers the rule for an HTTP method and a path; None denies."""
+"""One rule for every request, or a function that returns the rule for an HTTP method and a path.
+None denies."""
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -40,25 +48,20 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 ANY_KEY: Final = AccessRule()
-"""Asks for a valid key and nothing more."""
+"""Requires a valid key and nothing more."""
 
-_STATUS = {
-    grpc.StatusCode.UNAUTHENTICATED: http.HTTPStatus.UNAUTHORIZED,
-    grpc.StatusCode.PERMISSION_DENIED: http.HTTPStatus.FORBIDDEN,
-    grpc.StatusCode.UNAVAILABLE: http.HTTPStatus.SERVICE_UNAVAILABLE,
-}
-_POLICY_VIOLATION = 1008
-"""The close code of a web socket that is refused, RFC 6455 section 7.4.1."""
+_POLICY_VIOLATION: Final = 1008
+"""The close code of a rejected web socket, RFC 6455 section 7.4.1."""
 
 
 class AuthMiddleware:
-    """Lets a request pass when its key meets the rule, and denies every other one. For ASGI.
+    """Guards an ASGI application: a request passes when its key meets the rule.
 
     Args:
-        app: What is guarded. Web sockets are guarded too, the lifespan protocol passes.
-        verifier: Answers whose token it is.
-        rule: The rule for every request, or a function that answers it for an HTTP method
-            (`WEBSOCKET` for web sockets) and a path. The default asks for any valid key.
+        app: The application. Web sockets are guarded too; the lifespan protocol passes.
+        verifier: Finds the identity behind a credential.
+        rule: The rule for every request, or a function that returns the rule for an HTTP method
+            (`WEBSOCKET` for web sockets) and a path. The default requires any valid key.
 
     Raises:
         TypeError: The verifier is not one for asyncio.
@@ -89,31 +92,23 @@ class AuthMiddleware:
             leave_identity(before)
 
     async def _judge(self, scope: Scope) -> Identity | Denial | None:
-        """Answer the caller; None for a public path."""
+        """Return the caller or a denial; None for a public path."""
         try:
             method = "WEBSOCKET" if scope["type"] == "websocket" else scope["method"]
             rule = _rule_for(self._rule, method, scope["path"])
-        except Exception as error:  # noqa: BLE001 - whatever happened, the answer is no
+        except Exception as error:  # noqa: BLE001 - whatever happened, the request is denied
             return denial_of(error)
         if rule is not None and rule.public:
             return None
-
-        def headers() -> list[tuple[str, bytes]]:
-            return [
-                ("authorization", value)
-                for name, value in scope["headers"]
-                if name.lower() == b"authorization"
-            ]
-
-        return await check_async(self._verifier, headers, rule)
+        return await check_async(self._verifier, rule, _presented_in_scope, scope)
 
 
 class WSGIAuthMiddleware:
-    """Lets a request pass when its key meets the rule, and denies every other one. For WSGI.
+    """Guards a WSGI application: a request passes when its key meets the rule.
 
     Args:
-        app: What is guarded.
-        verifier: Answers whose token it is.
+        app: The application.
+        verifier: Finds the identity behind a credential.
         rule: As for AuthMiddleware.
 
     Raises:
@@ -133,10 +128,10 @@ class WSGIAuthMiddleware:
         """Handle one request."""
         judgement = self._judge(environ)
         if isinstance(judgement, Denial):
-            status = status_of(judgement)
-            headers = [*headers_of(judgement).items(), ("content-type", "application/json")]
+            status = http_status_of(judgement.code)
+            headers = [*_headers_of(judgement).items()]
             start_response(f"{status.value} {status.phrase}", headers)
-            return [body_of(judgement)]
+            return [_body_of(judgement)]
         environ[IDENTITY_KEY] = judgement
         before = enter_identity(judgement)
         try:
@@ -145,24 +140,19 @@ class WSGIAuthMiddleware:
             leave_identity(before)
 
     def _judge(self, environ: dict[str, Any]) -> Identity | Denial | None:
-        """Answer the caller; None for a public path."""
+        """Return the caller or a denial; None for a public path."""
         try:
             path = environ.get("SCRIPT_NAME", "") + environ.get("PATH_INFO", "")
             rule = _rule_for(self._rule, environ["REQUEST_METHOD"], path)
-        except Exception as error:  # noqa: BLE001 - whatever happened, the answer is no
+        except Exception as error:  # noqa: BLE001 - whatever happened, the request is denied
             return denial_of(error)
         if rule is not None and rule.public:
             return None
-
-        def headers() -> list[tuple[str, str]]:
-            header = environ.get("HTTP_AUTHORIZATION")
-            return [] if header is None else [("authorization", header)]
-
-        return check(self._verifier, headers, rule)
+        return check(self._verifier, rule, _presented_in_environ, environ)
 
 
 class _Body:
-    """The body of a response, with the identity set while it is made."""
+    """The body of a response. The identity is set while the application produces it."""
 
     def __init__(self, parts: Iterable[bytes], identity: Identity | None) -> None:
         self._parts = parts
@@ -180,51 +170,52 @@ class _Body:
             leave_identity(before)
 
     def close(self) -> None:
-        """Close what the application answered, as PEP 3333 asks."""
+        """Close what the application returned, as PEP 3333 requires."""
         close = getattr(self._parts, "close", None)
         if close is not None:
             close()
 
 
-def status_of(denial: Denial) -> http.HTTPStatus:
-    """Answer the HTTP status of a denial."""
-    return _STATUS.get(denial.code, http.HTTPStatus.INTERNAL_SERVER_ERROR)
+def _presented_in_scope(scope: Scope) -> Presented | None:
+    token = token_of(value for name, value in scope["headers"] if name.lower() == b"authorization")
+    client = scope.get("client")
+    return None if token is None else Presented(token, client[0] if client else "")
 
 
-def headers_of(denial: Denial) -> dict[str, str]:
-    """Answer the headers of a denial: the challenge, and when to try again."""
-    headers = {"cache-control": "no-store"}
-    if denial.challenge:
-        headers["www-authenticate"] = denial.challenge
-    if denial.retry_after is not None:
-        headers["retry-after"] = str(max(1, round(denial.retry_after)))
-    return headers
-
-
-def body_of(denial: Denial) -> bytes:
-    """Answer the body of a denial: the reason for programs, the message for people."""
-    return json.dumps({"error": denial.reason, "message": denial.message}).encode()
+def _presented_in_environ(environ: dict[str, Any]) -> Presented | None:
+    # A server joins repeated headers with a comma, and then this is no well-formed credential.
+    header = environ.get("HTTP_AUTHORIZATION")
+    token = None if header is None else parse_credentials(header)
+    return None if token is None else Presented(token, environ.get("REMOTE_ADDR", ""))
 
 
 def _rule_for(source: RuleSource, method: str, path: str) -> AccessRule | None:
     rule = source if isinstance(source, AccessRule) else source(method, path)
-    if rule is not None and rule.operator_only:
-        raise ValueError("operator_only is for keybearer's own methods")
+    if rule is not None:
+        assert_judgeable(f"{method} {path}", rule)
     return rule
 
 
+def _headers_of(denial: Denial) -> dict[str, str]:
+    headers = error_headers(challenge=denial.challenge, retry_after=denial.retry_after)
+    return {**headers, "content-type": JSON}
+
+
+def _body_of(denial: Denial) -> bytes:
+    return error_body(denial.reason, denial.message).encode()
+
+
 async def _deny(scope: Scope, send: Send, denial: Denial) -> None:
-    headers = {**headers_of(denial), "content-type": "application/json"}
     start = {
-        "status": status_of(denial).value,
-        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        "status": http_status_of(denial.code).value,
+        "headers": [(name.encode(), value.encode()) for name, value in _headers_of(denial).items()],
     }
     if scope["type"] == "http":
         await send({"type": "http.response.start", **start})
-        await send({"type": "http.response.body", "body": body_of(denial)})
+        await send({"type": "http.response.body", "body": _body_of(denial)})
     elif "websocket.http.response" in scope.get("extensions", {}):
         await send({"type": "websocket.http.response.start", **start})
-        await send({"type": "websocket.http.response.body", "body": body_of(denial)})
+        await send({"type": "websocket.http.response.body", "body": _body_of(denial)})
     else:
-        # Before it is accepted: the server answers 403.
+        # The web socket is not accepted yet, so the server answers 403.
         await send({"type": "websocket.close", "code": _POLICY_VIOLATION})

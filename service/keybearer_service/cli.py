@@ -16,8 +16,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from keybearer._wire.durations import parse_duration
 from keybearer.access import RuleError
-from keybearer.durations import parse_duration
 from keybearer_service import supervisor
 from keybearer_service.config import ConfigError, Settings, load
 from keybearer_service.container import Container, create_store, open_container, open_store

@@ -9,7 +9,7 @@ from enum import Enum
 
 
 class Direction(Enum):
-    """Which way the bytes go."""
+    """The direction of bytes."""
 
     REQUEST = "request"
     ANSWER = "answer"
@@ -26,7 +26,7 @@ class Damage(Enum):
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to which connections."""
+    """Which connections are damaged, and how."""
 
     damage: Damage
     direction: Direction
@@ -64,11 +64,11 @@ class CuttingProxy:
 
     @property
     def holds(self) -> bool:
-        """Whether answers come late here."""
+        """Whether responses are delayed."""
         return self._plan is not None and self._plan.damage is Damage.HOLD
 
     def close(self) -> None:
-        """Close everything and wait until it is."""
+        """Close everything, and wait for the threads."""
         self._closing.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -103,7 +103,7 @@ class CuttingProxy:
     def _pump(
         self, number: int, direction: Direction, source: socket.socket, sink: socket.socket
     ) -> None:
-        """Forward one way; byte by byte exact around the chosen one."""
+        """Forward one direction; the damage happens at exactly the chosen byte."""
         plan = self._plan
         suffers = plan is not None and plan.direction is direction and number < plan.connections
         count = 0

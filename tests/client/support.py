@@ -1,4 +1,4 @@
-"""A guarded service to test with: one method a rule and one an arity, on either kind of server."""
+"""A guarded service for tests: a method for each rule and each arity, on both kinds of server."""
 
 import asyncio
 import contextlib
@@ -93,7 +93,7 @@ def _who(public: str) -> str:
 
 
 def handlers(reached: Reached) -> dict[str, Handler]:
-    """Handlers for threads: each answers the caller's key id before what it was sent."""
+    """Return handlers for threads; each response is the caller's key id and the request."""
 
     def unary(name: str) -> Callable[[Message, grpc.ServicerContext], Message]:
         def answer(request: Message, context: grpc.ServicerContext) -> Message:
@@ -174,7 +174,7 @@ def serving(
     workers: int = 8,
     credentials: grpc.ServerCredentials | None = None,
 ) -> Iterator[str]:
-    """Run a grpc.server on a free port; answers its address."""
+    """Run a grpc.server on a free port, and yield its address."""
     server = grpc.server(
         futures.ThreadPoolExecutor(max_workers=workers),
         interceptors=list(interceptors),
@@ -196,7 +196,7 @@ def serving(
 def calling(
     interceptors: Sequence[Any], *services: grpc.GenericRpcHandler, workers: int = 8
 ) -> Iterator[grpc.Channel]:
-    """Run a grpc.server; answers a channel to it."""
+    """Run a grpc.server, and yield a channel to it."""
     with (
         serving(interceptors, *services, workers=workers) as address,
         grpc.insecure_channel(address) as channel,
@@ -205,7 +205,7 @@ def calling(
 
 
 def failure_of(call: Callable[[], Any]) -> grpc.RpcError:
-    """Make a call, read a stream to its end, and answer the error that it must fail with."""
+    """Make a call that must fail, and return its error."""
     try:
         response = call()
         if hasattr(response, "__next__"):
@@ -216,7 +216,7 @@ def failure_of(call: Callable[[], Any]) -> grpc.RpcError:
 
 
 def until(condition: Callable[[], bool], timeout: float = 10) -> None:
-    """Wait for something that happens on another thread and tells nobody."""
+    """Wait for a condition that another thread fulfils."""
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -224,7 +224,7 @@ def until(condition: Callable[[], bool], timeout: float = 10) -> None:
 
 
 async def until_async(condition: Callable[[], bool], timeout: float = 10) -> None:  # noqa: ASYNC109
-    """Wait for something that happens elsewhere and tells nobody."""
+    """Wait for a condition that another task or thread fulfils."""
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -237,7 +237,7 @@ async def serving_async(
     *services: grpc.GenericRpcHandler,
     pool: futures.Executor | None = None,
 ) -> AsyncIterator[str]:
-    """Run a grpc.aio.server on a free port; answers its address."""
+    """Run a grpc.aio.server on a free port, and yield its address."""
     server = grpc.aio.server(
         migration_thread_pool=pool,
         interceptors=interceptors,
@@ -253,7 +253,7 @@ async def serving_async(
 
 
 class LoopThread:
-    """An event loop that runs beside a test, for servers that must go on meanwhile."""
+    """An event loop on a thread, for servers that run beside a test."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -261,7 +261,7 @@ class LoopThread:
         self._thread.start()
 
     def run(self, coroutine: Any, timeout: float = 20) -> Any:
-        """Run a coroutine on the loop and answer its result."""
+        """Run a coroutine on the loop, and return its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(timeout)
 
     def close(self) -> None:

@@ -26,11 +26,12 @@ from keybearer import (
     AuthInterceptor,
     Identity,
     Outcome,
+    Presented,
     Role,
     Verdict,
     current_identity,
-    guard,
 )
+from keybearer._guard import identity
 from keybearer.testing import FakeKeybearer
 
 pytestmark = pytest.mark.asyncio
@@ -46,7 +47,7 @@ def _metadata(token: str) -> grpc.aio.Metadata:
 
 
 async def _failure_of(call: Any) -> grpc.RpcError:
-    """Run a call to its end and answer the error that it must fail with."""
+    """Run a call that must fail, and return its error."""
     try:
         if hasattr(call, "__aiter__"):
             async for _ in call:
@@ -59,7 +60,7 @@ async def _failure_of(call: Any) -> grpc.RpcError:
 
 
 async def test_streams_know_their_caller_at_every_message(fake_keybearer: FakeKeybearer) -> None:
-    """The identity is there in each step of a generator, whatever the arity."""
+    """The identity is set in every step of a generator, for every arity."""
     token = fake_keybearer.issue()
     key_id = fake_keybearer.identity_of(token).key_id
     messages = [Message(value=part) for part in ("a", "b", "c")]
@@ -83,7 +84,7 @@ async def test_streams_know_their_caller_at_every_message(fake_keybearer: FakeKe
 async def test_a_denied_stream_ends_before_anything_is_sent(
     arity: str, fake_keybearer: FakeKeybearer
 ) -> None:
-    """A client that waits for the server before it sends is told at once."""
+    """A client that sends nothing yet gets the denial at once."""
     name = {"unary_stream": "Lines", "stream_unary": "Collect", "stream_stream": "Chat"}[arity]
 
     async def patient() -> AsyncIterator[Message]:
@@ -105,7 +106,7 @@ async def test_a_denied_stream_ends_before_anything_is_sent(
 
 
 async def test_handlers_that_read_and_write_are_guarded(fake_keybearer: FakeKeybearer) -> None:
-    """The other style of grpc.aio: a coroutine with `context.read` and `context.write`."""
+    """Coroutines that use `context.read` and `context.write` are guarded too."""
 
     async def chat(_: Any, context: Any) -> None:
         while (request := await context.read()) is not grpc.aio.EOF:
@@ -140,7 +141,7 @@ async def test_handlers_that_read_and_write_are_guarded(fake_keybearer: FakeKeyb
 
 
 async def test_an_unknown_method_stays_unknown_to_strangers(fake_keybearer: FakeKeybearer) -> None:
-    """Tools probe for methods without credentials; UNAUTHENTICATED would mislead them."""
+    """An unknown method is UNIMPLEMENTED without a credential: tools probe for methods."""
     interceptor = AsyncAuthInterceptor(fake_keybearer.async_verifier())
     async with (
         serving_async([interceptor], demo(async_handlers(Reached()))) as address,
@@ -158,7 +159,7 @@ async def test_an_unknown_method_stays_unknown_to_strangers(fake_keybearer: Fake
 async def test_bytes_that_do_not_parse_are_judged_after_the_caller(
     arity: str, name: str, fake_keybearer: FakeKeybearer
 ) -> None:
-    """A stranger learns nothing of the parser, and a caller is told what is wrong."""
+    """Malformed bytes are UNAUTHENTICATED for strangers, INVALID_ARGUMENT for callers."""
     interceptor = AsyncAuthInterceptor(fake_keybearer.async_verifier())
     reached = Reached()
     async with (
@@ -185,7 +186,7 @@ async def test_bytes_that_do_not_parse_are_judged_after_the_caller(
 async def test_a_handler_that_is_not_asynchronous_is_denied(
     arity: str, fake_keybearer: FakeKeybearer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """On the pool that grpc.aio would run it on, it could not know its caller."""
+    """A synchronous handler is denied, because it could not know its caller."""
     reached = Reached()
     name = "Any" if arity == "unary_unary" else "Lines"
     interceptor = AsyncAuthInterceptor(fake_keybearer.async_verifier())
@@ -204,7 +205,7 @@ async def test_a_handler_that_is_not_asynchronous_is_denied(
 
 
 async def test_a_public_handler_need_not_be_asynchronous(fake_keybearer: FakeKeybearer) -> None:
-    """The health servicer of grpcio-health-checking is not, and works."""
+    """A synchronous public handler works, like the health servicer of grpcio-health-checking."""
     with futures.ThreadPoolExecutor(1) as pool:
         server = grpc.aio.server(
             migration_thread_pool=pool,
@@ -222,9 +223,9 @@ async def test_a_public_handler_need_not_be_asynchronous(fake_keybearer: FakeKey
 async def test_a_public_handler_does_not_inherit_an_identity(
     fake_keybearer: FakeKeybearer,
 ) -> None:
-    """Not even that of whoever started the server."""
+    """A public handler has no identity, even if the server was started with one."""
     token = fake_keybearer.issue()
-    before = guard.enter_identity(fake_keybearer.identity_of(token))
+    before = identity.enter_identity(fake_keybearer.identity_of(token))
     interceptor = AsyncAuthInterceptor(fake_keybearer.async_verifier())
     async with (
         serving_async([interceptor], demo(async_handlers(Reached()))) as address,
@@ -232,13 +233,13 @@ async def test_a_public_handler_does_not_inherit_an_identity(
     ):
         call: Any = channel.unary_unary(f"{METHOD}Public", *CODEC)
         assert (await call(Message())).value == "nobody "
-    guard.leave_identity(before)
+    identity.leave_identity(before)
 
 
 async def test_the_interceptor_for_threads_is_refused_by_grpc_aio(
     fake_keybearer: FakeKeybearer,
 ) -> None:
-    """grpc.aio.server says so itself, when it is made."""
+    """grpc.aio.server rejects the interceptor for threads."""
     interceptor: Any = AuthInterceptor(fake_keybearer.verifier())
     with pytest.raises(ValueError, match="ServerInterceptor"):
         grpc.aio.server(interceptors=[interceptor])
@@ -256,7 +257,7 @@ async def test_the_interceptor_for_threads_is_refused_by_grpc_aio(
 async def test_an_open_stream_ends_with_the_reason(
     arity: str, end: str, code: grpc.StatusCode, reason: str, fake_keybearer: FakeKeybearer
 ) -> None:
-    """It is judged again after the interval, whether or not it moves."""
+    """A stream is judged again after the interval, with or without traffic."""
     token = fake_keybearer.issue()
     interceptor = AsyncAuthInterceptor(fake_keybearer.async_verifier(), rejudge_after=0.05)
     reached = Reached()
@@ -289,7 +290,7 @@ async def test_an_open_stream_ends_with_the_reason(
 
 
 async def test_an_open_stream_of_a_live_key_stays_open(fake_keybearer: FakeKeybearer) -> None:
-    """Judging again ends nothing that is right."""
+    """Judging again does not end the stream of a key that is still accepted."""
     token = fake_keybearer.issue()
     interceptor = AsyncAuthInterceptor(fake_keybearer.async_verifier(), rejudge_after=0.02)
     judged = asyncio.Event()
@@ -312,15 +313,15 @@ async def test_an_open_stream_of_a_live_key_stays_open(fake_keybearer: FakeKeybe
 
 
 class Forgetful:
-    """Knows every token for one question."""
+    """Accepts every token once."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()
 
-    async def verify(self, token: str) -> Verdict:
-        if token in self._known:
+    async def verify(self, presented: Presented) -> Verdict:
+        if presented.token in self._known:
             return Verdict(outcome=Outcome.REVOKED)
-        self._known.add(token)
+        self._known.add(presented.token)
         identity = Identity(
             key_id="key",
             account_id="account",
@@ -333,7 +334,7 @@ class Forgetful:
 
 @pytest.mark.parametrize("style", ["generator", "writer"])
 async def test_a_stream_that_never_pauses_ends_with_the_reason(style: str) -> None:
-    """A denial that comes while a message is being sent, even the first one, arrives."""
+    """A denial arrives also when it comes while a message is being sent."""
 
     async def generate(request: Message, context: Any) -> AsyncIterator[Message]:
         while True:

@@ -1,4 +1,4 @@
-"""Channels: TLS by default, and nothing that the environment could change."""
+"""Channels: TLS by default, whatever the environment says."""
 
 import asyncio
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ class Pair:
 
 
 def _pair(name: str) -> Pair:
-    """Make a self-signed certificate for a name."""
+    """Return a self-signed certificate for a name."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
@@ -54,13 +54,13 @@ def _pair(name: str) -> Pair:
 
 @pytest.fixture(scope="module")
 def server_pair() -> Pair:
-    """What the server shows."""
+    """The certificate of the server."""
     return _pair("keybearer.example.com")
 
 
 @pytest.fixture
 def secure_keybearer(server_pair: Pair) -> Iterator[FakeKeybearer]:
-    """A fake keybearer that speaks TLS."""
+    """A fake keybearer with TLS."""
     credentials = grpc.ssl_server_credentials([(server_pair.key, server_pair.certificate)])
     with FakeKeybearer(credentials) as keybearer:
         yield keybearer
@@ -74,7 +74,7 @@ def _who_am_i(keybearer: FakeKeybearer, tls: Any) -> str:
 
 
 def test_the_server_must_be_who_it_says(secure_keybearer: FakeKeybearer, server_pair: Pair) -> None:
-    """A trusted authority and the right name: then, and only then, there is a connection."""
+    """A connection needs a trusted authority and the right name."""
     right = TLSConfig(ca=server_pair.certificate, server_name="keybearer.example.com")
     assert _who_am_i(secure_keybearer, right) == "validator"
     wrong = [
@@ -92,7 +92,7 @@ def test_the_server_must_be_who_it_says(secure_keybearer: FakeKeybearer, server_
 def test_the_client_for_asyncio_speaks_tls_too(
     secure_keybearer: FakeKeybearer, server_pair: Pair
 ) -> None:
-    """With the same arguments."""
+    """The asynchronous client takes the same TLS arguments."""
 
     async def run() -> str:
         tls = TLSConfig(ca=server_pair.certificate, server_name="keybearer.example.com")
@@ -105,7 +105,7 @@ def test_the_client_for_asyncio_speaks_tls_too(
 
 
 def test_a_client_can_show_a_certificate_of_its_own(server_pair: Pair, tmp_path: Path) -> None:
-    """Mutual TLS, from files."""
+    """A client presents its own certificate, read from files."""
     own = _pair("client.example.com")
     credentials = grpc.ssl_server_credentials(
         [(server_pair.key, server_pair.certificate)],
@@ -129,7 +129,7 @@ def test_a_client_can_show_a_certificate_of_its_own(server_pair: Pair, tmp_path:
 
 
 def test_tls_is_what_a_client_does_unless_told_otherwise(fake_keybearer: FakeKeybearer) -> None:
-    """A client without `tls=` does not talk to a plaintext port, also on loopback."""
+    """A client without `tls=` does not connect to a plaintext port, also on loopback."""
     with (
         KeybearerClient(fake_keybearer.address, token="token", timeout=2) as client,
         pytest.raises(errors.UnavailableError),
@@ -141,7 +141,7 @@ def test_tls_is_what_a_client_does_unless_told_otherwise(fake_keybearer: FakeKey
 def test_a_proxy_of_the_environment_is_not_used(
     variable: str, fake_keybearer: FakeKeybearer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would see every token; who wants one says so in the options."""
+    """A proxy in the environment is ignored, because it would read every token."""
     monkeypatch.setenv(variable, "http://127.0.0.1:1")
     for name in ("no_proxy", "no_grpc_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cliharness import COMMAND, Cli, MuteServer, command_line
-from keybearer.commands import connection
-from keybearer.commands.refusals import Refusal
+from keybearer.cli import connection
+from keybearer.cli.refusals import Refusal
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
     ],
 )
 def test_tls_everywhere_but_on_loopback(address: str, plaintext: bool, expected: str) -> None:  # noqa: FBT001 - parametrised
-    """Plaintext off loopback has to be said."""
+    """TLS is the default except on loopback."""
     assert str(_settle(address, plaintext=plaintext)) == expected
 
 
@@ -60,7 +60,7 @@ def test_tls_everywhere_but_on_loopback(address: str, plaintext: bool, expected:
     ],
 )
 def test_addresses_that_are_refused(address: str, plaintext: bool, hint: str) -> None:  # noqa: FBT001 - parametrised
-    """Each with what would be right."""
+    """A wrong address is rejected with a hint."""
     with pytest.raises(Refusal, match=re.escape(hint)):
         _settle(address, plaintext=plaintext)
 
@@ -85,7 +85,7 @@ def test_tls_settings_that_cannot_be_used_are_refused(cli: Cli) -> None:
 
 @pytest.mark.parametrize("number", range(4))
 def test_the_credential_comes_from_the_nearest_source(cli: Cli, number: int) -> None:
-    """The option wins over the token in the environment, over the files named there."""
+    """The option overrides the token in the environment, and that overrides the files."""
     names = ["option", "variable", "file-variable", "config"]
     tokens = {name: cli.create_key(name)[1] for name in names}
     for name in names:
@@ -102,13 +102,13 @@ def test_the_credential_comes_from_the_nearest_source(cli: Cli, number: int) -> 
 
 
 def test_no_credential_without_a_terminal_says_how_to_give_one(cli: Cli) -> None:
-    """Exit code 3."""
+    """Without a credential the exit code is 3, with a hint."""
     answer = cli("whoami", environment={"KEYBEARER_TOKEN_FILE": ""})
     assert (answer.code, "set KEYBEARER_TOKEN" in answer.err) == (3, True)
 
 
 def test_a_credential_that_is_not_accepted_says_where_it_came_from(cli: Cli) -> None:
-    """Exit code 3, and not a word of the credential."""
+    """The error names the source of the credential, not the credential; the exit code is 3."""
     answer = cli("whoami", environment={"KEYBEARER_TOKEN": "wrong"})
     assert answer.code == 3
     assert "CREDENTIALS_INVALID" in answer.err
@@ -117,7 +117,7 @@ def test_a_credential_that_is_not_accepted_says_where_it_came_from(cli: Cli) -> 
 
 
 def test_a_credential_that_no_header_can_carry_is_refused_here(cli: Cli) -> None:
-    """Exit code 3, without a call."""
+    """A malformed credential is rejected without a call; the exit code is 3."""
     answer = cli("whoami", environment={"KEYBEARER_TOKEN": "a b"})
     assert (answer.code, "characters that no token has" in answer.err) == (3, True)
 
@@ -136,7 +136,7 @@ def test_a_credential_that_no_header_can_carry_is_refused_here(cli: Cli) -> None
 def test_a_token_as_an_argument_is_refused_and_not_repeated(
     cli: Cli, arguments: tuple[str, ...], cut: int
 ) -> None:
-    """Wherever it stands, cut short or whole; the refusal says where tokens go instead."""
+    """A token in an argument, also a part of one, is rejected without repeating it."""
     token = cli.service.admin_token
     shortened = token[: len(token) - cut]
     answer = cli(*(argument.replace("TOKEN", shortened) for argument in arguments))
@@ -146,7 +146,7 @@ def test_a_token_as_an_argument_is_refused_and_not_repeated(
 
 
 def test_an_argument_of_token_validate_is_not_repeated(cli: Cli) -> None:
-    """It may be a token, though it does not look like one."""
+    """An argument of `token validate` is not repeated: it may be a token."""
     answer = cli("token", "validate", "s3cret")
     assert (answer.code, "s3cret" in answer.err) == (2, False)
     assert "on standard input" in answer.err
@@ -156,7 +156,7 @@ def test_an_argument_of_token_validate_is_not_repeated(cli: Cli) -> None:
 
 
 def test_settings_come_from_flags_over_environment_over_file(cli: Cli) -> None:
-    """The file says json, the environment text, the flag json."""
+    """Options override the environment, and that overrides the file."""
     (cli.directory / "s.toml").write_text("output = 'json'\ntimeout = 5\n")
     config = ("--config", "s.toml")
     assert cli("whoami", *config).out.startswith("{")
@@ -178,7 +178,7 @@ def test_settings_come_from_flags_over_environment_over_file(cli: Cli) -> None:
 def test_a_file_of_settings_that_makes_no_sense_is_refused(
     cli: Cli, content: str, hint: str
 ) -> None:
-    """It names the setting."""
+    """An invalid file of settings is rejected, and the error names the setting."""
     (cli.directory / "bad.toml").write_text(content)
     answer = cli("whoami", "--config", "bad.toml")
     assert (answer.code, hint in answer.err) == (2, True)
@@ -188,7 +188,7 @@ def test_a_file_of_settings_that_makes_no_sense_is_refused(
 
 
 def test_an_error_of_the_service_is_one_line_with_reason_and_field(cli: Cli) -> None:
-    """What it refuses as an argument is a usage error."""
+    """An error of the service is one line with its reason and fields; the exit code is 2."""
     answer = cli.process("keys", "list", "--sort", "colour")
     assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
     assert answer.err.startswith("keybearer: FIELD_INVALID: order_by: ")
@@ -208,7 +208,7 @@ def test_an_error_is_an_object_for_programs(cli: Cli) -> None:
 
 
 def test_a_usage_error_is_an_object_for_programs_too(cli: Cli) -> None:
-    """Also where the command line cannot be read as a whole."""
+    """A usage error is an object too, also when the command line cannot be parsed."""
     answer = cli("keys", "list", "--nonsense", "-o", "json")
     assert (answer.code, answer.error["code"], answer.error["exit_code"]) == (2, "USAGE", 2)
 
@@ -228,7 +228,7 @@ def test_a_usage_error_is_an_object_for_programs_too(cli: Cli) -> None:
 def test_a_usage_error_is_one_line_with_the_way_to_help(
     cli: Cli, arguments: tuple[str, ...], hint: str
 ) -> None:
-    """Exit code 2."""
+    """A usage error is one line that names `--help`; the exit code is 2."""
     answer = cli(*arguments)
     assert answer.code == 2
     text = json.loads(answer.err)["error"]["message"] if answer.err[0] == "{" else answer.err
@@ -238,14 +238,14 @@ def test_a_usage_error_is_one_line_with_the_way_to_help(
 
 
 def test_a_role_that_is_too_low_exits_with_3(cli: Cli) -> None:
-    """The credential is good, but may not do this."""
+    """An insufficient role exits with 3."""
     _, token = cli.create_key("k")
     answer = cli("keys", "list", "-o", "json", environment={"KEYBEARER_TOKEN": token})
     assert (answer.code, answer.error["reason"]) == (3, "ROLE_INSUFFICIENT")
 
 
 def test_a_service_that_cannot_be_reached_exits_with_4(cli: Cli, tmp_path: Path) -> None:
-    """The line names the address and how it was spoken to."""
+    """An unreachable service exits with 4, and the line names the address and the transport."""
     answer = cli("whoami", "--address", f"unix:{tmp_path}/none", "--timeout", "0.3")
     assert answer.code == 4
     assert f"unix:{tmp_path}/none (plaintext)" in answer.err
@@ -255,16 +255,16 @@ def test_a_service_that_cannot_be_reached_exits_with_4(cli: Cli, tmp_path: Path)
 def test_a_change_whose_answer_is_lost_says_that_it_may_have_happened(
     cli: Cli, tmp_path: Path
 ) -> None:
-    """A revoke that nobody answers: look before you repeat it."""
+    """A lost response of a revoke says that the change may have happened."""
     with MuteServer(tmp_path) as mute:
         silent = ("--address", mute.address, "--timeout", "0.3")
         answer = cli("users", "create", "a@example.com", "--role", "admin", *silent)
     assert answer.code == 4
-    assert "it may have happened all the same: look before you repeat it" in answer.err
+    assert "the change may have happened all the same: check before you repeat it" in answer.err
 
 
 def test_a_create_whose_answer_is_lost_says_how_to_go_on(cli: Cli, tmp_path: Path) -> None:
-    """The request id and the next attempt are in the line and in the object."""
+    """A lost response of a create names the request id and the next attempt."""
     with MuteServer(tmp_path) as mute:
         create = ("keys", "create", "k", "--role", "developer", "--ttl", "1d")
         answer = cli(*create, "--address", mute.address, "--timeout", "0.3", "-o", "json")
@@ -281,7 +281,7 @@ def test_a_create_whose_answer_is_lost_says_how_to_go_on(cli: Cli, tmp_path: Pat
 def test_an_answer_that_cannot_be_written_is_one_line(
     cli: Cli, redirection: str, code: int, hint: str
 ) -> None:
-    """And no traceback."""
+    """A result that cannot be written is one line without a traceback."""
     done = subprocess.run(
         ["bash", "-c", f"keybearer keys list {redirection}"],
         env=cli.environment,
@@ -297,20 +297,20 @@ def test_an_answer_that_cannot_be_written_is_one_line(
 
 
 def test_the_version_is_told(cli: Cli) -> None:
-    """One line."""
+    """`--version` prints one line."""
     assert re.fullmatch(r"keybearer \d+\.\d+\S*\n", cli.process("--version").out)
 
 
 @pytest.mark.parametrize("group", [(), ("keys",), ("token",)])
 def test_without_a_command_there_is_help(cli: Cli, group: tuple[str, ...]) -> None:
-    """And the exit code of a usage error."""
+    """Without a command, the help is shown with the exit code of a usage error."""
     answer = cli(*group)
     assert (answer.code, "Usage:" in answer.out, answer.err) == (2, True, "")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_a_script(cli: Cli, shell: str) -> None:
-    """For each of the shells."""
+    """`completion` prints a script for each shell."""
     assert "_KEYBEARER_COMPLETE" in cli.done("completion", shell).out
 
 
@@ -353,7 +353,7 @@ def test_bash_completes_commands_and_the_values_of_enums(
 
 
 def test_zsh_and_fish_are_given_the_same_values(cli: Cli) -> None:
-    """Their scripts ask the command for the values in the way of the shell."""
+    """The scripts for zsh and fish get the same values from the command."""
     arguments = "keybearer keys list --state re"
     for shell in ("zsh", "fish"):
         asked = {
@@ -365,7 +365,7 @@ def test_zsh_and_fish_are_given_the_same_values(cli: Cli) -> None:
 
 
 def test_the_library_alone_says_what_the_command_needs(tmp_path: Path) -> None:
-    """Without typer the command is one line, not a traceback."""
+    """Without typer the command prints one line instead of a traceback."""
     (tmp_path / "typer.py").write_text("raise ModuleNotFoundError(name='typer')")
     done = subprocess.run(
         [COMMAND, "--version"],

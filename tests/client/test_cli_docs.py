@@ -1,4 +1,4 @@
-"""docs/cli.md tells of the whole command and of nothing else, and its examples run."""
+"""docs/cli.md describes exactly the command, and its examples run."""
 
 import json
 import re
@@ -11,8 +11,8 @@ import pytest
 import typer.main
 
 from cliharness import PATIENCE_S, Cli, command_line
-from keybearer.commands.app import app
-from keybearer.commands.refusals import ExitCode
+from keybearer.cli.app import app
+from keybearer.cli.refusals import ExitCode
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -21,7 +21,7 @@ OPTION = re.compile(r"(?<![\w-])--?[a-z][a-z-]*")
 
 
 def sections() -> dict[str, str]:
-    """The page's sections of the third level, by title."""
+    """Return the page's sections of the third level, by title."""
     parts = re.split(r"^#{2,3} (.*)\n", TEXT, flags=re.MULTILINE)
     return {title.strip("`"): body for title, body in zip(parts[1::2], parts[2::2], strict=True)}
 
@@ -56,7 +56,7 @@ BLOCKS = re.findall(r"^```sh\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 
 
 def test_the_page_has_a_section_for_every_command_and_no_other() -> None:
-    """Titles in code are commands."""
+    """Every command has a section, and every section a command."""
     titles = {title for title in sections() if title.startswith("keybearer ")}
     assert titles == set(COMMANDS)
 
@@ -79,20 +79,20 @@ def test_every_command_has_an_example(name: str) -> None:
 
 
 def test_the_programs_own_options_are_documented() -> None:
-    """Those that stand before any command."""
+    """The options of the program itself are documented."""
     for one in typer.main.get_command(app).params:
         assert f"keybearer\n{one.opts[0]}" in TEXT or f"keybearer {one.opts[0]}" in TEXT
 
 
 def test_every_variable_is_documented_and_every_documented_one_exists() -> None:
-    """Also the two that hold the credential, which are read apart."""
+    """Every environment variable is documented, and every documented one exists."""
     read = {one.envvar for one in parameters() if one.envvar}
     read |= {"KEYBEARER_TOKEN", "KEYBEARER_TOKEN_FILE"}
     assert set(re.findall(r"\bKEYBEARER_[A-Z_]+", TEXT)) == read
 
 
 def test_the_exit_codes_are_those_of_the_program() -> None:
-    """In the table of the page."""
+    """The exit codes in the page are those of the program."""
     section = sections()["Errors and exit codes"]
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", section, re.MULTILINE)} == set(
         ExitCode
@@ -100,7 +100,7 @@ def test_the_exit_codes_are_those_of_the_program() -> None:
 
 
 def test_the_values_of_enums_in_the_page_are_choices() -> None:
-    """What a section says may be given is what the command takes."""
+    """The values that a section names are the choices of the command."""
     for name, option in (
         ("keybearer keys create", "--role"),
         ("keybearer keys list", "--state"),
@@ -115,7 +115,7 @@ def test_the_values_of_enums_in_the_page_are_choices() -> None:
 
 @pytest.fixture(scope="module")
 def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
-    """The command for a service with what the page takes for granted."""
+    """The command for a service that has what the page assumes."""
     with command_line(tmp_path_factory.mktemp("service")) as command:
         key_id, _ = command.create_key("first")
         other_id, _ = command.create_key("second")
@@ -130,7 +130,7 @@ def cli(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[block.splitlines()[0] for block in BLOCKS])
 def test_the_examples_of_the_page_run(cli: Cli, block: str) -> None:
-    """In the order of the page, line by line, in one directory; each must succeed."""
+    """Every example line succeeds, in the order of the page, in one directory."""
     for line in block.splitlines():
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", line],
@@ -146,7 +146,7 @@ def test_the_examples_of_the_page_run(cli: Cli, block: str) -> None:
 
 
 def test_the_error_object_of_the_page_is_what_comes(cli: Cli) -> None:
-    """The example in the page is the real answer."""
+    """The error object in the page is the real one."""
     (example,) = re.findall(r"^```json\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
     assert cli("keys", "show", "x", "-o", "json").error == json.loads(example)["error"]
 

@@ -31,7 +31,7 @@ def test_a_new_token_goes_alone_into_a_pipe(cli: Cli) -> None:
 
 
 def test_the_token_that_was_shown_works(cli: Cli) -> None:
-    """What create answers is what validate accepts."""
+    """The token that create shows validates."""
     token = cli.done("keys", "create", "k", "--role", "validator", "--never-expires").out
     assert cli.outcome(token) == "VALID"
 
@@ -47,7 +47,7 @@ def test_the_token_that_was_shown_works(cli: Cli) -> None:
 def test_an_expiry_from_now_is_counted_by_the_service(
     cli: Cli, choice: tuple[str, ...], expected: timedelta | None
 ) -> None:
-    """Each way to choose an expiry gives that expiry."""
+    """Each way to choose an expiration gives that expiration."""
     key = cli.json("keys", "create", "k", "--role", "developer", *choice)["api_key"]
     if expected is None:
         assert key["expire_time"] is None
@@ -57,7 +57,7 @@ def test_an_expiry_from_now_is_counted_by_the_service(
 
 
 def test_an_expiry_date_is_midnight_in_utc(cli: Cli) -> None:
-    """A day without a time is the moment at which it begins."""
+    """A date without a time means midnight in UTC."""
     made = cli.json("keys", "create", "k", "--role", "developer", "--expires", "2090-12-31")
     assert made["api_key"]["expire_time"] == "2090-12-31T00:00:00Z"
 
@@ -65,7 +65,7 @@ def test_an_expiry_date_is_midnight_in_utc(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("choice", "hint"),
     [
-        ((), "Give --ttl 30d, --expires 2030-12-31 or --never-expires"),
+        ((), "choose when the key expires: --ttl 30d, --expires 2030-12-31 or --never-expires"),
         (("--ttl", "1d", "--never-expires"), "give one of --ttl, --expires and --never-expires"),
         (("--ttl", "soon"), "--ttl: 'soon' is not a duration"),
         (("--expires", "tomorrow"), "--expires: 'tomorrow' is no time"),
@@ -75,7 +75,7 @@ def test_an_expiry_date_is_midnight_in_utc(cli: Cli) -> None:
 def test_a_key_without_one_clear_expiry_is_refused_with_what_to_give(
     cli: Cli, choice: tuple[str, ...], hint: str
 ) -> None:
-    """The expiry is always a choice, and the refusal is one line."""
+    """Without exactly one expiration, create is rejected with a hint."""
     answer = cli("keys", "create", "k", "--role", "developer", *choice)
     assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
     assert hint in answer.err
@@ -106,18 +106,18 @@ def test_a_token_file_is_for_its_user_alone(cli: Cli) -> None:
 
 
 def test_a_token_file_that_exists_is_refused_before_anything_is_made(cli: Cli) -> None:
-    """No key is made whose token could not be written, and the file is left as it is."""
+    """An existing token file is left alone, and no key is created."""
     (cli.directory / "t").write_text("precious")
     answer = cli(
         *("keys", "create", "k", "--role", "developer", "--never-expires", "--token-file", "t")
     )
     assert (answer.code, (cli.directory / "t").read_text()) == (2, "precious")
-    assert "exists already; nothing was made" in answer.err
+    assert "exists already; nothing was created" in answer.err
     assert len(cli.json("keys", "list")["api_keys"]) == 1
 
 
 def test_a_refused_create_leaves_no_token_file(cli: Cli) -> None:
-    """The name reserved for the token is free again when no token comes."""
+    """A failed create leaves no token file."""
     answer = cli(
         *("keys", "create", "", "--role", "developer", "--never-expires", "--token-file", "t")
     )
@@ -126,7 +126,7 @@ def test_a_refused_create_leaves_no_token_file(cli: Cli) -> None:
 
 
 def test_a_token_that_cannot_be_written_is_said_to_be_lost(cli: Cli) -> None:
-    """The key exists, so its id and the way out are named."""
+    """When a token cannot be written, the error names the key and how to rotate it."""
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             [COMMAND, "keys", "create", "k", "--role", "developer", "--never-expires"],
@@ -157,14 +157,14 @@ def test_the_list_has_the_columns_of_the_product(cli: Cli) -> None:
 
 
 def test_an_empty_list_says_what_to_do_next(cli: Cli) -> None:
-    """Nothing on standard output, a hint on standard error."""
+    """An empty list prints nothing, and a hint on standard error."""
     answer = cli.done("keys", "list", "--name", "nothing")
     assert answer.out == ""
     assert "leave out a filter" in answer.err
 
 
 def test_an_empty_list_is_an_empty_list_for_programs(cli: Cli) -> None:
-    """The document has its shape whatever it holds."""
+    """An empty list is a complete document for programs."""
     assert cli.json("keys", "list", "--name", "x") == {"api_keys": [], "more": False}
 
 
@@ -193,7 +193,7 @@ def test_filters_and_orders(many: Cli, filters: tuple[str, ...], names: list[str
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
-    """A service with keys of several kinds, for lists alone."""
+    """A service with keys of several kinds, for the tests of lists."""
     with command_line(tmp_path_factory.mktemp("many")) as command:
         dana = command.admin.create_user("dana@example.com")
         command.create_key("short", ttl=timedelta(days=1))
@@ -206,7 +206,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
 
 
 def test_a_limited_list_says_that_there_is_more(many: Cli) -> None:
-    """People are told how to see more, programs get `more`."""
+    """A limited list says how to see more; programs get `more`."""
     answer = many.done("keys", "list", "--limit", "2")
     assert len(answer.out.splitlines()) == 3
     assert "--all shows all" in answer.err
@@ -222,7 +222,7 @@ def test_all_shows_more_than_a_page(cli: Cli) -> None:
 
 
 def test_a_reader_that_has_enough_ends_the_list_quietly(cli: Cli) -> None:
-    """A broken pipe is no error message; the exit code is that of the signal."""
+    """A closed pipe ends the list without a message; the exit code is that of the signal."""
     for _ in range(300):
         cli.create_key("k", description="long " * 150)
     done = subprocess.run(
@@ -236,11 +236,11 @@ def test_a_reader_that_has_enough_ends_the_list_quietly(cli: Cli) -> None:
 
 
 def test_show_tells_which_role_counts_and_why(cli: Cli) -> None:
-    """A key granted more than its owner has says so."""
+    """`show` names the granted and the effective role when they differ."""
     dana = cli.admin.create_user("dana@example.com", role="ROLE_DEVELOPER")
     key_id, _ = cli.create_key("k", role="ROLE_ADMIN", owner_id=dana.id)
     shown = cli.done("keys", "show", key_id).out
-    assert "admin, of which developer counts: the owner's role is lower" in shown
+    assert "admin, effective developer: the owner's role is lower" in shown
 
 
 def test_update_changes_what_is_given_and_nothing_else(cli: Cli) -> None:
@@ -254,20 +254,20 @@ def test_update_changes_what_is_given_and_nothing_else(cli: Cli) -> None:
 
 
 def test_update_can_take_scopes_and_labels_away(cli: Cli) -> None:
-    """Emptying a list is a change too."""
+    """`update` can remove all scopes and labels."""
     key_id, _ = cli.create_key("k", labels={"a": "b"}, scopes=["x"])
     key = cli.json("keys", "update", key_id, "--no-scopes", "--no-labels")["api_key"]
     assert (key["scopes"], key["labels"]) == ([], {})
 
 
 def test_update_without_a_change_is_refused(cli: Cli) -> None:
-    """It says what could be given."""
+    """`update` without a change is rejected with a hint."""
     answer = cli("keys", "update", "4f9QzVbT1xKc8LmN")
-    assert (answer.code, "say what is to change" in answer.err) == (2, True)
+    assert (answer.code, "give at least one change" in answer.err) == (2, True)
 
 
 def test_update_with_a_stale_etag_is_refused(cli: Cli) -> None:
-    """Nobody else's change is overwritten unseen."""
+    """`update` with a stale etag is rejected."""
     key_id, _ = cli.create_key("k")
     answer = cli("keys", "update", key_id, "--name", "n", "--etag", "other", "-o", "json")
     assert (answer.code, answer.error["reason"]) == (1, "ETAG_MISMATCH")
@@ -283,15 +283,15 @@ def test_disable_and_enable(cli: Cli) -> None:
 
 
 def test_rotate_with_an_overlap_needs_no_confirmation(cli: Cli) -> None:
-    """Both tokens work, and show tells until when."""
+    """With an overlap both tokens work, and `show` names its end."""
     key_id, old = cli.create_key("k")
     new = cli.done("keys", "rotate", key_id, "--overlap", "1h").out
     assert cli.outcome(old) == cli.outcome(new) == "VALID"
-    assert "lives until" in cli.done("keys", "show", key_id).out
+    assert "accepted until" in cli.done("keys", "show", key_id).out
 
 
 def test_rotate_without_an_overlap_needs_a_yes(cli: Cli) -> None:
-    """Without a terminal nobody can be asked, so nothing is done."""
+    """Without a terminal and without --yes, rotate changes nothing."""
     key_id, old = cli.create_key("k")
     assert cli("keys", "rotate", key_id).code == 2
     assert cli.outcome(old) == "VALID"
@@ -309,7 +309,7 @@ def test_an_overlap_can_be_shortened(cli: Cli) -> None:
 
 
 def test_revoke_needs_a_yes(cli: Cli) -> None:
-    """Without a terminal and without --yes the key lives on."""
+    """Without a terminal and without --yes, revoke changes nothing."""
     key_id, token = cli.create_key("k")
     answer = cli("keys", "revoke", key_id, "--reason", "lost")
     assert (answer.code, "add --yes" in answer.err) == (2, True)
@@ -317,7 +317,7 @@ def test_revoke_needs_a_yes(cli: Cli) -> None:
 
 
 def test_revoke_kills_several_keys(cli: Cli) -> None:
-    """Programs get one object a key, with the reason and the note."""
+    """Several keys are revoked; programs get one object for each key."""
     ids = [cli.create_key(f"k{number}")[0] for number in range(3)]
     answer = cli.done(
         *("keys", "revoke", *ids, "--reason", "no-longer-used", "--note", "tidy", "--yes"),
@@ -331,7 +331,7 @@ def test_revoke_kills_several_keys(cli: Cli) -> None:
 
 
 def test_revoke_looks_all_keys_up_before_the_first_is_revoked(cli: Cli) -> None:
-    """A slip in one id costs no other key."""
+    """A wrong id prevents every revocation."""
     key_id, token = cli.create_key("k")
     answer = cli("keys", "revoke", key_id, "nosuchkey0000000", "--reason", "lost", "--yes")
     assert (answer.code, "RESOURCE_NOT_FOUND" in answer.err) == (1, True)
@@ -339,7 +339,7 @@ def test_revoke_looks_all_keys_up_before_the_first_is_revoked(cli: Cli) -> None:
 
 
 def test_revoking_twice_answers_the_first_revocation(cli: Cli) -> None:
-    """It is no error, needs no confirmation, and says when it was done."""
+    """Revoking twice is no error and returns the first revocation."""
     key_id, _ = cli.create_key("k")
     cli.done("keys", "revoke", key_id, "--reason", "lost", "--yes")
     answer = cli.done("keys", "revoke", key_id, "--reason", "compromised")
@@ -348,7 +348,7 @@ def test_revoking_twice_answers_the_first_revocation(cli: Cli) -> None:
 
 
 def test_a_lost_answer_can_be_gone_on_with(cli: Cli) -> None:
-    """The same request id with a greater attempt gives the same key a fresh token."""
+    """The same request id with a greater attempt gives the same key another token."""
     request = ("--request-id", "0b0e7a0c-5a5e-4f0e-9d51-1df4a4b2f3aa")
     create = ("keys", "create", "k", "--role", "developer", "--never-expires", *request)
     first = cli.json(*create)
@@ -358,7 +358,7 @@ def test_a_lost_answer_can_be_gone_on_with(cli: Cli) -> None:
 
 
 def test_names_are_shown_and_not_obeyed(cli: Cli) -> None:
-    """What looks like markup or needs another encoding comes out as it went in."""
+    """Names with markup or other scripts are shown as they are."""
     cli.create_key("[red]鍵[/red]")
     assert "[red]鍵[/red]" in cli.done("keys", "list").out
     latin = cli.process("keys", "list", environment={"PYTHONIOENCODING": "latin-1"})

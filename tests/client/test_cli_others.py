@@ -20,7 +20,7 @@ def cli(tmp_path: Path) -> Iterator[Cli]:
 
 
 def test_a_user_is_a_person_named_as_its_address_unless_told(cli: Cli) -> None:
-    """Role is a choice, name and type have defaults."""
+    """A user has the given role, and defaults for name and type."""
     user = cli.json("users", "create", "dana@example.com", "--role", "developer")["user"]
     assert (user["display_name"], user["type"]) == ("dana@example.com", "PERSON")
 
@@ -33,7 +33,7 @@ def test_every_option_of_users_create_arrives(cli: Cli) -> None:
 
 
 def test_users_are_listed_by_role_type_address_and_life(cli: Cli) -> None:
-    """Each filter leaves the users it names."""
+    """Each filter of users leaves exactly the matching ones."""
     cli.admin.create_user("dana@example.com", role="ROLE_DEVELOPER")
     robot = cli.admin.create_user("robot@example.org", type="USER_TYPE_SERVICE_ACCOUNT")
     cli.done("users", "delete", robot.id, "--yes")
@@ -48,7 +48,7 @@ def test_users_are_listed_by_role_type_address_and_life(cli: Cli) -> None:
 
 
 def test_a_user_may_be_named_by_address(cli: Cli) -> None:
-    """The address is looked up, whatever its case; a part of one names nobody."""
+    """A user may be named by the whole address, in any case."""
     cli.admin.create_user("dana@example.com")
     assert cli.json("users", "show", "DANA@example.com")["user"]["email"] == "dana@example.com"
     answer = cli("users", "show", "na@example.com")
@@ -56,7 +56,7 @@ def test_a_user_may_be_named_by_address(cli: Cli) -> None:
 
 
 def test_set_role_counts_for_the_keys_of_the_user(cli: Cli) -> None:
-    """The effective role of an ADMIN key follows its owner down."""
+    """A lower role of the owner lowers the effective role of the keys."""
     dana = cli.admin.create_user("dana@example.com")
     _, token = cli.create_key("k", role="ROLE_ADMIN", owner_id=dana.id)
     cli.done("users", "set-role", "dana@example.com", "developer")
@@ -64,7 +64,7 @@ def test_set_role_counts_for_the_keys_of_the_user(cli: Cli) -> None:
 
 
 def test_update_changes_name_and_role(cli: Cli) -> None:
-    """Both are as given, and an update without either is refused."""
+    """`update` changes name and role, and needs one of them."""
     dana = cli.admin.create_user("dana@example.com")
     user = cli.json("users", "update", dana.id, "--name", "D.", "--role", "validator")["user"]
     assert (user["display_name"], user["role"]) == ("D.", "VALIDATOR")
@@ -72,19 +72,19 @@ def test_update_changes_name_and_role(cli: Cli) -> None:
 
 
 def test_a_dry_run_names_the_keys_that_would_die_and_those_that_would_not(cli: Cli) -> None:
-    """The owner's keys with their last use, and the keys made for others, which live on."""
+    """The owner's keys with their last use, and the keys made for others, which stay."""
     dana = cli.admin.create_user("dana@example.com")
     _, hers = cli.create_key("hers", role="ROLE_ADMIN", owner_id=dana.id)
     cli.service.as_token(hers).create_key(name="known", owner_id=cli.service.admin_user_id)
     shown = cli.done("users", "delete", dana.id, "--dry-run").out
     assert "1 key of this user will be revoked:\n  hers (" in shown
     assert "last used 2" in shown
-    assert "may know LIVE ON (see --revoke-created):\n  known (" in shown
+    assert "may know STAY (see --revoke-created):\n  known (" in shown
     assert cli.outcome(hers) == "VALID"
 
 
 def test_delete_revokes_the_keys_of_the_user(cli: Cli) -> None:
-    """Those made for others go only with --revoke-created."""
+    """Delete revokes the user's own keys; those created for others need --revoke-created."""
     dana = cli.admin.create_user("dana@example.com")
     _, hers = cli.create_key("hers", role="ROLE_ADMIN", owner_id=dana.id)
     known = cli.service.as_token(hers).create_key(owner_id=cli.service.admin_user_id).token
@@ -94,7 +94,7 @@ def test_delete_revokes_the_keys_of_the_user(cli: Cli) -> None:
 
 
 def test_delete_can_revoke_what_the_user_made_for_others(cli: Cli) -> None:
-    """With --revoke-created both kinds are dead."""
+    """With --revoke-created, both kinds of keys are revoked."""
     dana = cli.admin.create_user("dana@example.com")
     _, hers = cli.create_key("hers", role="ROLE_ADMIN", owner_id=dana.id)
     known = cli.service.as_token(hers).create_key(owner_id=cli.service.admin_user_id).token
@@ -103,7 +103,7 @@ def test_delete_can_revoke_what_the_user_made_for_others(cli: Cli) -> None:
 
 
 def test_delete_needs_a_yes(cli: Cli) -> None:
-    """Without a terminal and without --yes nobody is deleted."""
+    """Without a terminal and without --yes, delete changes nothing."""
     dana = cli.admin.create_user("dana@example.com")
     assert cli("users", "delete", dana.id).code == 2
     assert cli.json("users", "show", dana.id)["user"]["delete_time"] is None

@@ -23,7 +23,7 @@ def test_a_new_token_is_shown_with_a_notice(cli: Cli) -> None:
     create = ("keys", "create", "shown", "--role", "developer", "--ttl", "30d")
     with cli.on_terminal(*create) as terminal:
         assert terminal.end() == 0
-    notice, _, rest = terminal.shown.partition("shown this once")
+    notice, _, rest = terminal.shown.partition("shown only now")
     assert "name     shown" in notice
     (token,) = re.findall(r"^kbear1_\w+$", rest, re.MULTILINE)
     assert cli.outcome(token) == "VALID"
@@ -123,11 +123,11 @@ def test_ctrl_c_at_a_prompt_is_clean(cli: Cli) -> None:
 
 
 def test_rotate_without_an_overlap_says_whom_it_hits(cli: Cli) -> None:
-    """And how to be kinder."""
+    """It also says how to leave time to change."""
     key_id, token = cli.create_key("turning")
     with cli.on_terminal("keys", "rotate", key_id) as terminal:
         terminal.wait_for("[y/N]")
-        assert "The old secret of this key dies now:" in terminal.shown
+        assert "The old secret of this key stops working now:" in terminal.shown
         assert "--overlap 24h gives time to change" in terminal.shown
         terminal.type("y\n")
         assert terminal.end() == 0
@@ -135,14 +135,14 @@ def test_rotate_without_an_overlap_says_whom_it_hits(cli: Cli) -> None:
 
 
 def test_delete_lists_the_keys_that_will_die(cli: Cli) -> None:
-    """It asks the service first, with validate_only, and names the keys made for others."""
+    """Delete names the keys that will be revoked and those created for others."""
     dana = cli.admin.create_user("dana@example.com")
     _, hers = cli.create_key("danas own", role="ROLE_ADMIN", owner_id=dana.id)
     cli.service.as_token(hers).create_key(name="known", owner_id=cli.service.admin_user_id)
     with cli.on_terminal("users", "delete", "dana@example.com") as terminal:
         terminal.wait_for("Delete this user? It cannot be undone. [y/N]")
         assert "1 key of this user will be revoked:\n  danas own (" in terminal.shown
-        assert "LIVE ON (see --revoke-created):\n  known (" in terminal.shown
+        assert "STAY (see --revoke-created):\n  known (" in terminal.shown
         assert cli.outcome(hers) == "VALID"
         terminal.type("yes\n")
         assert terminal.end() == 0
@@ -160,7 +160,7 @@ def test_disabling_an_account_says_how_many_keys_it_hits(cli: Cli) -> None:
 
 
 def test_the_credential_is_asked_for_and_not_echoed(cli: Cli) -> None:
-    """Where no variable and no file has it."""
+    """The prompt for the credential has no echo."""
     with cli.on_terminal("whoami", environment=NOBODY) as terminal:
         terminal.wait_for("Your token: ")
         terminal.type(cli.service.admin_token + "\n")
@@ -170,7 +170,7 @@ def test_the_credential_is_asked_for_and_not_echoed(cli: Cli) -> None:
 
 
 def test_the_token_to_validate_is_asked_for_and_not_echoed(cli: Cli) -> None:
-    """Where standard input is a terminal."""
+    """The prompt for the token to validate has no echo."""
     _, token = cli.create_key("asked")
     with cli.on_terminal("token", "validate") as terminal:
         terminal.wait_for("Token: ")
@@ -181,13 +181,13 @@ def test_the_token_to_validate_is_asked_for_and_not_echoed(cli: Cli) -> None:
 
 
 def test_revoking_a_token_says_what_it_opens(cli: Cli) -> None:
-    """Whoever holds the token learns whose it is before the question."""
+    """Before the question, the holder of a token sees whose it is."""
     _, token = cli.create_key("found")
     (cli.directory / "found").write_text(token)
     revoke = ("token", "revoke", "--token-file", "found")
     with cli.on_terminal(*revoke, environment=NOBODY) as terminal:
         terminal.wait_for("[y/N]")
-        assert "The token opens found (" in terminal.shown
+        assert "The token belongs to found (" in terminal.shown
         terminal.type("y\n")
         assert terminal.end() == 0
     assert cli.outcome(token) == "REVOKED"
@@ -196,7 +196,7 @@ def test_revoking_a_token_says_what_it_opens(cli: Cli) -> None:
 def test_ctrl_c_while_a_change_is_under_way_says_that_it_may_have_happened(
     cli: Cli, tmp_path: Path
 ) -> None:
-    """The file reserved for the token is gone again."""
+    """Ctrl-C during a change says that it may have happened, and removes the token file."""
     with MuteServer(tmp_path) as mute:
         create = ("keys", "create", "k", "--role", "developer", "--ttl", "1d", "--token-file", "t")
         with cli.on_terminal(*create, "--address", mute.address) as terminal:
@@ -204,12 +204,12 @@ def test_ctrl_c_while_a_change_is_under_way_says_that_it_may_have_happened(
             terminal.type("\x03")
             assert terminal.end() == 130
     assert "Traceback" not in terminal.shown
-    assert "interrupted; what was under way may have happened all the same" in terminal.shown
+    assert "interrupted; the change may have happened all the same" in terminal.shown
     assert not (cli.directory / "t").exists()
 
 
 def test_output_for_programs_has_no_colours(cli: Cli) -> None:
-    """Also on a terminal."""
+    """Output for programs has no colours, also on a terminal."""
     with cli.on_terminal("whoami", "--output", "json") as terminal:
         assert terminal.end() == 0
     assert "\x1b" not in terminal.shown

@@ -1,4 +1,4 @@
-"""The command speaks TLS with a real server, which asks for a certificate in return."""
+"""The command with a real server that uses mutual TLS."""
 
 import datetime as dt
 import ipaddress
@@ -23,7 +23,7 @@ from keybearer_service.net.tls import TlsFiles
 
 @dataclass(frozen=True)
 class Secured:
-    """The command, and the options with which it gets in."""
+    """The command, and the options with which it connects."""
 
     cli: Cli
     ca: tuple[str, ...]
@@ -95,13 +95,13 @@ def _pair(path: Path, name: str) -> tuple[Path, Path]:
 
 
 def test_a_ca_makes_it_tls_on_loopback_too(secured: Secured) -> None:
-    """With both certificates the call goes through."""
+    """`--ca` makes the connection TLS, also on loopback."""
     answer = secured.cli("whoami", *secured.ca, *secured.client)
     assert (answer.code, answer.err) == (0, "")
 
 
 def test_the_server_may_be_named(secured: Secured) -> None:
-    """The name in the certificate counts instead of that of the address."""
+    """`--server-name` replaces the name of the address."""
     named = ("--server-name", "keys.example.com")
     assert secured.cli("whoami", *secured.ca, *secured.client, *named).code == 0
     wrong = ("--server-name", "other.example.com", "--timeout", "1")
@@ -109,19 +109,19 @@ def test_the_server_may_be_named(secured: Secured) -> None:
 
 
 def test_a_server_that_nobody_vouches_for_is_not_spoken_to(secured: Secured) -> None:
-    """The system's authorities do not know it."""
+    """A server without a trusted authority is rejected."""
     address = f"https://{secured.cli.service.address}"
     answer = secured.cli.process("whoami", "--address", address, "--timeout", "1")
     assert (answer.code, "(TLS)" in answer.err, answer.err.count("\n")) == (4, True, 1)
 
 
 def test_a_client_without_its_certificate_gets_nowhere(secured: Secured) -> None:
-    """One line, which says how it was tried."""
+    """A client without its certificate gets one line that names the transport."""
     answer = secured.cli("whoami", *secured.ca, "--timeout", "1")
     assert (answer.code, answer.err.count("\n")) == (4, 1)
 
 
 def test_plaintext_to_a_tls_port_says_that_it_was_plaintext(secured: Secured) -> None:
-    """So that whoever reads it knows what to change."""
+    """The error of plaintext to a TLS port says that it was plaintext."""
     answer = secured.cli("whoami", "--timeout", "1")
     assert (answer.code, "(plaintext)" in answer.err) == (4, True)

@@ -22,11 +22,11 @@ from keybearer import (
     Role,
     TLSConfig,
     UserType,
-    calls,
     errors,
 )
-from keybearer import client as client_module
-from keybearer.calls import Call, Pages
+from keybearer._client import client as client_module
+from keybearer._client import requests
+from keybearer._client.requests import Pages, Request
 from keybearer.testing import FakeKeybearer
 
 
@@ -38,7 +38,7 @@ def client(service: Service) -> Iterator[KeybearerClient]:
 
 
 def test_keys_live_as_the_description_tells(client: KeybearerClient, clock: FakeClock) -> None:
-    """Create, list, details, update, disable, enable, rotate, revoke: with values in and out."""
+    """Keys are created, listed, shown, updated, disabled, enabled, rotated and revoked."""
     issued = client.create_api_key(
         "ci",
         role=Role.DEVELOPER,
@@ -80,7 +80,7 @@ def test_keys_live_as_the_description_tells(client: KeybearerClient, clock: Fake
 
 
 def test_users_and_accounts_are_managed(client: KeybearerClient) -> None:
-    """Every method of the two services, with values in and out."""
+    """Every method for users and accounts works."""
     user = client.create_user(
         "dev@example.com", display_name="Dev", role=Role.ADMIN, type=UserType.PERSON
     )
@@ -110,7 +110,7 @@ def test_users_and_accounts_are_managed(client: KeybearerClient) -> None:
 def test_a_caller_learns_about_itself_and_renews_its_secret(
     client: KeybearerClient, service: Service
 ) -> None:
-    """WhoAmI, RotateSelf and RevokeToken; the last with no credential but the token itself."""
+    """WhoAmI, RotateSelf and RevokeToken work, the last without another credential."""
     assert client.who_am_i().is_operator
     issued = client.create_api_key("self", role=Role.VALIDATOR, expiration=timedelta(days=1))
     with KeybearerClient(service.address, token=issued.token, tls=False) as own:
@@ -126,7 +126,7 @@ def test_a_caller_learns_about_itself_and_renews_its_secret(
 
 
 def test_lists_are_read_page_by_page(client: KeybearerClient) -> None:
-    """All items come, once each, in order, however small the pages are."""
+    """Every item comes once and in order, however small the pages are."""
     made = [
         client.create_api_key(f"key {number}", role=Role.VALIDATOR, expiration=NEVER_EXPIRES)
         for number in range(7)
@@ -139,7 +139,7 @@ def test_lists_are_read_page_by_page(client: KeybearerClient) -> None:
 
 
 def test_the_client_for_asyncio_does_the_same(service: Service) -> None:
-    """One example of each kind of method: create, list, change, validate."""
+    """The asynchronous client creates, lists, changes and validates."""
 
     async def token() -> str:
         return service.admin_token
@@ -162,20 +162,22 @@ def test_the_client_for_asyncio_does_the_same(service: Service) -> None:
 
 
 def test_both_clients_offer_every_call() -> None:
-    """What is in the table of calls is a method of either, with its signature and docstring."""
-    plans = {
-        name: plan
-        for name, plan in vars(calls).items()
-        if inspect.isfunction(plan) and plan.__module__ == calls.__name__ and name[0] != "_"
+    """Every function of `requests` is a method of both, with its signature and docstring."""
+    functions = {
+        name: function
+        for name, function in vars(requests).items()
+        if inspect.isfunction(function)
+        and function.__module__ == requests.__name__
+        and name[0] != "_"
     }
-    assert len(plans) == 24
+    assert len(functions) == 24
     for client_class in (KeybearerClient, AsyncKeybearerClient):
-        for name, plan in plans.items():
+        for name, function in functions.items():
             method = getattr(client_class, name)
             signature = inspect.signature(method)
-            assert [*signature.parameters][1:] == [*inspect.signature(plan).parameters]
-            assert signature.return_annotation not in (Call, Pages)
-            assert method.__doc__ == plan.__doc__
+            assert [*signature.parameters][1:] == [*inspect.signature(function).parameters]
+            assert signature.return_annotation not in (Request, Pages)
+            assert method.__doc__ == function.__doc__
 
 
 def test_errors_are_typed_by_their_reason(client: KeybearerClient) -> None:
@@ -197,7 +199,7 @@ def test_errors_are_typed_by_their_reason(client: KeybearerClient) -> None:
 
 
 def test_a_token_is_asked_for_at_every_call(service: Service, client: KeybearerClient) -> None:
-    """A callable lets a program renew its secret without a new client."""
+    """A callable token source is called for every call."""
     current = [service.admin_token + "\n"]
     with KeybearerClient(service.address, token=lambda: current[0], tls=False) as renewing:
         renewing.who_am_i()
@@ -207,7 +209,7 @@ def test_a_token_is_asked_for_at_every_call(service: Service, client: KeybearerC
 
 @pytest.mark.parametrize("token", ["", "  \n", "a b", "a\nb", "ä"])
 def test_a_token_that_no_header_can_carry_is_refused_without_repeating_it(token: str) -> None:
-    """Before anything is sent; the message does not have the token in it."""
+    """A malformed token is rejected before a call, without repeating it."""
     with (
         KeybearerClient("127.0.0.1:1", token=token, tls=False) as client,
         pytest.raises(ValueError, match="the token") as raised,
@@ -217,7 +219,7 @@ def test_a_token_that_no_header_can_carry_is_refused_without_repeating_it(token:
 
 
 def test_secrets_stay_out_of_reprs(client: KeybearerClient, service: Service) -> None:
-    """Neither a client nor an answer shows a token when it is printed."""
+    """No `repr` of a client or a result contains a token."""
     issued = client.create_api_key("secret", role=Role.DEVELOPER, expiration=NEVER_EXPIRES)
     account = client.create_account("a", admin_email="a@example.com", admin_display_name="A")
     shown = f"{client!r} {issued!r} {account!r} {TLSConfig(key=b'private')!r}"
@@ -228,13 +230,13 @@ def test_secrets_stay_out_of_reprs(client: KeybearerClient, service: Service) ->
 def test_a_read_is_tried_again_and_a_change_is_not(
     fake_keybearer: FakeKeybearer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A read survives a connection that breaks; a change is left to its caller."""
+    """A read is repeated after a broken connection, a change is not."""
     tries = []
     honest = client_module.KeybearerClient._try
 
-    def count(self: KeybearerClient, call: Call[object], timeout: float) -> object:
-        tries.append(call.kind)
-        return honest(self, call, timeout)
+    def count(self: KeybearerClient, request: Request[object], timeout: float) -> object:
+        tries.append(request.kind)
+        return honest(self, request, timeout)
 
     monkeypatch.setattr(client_module.KeybearerClient, "_try", count)
     with KeybearerClient("127.0.0.1:1", token="token", tls=False) as client:
@@ -242,14 +244,14 @@ def test_a_read_is_tried_again_and_a_change_is_not(
             client.who_am_i()
         with pytest.raises(errors.UnavailableError):
             client.disable_api_key("id")
-    assert tries == [calls.Kind.READ] * 3 + [calls.Kind.WRITE]
+    assert tries == [requests.Kind.READ] * 3 + [requests.Kind.WRITE]
 
 
 @pytest.mark.parametrize("flavour", ["threads", "asyncio"])
 def test_a_deadline_of_ours_ends_a_call_that_hangs(
     flavour: str, fake_keybearer: FakeKeybearer
 ) -> None:
-    """The timeout of the client is the time its method takes at most."""
+    """A call that hangs ends after the timeout of the client."""
 
     def call() -> None:
         with KeybearerClient(
@@ -282,7 +284,7 @@ def test_an_overload_tells_when_to_try_again(fake_keybearer: FakeKeybearer) -> N
 
 
 def test_a_client_works_again_after_close_and_after_fork(fake_keybearer: FakeKeybearer) -> None:
-    """A closed client opens anew; a forked process opens a connection of its own."""
+    """A closed client and a forked one open a new connection."""
     token = fake_keybearer.validator_token
     client = KeybearerClient(fake_keybearer.address, token=token, tls=False)
     client.who_am_i()

@@ -1,4 +1,4 @@
-"""One token, many rules, many threads: every decision is that of its own method."""
+"""Many threads and rules: every decision belongs to its own call."""
 
 import random
 import sys
@@ -10,7 +10,17 @@ import grpc
 import pytest
 
 from client.support import Message, Reached, demo, handlers, serving
-from keybearer import AccessRule, AuthInterceptor, Identity, Outcome, Role, Verdict, access, guard
+from keybearer import (
+    AccessRule,
+    AuthInterceptor,
+    Identity,
+    Outcome,
+    Presented,
+    Role,
+    Verdict,
+    access,
+)
+from keybearer._guard import check
 from keybearer.access import Decision
 from keybearer.testing import FakeKeybearer
 
@@ -37,9 +47,10 @@ ALLOWED = {
 
 
 class Known:
-    """Knows the tokens above, by heart."""
+    """A verifier that knows the tokens above."""
 
-    def verify(self, token: str) -> Verdict:
+    def verify(self, presented: Presented) -> Verdict:
+        token = presented.token
         if token not in TOKENS:
             return Verdict(outcome=Outcome.NOT_FOUND)
         role, scopes = TOKENS[token]
@@ -54,7 +65,9 @@ class Known:
         return Verdict(outcome=Outcome.VALID, identity=identity)
 
 
-def _hammer(verifier: Any, tokens: dict[str, str], calls: int, seed: int) -> Counter[str]:
+def _check_concurrently(
+    verifier: Any, tokens: dict[str, str], calls: int, seed: int
+) -> Counter[str]:
     """Make so many calls from 64 threads and count the right and the wrong decisions.
 
     Args:
@@ -104,58 +117,60 @@ def _hammer(verifier: Any, tokens: dict[str, str], calls: int, seed: int) -> Cou
 
 
 def _key_id(verifier: Any, token: str) -> str:
-    identity = verifier.verify(token).identity
+    identity = verifier.verify(Presented(token)).identity
     assert identity is not None
     return str(identity.key_id)
 
 
 def test_one_token_alternates_between_rules(fake_keybearer: FakeKeybearer, seed: int) -> None:
-    """The token of a reader, at methods of every rule, asked about over the wire."""
+    """One token is judged correctly at methods of every rule, over the wire."""
     tokens = {"reader": fake_keybearer.issue(scopes=["clusters.read"])}
-    assert _hammer(fake_keybearer.verifier(), tokens, 64 * 30, seed)["wrong"] == 0
+    assert _check_concurrently(fake_keybearer.verifier(), tokens, 64 * 30, seed)["wrong"] == 0
 
 
 def test_tokens_alternate_between_rules(seed: int) -> None:
-    """20,000 decisions about four tokens, of which none is about another call."""
-    counts = _hammer(Known(), {name: name for name in TOKENS}, 20_032, seed)
+    """20,000 decisions about four tokens are right."""
+    counts = _check_concurrently(Known(), {name: name for name in TOKENS}, 20_032, seed)
     assert counts == {"right": 20_032}
 
 
 @pytest.mark.slow
 def test_tokens_alternate_between_rules_a_million_times(seed: int) -> None:
-    """1,000,000 decisions about four tokens, of which none is about another call."""
-    counts = _hammer(Known(), {name: name for name in TOKENS}, 1_000_000, seed)
+    """1,000,000 decisions about four tokens are right."""
+    counts = _check_concurrently(Known(), {name: name for name in TOKENS}, 1_000_000, seed)
     assert counts == {"right": 1_000_000}
 
 
-def test_the_hammer_catches_a_decision_that_is_remembered(
+def test_the_load_catches_a_decision_that_is_remembered(
     monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """Planted: a cache of decisions that forgets to ask which rule they were about."""
+    """Planted: a cache of decisions that ignores the rule is found."""
     remembered: dict[tuple[Role, tuple[str, ...]], Decision] = {}
     honest = access.decide
 
-    def decide(rule: AccessRule, role: Role, scopes: Any) -> Decision:
-        return remembered.setdefault((role, tuple(scopes)), honest(rule, role, scopes))
+    def decide(rule: AccessRule, role: Role, scopes: Any, context: Any) -> Decision:
+        return remembered.setdefault((role, tuple(scopes)), honest(rule, role, scopes, context))
 
-    monkeypatch.setattr(guard, "decide", decide)
-    assert _hammer(Known(), {name: name for name in TOKENS}, 640, seed)["wrong"] > 0
+    monkeypatch.setattr(check, "decide", decide)
+    assert _check_concurrently(Known(), {name: name for name in TOKENS}, 640, seed)["wrong"] > 0
 
 
-def test_the_hammer_catches_an_identity_that_is_shared(
+def test_the_load_catches_an_identity_that_is_shared(
     monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """Planted: an identity kept for the process, not for the call."""
+    """Planted: an identity that belongs to the process is found."""
     current: list[Identity | None] = [None]
 
     def enter(identity: Identity | None) -> None:
         current[0] = identity
 
-    monkeypatch.setattr("keybearer.interceptor.enter_identity", enter)
+    monkeypatch.setattr("keybearer._guard.interceptor.enter_identity", enter)
     monkeypatch.setattr("client.support.current_identity", lambda: current[0])
     switch = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        assert _hammer(Known(), {name: name for name in TOKENS}, 6_400, seed)["wrong"] > 0
+        assert (
+            _check_concurrently(Known(), {name: name for name in TOKENS}, 6_400, seed)["wrong"] > 0
+        )
     finally:
         sys.setswitchinterval(switch)

@@ -50,7 +50,7 @@ def _answer(response: Any) -> str:
 def test_an_interceptor_presents_the_token_on_plaintext(
     arity: str, address: str, fake_keybearer: FakeKeybearer
 ) -> None:
-    """Whatever the arity, for threads."""
+    """The interceptor presents the token for every arity."""
     token = fake_keybearer.issue()
     with grpc.insecure_channel(address) as channel:
         bearing = grpc.intercept_channel(channel, bearer_interceptor(lambda: token))
@@ -62,7 +62,7 @@ def test_an_interceptor_presents_the_token_on_plaintext(
 def test_four_interceptors_present_the_token_for_asyncio(
     arity: str, address: str, fake_keybearer: FakeKeybearer
 ) -> None:
-    """Whatever the arity; the source of the token may be a coroutine function."""
+    """The asynchronous interceptors present the token for every arity."""
     token = fake_keybearer.issue()
 
     async def source() -> str:
@@ -81,7 +81,7 @@ def test_four_interceptors_present_the_token_for_asyncio(
 
 
 def test_call_credentials_present_the_token_on_tls(fake_keybearer: FakeKeybearer) -> None:
-    """They belong to a TLS channel, and every call of it carries the token."""
+    """Call credentials of a TLS channel present the token with every call."""
     pair = _pair("service.example.com")
     token = fake_keybearer.issue()
     tls = grpc.ssl_channel_credentials(pair.certificate)
@@ -100,7 +100,7 @@ def test_call_credentials_present_the_token_on_tls(fake_keybearer: FakeKeybearer
 def test_a_call_keeps_the_authorization_it_brings(
     address: str, fake_keybearer: FakeKeybearer
 ) -> None:
-    """Two of them would be none."""
+    """A call with its own `authorization` keeps it: two would be rejected."""
     own = fake_keybearer.issue()
     metadata = (("authorization", f"Bearer {own}"),)
 

@@ -21,7 +21,7 @@ TEXT = (ROOT / "docs/client.md").read_text("utf-8")
 def test_the_quick_start_makes_a_guarded_service(
     fake_keybearer: FakeKeybearer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The lines as they stand, but for the addresses."""
+    """The quick start of the page guards a service."""
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
     monkeypatch.setattr(sys, "argv", ["grpc_service.py", "127.0.0.1:0"])
     import grpc_service  # type: ignore[import-not-found]  # noqa: PLC0415 - on the path by now
@@ -54,7 +54,7 @@ def test_the_quick_start_makes_a_guarded_service(
 
 
 def test_every_error_it_names_exists_and_every_error_is_named() -> None:
-    """In the table of errors."""
+    """The table of errors names exactly the error classes."""
     named = {one for one in re.findall(r"\b\w+Error\b", TEXT) if one.lower() != one}
     classes = {name for name in vars(errors) if name.endswith("Error") and name[0].isupper()}
     classes -= {"DecodeError"}
@@ -65,7 +65,7 @@ def test_every_error_it_names_exists_and_every_error_is_named() -> None:
 
 
 def test_every_argument_it_names_exists() -> None:
-    """`keybearer.x` names are importable, and so are the names in its examples."""
+    """Every `keybearer.x` name in the page and its examples is importable."""
     for module, name in re.findall(r"`keybearer\.(\w+)\.(\w+)`", TEXT):
         assert hasattr(__import__(f"keybearer.{module}", fromlist=[name]), name)
     for name in re.findall(r"\b([A-Z]\w+(?:Client|Verifier|Interceptor))\b", TEXT):

@@ -17,7 +17,7 @@ DETAILS = "grpc-status-details-bin"
 
 
 def _received(code: grpc.StatusCode, trailers: Any) -> KeybearerError:
-    """Answer the typed error of a call that a server aborted like this."""
+    """Return the typed error of a call that a server aborts like this."""
 
     def fail(request: Message, context: grpc.ServicerContext) -> Message:
         context.set_trailing_metadata(trailers)
@@ -43,7 +43,7 @@ def _info(reason: str, domain: str = "keybearer.v1") -> Any:
 
 
 def test_every_reason_has_one_class() -> None:
-    """A caller can branch on the class wherever it can on the reason."""
+    """Every reason has exactly one class."""
     reasons = [
         name.removeprefix("ERROR_REASON_") for name in dict(error_reason_pb2.ErrorReason.items())
     ]
@@ -57,7 +57,7 @@ def test_every_reason_has_one_class() -> None:
 
 
 def test_every_code_but_two_has_a_class() -> None:
-    """OUT_OF_RANGE and DATA_LOSS are never sent; OK and UNKNOWN are no family."""
+    """Every code that is sent has a class."""
     families = {family.default_code.name for family in KeybearerError.__subclasses__()}
     assert {code.name for code in grpc.StatusCode} - families == {
         "OK",
@@ -68,7 +68,7 @@ def test_every_code_but_two_has_a_class() -> None:
 
 
 def test_a_known_reason_is_its_class_with_everything_in_it() -> None:
-    """Reason, metadata, seconds and fields."""
+    """A typed error has the reason, metadata, delay and fields of the status."""
     code = grpc.StatusCode.INVALID_ARGUMENT
     violation = error_details_pb2.BadRequest.FieldViolation(field="name", description="too long")
     bad_request = error_details_pb2.BadRequest(field_violations=[violation])
@@ -103,7 +103,7 @@ def test_a_known_reason_is_its_class_with_everything_in_it() -> None:
 def test_what_is_not_known_falls_back_on_the_code(
     code: str, trailers: Any, expected: str, reason: str
 ) -> None:
-    """A new reason, a foreign domain, broken or absent details, a code without a class."""
+    """An unknown reason or unreadable details become the class of the code."""
     error = _received(grpc.StatusCode[code], trailers)
     assert type(error).__name__ == expected
     assert error.reason == reason

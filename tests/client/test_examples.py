@@ -1,4 +1,4 @@
-"""The examples, run as their users would run them."""
+"""The examples run as users run them."""
 
 import os
 import subprocess
@@ -54,7 +54,7 @@ def _code(call: Any, request: bytes, arguments: dict[str, Any]) -> grpc.StatusCo
 
 
 def test_the_grpc_service_lets_in_whom_its_proto_says(fake_keybearer: FakeKeybearer) -> None:
-    """Readers read, administrators delete, anybody asks for the version."""
+    """The example lets readers read, administrators delete, and everybody see the version."""
     reader = _metadata(fake_keybearer.issue(scopes=["clusters.read"]))
     admin = _metadata(fake_keybearer.issue(Role.ADMIN))
     orders, stock = b"\n\x06orders", b"\n\x05stock"
@@ -85,7 +85,7 @@ def test_the_grpc_service_lets_in_whom_its_proto_says(fake_keybearer: FakeKeybea
 def test_the_fastapi_application_lets_in_whom_its_routes_say(
     fake_keybearer: FakeKeybearer,
 ) -> None:
-    """Readers read, administrators delete, anybody asks for the version."""
+    """The example lets readers read, administrators delete, and everybody see the version."""
     reader = {"authorization": f"Bearer {fake_keybearer.issue(scopes=['clusters.read'])}"}
     admin = {"authorization": f"Bearer {fake_keybearer.issue(Role.ADMIN)}"}
     command = ("-m", "uvicorn", "--app-dir", str(EXAMPLES), "--port", "0", "fastapi_app:app")
@@ -115,7 +115,7 @@ def test_the_fastapi_application_lets_in_whom_its_routes_say(
 
 
 def test_the_generated_code_of_the_example_is_that_of_its_proto(tmp_path: Path) -> None:
-    """The committed code is what examples/generate.sh makes."""
+    """The committed code is what examples/generate.sh generates."""
     python = ROOT / ".venv-generate/bin/python"
     if not (ROOT / ".venv-generate/.installed").exists():
         pytest.skip("there is no environment with the generator; `make check-generated` makes it")

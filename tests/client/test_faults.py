@@ -1,4 +1,4 @@
-"""Every line of every guard fails once, and nobody gets in by it."""
+"""Every line of every guard fails once, and nobody is let in by it."""
 
 import asyncio
 import contextvars
@@ -30,17 +30,22 @@ from keybearer import (
     AuthInterceptor,
     Identity,
     Outcome,
+    Presented,
     Role,
     Verdict,
     current_identity,
-    guard,
 )
 from keybearer import aio as aio_module
-from keybearer import interceptor as interceptor_module
+from keybearer._guard import check
+from keybearer._guard import interceptor as interceptor_module
 from keybearer.web import AuthMiddleware, WSGIAuthMiddleware
 
 PACKAGE = Path(keybearer.__file__).parent
-GUARDS = {str(PACKAGE / name) for name in ("interceptor.py", "aio.py", "guard.py", "web.py")}
+GUARDS = {
+    str(path)
+    for pattern in ("_guard/*.py", "_wire/*.py", "aio.py", "web.py")
+    for path in PACKAGE.glob(pattern)
+}
 CODEC: Any = (Message.SerializeToString, Message.FromString)
 METHOD = "/test.guarded.Demo/"
 IDENTITY = Identity(
@@ -56,21 +61,21 @@ METHODS = {"unary_unary": "Any", "unary_stream": "Lines", "stream_stream": "Chat
 
 
 class Fault(Exception):
-    """What the chosen line raises."""
+    """The error of the chosen line."""
 
 
 class Fixed:
-    """Knows one token."""
+    """A verifier that knows one token."""
 
-    def verify(self, token: str) -> Verdict:
-        return _verdict(token)
+    def verify(self, presented: Presented) -> Verdict:
+        return _verdict(presented.token)
 
 
 class AsyncFixed:
     """The same for asyncio."""
 
-    async def verify(self, token: str) -> Verdict:
-        return _verdict(token)
+    async def verify(self, presented: Presented) -> Verdict:
+        return _verdict(presented.token)
 
 
 def _verdict(token: str) -> Verdict:
@@ -80,7 +85,7 @@ def _verdict(token: str) -> Verdict:
 
 
 class Injector:
-    """Raises a Fault at the nth line that the guards run, in all threads but those that watch."""
+    """Raises a Fault at the nth line of the guards, except in the threads that judge streams."""
 
     def __init__(self, line: int) -> None:
         self._left = line
@@ -106,7 +111,7 @@ class Injector:
 
 @contextmanager
 def injecting(line: int) -> Iterator[Injector]:
-    """Inject a fault at the nth line, in this thread and in those started meanwhile."""
+    """Inject a fault at the nth line, in this thread and in those that it starts."""
     injector = Injector(line)
     before = sys.gettrace()
     threading.settrace(injector.trace)
@@ -235,7 +240,7 @@ SURFACES: dict[str, Surface] = {
 
 
 def _fail_every_line(surface: Surface, token: str) -> tuple[set[str], set[str], set[str]]:
-    """Call once for every line; answer the places that failed, that let in, and that reached."""
+    """Call once for every line; return the lines that failed, let in, and reached a handler."""
     failed: set[str] = set()
     let_in: set[str] = set()
     handled: set[str] = set()
@@ -256,7 +261,7 @@ def _fail_every_line(surface: Surface, token: str) -> tuple[set[str], set[str], 
 
 @pytest.mark.parametrize("name", SURFACES)
 def test_a_line_that_fails_never_lets_a_stranger_in(name: str) -> None:
-    """With a bad token the handler is not reached, whichever line fails."""
+    """With a bad token the handler is never reached, whichever line fails."""
     failed, let_in, handled = _fail_every_line(SURFACES[name], "bad")
     assert len(failed) > 20
     assert let_in == set()
@@ -265,19 +270,19 @@ def test_a_line_that_fails_never_lets_a_stranger_in(name: str) -> None:
 
 @pytest.mark.parametrize("name", SURFACES)
 def test_a_line_that_fails_denies_even_a_good_token(name: str) -> None:
-    """With a good token too, a guard that failed answers no success."""
+    """With a good token, a guard that fails lets nobody in."""
     failed, let_in, _ = _fail_every_line(SURFACES[name], "good")
     assert len(failed) > 20
     assert let_in == set()
 
 
 def test_the_injection_catches_a_guard_that_fails_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted: a check that answers its last word, not a denial, when something fails."""
+    """Planted: a check that returns an identity when something fails is found."""
 
     def fail_open(error: Exception) -> Any:
         return IDENTITY
 
-    monkeypatch.setattr(guard, "denial_of", fail_open)
+    monkeypatch.setattr(check, "denial_of", fail_open)
     _, let_in, handled = _fail_every_line(SURFACES["grpc unary_unary"], "bad")
     assert let_in
     assert handled

@@ -47,7 +47,7 @@ def _metadata(token: str) -> tuple[tuple[str, str], ...]:
 
 
 def _code(call: Any) -> grpc.StatusCode:
-    """Run a call to its end and answer its status."""
+    """Run a call to its end, and return its status."""
     try:
         for _ in call if hasattr(call, "__next__") else [call()]:
             pass
@@ -67,7 +67,7 @@ def guarded(fake_keybearer: FakeKeybearer) -> Iterator[grpc.Channel]:
 def test_streams_know_their_caller_at_every_message(
     guarded: grpc.Channel, fake_keybearer: FakeKeybearer
 ) -> None:
-    """The identity is there in each step of a generator, whatever the arity."""
+    """The identity is set in every step of a generator, for every arity."""
     token = fake_keybearer.issue()
     key_id = fake_keybearer.identity_of(token).key_id
     messages = [Message(value=part) for part in ("a", "b", "c")]
@@ -84,7 +84,7 @@ def test_streams_know_their_caller_at_every_message(
 
 @pytest.mark.parametrize("arity", ["unary_stream", "stream_unary", "stream_stream"])
 def test_a_denied_stream_ends_before_anything_is_sent(arity: str, guarded: grpc.Channel) -> None:
-    """A client that waits for the server before it sends is told at once."""
+    """A client that sends nothing yet gets the denial at once."""
     name = {"unary_stream": "Lines", "stream_unary": "Collect", "stream_stream": "Chat"}[arity]
     call: Any = getattr(guarded, arity)(f"{METHOD}{name}", *CODEC)
     denied = threading.Event()
@@ -104,7 +104,7 @@ def test_a_denied_stream_ends_before_anything_is_sent(arity: str, guarded: grpc.
 
 
 def test_an_unknown_method_stays_unknown_to_strangers(guarded: grpc.Channel) -> None:
-    """Tools probe for methods without credentials; UNAUTHENTICATED would mislead them."""
+    """An unknown method is UNIMPLEMENTED without a credential: tools probe for methods."""
     call: Any = guarded.unary_unary(f"{METHOD}Nothing", *CODEC)
     assert _code(lambda: call(Message())) is grpc.StatusCode.UNIMPLEMENTED
 
@@ -112,7 +112,7 @@ def test_an_unknown_method_stays_unknown_to_strangers(guarded: grpc.Channel) -> 
 def test_a_public_method_has_no_caller_even_on_a_thread_that_had_one(
     fake_keybearer: FakeKeybearer,
 ) -> None:
-    """The identity of a call does not stay behind on its thread."""
+    """A public method has no identity, also on a thread that had one."""
     token = fake_keybearer.issue()
     interceptor = AuthInterceptor(fake_keybearer.verifier())
     with calling([interceptor], demo(handlers(Reached())), workers=1) as channel:
@@ -124,7 +124,7 @@ def test_a_public_method_has_no_caller_even_on_a_thread_that_had_one(
 
 
 def test_health_and_reflection_need_no_credential(fake_keybearer: FakeKeybearer) -> None:
-    """Probes and tools have none."""
+    """Health and reflection need no credential."""
     server = grpc.server(
         futures.ThreadPoolExecutor(4),
         interceptors=[AuthInterceptor(fake_keybearer.verifier())],
@@ -158,7 +158,7 @@ def test_health_and_reflection_need_no_credential(fake_keybearer: FakeKeybearer)
 def test_only_the_exact_methods_of_health_and_reflection_are_public(
     path: str, fake_keybearer: FakeKeybearer
 ) -> None:
-    """A prefix would open what somebody adds beside them."""
+    """Only the exact paths of health and reflection are public."""
     _, service_name, method = path.split("/")
     reached = Reached()
     behaviour = handlers(reached)["Any"]
@@ -170,7 +170,7 @@ def test_only_the_exact_methods_of_health_and_reflection_are_public(
 
 
 def test_health_can_be_guarded_too(fake_keybearer: FakeKeybearer) -> None:
-    """`public_methods` replaces the exemptions."""
+    """`public_methods` replaces the default public paths."""
     interceptor = AuthInterceptor(fake_keybearer.verifier(), public_methods=())
     method = demo({"Check": handlers(Reached())["Any"]}, "grpc.health.v1.Health")
     with calling([interceptor], method) as channel:
@@ -179,7 +179,7 @@ def test_health_can_be_guarded_too(fake_keybearer: FakeKeybearer) -> None:
 
 
 def test_a_mapping_gives_rules_to_methods_without_one(fake_keybearer: FakeKeybearer) -> None:
-    """Somebody else's proto cannot be given options; the mapping also wins over options."""
+    """A mapping gives rules to methods, and overrides options."""
     rules = {
         f"{METHOD}Unruled": AccessRule(role=Role.DEVELOPER),
         f"{METHOD}Any": AccessRule(role=Role.ADMIN),
@@ -198,7 +198,7 @@ def test_a_mapping_gives_rules_to_methods_without_one(fake_keybearer: FakeKeybea
 def test_a_service_with_a_hole_is_refused_at_start(
     flavour: Any, fake_keybearer: FakeKeybearer
 ) -> None:
-    """Naming the service finds a method without a rule before the first call does."""
+    """A named service with a method without a rule is rejected at the start."""
     verifier = (
         fake_keybearer.verifier() if flavour is AuthInterceptor else fake_keybearer.async_verifier()
     )
@@ -214,7 +214,7 @@ def test_a_service_with_a_hole_is_refused_at_start(
 def test_bytes_that_do_not_parse_are_judged_after_the_caller(
     guarded: grpc.Channel, fake_keybearer: FakeKeybearer
 ) -> None:
-    """A stranger learns nothing of the parser, and a caller is told what is wrong."""
+    """Malformed bytes are UNAUTHENTICATED for strangers, INVALID_ARGUMENT for callers."""
     call: Any = guarded.unary_unary(f"{METHOD}Any")
     with pytest.raises(grpc.RpcError) as stranger:
         call(b"\xff\xff")
@@ -232,7 +232,7 @@ def test_bytes_that_do_not_parse_are_judged_after_the_caller(
 def test_a_message_of_a_stream_that_does_not_parse_ends_it(
     arity: str, name: str, guarded: grpc.Channel, fake_keybearer: FakeKeybearer
 ) -> None:
-    """The messages of a stream are parsed behind the guard as well."""
+    """A malformed message of a stream ends it with INVALID_ARGUMENT."""
     call: Any = getattr(guarded, arity)(f"{METHOD}{name}")
     messages = iter([Message(value="a").SerializeToString(), b"\xff\xff"])
     metadata = _metadata(fake_keybearer.issue())
@@ -242,7 +242,7 @@ def test_a_message_of_a_stream_that_does_not_parse_ends_it(
 
 
 def test_a_behaviour_keeps_its_own_thread_pool(fake_keybearer: FakeKeybearer) -> None:
-    """Grpc reads `experimental_thread_pool` from the behaviour that it is given: the wrapper."""
+    """The wrapper keeps `experimental_thread_pool`, which grpc reads."""
 
     def where(request: Message, context: grpc.ServicerContext) -> Message:
         return Message(value=threading.current_thread().name)
@@ -259,7 +259,7 @@ def test_a_behaviour_keeps_its_own_thread_pool(fake_keybearer: FakeKeybearer) ->
 
 
 def test_a_non_blocking_behaviour_is_guarded_and_works(fake_keybearer: FakeKeybearer) -> None:
-    """Grpc hands it a callback as a third argument, and it answers through that."""
+    """A non-blocking behaviour, which responds through a callback, is guarded."""
     callers = []
 
     def push(request: Message, context: Any, send: Any) -> None:
@@ -282,7 +282,7 @@ def test_a_non_blocking_behaviour_is_guarded_and_works(fake_keybearer: FakeKeybe
 def test_a_check_that_hangs_does_not_hold_up_other_calls(
     guarded: grpc.Channel, fake_keybearer: FakeKeybearer
 ) -> None:
-    """Keybearer is asked on a worker thread, never on the one that serves all calls."""
+    """A check that hangs does not delay other calls."""
     checked: Any = guarded.unary_unary(f"{METHOD}Any", *CODEC)
     public: Any = guarded.unary_unary(f"{METHOD}Public", *CODEC)
     token = fake_keybearer.issue()
@@ -296,7 +296,7 @@ def test_a_check_that_hangs_does_not_hold_up_other_calls(
 
 
 def test_a_handler_is_wrapped_once(fake_keybearer: FakeKeybearer) -> None:
-    """Wrapping on every call would be paid for on the one serving thread."""
+    """A handler is wrapped once, not on every call."""
     interceptor = AuthInterceptor(fake_keybearer.verifier())
     made = {path: demo(handlers(Reached())) for path in ("one", "two")}
 
@@ -310,7 +310,7 @@ def test_a_handler_is_wrapped_once(fake_keybearer: FakeKeybearer) -> None:
 
 
 def test_a_verifier_of_the_wrong_flavour_is_refused(fake_keybearer: FakeKeybearer) -> None:
-    """An asynchronous verifier would answer a coroutine, a blocking one would stop the loop."""
+    """A verifier for the other kind of server is rejected."""
     with pytest.raises(TypeError, match="for threads"):
         AuthInterceptor(fake_keybearer.async_verifier())  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="for asyncio"):
@@ -320,7 +320,7 @@ def test_a_verifier_of_the_wrong_flavour_is_refused(fake_keybearer: FakeKeybeare
 def test_the_interceptor_for_asyncio_denies_clearly_on_a_grpc_server(
     fake_keybearer: FakeKeybearer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Taken for a handler, its coroutine would end the thread that serves all calls."""
+    """The interceptor for asyncio denies every call of a grpc.server."""
     interceptor = AsyncAuthInterceptor(fake_keybearer.async_verifier())
     reached = Reached()
     with calling([interceptor], demo(handlers(reached))) as channel:
@@ -363,7 +363,7 @@ def _stream_that_stays_open(
 def test_a_silent_stream_ends_when_its_key_is_revoked(
     arity: str, fake_keybearer: FakeKeybearer
 ) -> None:
-    """Nobody listens on with a dead key, also when no message moves."""
+    """A silent stream ends when its key is revoked."""
     token = fake_keybearer.issue()
     interceptor = AuthInterceptor(fake_keybearer.verifier(), rejudge_after=0.1)
     reached = Reached()
@@ -381,7 +381,7 @@ def test_a_silent_stream_ends_when_its_key_is_revoked(
 
 
 def test_a_silent_stream_of_a_live_key_stays_open(fake_keybearer: FakeKeybearer) -> None:
-    """Judging again ends nothing that is right."""
+    """Judging again does not end the stream of a key that is still accepted."""
     token = fake_keybearer.issue()
     interceptor = AuthInterceptor(fake_keybearer.verifier(), rejudge_after=0.02)
     with serving([interceptor], demo(handlers(Reached()))) as address:
@@ -410,7 +410,7 @@ def test_a_stream_that_moves_ends_with_the_reason(
     fake_keybearer: FakeKeybearer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is judged again at the first message after the interval, and told why it ends."""
+    """A stream with traffic ends with the reason, at the first message after the interval."""
     token = fake_keybearer.issue(expires_in=timedelta(hours=1))
     interceptor = AuthInterceptor(fake_keybearer.verifier(), rejudge_after=0.05)
     # On a busy machine a stream may seem silent for a moment, and would be cancelled for that.
@@ -439,7 +439,7 @@ def test_a_stream_that_moves_ends_with_the_reason(
 
 
 def test_streams_are_forgotten_when_they_end(fake_keybearer: FakeKeybearer) -> None:
-    """What is watched is what is open; the watching thread ends with the last stream."""
+    """The watchdog forgets streams that end, and its thread ends with the last one."""
     interceptor = AuthInterceptor(fake_keybearer.verifier(), rejudge_after=0.1)
     metadata = _metadata(fake_keybearer.issue())
     with calling([interceptor], demo(handlers(Reached()))) as channel:

@@ -1,6 +1,6 @@
-"""Create and rotate whose answers get lost or late, against the real service.
+"""Create and rotate with lost or late responses, against the real service.
 
-Whatever byte a connection breaks at: exactly one key, and the token that the caller holds works.
+Whatever byte a connection breaks at, there is exactly one key, and the caller's token works.
 """
 
 import sys
@@ -14,8 +14,8 @@ import pytest
 from client.cutting_proxy import CuttingProxy, Damage, Direction, Plan, proxying
 from harness import Service
 from keybearer import NEVER_EXPIRES, IssuedKey, KeybearerClient, KeybearerError, Role
-from keybearer import client as client_module
-from keybearer.calls import Kind
+from keybearer._client.requests import Kind
+from keybearer._client.retries import Attempts
 
 TRY_TIMEOUT = 0.15
 HOLD = 0.25
@@ -26,13 +26,13 @@ OPTIONS = (("grpc.use_local_subchannel_pool", 1),)
 
 @dataclass
 class Bench:
-    """A service, and a client that goes around every proxy."""
+    """A service, and a client that uses no proxy."""
 
     service: Service
     direct: KeybearerClient
 
     def through(self, proxy: CuttingProxy, token: str = "") -> KeybearerClient:
-        """Answer a client that goes through a proxy."""
+        """Return a client that uses a proxy."""
         return KeybearerClient(
             proxy.address,
             token=token or self.service.admin_token,
@@ -94,7 +94,7 @@ OPERATIONS: dict[str, Operation] = {
 def _points(
     bench: Bench, operation: Operation, direction: Direction, points: int | None
 ) -> list[int]:
-    """Answer the offsets to strike at: all, or so many of them, the last bytes among them."""
+    """Return the offsets to damage: all, or a sample with the last bytes."""
     with proxying(bench.service.address, None) as proxy:
         operation(bench, proxy)
     length = proxy.passed[direction]
@@ -105,7 +105,7 @@ def _points(
 def _strike_everywhere(
     bench: Bench, operation: Operation, damage: Damage, connections: int, points: int | None
 ) -> int:
-    """Carry out an operation once for every point, and answer how often it was struck."""
+    """Run an operation once for every offset, and return how often it was damaged."""
     struck = 0
     for direction in Direction:
         for offset in _points(bench, operation, direction, points):
@@ -125,7 +125,7 @@ def _strike_everywhere(
 def test_a_lost_or_late_answer_makes_one_key_and_a_token_that_works(
     operation: Operation, damage: Damage, connections: int, points: int, bench: Bench
 ) -> None:
-    """Broken at a sample of points in either direction."""
+    """Broken at a sample of bytes in either direction, create and rotate give one working token."""
     assert _strike_everywhere(bench, operation, damage, connections, points) >= 2 * points
 
 
@@ -139,7 +139,7 @@ def test_a_lost_or_late_answer_makes_one_key_and_a_token_that_works(
 def test_a_connection_broken_at_any_byte_makes_one_key_and_a_token_that_works(
     operation: Operation, damage: Damage, connections: int, points: int | None, bench: Bench
 ) -> None:
-    """Broken at every byte in either direction; cut twice and held at 100 of them."""
+    """Broken at every byte in either direction, create and rotate give one working token."""
     struck = _strike_everywhere(bench, operation, damage, connections, points)
     sys.stdout.write(f"{struck} trials\n")
     assert struck >= 200
@@ -148,15 +148,15 @@ def test_a_connection_broken_at_any_byte_makes_one_key_and_a_token_that_works(
 def test_the_proxy_catches_a_client_that_draws_a_new_request_id(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Planted: with a fresh request_id for every try, some answer lost makes a second key."""
+    """Planted: a new request_id for every attempt creates a second key."""
 
-    def begin(tries: Any, now: float) -> float:
-        if tries._call.kind is Kind.MINT:
-            tries._call.request.request_id = str(uuid.uuid4())
-        return honest(tries, now)
+    def begin(attempts: Any, now: float) -> float:
+        if attempts._request.kind is Kind.ISSUE:
+            attempts._request.message.request_id = str(uuid.uuid4())
+        return honest(attempts, now)
 
-    honest = client_module._Tries.begin
-    monkeypatch.setattr(client_module._Tries, "begin", begin)
+    honest = Attempts.begin
+    monkeypatch.setattr(Attempts, "begin", begin)
     with pytest.raises(ValueError, match="too many values to unpack"):
         _strike_everywhere(bench, _create, Damage.CUT, 1, 12)
 
@@ -164,22 +164,22 @@ def test_the_proxy_catches_a_client_that_draws_a_new_request_id(
 def test_the_proxy_catches_a_client_that_does_not_count_its_attempts(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Planted: with the same attempt again, some answer lost is never answered."""
+    """Planted: without a greater attempt, the repeated request fails."""
 
-    def begin(tries: Any, now: float) -> float:
-        seconds = honest(tries, now)
-        if tries._call.kind is Kind.MINT:
-            tries._call.request.attempt = 1
+    def begin(attempts: Any, now: float) -> float:
+        seconds = honest(attempts, now)
+        if attempts._request.kind is Kind.ISSUE:
+            attempts._request.message.attempt = 1
         return seconds
 
-    honest = client_module._Tries.begin
-    monkeypatch.setattr(client_module._Tries, "begin", begin)
+    honest = Attempts.begin
+    monkeypatch.setattr(Attempts, "begin", begin)
     with pytest.raises(KeybearerError, match="REPLAY_IMPOSSIBLE"):
         _strike_everywhere(bench, _create, Damage.CUT, 1, 12)
 
 
 def test_a_request_given_up_can_be_gone_on_with(bench: Bench) -> None:
-    """The error of a create that ran out of time tells what is needed to finish it."""
+    """The error of a create that ran out of time has what is needed to continue it."""
     plan = Plan(Damage.CUT, Direction.ANSWER, 100, connections=100)
     with (
         proxying(bench.service.address, plan) as proxy,

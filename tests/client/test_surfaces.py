@@ -1,63 +1,41 @@
-"""Every outcome and every trouble, at every door: one table says what each must answer."""
+"""One table of situations: every surface gives the response that the table names."""
 
 import asyncio
 import contextlib
-import http.client
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated, Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
+from typing import Any
 
-import fastapi
 import grpc
 import grpc.aio
-import httpx
 import pytest
 
 from client.support import (
-    RULES,
-    Message,
     Reached,
-    async_handlers,
-    demo,
-    details_of,
-    handlers,
-    serving,
-    serving_async,
 )
+from client.surfaces import ASYNC, SYNC, Answer, Headers
 from keybearer import (
-    AccessRule,
-    AsyncAuthInterceptor,
     AsyncCachingVerifier,
     AsyncKeybearerClient,
     AsyncRemoteVerifier,
-    AsyncVerifier,
-    AuthInterceptor,
     CachingVerifier,
-    Identity,
     KeybearerClient,
     Outcome,
+    Presented,
     RemoteVerifier,
     Role,
     Verdict,
-    Verifier,
-    current_identity,
 )
-from keybearer.fastapi import KeyAuth
 from keybearer.testing import FakeKeybearer
-from keybearer.web import AuthMiddleware, WSGIAuthMiddleware
 
 CHECK_TIMEOUT = 0.3
 """Seconds a check may take here; a stalled keybearer must not stall the tests."""
 
-Headers = list[tuple[str, str]]
-
 
 @dataclass(frozen=True)
 class Expected:
-    """What a door must answer."""
+    """The expected response of a surface."""
 
     code: str
     http: int
@@ -96,7 +74,7 @@ NEEDS_VALIDATOR = _insufficient(
 NEEDS_READ = _insufficient(
     "SCOPE_INSUFFICIENT", "this needs the scopes clusters.read", ', scope="clusters.read"'
 )
-NO_RULE = Expected("PERMISSION_DENIED", 403, "ROLE_INSUFFICIENT", ', error="insufficient_scope"')
+NO_RULE = _insufficient("ROLE_INSUFFICIENT", "this has no access rule, so nobody may call it")
 UNAVAILABLE = Expected("UNAVAILABLE", 503, "VERIFIER_UNAVAILABLE")
 INTERNAL = Expected("INTERNAL", 500, "INTERNAL")
 
@@ -107,7 +85,7 @@ def _bearer(token: str) -> Headers:
 
 @dataclass(frozen=True)
 class Case:
-    """One situation: what the caller presents, and what must come of it."""
+    """One situation: what the caller presents, and the expected response."""
 
     method: str
     expected: Expected
@@ -229,166 +207,6 @@ CASES = {
 }
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a door answered."""
-
-    status: str | int
-    reason: str
-    challenge: str | None
-    body: str
-
-
-def _grpc_answer(error: grpc.RpcError) -> Answer:
-    details = details_of(error)
-    assert details.domain == "keybearer.v1"
-    assert details.has_retry == (error.code() is grpc.StatusCode.UNAVAILABLE)
-    return Answer(error.code().name, details.reason, details.challenge or None, "")
-
-
-def call_sync(verifier: Verifier, method: str, headers: Headers, reached: Reached) -> Answer:
-    """A grpc.server."""
-    with (
-        serving([AuthInterceptor(verifier)], demo(handlers(reached))) as address,
-        grpc.insecure_channel(address) as channel,
-    ):
-        call: Any = channel.unary_unary(f"/test.guarded.Demo/{method}", Message.SerializeToString)
-        try:
-            response = call(Message(value="hello"), metadata=tuple(headers), timeout=10)
-        except grpc.RpcError as error:
-            return _grpc_answer(error)
-    return Answer("OK", "", None, Message.FromString(response).value)
-
-
-async def call_aio(
-    verifier: AsyncVerifier, method: str, headers: Headers, reached: Reached
-) -> Answer:
-    """A grpc.aio.server."""
-    async with (
-        serving_async([AsyncAuthInterceptor(verifier)], demo(async_handlers(reached))) as address,
-        grpc.aio.insecure_channel(address) as channel,
-    ):
-        call: Any = channel.unary_unary(f"/test.guarded.Demo/{method}", Message.SerializeToString)
-        try:
-            response = await call(
-                Message(value="hello"), metadata=grpc.aio.Metadata(*headers), timeout=10
-            )
-        except grpc.RpcError as error:
-            return _grpc_answer(error)
-    return Answer("OK", "", None, Message.FromString(response).value)
-
-
-def rule_for(method: str, path: str) -> AccessRule | None:
-    """The rule of a web request: that of the method its path names."""
-    assert method == "GET"
-    rule = RULES[path.removeprefix("/")]
-    return None if rule is None or rule.operator_only else rule
-
-
-def _caller() -> str:
-    try:
-        return current_identity().key_id
-    except LookupError:
-        return "nobody"
-
-
-async def call_asgi(
-    verifier: AsyncVerifier, method: str, headers: Headers, reached: Reached
-) -> Answer:
-    """A pure ASGI application."""
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        reached.calls.append(method)
-        identity = scope["keybearer.identity"]
-        assert _caller() == ("nobody" if identity is None else identity.key_id)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": f"{_caller()} hello".encode()})
-
-    return await _get(AuthMiddleware(app, verifier, rule=rule_for), method, headers)
-
-
-async def call_fastapi(
-    verifier: AsyncVerifier, method: str, headers: Headers, reached: Reached
-) -> Answer:
-    """A FastAPI application."""
-    app = fastapi.FastAPI()
-    require = KeyAuth(verifier)
-    for name, rule in RULES.items():
-        if rule is None or rule.operator_only:
-            continue
-        if rule.public:
-
-            @app.get(f"/{name}")
-            async def public() -> fastapi.Response:
-                reached.calls.append(method)
-                return fastapi.Response("nobody hello")
-
-            continue
-        guard = require(role=rule.role, scopes=rule.scopes, only_roles=rule.only_roles)
-
-        @app.get(f"/{name}")
-        async def guarded(
-            caller: Annotated[Identity, fastapi.Depends(guard)],
-        ) -> fastapi.Response:
-            reached.calls.append(method)
-            return fastapi.Response(f"{caller.key_id} hello")
-
-    return await _get(app, method, headers)
-
-
-async def _get(app: Any, method: str, headers: Headers) -> Answer:
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://example.com") as client:
-        response = await client.get(f"/{method}", headers=headers)
-    return _http_answer(response.status_code, dict(response.headers), response.content)
-
-
-def call_wsgi(verifier: Verifier, method: str, headers: Headers, reached: Reached) -> Answer:
-    """A WSGI application, behind a real server."""
-
-    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterator[bytes]:
-        reached.calls.append(method)
-        identity = environ["keybearer.identity"]
-        assert _caller() == ("nobody" if identity is None else identity.key_id)
-        start_response("200 OK", [("content-type", "text/plain")])
-        # A generator: its body runs when the server iterates.
-        yield f"{_caller()} hello".encode()
-
-    class Silent(WSGIRequestHandler):
-        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-            pass
-
-    guarded = WSGIAuthMiddleware(app, verifier, rule=rule_for)
-    with make_server("127.0.0.1", 0, guarded, handler_class=Silent) as server:
-        thread = threading.Thread(target=server.handle_request)
-        thread.start()
-        connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
-        connection.putrequest("GET", f"/{method}")
-        for name, value in headers:
-            connection.putheader(name, value)
-        connection.endheaders()
-        response = connection.getresponse()
-        answered = {name.lower(): value for name, value in response.getheaders()}
-        answer = _http_answer(response.status, answered, response.read())
-        connection.close()
-        thread.join()
-    return answer
-
-
-def _http_answer(status: int, headers: dict[str, str], body: bytes) -> Answer:
-    reason = ""
-    if status != 200:
-        document = httpx.Response(status, content=body).json()
-        reason = (document.get("detail") or document)["error"]
-        assert headers["cache-control"] == "no-store"
-        assert ("retry-after" in headers) == (status == 503)
-    return Answer(status, reason, headers.get("www-authenticate"), body.decode())
-
-
-SYNC = {"grpc": call_sync, "wsgi": call_wsgi}
-ASYNC = {"grpc.aio": call_aio, "asgi": call_asgi, "fastapi": call_fastapi}
-
-
 def call(
     surface: str,
     keybearer: FakeKeybearer,
@@ -429,7 +247,7 @@ def call(
 def test_every_situation_has_its_answer_at_every_surface(
     name: str, surface: str, fake_keybearer: FakeKeybearer
 ) -> None:
-    """Status, reason and challenge are those of the contract; no denied call arrives."""
+    """Status, reason and challenge are those of the table, and no denied call reaches a handler."""
     case = CASES[name]
     if surface == "fastapi" and case.method in ("Unruled", "Operators"):
         pytest.skip("a route is guarded by a dependency or not: it has no rule to lack")
@@ -455,15 +273,15 @@ def test_every_situation_has_its_answer_at_every_surface(
 class Broken:
     """A verifier with a bug."""
 
-    def verify(self, token: str) -> Verdict:
-        raise ZeroDivisionError(token)
+    def verify(self, presented: Presented) -> Verdict:
+        raise ZeroDivisionError(presented.token)
 
 
 class AsyncBroken:
     """The same for asyncio."""
 
-    async def verify(self, token: str) -> Verdict:
-        raise ZeroDivisionError(token)
+    async def verify(self, presented: Presented) -> Verdict:
+        raise ZeroDivisionError(presented.token)
 
 
 @pytest.mark.parametrize("surface", [*SYNC, *ASYNC])

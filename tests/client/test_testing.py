@@ -1,4 +1,4 @@
-"""The kit for those who depend on keybearer: what the table of surfaces does not use."""
+"""FakeKeybearer: what the table of surfaces does not cover."""
 
 import subprocess
 import sys
@@ -14,24 +14,29 @@ from keybearer import (
     CachingVerifier,
     KeybearerClient,
     Outcome,
+    Presented,
     RemoteVerifier,
     Role,
     errors,
 )
+from keybearer.access import Context
 from keybearer.testing import FakeKeybearer
 
 CONFTEST = 'pytest_plugins = ["keybearer.testing"]\n'
 TEST = """
+from keybearer import Presented
+
+
 def test_readers_read(fake_keybearer):
     token = fake_keybearer.issue(scopes=["clusters.read"])
-    assert fake_keybearer.verifier().verify(token).valid
+    assert fake_keybearer.verifier().verify(Presented(token)).valid
     fake_keybearer.revoke(token)
-    assert not fake_keybearer.verifier().verify(token).valid
+    assert not fake_keybearer.verifier().verify(Presented(token)).valid
 """
 
 
 def test_the_fixture_comes_with_the_plugin(tmp_path: Path) -> None:
-    """As the documentation says, in somebody else's test suite."""
+    """The plugin provides the fixture in another test suite."""
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_it.py").write_text(TEST)
     command = [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:asyncio"]
@@ -41,25 +46,25 @@ def test_the_fixture_comes_with_the_plugin(tmp_path: Path) -> None:
 
 
 def test_keys_change_while_the_fake_runs(fake_keybearer: FakeKeybearer) -> None:
-    """Disable, enable, less authority, forced outcomes and back."""
+    """Keys can be disabled, enabled, changed and forced to an outcome."""
     verifier = fake_keybearer.verifier()
     token = fake_keybearer.issue(Role.ADMIN)
     fake_keybearer.disable(token)
-    assert verifier.verify(token).outcome is Outcome.DISABLED
+    assert verifier.verify(Presented(token)).outcome is Outcome.DISABLED
     fake_keybearer.enable(token)
     fake_keybearer.change(token, role=Role.DEVELOPER, scopes=["a"])
-    identity = verifier.verify(token).identity
+    identity = verifier.verify(Presented(token)).identity
     assert identity is not None
     assert (identity.effective_role, identity.granted_role) == (Role.DEVELOPER, Role.ADMIN)
     assert identity.scopes == ("a",)
     fake_keybearer.force(token, Outcome.EXPIRED)
-    assert verifier.verify(token).outcome is Outcome.EXPIRED
+    assert verifier.verify(Presented(token)).outcome is Outcome.EXPIRED
     fake_keybearer.force(token, None)
-    assert verifier.verify(token).valid
+    assert verifier.verify(Presented(token)).valid
 
 
 def test_the_fake_judges_roles_and_scopes_when_asked(fake_keybearer: FakeKeybearer) -> None:
-    """As the service does, for programs that leave it to the service."""
+    """The fake judges required roles and scopes as the service does."""
     token = fake_keybearer.issue(Role.DEVELOPER, scopes=["a.*"])
     with KeybearerClient(
         fake_keybearer.address, token=fake_keybearer.validator_token, tls=False
@@ -72,7 +77,7 @@ def test_the_fake_judges_roles_and_scopes_when_asked(fake_keybearer: FakeKeybear
 
 
 def test_the_fake_asks_for_a_credential_itself(fake_keybearer: FakeKeybearer) -> None:
-    """Only validators and administrators may ask about tokens."""
+    """The fake requires the credential of a validator or an administrator."""
     developer = fake_keybearer.issue(Role.DEVELOPER)
     with (
         KeybearerClient(fake_keybearer.address, token=developer, tls=False) as client,
@@ -89,29 +94,29 @@ def test_a_verifier_accepts_keys_of_the_accounts_it_is_restricted_to(
     valid: bool,  # noqa: FBT001
     fake_keybearer: FakeKeybearer,
 ) -> None:
-    """Its own, any, or one; the fake's validator belongs to none of these."""
+    """A verifier accepts keys of its own account, of one other, or of any."""
     token = fake_keybearer.issue(account_id="Other")
-    assert fake_keybearer.verifier(account_id=account_id).verify(token).valid is valid
+    assert fake_keybearer.verifier(account_id=account_id).verify(Presented(token)).valid is valid
 
 
 def test_a_verifier_does_not_believe_an_answer_about_another_account(
     fake_keybearer: FakeKeybearer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever answers: a key of another account than asked about is not known."""
+    """A verdict about another account is NOT_FOUND, whatever the server says."""
     token = fake_keybearer.issue(account_id="Other")
     honest = fake_keybearer._judge
 
-    def judge(token: str, account_id: str, rule: AccessRule) -> object:
-        return honest(token, "-", rule)
+    def judge(token: str, account_id: str, rule: AccessRule, context: Context) -> object:
+        return honest(token, "-", rule, context)
 
     monkeypatch.setattr(fake_keybearer, "_judge", judge)
-    verdict = fake_keybearer.verifier(account_id="Mine").verify(token)
+    verdict = fake_keybearer.verifier(account_id="Mine").verify(Presented(token))
     assert verdict.outcome is Outcome.NOT_FOUND
     assert verdict.identity is None
 
 
 def test_who_keeps_answers_is_told_of_every_change(fake_keybearer: FakeKeybearer) -> None:
-    """The stream of changes and its pongs are there, so that guards are tested as they run."""
+    """A caching verifier learns of every change of the fake."""
     changes: dict[str, Callable[[str], None]] = {
         "revoke": fake_keybearer.revoke,
         "disable": fake_keybearer.disable,
@@ -127,23 +132,23 @@ def test_who_keeps_answers_is_told_of_every_change(fake_keybearer: FakeKeybearer
         assert verifier.wait_for_lease(10)
         for change in changes.values():
             token = fake_keybearer.issue(expires_in=timedelta(hours=1))
-            known = [verifier.verify(token) for _ in range(3)]
+            known = [verifier.verify(Presented(token)) for _ in range(3)]
             assert known[0].valid
             assert known[0] == known[2]
             change(token)
-            until(lambda token=token, known=known: verifier.verify(token) != known[0])  # type: ignore[misc]
+            until(lambda token=token, known=known: verifier.verify(Presented(token)) != known[0])  # type: ignore[misc]
         assert verifier.stats().hits >= 2 * len(changes)
         fake_keybearer.revoke(fake_keybearer.validator_token)
         until(lambda: "CREDENTIALS_INVALID" in verifier.describe()["stream"])
 
 
 def test_who_keeps_answers_feels_an_outage(fake_keybearer: FakeKeybearer) -> None:
-    """No pong, no lease: what is kept is not answered for long, and then nothing is."""
+    """During an outage or a stall, a caching verifier soon stops reusing verdicts."""
     token = fake_keybearer.issue()
 
     def is_answered(verifier: CachingVerifier) -> bool:
         try:
-            return verifier.verify(token).valid
+            return verifier.verify(Presented(token)).valid
         except errors.VerifierUnavailableError:
             return False
 
@@ -162,8 +167,8 @@ def test_who_keeps_answers_feels_an_outage(fake_keybearer: FakeKeybearer) -> Non
 
 
 def test_what_is_no_token_is_not_sent(fake_keybearer: FakeKeybearer) -> None:
-    """Too long, not ASCII, or nothing: NOT_FOUND, without a question."""
+    """A text that is no token is NOT_FOUND without a call."""
     verifier: RemoteVerifier = fake_keybearer.verifier()
     for token in ("", "k" * 513, "ä", "a\nb"):
-        assert verifier.verify(token).outcome is Outcome.NOT_FOUND
+        assert verifier.verify(Presented(token)).outcome is Outcome.NOT_FOUND
     assert fake_keybearer.questions == 0

@@ -1,4 +1,4 @@
-"""What the web guards do beside judging a request, which the table of surfaces covers."""
+"""The web guards: what the table of surfaces does not cover."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ Sent = list[dict[str, Any]]
 def _connect(
     keybearer: FakeKeybearer, scope: dict[str, Any], token: str = "", **arguments: Any
 ) -> tuple[Sent, list[str]]:
-    """Open an ASGI connection; answers what was sent, and which scopes the application saw."""
+    """Open an ASGI connection; return what was sent and which scopes the application saw."""
     sent: Sent = []
     seen: list[str] = []
 
@@ -38,7 +38,7 @@ def _connect(
 
 
 def test_a_web_socket_is_refused_before_it_is_accepted(fake_keybearer: FakeKeybearer) -> None:
-    """The server makes a 403 of it; where it can, the guard answers 401 itself."""
+    """A web socket is rejected before it is accepted, with 401 where the server allows it."""
     sent, seen = _connect(fake_keybearer, {"type": "websocket"})
     assert sent == [{"type": "websocket.close", "code": 1008}]
     extensions: dict[str, Any] = {"websocket.http.response": {}}
@@ -49,7 +49,7 @@ def test_a_web_socket_is_refused_before_it_is_accepted(fake_keybearer: FakeKeybe
 
 
 def test_a_web_socket_with_a_key_is_let_in(fake_keybearer: FakeKeybearer) -> None:
-    """Its method, for the rule, is WEBSOCKET."""
+    """A web socket with a key is accepted; its method for the rule is WEBSOCKET."""
     token = fake_keybearer.issue()
 
     def rule(method: str, path: str) -> AccessRule | None:
@@ -63,7 +63,7 @@ def test_a_web_socket_with_a_key_is_let_in(fake_keybearer: FakeKeybearer) -> Non
 def test_what_is_no_token_is_refused_without_asking(
     presented: str, fake_keybearer: FakeKeybearer
 ) -> None:
-    """Also while keybearer is down: the header is wrong, whatever keybearer would say."""
+    """A malformed header is CREDENTIALS_MISSING, also during an outage."""
     fake_keybearer.stop()
     sent, seen = _connect(fake_keybearer, {"type": "http", "method": "GET"}, presented)
     assert sent[0]["status"] == 401
@@ -72,7 +72,7 @@ def test_what_is_no_token_is_refused_without_asking(
 
 
 def test_the_lifespan_passes(fake_keybearer: FakeKeybearer) -> None:
-    """It is the server's own, not a caller's."""
+    """The lifespan protocol passes without a credential."""
     _, seen = _connect(fake_keybearer, {"type": "lifespan"})
     assert seen == ["lifespan"]
 
@@ -85,7 +85,7 @@ def test_the_lifespan_passes(fake_keybearer: FakeKeybearer) -> None:
 def test_a_rule_that_cannot_be_judged_denies(
     rule: Callable[[str, str], AccessRule | None], fake_keybearer: FakeKeybearer
 ) -> None:
-    """500 to everybody, at either door, and the application is not reached."""
+    """A rule that cannot be judged is 500, and the application is not reached."""
     token = fake_keybearer.issue(Role.ADMIN)
     sent, seen = _connect(fake_keybearer, {"type": "http", "method": "GET"}, token, rule=rule)
     assert sent[0]["status"] == 500
@@ -103,13 +103,13 @@ def _never(*_: Any) -> Any:
 
 
 def test_a_connection_of_an_unknown_type_is_denied(fake_keybearer: FakeKeybearer) -> None:
-    """What the guard does not know it does not let in, key or not."""
+    """A connection of an unknown type is denied, with or without a key."""
     _, seen = _connect(fake_keybearer, {"type": "smoke-signals"}, fake_keybearer.issue())
     assert seen == []
 
 
 def test_the_body_of_a_wsgi_application_is_closed(fake_keybearer: FakeKeybearer) -> None:
-    """As PEP 3333 asks; and outside of the request there is no caller."""
+    """The body of a WSGI application is closed, and no identity remains."""
     closed: list[bool] = []
 
     class Body:
@@ -131,7 +131,7 @@ def test_the_body_of_a_wsgi_application_is_closed(fake_keybearer: FakeKeybearer)
 
 
 def test_a_verifier_of_the_wrong_flavour_is_refused(fake_keybearer: FakeKeybearer) -> None:
-    """A blocking one would stop the loop, an asynchronous one would answer a coroutine."""
+    """A verifier for the other kind of application is rejected."""
     blocking: Any = fake_keybearer.verifier()
     asynchronous: Any = fake_keybearer.async_verifier()
     with pytest.raises(TypeError, match="for asyncio"):
@@ -143,6 +143,6 @@ def test_a_verifier_of_the_wrong_flavour_is_refused(fake_keybearer: FakeKeybeare
 
 
 def test_scopes_are_a_list(fake_keybearer: FakeKeybearer) -> None:
-    """One string would be read as a scope for each of its letters."""
+    """A string instead of a list of scopes is rejected."""
     with pytest.raises(RuleError, match="list"):
         KeyAuth(fake_keybearer.async_verifier())(scopes="clusters.read")

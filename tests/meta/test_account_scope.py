@@ -15,16 +15,17 @@ SERVICE = ROOT / "service" / "keybearer_service"
 
 PLANTED = """
 from keybearer_service.domain.account_scope import AccountScope
+from keybearer_service.domain.clock import Micros
 from keybearer_service.storage import AuditQuery, KeyQuery, Page, Reader, UserQuery
 from keybearer_service.validation.validator import ANY_KEY, Question
 
 
 def planted(reader: Reader, scope: AccountScope, account: str) -> None:
-    reader.list_api_keys(KeyQuery(scope=scope, now=0), Page(limit=1))
-    reader.list_api_keys(KeyQuery(scope=account, now=0), Page(limit=1))  # refused
+    reader.list_api_keys(KeyQuery(scope=scope, now=Micros(0)), Page(limit=1))
+    reader.list_api_keys(KeyQuery(scope=account, now=Micros(0)), Page(limit=1))  # refused
     reader.list_users(UserQuery(scope=account), Page(limit=1))  # refused
     reader.list_audit_events(AuditQuery(scope=account), Page(limit=1))  # refused
-    KeyQuery(now=0)  # refused
+    KeyQuery(now=Micros(0))  # refused
     reader.user_by_email(account, "a@example.com")  # refused
     reader.live_admins(account)  # refused
     reader.account(account)  # refused

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from keybearer.durations import parse_duration
+from keybearer._wire.durations import parse_duration
 from keybearer_service.config import Settings, load
 from meta.deployment import (
     DEPLOY,

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keybearer.access import (
+    NO_CONTEXT,
     AccessRule,
     Decision,
     Role,
@@ -28,13 +29,13 @@ held_scope = st.one_of(st.just("*"), scope, scope.map(lambda one: f"{one}.*"))
 
 def scope_met(required: str, held: Collection[str]) -> bool:
     """Tell whether `held` scopes let a Developer pass where only `required` is asked for."""
-    return decide(AccessRule(scopes=(required,)), DEVELOPER, held) is Decision.ALLOWED
+    return decide(AccessRule(scopes=(required,)), DEVELOPER, held, NO_CONTEXT) is Decision.ALLOWED
 
 
 @pytest.mark.parametrize(("least", "held"), list(itertools.product(ROLES, ROLES)))
 def test_a_least_role_is_met_by_it_and_by_every_greater_one(least: Role, held: Role) -> None:
     """VALIDATOR < DEVELOPER < ADMIN."""
-    allowed = decide(AccessRule(role=least), held, ()) is Decision.ALLOWED
+    allowed = decide(AccessRule(role=least), held, (), NO_CONTEXT) is Decision.ALLOWED
     assert allowed == (ROLES.index(held) >= ROLES.index(least))
 
 
@@ -43,26 +44,29 @@ def test_only_roles_are_met_by_themselves_alone(held: Role) -> None:
     """A validating method takes VALIDATOR and ADMIN and refuses DEVELOPER."""
     rule = AccessRule(only_roles=(VALIDATOR, ADMIN))
     expected = Decision.ROLE_INSUFFICIENT if held is DEVELOPER else Decision.ALLOWED
-    assert decide(rule, held, ()) is expected
+    assert decide(rule, held, (), NO_CONTEXT) is expected
 
 
 @pytest.mark.parametrize("held", ROLES)
 def test_a_least_role_and_only_roles_must_both_hold(held: Role) -> None:
     """The stricter of the two decides."""
     rule = AccessRule(role=DEVELOPER, only_roles=(VALIDATOR, ADMIN))
-    assert (decide(rule, held, ()) is Decision.ALLOWED) == (held is ADMIN)
+    assert (decide(rule, held, (), NO_CONTEXT) is Decision.ALLOWED) == (held is ADMIN)
 
 
 @pytest.mark.parametrize("held", ROLES)
 def test_an_empty_rule_asks_for_any_key(held: Role) -> None:
     """Neither role nor scope is asked for."""
-    assert decide(AccessRule(), held, ()) is Decision.ALLOWED
+    assert decide(AccessRule(), held, (), NO_CONTEXT) is Decision.ALLOWED
 
 
 def test_nobody_is_of_no_role() -> None:
     """A role that is unspecified meets no least role."""
     for least in ROLES:
-        assert decide(AccessRule(role=least), Role.UNSPECIFIED, ("*",)) is not Decision.ALLOWED
+        assert (
+            decide(AccessRule(role=least), Role.UNSPECIFIED, ("*",), NO_CONTEXT)
+            is not Decision.ALLOWED
+        )
 
 
 @pytest.mark.parametrize(
@@ -123,7 +127,7 @@ def test_every_scope_meets_itself_and_is_met_by_the_star(required: str) -> None:
 @given(st.lists(scope, min_size=1, max_size=3), st.lists(held_scope, max_size=4))
 def test_all_required_scopes_must_be_met(required: list[str], held: list[str]) -> None:
     """One that is not met is enough to refuse."""
-    decision = decide(AccessRule(scopes=tuple(required)), DEVELOPER, held)
+    decision = decide(AccessRule(scopes=tuple(required)), DEVELOPER, held, NO_CONTEXT)
     expected = all(scope_met(one, held) for one in required)
     assert (decision is Decision.ALLOWED) == expected
     assert decision in (Decision.ALLOWED, Decision.SCOPE_INSUFFICIENT)
@@ -132,13 +136,13 @@ def test_all_required_scopes_must_be_met(required: list[str], held: list[str]) -
 @given(st.lists(scope, min_size=1, max_size=3))
 def test_an_admin_meets_every_scope(required: list[str]) -> None:
     """Without carrying any."""
-    assert decide(AccessRule(scopes=tuple(required)), ADMIN, ()) is Decision.ALLOWED
+    assert decide(AccessRule(scopes=tuple(required)), ADMIN, (), NO_CONTEXT) is Decision.ALLOWED
 
 
 def test_the_role_is_judged_before_the_scopes() -> None:
     """Who lacks both is told of the role."""
     rule = AccessRule(role=ADMIN, scopes=("a",))
-    assert decide(rule, VALIDATOR, ()) is Decision.ROLE_INSUFFICIENT
+    assert decide(rule, VALIDATOR, (), NO_CONTEXT) is Decision.ROLE_INSUFFICIENT
 
 
 LONG = "a" * 100

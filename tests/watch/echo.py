@@ -1,7 +1,7 @@
-"""An echo service whose guard is put on and taken off while it serves.
+"""An echo service whose guard can be changed while it serves.
 
-`python -m watch.echo ADDRESS` reads its own token from stdin, answers its port, and from then on
-one line of JSON for every line `BLOCKS SECONDS GUARD...`: the calls a second in each block, by
+`python -m watch.echo ADDRESS` reads its own token from stdin and prints its port. Then it prints
+one line of JSON for every line `BLOCKS SECONDS GUARD...`: the calls per second in each block, by
 guard.
 """
 
@@ -23,11 +23,12 @@ from keybearer import (
     CachingVerifier,
     Identity,
     KeybearerClient,
+    Presented,
     Role,
     Verdict,
 )
-from keybearer.caching import now_ns
-from keybearer.guard import enter_identity
+from keybearer._cache.caching import now_ns
+from keybearer._guard.identity import enter_identity
 
 PATH = "/test.Echo/Echo"
 RULE = AccessRule(role=Role.DEVELOPER, scopes=("clusters.read",))
@@ -40,7 +41,7 @@ WASTE = 0.0005
 class Echo:
     """The service, and what it did.
 
-    One server for all, because two of them differ by more than a guard costs, whichever has it.
+    There is one server for all guards, because two servers differ by more than a guard costs.
 
     Args:
         guards: Interceptors by name.
@@ -66,10 +67,10 @@ class Echo:
         self._server.start()
 
     def measure(self, blocks: int, seconds: float, guards: list[str]) -> dict[str, list[float]]:
-        """Answer the calls a second of each of `guards` in each block, while somebody calls.
+        """Return the calls per second of each guard in each block, while a client calls.
 
-        In a block each of them has one turn of so many seconds, in random order, so that a drift of
-        the machine favours none. One block goes ahead that is not answered: calls begin in it.
+        In a block, each guard has one turn of `seconds`, in random order, so that a drift of the
+        machine favours none. The first block is not counted: the client's calls begin in it.
         """
         rates: dict[str, list[float]] = {name: [] for name in guards}
         for _ in range(1 + blocks):
@@ -83,7 +84,7 @@ class Echo:
         return {name: measured[1:] for name, measured in rates.items()}
 
     def close(self) -> None:
-        """Stop, so that no thread of the server's is there when the interpreter ends."""
+        """Stop the server, so that none of its threads exists when the interpreter ends."""
         self._server.stop(None).wait()
 
     def _echo(self, request: bytes, _: grpc.ServicerContext) -> bytes:
@@ -92,9 +93,9 @@ class Echo:
 
 
 class Least(grpc.ServerInterceptor):
-    """Does what every guard has to, and judges nothing: what is left is the room for a guard.
+    """The least possible guard: it does what every guard must do, and judges nothing.
 
-    It finds the header, reads the clock, takes a MAC and tells the handler who calls.
+    It finds the header, reads the clock, takes a MAC and sets the identity.
     """
 
     def __init__(self) -> None:
@@ -129,24 +130,24 @@ def _least(behaviour: Any) -> Any:
 
 
 class Wasteful:
-    """A verifier with a planted bug: it takes its time.
+    """A verifier with a planted bug: it wastes time.
 
     Args:
-        verifier: Answers the verdicts.
+        verifier: Returns the verdicts.
     """
 
     def __init__(self, verifier: CachingVerifier) -> None:
         self._verifier = verifier
 
-    def verify(self, token: str) -> Verdict:
+    def verify(self, presented: Presented) -> Verdict:
         until = time.perf_counter() + WASTE
         while time.perf_counter() < until:
             pass
-        return self._verifier.verify(token)
+        return self._verifier.verify(presented)
 
 
 def main() -> None:
-    """Follow the protocol above."""
+    """Follow the protocol of the module's docstring."""
     client = KeybearerClient(sys.argv[1], token=sys.stdin.readline(), tls=False)
     with CachingVerifier(client) as verifier:
         assert verifier.wait_for_lease(20)

@@ -1,7 +1,7 @@
-"""A program that forks while its verifier watches; `test_caching` talks to it over pipes.
+"""A program that forks while its verifier follows the stream; `test_caching` uses it over pipes.
 
-It is a process of its own because grpc does not stand a fork beside a server, which the tests run
-in theirs.
+It runs in a process of its own, because grpc does not support a fork beside a server, and the
+process of the tests runs one.
 """
 
 import json
@@ -9,25 +9,25 @@ import os
 import sys
 import time
 
-from keybearer import CachingVerifier, KeybearerClient
+from keybearer import CachingVerifier, KeybearerClient, Presented
 
 TIMEOUT_S = 30.0
 
 
 def main(address: str) -> None:
-    """Read the caller's token and the one to check; write what child and parent saw, in JSON."""
+    """Read the caller's token and the one to check; print what child and parent saw, in JSON."""
     caller, token = sys.stdin.readline().strip(), sys.stdin.readline().strip()
     with CachingVerifier(KeybearerClient(address, token=caller, tls=False)) as verifier:
-        ready = verifier.wait_for_lease(TIMEOUT_S) and verifier.verify(token).valid
+        ready = verifier.wait_for_lease(TIMEOUT_S) and verifier.verify(Presented(token)).valid
         pid = os.fork()
         if pid == 0:
             _say(
                 [
                     ready,
-                    len(verifier._engine.answers),
+                    len(verifier._engine.verdicts),
                     verifier.wait_for_lease(TIMEOUT_S),
-                    verifier.verify(token).valid,
-                    verifier.verify(token).valid,
+                    verifier.verify(Presented(token)).valid,
+                    verifier.verify(Presented(token)).valid,
                 ]
             )
             _say([_hears(verifier, token)])
@@ -38,7 +38,7 @@ def main(address: str) -> None:
 
 def _hears(verifier: CachingVerifier, token: str) -> bool:
     until = time.monotonic() + TIMEOUT_S
-    while verifier.verify(token).valid and time.monotonic() < until:
+    while verifier.verify(Presented(token)).valid and time.monotonic() < until:
         time.sleep(0.001)
     return verifier.stats().invalidations > 0 and verifier.stats().lease_held
 

@@ -1,8 +1,7 @@
-"""Is there an order in which everything that was seen makes sense? Wing and Gong's search.
+"""A linearizability check: Wing and Gong's search with Lowe's memo, one key at a time.
 
-With Lowe's memo, one key at a time. A key is absent, active, disabled or revoked, and has a current
-secret. A read may be given some slack: it may then have happened up to so long before it began,
-which is what a cache that lags is allowed.
+A key is absent, active, disabled or revoked, and has a current secret. With some slack, a read may
+have happened that long before it began, which is what a cache may lag.
 """
 
 from typing import NamedTuple
@@ -11,7 +10,7 @@ NEVER = float("inf")
 
 
 class Operation(NamedTuple):
-    """Something that was done with a key."""
+    """One operation on a key."""
 
     began: float
     ended: float
@@ -24,14 +23,14 @@ class Operation(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a key is."""
+    """The state of a key."""
 
     life: str = "absent"
     secret: int = 0
 
 
 def after(state: State, operation: Operation) -> State | None:
-    """Answer the state after an operation; None when it cannot have happened in this one."""
+    """Return the state after an operation, or None when it is impossible in this state."""
     life, secret = state
     match operation.kind:
         case "create":
@@ -51,10 +50,10 @@ def after(state: State, operation: Operation) -> State | None:
 
 
 def is_linearizable(history: list[Operation], slack: float = 0.0) -> bool:
-    """Tell whether some order explains a history.
+    """Return whether some order explains a history.
 
     Args:
-        history: Of one key.
+        history: The operations on one key.
         slack: Seconds that a `verify` may lag.
     """
     operations = sorted(
@@ -78,14 +77,14 @@ def is_linearizable(history: list[Operation], slack: float = 0.0) -> bool:
 
 
 def _open(operations: list[Operation], done: int) -> list[tuple[int, Operation]]:
-    """Answer what may come next: what began before the first of the others ended."""
+    """Return what may come next: the operations that began before the first of the others ended."""
     left = [(index, one) for index, one in enumerate(operations) if not done >> index & 1]
     horizon = min((one.ended for _, one in left), default=NEVER)
     return [(index, one) for index, one in left if one.began <= horizon]
 
 
 def _take_reads(operations: list[Operation], done: int, state: State) -> tuple[int, State]:
-    """Take every read that fits now: it changes nothing, so it never stands in the way later."""
+    """Apply every read that is possible now: a read changes nothing, so it blocks nothing."""
     while True:
         fitting = [
             index

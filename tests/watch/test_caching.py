@@ -22,13 +22,20 @@ from keybearer import (
     CachingVerifier,
     KeybearerClient,
     Outcome,
+    Presented,
     Role,
 )
-from keybearer import caching as caching_module
-from keybearer import stream as stream_module
+from keybearer._cache import caching as caching_module
+from keybearer._cache import stream as stream_module
 from keybearer.errors import VerifierUnavailableError
 from reliability.processes import environment
-from watch.scripted import ACCOUNT, TIMEOUT_S, ScriptedServer, ScriptedStream, scripted
+from watch.scripted_server import (
+    ACCOUNT,
+    TIMEOUT_S,
+    ScriptedServer,
+    ScriptedStream,
+    scripted_server,
+)
 
 TOKEN = "kbear1_token"
 KEY = "token"
@@ -36,14 +43,14 @@ KEY = "token"
 
 @pytest.fixture
 def server() -> Iterator[ScriptedServer]:
-    """A server that says what it is told to."""
-    with scripted() as one:
+    """A scripted server."""
+    with scripted_server() as one:
         yield one
 
 
 @contextmanager
 def caching(server: ScriptedServer, **options: Any) -> Iterator[CachingVerifier]:
-    """Run a verifier for a block."""
+    """Run a verifier during a block."""
     client = KeybearerClient(server.address, token="kbear1_own", tls=False)
     with CachingVerifier(client, **options) as verifier:
         yield verifier
@@ -62,7 +69,7 @@ def leased(server: ScriptedServer, **options: Any) -> Iterator[tuple[CachingVeri
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Wait until something that happens on another thread has happened."""
+    """Wait for a condition that another thread fulfils."""
     until = time.monotonic() + TIMEOUT_S
     while not condition():
         assert time.monotonic() < until, what
@@ -73,109 +80,109 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
 
 
 def test_under_a_lease_a_token_is_asked_about_once(server: ScriptedServer) -> None:
-    """The identity is remembered, whatever rule it is judged by."""
+    """Under a lease, the second check of a token reuses the verdict, whatever the rule."""
     with leased(server) as (verifier, _):
-        first = verifier.verify(TOKEN)
+        first = verifier.verify(Presented(TOKEN))
         assert first.identity is not None
         assert first.identity.effective_role is Role.DEVELOPER
-        assert all(verifier.verify(TOKEN) is first for _ in range(100))
+        assert all(verifier.verify(Presented(TOKEN)) is first for _ in range(100))
         assert server.questions == 1
         assert verifier.stats().hits >= 99
 
 
 def test_without_a_stream_every_check_asks(server: ScriptedServer) -> None:
-    """A server without the method, or one that does not answer it: correct, and slow."""
+    """Without the stream, every check is correct and validates the token at the server."""
     with caching(server) as verifier:
         for _ in range(5):
-            assert verifier.verify(TOKEN).valid
+            assert verifier.verify(Presented(TOKEN)).valid
         assert server.questions == 5
         assert not verifier.wait_for_lease(0)
 
 
 def test_past_the_lease_the_server_is_asked(server: ScriptedServer) -> None:
-    """No pong for more than two seconds, on the verifier's own clock."""
+    """Without a pong for two seconds of the verifier's clock, verdicts are not reused."""
     moved = 0
 
     def clock() -> int:
         return caching_module.now_ns() + moved
 
     with leased(server, clock=clock) as (verifier, _):
-        verifier.verify(TOKEN)
-        assert verifier.verify(TOKEN).valid
+        verifier.verify(Presented(TOKEN))
+        assert verifier.verify(Presented(TOKEN)).valid
         assert server.questions == 1
         moved = 2_000_000_001
-        assert verifier.verify(TOKEN).valid
+        assert verifier.verify(Presented(TOKEN)).valid
         assert server.questions == 2
 
 
 def test_past_the_lease_and_without_a_server_there_is_no_answer() -> None:
-    """VerifierUnavailableError, never a verdict."""
+    """When neither lease nor server is there, VerifierUnavailableError is raised."""
     moved = 0
     with (
-        scripted() as server,
+        scripted_server() as server,
         leased(server, clock=lambda: caching_module.now_ns() + moved) as (verifier, _),
     ):
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         server.stop()
-        assert verifier.verify(TOKEN).valid, "within the lease"
+        assert verifier.verify(Presented(TOKEN)).valid, "within the lease"
         moved = 2_000_000_001
         with pytest.raises(VerifierUnavailableError):
-            verifier.verify(TOKEN)
+            verifier.verify(Presented(TOKEN))
 
 
 def test_a_change_is_heard_and_the_next_check_asks(server: ScriptedServer) -> None:
-    """What was answered before it is forgotten."""
+    """A change evicts the verdict, so the next check validates the token again."""
     with leased(server) as (verifier, stream):
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         server.revision = 1
         server.answer = server.unknown
         stream.say(invalidation={"revision": 1, "key_id": KEY})
         eventually(lambda: verifier.stats().invalidations == 1, "the change was heard")
-        assert verifier.verify(TOKEN).outcome is Outcome.NOT_FOUND
+        assert verifier.verify(Presented(TOKEN)).outcome is Outcome.NOT_FOUND
 
 
 def test_an_answer_that_was_overtaken_by_a_change_is_given_and_not_kept(
     server: ScriptedServer,
 ) -> None:
-    """The store race: read before the change, stored after it."""
+    """A verdict that was read before a change and arrives after it is returned and not kept."""
     with leased(server) as (verifier, stream), futures.ThreadPoolExecutor(1) as pool:
         server.hold = threading.Event()
-        check = pool.submit(verifier.verify, TOKEN)
+        check = pool.submit(verifier.verify, Presented(TOKEN))
         assert server.asked.acquire(timeout=TIMEOUT_S)
         stream.say(invalidation={"revision": 1, "key_id": KEY})
         eventually(lambda: verifier.stats().invalidations == 1, "the change was heard")
         server.hold.set()
         assert check.result().valid
         server.hold = None
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         assert server.questions == 2
-        assert verifier.stats().guarded >= 1
+        assert verifier.stats().rejected_stale >= 1
 
 
 @pytest.mark.parametrize("token", ["", "x" * 513, "kbear1_ä", "kbear1_\n", "\udc80"])
 def test_what_is_no_token_is_not_sent(server: ScriptedServer, token: str) -> None:
-    """It is NOT_FOUND without a question."""
+    """A text that is no token is NOT_FOUND without a call."""
     with caching(server) as verifier:
-        assert verifier.verify(token).outcome is Outcome.NOT_FOUND
+        assert verifier.verify(Presented(token)).outcome is Outcome.NOT_FOUND
         assert server.questions == 0
 
 
 def test_an_identity_of_another_account_is_refused(server: ScriptedServer) -> None:
-    """Whoever answered it."""
+    """An identity of another account is NOT_FOUND, whatever the server says."""
     with leased(server, account_id="SomebodyElse0001") as (verifier, _):
-        assert verifier.verify(TOKEN).outcome is Outcome.NOT_FOUND
+        assert verifier.verify(Presented(TOKEN)).outcome is Outcome.NOT_FOUND
     with leased(server, account_id=ACCOUNT) as (verifier, _):
-        assert verifier.verify(TOKEN).valid
+        assert verifier.verify(Presented(TOKEN)).valid
 
 
 # --- single flight --------------------------------------------------------------------------------
 
 
 def test_many_who_ask_the_same_at_once_make_one_question(server: ScriptedServer) -> None:
-    """Also while nothing may be kept."""
+    """Threads that check one token at once share one validation."""
     with caching(server) as verifier, futures.ThreadPoolExecutor(32) as pool:
         server.hold = threading.Event()
-        checks = [pool.submit(verifier.verify, TOKEN) for _ in range(32)]
+        checks = [pool.submit(verifier.verify, Presented(TOKEN)) for _ in range(32)]
         eventually(lambda: verifier.stats().misses == 32, "all of them are waiting")
         server.hold.set()
         assert {check.result().outcome for check in checks} == {Outcome.VALID}
@@ -183,28 +190,28 @@ def test_many_who_ask_the_same_at_once_make_one_question(server: ScriptedServer)
 
 
 def test_different_tokens_are_different_questions(server: ScriptedServer) -> None:
-    """Nobody gets the answer about somebody else."""
+    """Each token gets its own verdict."""
     with caching(server) as verifier, futures.ThreadPoolExecutor(8) as pool:
         keys = [f"key{number}" for number in range(200)]
         tokens = [f"kbear1_{key}" for key in keys]
-        verdicts = list(pool.map(verifier.verify, tokens))
+        verdicts = list(pool.map(verifier.verify, map(Presented, tokens)))
         assert [verdict.identity and verdict.identity.key_id for verdict in verdicts] == keys
 
 
 def test_a_question_that_has_been_on_its_way_for_long_is_not_shared(
     server: ScriptedServer,
 ) -> None:
-    """Its answer may be as old as it is."""
+    """A validation that was sent long ago is not joined: its verdict may be as old."""
     moved = 0
     with (
         caching(server, clock=lambda: caching_module.now_ns() + moved) as verifier,
         futures.ThreadPoolExecutor(2) as pool,
     ):
         server.hold = threading.Event()
-        first = pool.submit(verifier.verify, TOKEN)
+        first = pool.submit(verifier.verify, Presented(TOKEN))
         assert server.asked.acquire(timeout=TIMEOUT_S)
         moved = 1_000_000_001
-        second = pool.submit(verifier.verify, TOKEN)
+        second = pool.submit(verifier.verify, Presented(TOKEN))
         assert server.asked.acquire(timeout=TIMEOUT_S)
         server.hold.set()
         assert first.result().valid
@@ -215,7 +222,7 @@ def test_a_question_that_has_been_on_its_way_for_long_is_not_shared(
 
 
 def test_asyncio_shares_answers_and_questions(server: ScriptedServer) -> None:
-    """One question for many tasks; one that gives up does not take the answer from the others."""
+    """Many tasks share one validation, and a cancelled task does not cancel it for the others."""
 
     async def play() -> None:
         loop = asyncio.get_running_loop()
@@ -233,7 +240,7 @@ def test_asyncio_shares_answers_and_questions(server: ScriptedServer) -> None:
             await asyncio.to_thread(stream.answer_ping)
             assert await ready
             server.hold = threading.Event()
-            tasks = [asyncio.create_task(verifier.verify(TOKEN)) for _ in range(10)]
+            tasks = [asyncio.create_task(verifier.verify(Presented(TOKEN))) for _ in range(10)]
             assert await asyncio.to_thread(server.asked.acquire, True, TIMEOUT_S)
             tasks[0].cancel()
             await asyncio.sleep(0)
@@ -243,7 +250,7 @@ def test_asyncio_shares_answers_and_questions(server: ScriptedServer) -> None:
             assert all(getattr(answer, "valid", False) for answer in answers[1:])
             assert server.questions == 1
             before = verifier.stats().hits
-            assert (await verifier.verify(TOKEN)).valid
+            assert (await verifier.verify(Presented(TOKEN))).valid
             assert verifier.stats().hits == before + 1
             assert set(sources) == {loop}
 
@@ -252,19 +259,19 @@ def test_asyncio_shares_answers_and_questions(server: ScriptedServer) -> None:
 
 
 def test_asyncio_without_a_server_there_is_no_answer() -> None:
-    """The same error as for threads."""
+    """Without a server, the asynchronous verifier raises the same error."""
 
     async def play() -> None:
         client = AsyncKeybearerClient("127.0.0.1:1", token="kbear1_own", tls=False)
         async with AsyncCachingVerifier(client, timeout=1) as verifier:
             with pytest.raises(VerifierUnavailableError):
-                await verifier.verify(TOKEN)
+                await verifier.verify(Presented(TOKEN))
 
     asyncio.run(play())
 
 
 def test_asyncio_a_credential_that_cannot_be_had_is_no_answer(server: ScriptedServer) -> None:
-    """Whatever its source raises."""
+    """An error of the token source becomes VerifierUnavailableError."""
 
     async def broken() -> str:
         raise RuntimeError("the vault is closed")
@@ -273,7 +280,7 @@ def test_asyncio_a_credential_that_cannot_be_had_is_no_answer(server: ScriptedSe
         client = AsyncKeybearerClient(server.address, token=broken, tls=False)
         async with AsyncCachingVerifier(client) as verifier:
             with pytest.raises(VerifierUnavailableError) as caught:
-                await verifier.verify(TOKEN)
+                await verifier.verify(Presented(TOKEN))
             assert "vault" not in str(caught.value)
 
     asyncio.run(play())
@@ -283,25 +290,25 @@ def test_asyncio_a_credential_that_cannot_be_had_is_no_answer(server: ScriptedSe
 
 
 def test_the_stream_resumes_where_it_ended(server: ScriptedServer) -> None:
-    """The epoch and the last revision that was told; what is kept stays."""
+    """A new stream sends the epoch and the last revision, and the cache stays."""
     with leased(server) as (verifier, stream):
         stream.say(invalidation={"revision": 7, "key_id": "other"})
         eventually(lambda: verifier.stats().invalidations == 1, "the change was heard")
         server.revision = 7
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         stream.end()
         again = server.stream()
         subscription = again.hello(head=9).subscribe
         assert (subscription.epoch, subscription.from_revision) == ("epoch", 7)
         again.answer_ping(9)
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         assert server.questions == 1
 
 
 def test_pings_come_every_half_second_and_carry_the_clock(server: ScriptedServer) -> None:
-    """The first one at once."""
+    """Pings come every half second, the first at once, with the time of the clock."""
     with caching(server) as verifier:
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         stream = server.stream()
         stream.hello()
         times = []
@@ -315,21 +322,21 @@ def test_pings_come_every_half_second_and_carry_the_clock(server: ScriptedServer
 def test_a_stream_that_does_not_answer_is_given_up_with_its_connection(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then a fresh connection is opened."""
-    monkeypatch.setattr(stream_module, "PING_EVERY", 0.05)
+    """After too many unanswered pings, the verifier opens a new connection."""
+    monkeypatch.setattr(stream_module, "PING_SECONDS", 0.05)
     with caching(server) as verifier:
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         server.stream().hello()
-        channel = verifier._engine._link._channel
+        channel = verifier._engine._connection._channel
         server.stream().next("subscribe")
-        assert verifier._engine._link._channel is not channel
+        assert verifier._engine._connection._channel is not channel
 
 
 @pytest.mark.parametrize("broken", ["authorize", "clock"])
 def test_nothing_is_raised_in_the_background(
     server: ScriptedServer, broken: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Trouble is logged, and tried again."""
+    """The background thread logs errors and tries again."""
     fail = threading.Event()
 
     def own_token() -> str:
@@ -339,7 +346,7 @@ def test_nothing_is_raised_in_the_background(
 
     client = KeybearerClient(server.address, token=own_token, tls=False)
     with CachingVerifier(client) as verifier:
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         stream = server.stream()
         stream.hello()
         fail.set()
@@ -350,13 +357,13 @@ def test_nothing_is_raised_in_the_background(
 
 
 def test_the_credential_is_asked_for_each_time(server: ScriptedServer) -> None:
-    """So that it may be rotated."""
+    """Every stream and every validation uses the current token of the source."""
     own = ["kbear1_first"]
     client = KeybearerClient(server.address, token=lambda: own[0], tls=False)
     with CachingVerifier(client) as verifier:
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         own[0] = "kbear1_second"
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
     assert "Bearer kbear1_second" in server.credentials
 
 
@@ -366,11 +373,11 @@ def test_the_credential_is_asked_for_each_time(server: ScriptedServer) -> None:
 def test_answers_given_from_the_cache_are_reported(
     server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With key, secret, count and the time of the last one."""
+    """Reports name key, secret, count and the time of the last use."""
     monkeypatch.setattr(stream_module, "USAGE_EVERY", 0.2)
     with leased(server) as (verifier, stream):
         for _ in range(6):
-            verifier.verify(TOKEN)
+            verifier.verify(Presented(TOKEN))
         before = time.time()
         stream.next("usage")
         (item,) = stream.usage
@@ -379,23 +386,23 @@ def test_answers_given_from_the_cache_are_reported(
 
 
 def test_what_was_not_reported_is_reported_when_it_closes(server: ScriptedServer) -> None:
-    """In messages of at most 500 items."""
+    """Closing reports the remaining uses, in messages of at most 500 items."""
     with leased(server) as (verifier, stream):
         for number in range(700):
-            verifier.verify(f"kbear1_{number}")
-            verifier.verify(f"kbear1_{number}")
+            verifier.verify(Presented(f"kbear1_{number}"))
+            verifier.verify(Presented(f"kbear1_{number}"))
         verifier.close()
         eventually(lambda: len(stream.usage) == 700, "everything was reported")
 
 
 def test_reported_uses_arrive_in_the_store(service: Service, admin: Stubs) -> None:
-    """All the way."""
+    """Reported uses reach the store of a real service."""
     created = admin.create_key()
     client = KeybearerClient(service.address, token=admin.token, tls=False)
     with CachingVerifier(client) as verifier:
         assert verifier.wait_for_lease(TIMEOUT_S)
         for _ in range(10):
-            assert verifier.verify(created.token).valid
+            assert verifier.verify(Presented(created.token)).valid
         assert verifier.stats().hits == 9
 
     def counted() -> bool:
@@ -409,9 +416,9 @@ def test_reported_uses_arrive_in_the_store(service: Service, admin: Stubs) -> No
 
 
 def test_closing_ends_threads_and_answers(server: ScriptedServer) -> None:
-    """Every later check is denied; closing twice is fine."""
+    """After `close`, every check raises, and closing again does nothing."""
     with leased(server) as (verifier, _):
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         thread = verifier._engine._thread
         verifier.close()
         verifier.close()
@@ -419,14 +426,14 @@ def test_closing_ends_threads_and_answers(server: ScriptedServer) -> None:
         thread.join(TIMEOUT_S)
         assert not thread.is_alive()
         with pytest.raises(VerifierUnavailableError):
-            verifier.verify(TOKEN)
+            verifier.verify(Presented(TOKEN))
 
 
 def test_a_verifier_that_is_forgotten_ends_its_thread(server: ScriptedServer) -> None:
-    """Nothing in the background keeps it."""
+    """The thread of a verifier ends when nothing refers to the verifier."""
     client = KeybearerClient(server.address, token="kbear1_own", tls=False)
     verifier = CachingVerifier(client)
-    verifier.verify(TOKEN)
+    verifier.verify(Presented(TOKEN))
     thread = verifier._engine._thread
     assert thread is not None
     del verifier
@@ -436,7 +443,7 @@ def test_a_verifier_that_is_forgotten_ends_its_thread(server: ScriptedServer) ->
 
 
 def test_a_child_made_by_fork_has_a_stream_of_its_own(service: Service, admin: Stubs) -> None:
-    """It hears of changes itself, and its parent goes on."""
+    """The child of a fork has its own stream, and the parent's continues."""
     created = admin.create_key()
     with subprocess.Popen(
         [sys.executable, "-m", "watch.forking", service.address],
@@ -458,10 +465,10 @@ def test_a_child_made_by_fork_has_a_stream_of_its_own(service: Service, admin: S
 
 
 def test_the_figures_tell_what_happened(server: ScriptedServer) -> None:
-    """For metrics, and in plain values for a health page."""
+    """`stats` and `describe` report what happened."""
     with leased(server) as (verifier, stream):
         for _ in range(4):
-            verifier.verify(TOKEN)
+            verifier.verify(Presented(TOKEN))
         stream.say(invalidation={"revision": 1, "everything": True})
         eventually(lambda: verifier.stats().invalidations == 1, "the change was heard")
         stats = verifier.stats()
@@ -476,11 +483,11 @@ def test_the_figures_tell_what_happened(server: ScriptedServer) -> None:
 
 
 def test_nothing_shows_a_token(server: ScriptedServer) -> None:
-    """Not what it is asked about and not its own."""
+    """No `repr`, log or description contains a token."""
     with leased(server) as (verifier, _):
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         shown = repr(verifier) + repr(verifier.describe()) + repr(verifier.stats())
-        shown += repr(vars(verifier._engine)) + repr(vars(verifier._engine.answers))
+        shown += repr(vars(verifier._engine)) + repr(vars(verifier._engine.verdicts))
         assert "kbear1" not in shown
 
 
@@ -542,7 +549,7 @@ def _say_nothing(stream: ScriptedStream) -> None:
 def test_a_server_that_contradicts_itself_is_not_believed(
     server: ScriptedServer, misbehave: Callable[[ScriptedStream], None]
 ) -> None:
-    """Everything is forgotten, and the next stream starts from now."""
+    """After contradictory messages the cache is empty, and the next stream starts from now."""
     server.revision = 20
     with caching(server) as verifier, futures.ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(verifier.wait_for_lease, TIMEOUT_S)
@@ -550,23 +557,23 @@ def test_a_server_that_contradicts_itself_is_not_believed(
         stream.hello(head=20)
         stream.answer_ping(20)
         assert waiting.result()
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         misbehave(stream)
         again = server.stream()
         assert again.next("subscribe").subscribe.epoch == ""
         questions = server.questions
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         assert server.questions == questions + 1
 
 
 @pytest.mark.parametrize("how", ["reset", "hello of another epoch", "hello from before"])
 def test_another_history_forgets_everything(server: ScriptedServer, how: str) -> None:
-    """A restore, an expired window: 0 stale."""
+    """Another epoch or a reset empties the cache."""
     server.revision = 20
     with leased(server) as (verifier, stream):
         stream.say(invalidation={"revision": 20, "key_id": "other"})
         eventually(lambda: verifier.stats().invalidations == 1, "the change was heard")
-        verifier.verify(TOKEN)
+        verifier.verify(Presented(TOKEN))
         server.revision = 3
         server.answer = server.unknown
         stream.end()
@@ -580,4 +587,4 @@ def test_another_history_forgets_everything(server: ScriptedServer, how: str) ->
             again.say(hello={"epoch": "other", "head_revision": 25})
         eventually(lambda: verifier.stats().resets == 2, "everything was forgotten")
         again.answer_ping(25)
-        assert verifier.verify(TOKEN).outcome is Outcome.NOT_FOUND
+        assert verifier.verify(Presented(TOKEN)).outcome is Outcome.NOT_FOUND

@@ -1,8 +1,8 @@
-"""The stream is cut in every way we know, and something is revoked: how long is it still allowed?
+"""The stream is impaired in every way we know while a key is revoked: how long is it still allowed?
 
-No check that began later than 2.0 s after the change may be allowed. Bugs are planted to see that
-these trials would notice: a lease counted from when the pong arrived, and a server that answers
-pings with a head it remembers.
+No check that begins later than 2.0 s after the change may be allowed. Planted bugs show that the
+trials find a violation: a lease that counts from the arrival of the pong, and a server that sends a
+head that it read earlier.
 """
 
 import contextlib
@@ -23,17 +23,17 @@ import pytest
 
 from harness import Service, Stubs, running
 from keybearer import CachingVerifier, KeybearerClient
-from keybearer.answers import OutOfOrderError
-from keybearer.caching import now_ns
-from keybearer.stream import Stream
+from keybearer._cache.caching import now_ns
+from keybearer._cache.stream import Stream
+from keybearer._cache.verdict_cache import OutOfOrderError
 from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service.domain.clock import SystemClock
 from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.storage import News
 from reliability.processes import ServerProcess, environment, init, serving
-from watch.cutting import HurtingProxy, Way, hurting
-from watch.figures import note, spread
-from watch.hammer import Hammer, warm
+from watch.impaired_proxy import ImpairedProxy, Way, impaired_proxy
+from watch.load import Load, warm
+from watch.measurements import note, spread
 
 BOUND_S = 2.0
 WATCH_FOR_S = 2.7
@@ -42,9 +42,9 @@ WATCH_FOR_S = 2.7
 
 @dataclass(frozen=True)
 class Harm:
-    """What happens to a connection around a change."""
+    """An impairment of the connection, before and after a change."""
 
-    before: Callable[[HurtingProxy], object]
+    before: Callable[[ImpairedProxy], object]
     settled: tuple[float, ...] = (0.0, 0.3, 0.6, 3.0)
     """Seconds between the harm and the change: at once, with pongs on their way, long done."""
     later: float = WATCH_FOR_S
@@ -80,19 +80,19 @@ class Rig:
 
     @contextmanager
     def verifier(self, address: str = "") -> Iterator[CachingVerifier]:
-        """Run a verifier for a block."""
+        """Run a verifier during a block."""
         client = KeybearerClient(address or self.address, token=self.validator, tls=False)
         with CachingVerifier(client) as verifier:
             yield verifier
 
     def trial(self, harm: Harm, seed: int) -> float:
-        """Hurt the connection, revoke a key, and answer for how many seconds it was allowed."""
+        """Impair the connection, revoke a key, and return for how many seconds it was allowed."""
         chance = random.Random(seed)
-        with hurting(self.address) as proxy, self.verifier(proxy.address) as verifier:
+        with impaired_proxy(self.address) as proxy, self.verifier(proxy.address) as verifier:
             created = self.admin.create_key()
             assert warm(verifier, created.token)
-            hammer = Hammer(verifier, created.token)
-            hammer.start()
+            load = Load(verifier, created.token)
+            load.start()
             time.sleep(chance.uniform(0, 0.5))
             harm.before(proxy)
             time.sleep(chance.choice(harm.settled))
@@ -102,14 +102,14 @@ class Rig:
             proxy.freeze(Way.TO_SERVER, Way.TO_CLIENT)
             time.sleep(harm.watch_for - harm.later)
             proxy.heal()
-            hammer.stop()
-            assert hammer.checks > 0
-        return (hammer.last_allowed - changed) / 1e9
+            load.stop()
+            assert load.checks > 0
+        return (load.last_allowed - changed) / 1e9
 
     def trials(
         self, kinds: list[str], count: int, at_once: int, seed: int
     ) -> dict[str, list[float]]:
-        """Make many trials of many kinds, some at once."""
+        """Run trials of every impairment, several at a time."""
         found: dict[str, list[float]] = defaultdict(list)
         with futures.ThreadPoolExecutor(at_once) as pool:
             plans = [(kind, number) for number in range(count) for kind in kinds]
@@ -144,13 +144,13 @@ def _assert_bound(found: dict[str, list[float]], trials: int) -> None:
 
 
 def test_a_stream_that_is_cut_in_any_way(rig: Rig, seed: int) -> None:
-    """Two trials of each kind."""
+    """In two trials of each impairment, the bound holds."""
     _assert_bound(rig.trials(list(HARMS), 2, len(HARMS), seed), 2)
 
 
 @pytest.mark.slow
 def test_a_stream_that_is_cut_in_any_way_200_times(rig: Rig, seed: int) -> None:
-    """200 trials of each kind."""
+    """In 200 trials of each impairment, the bound holds."""
     _assert_bound(rig.trials(list(HARMS), 200, 12, seed), 200)
 
 
@@ -158,20 +158,20 @@ def test_a_stream_that_is_cut_in_any_way_200_times(rig: Rig, seed: int) -> None:
 
 
 def _server_stopped(server: ServerProcess, rig: Rig, at_once: int, seed: int) -> list[float]:
-    """Revoke, stop the server at once, and answer for how long each key was allowed."""
+    """Revoke keys, stop the server at once, and return for how long each key was allowed."""
     chance = random.Random(seed)
     with contextlib.ExitStack() as stack:
-        hammers = []
+        loads = []
         for _ in range(at_once):
             verifier = stack.enter_context(rig.verifier())
             created = rig.admin.create_key()
             assert warm(verifier, created.token)
-            hammers.append((Hammer(verifier, created.token, threads=1), created.api_key.id))
-        for hammer, _ in hammers:
-            hammer.start()
+            loads.append((Load(verifier, created.token, threads=1), created.api_key.id))
+        for load, _ in loads:
+            load.start()
         time.sleep(chance.uniform(0, 0.5))
         changed = []
-        for _, key_id in hammers:
+        for _, key_id in loads:
             rig.admin.revoke(key_id)
             changed.append(now_ns())
         os.kill(server.pid, signal.SIGSTOP)
@@ -179,11 +179,10 @@ def _server_stopped(server: ServerProcess, rig: Rig, at_once: int, seed: int) ->
             time.sleep(WATCH_FOR_S)
         finally:
             os.kill(server.pid, signal.SIGCONT)
-        for hammer, _ in hammers:
-            hammer.stop()
+        for load, _ in loads:
+            load.stop()
         return [
-            (hammer.last_allowed - at) / 1e9
-            for (hammer, _), at in zip(hammers, changed, strict=True)
+            (load.last_allowed - at) / 1e9 for (load, _), at in zip(loads, changed, strict=True)
         ]
 
 
@@ -197,22 +196,22 @@ def _server_stopped_often(
 
 
 def test_a_server_that_is_stopped(server: tuple[ServerProcess, Rig], seed: int) -> None:
-    """SIGSTOP right after the revocations."""
+    """A server that is stopped right after a revocation does not break the bound."""
     _server_stopped_often(server, 1, 4, seed)
 
 
 @pytest.mark.slow
 def test_a_server_that_is_stopped_200_times(server: tuple[ServerProcess, Rig], seed: int) -> None:
-    """200 trials."""
+    """The bound holds in 200 trials."""
     _server_stopped_often(server, 25, 8, seed)
 
 
 class StoppableClient:
-    """`watch.hammer` in a process of its own."""
+    """`watch.load` in a process of its own."""
 
     def __init__(self, rig: Rig) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "watch.hammer", rig.address],
+            [sys.executable, "-m", "watch.load", rig.address],
             env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -238,7 +237,7 @@ class StoppableClient:
 
 
 def _client_stopped(rig: Rig, trials: int, seed: int) -> list[float]:
-    """Stop a client, revoke, continue it, and answer for how long the key was allowed."""
+    """Stop a client, revoke its key, continue it, and return for how long the key was allowed."""
     chance = random.Random(seed)
     client = StoppableClient(rig)
     found = []
@@ -269,13 +268,13 @@ def _client_stopped_often(rig: Rig, clients: int, trials: int, seed: int) -> Non
 
 
 def test_a_client_that_is_stopped_and_continued(rig: Rig, seed: int) -> None:
-    """What it remembered is not used when it wakes up."""
+    """A client that was stopped reuses no verdict when it continues."""
     _client_stopped_often(rig, 4, 1, seed)
 
 
 @pytest.mark.slow
 def test_a_client_that_is_stopped_and_continued_200_times(rig: Rig, seed: int) -> None:
-    """200 trials."""
+    """The bound holds in 200 trials."""
     _client_stopped_often(rig, 8, 25, seed)
 
 
@@ -285,13 +284,13 @@ def test_a_client_that_is_stopped_and_continued_200_times(rig: Rig, seed: int) -
 def test_a_lease_counted_from_arrival_would_be_seen(
     rig: Rig, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pong that was held back then vouches for a time it knows nothing of."""
+    """Planted: a lease that counts from the arrival of a delayed pong breaks the bound."""
     take = Stream.take
 
     def take_late(stream: Stream, response: pb.WatchInvalidationsResponse) -> None:
         take(stream, response)
         if response.WhichOneof("message") == "pong":
-            stream._answers._lease_until = now_ns() + 2_000_000_000
+            stream._verdicts._lease_until = now_ns() + 2_000_000_000
 
     monkeypatch.setattr(Stream, "take", take_late)
     kind = "answers held back by 1.7 s, then frozen"
@@ -303,7 +302,7 @@ def test_a_lease_counted_from_arrival_would_be_seen(
 def test_a_pong_of_a_remembered_head_would_be_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that answers pings with the head of its last poll, three seconds ago."""
+    """Planted: a server that sends the head of three seconds ago breaks the bound."""
     with running(tmp_path / "data", SystemClock(), SystemEntropy()) as service:
         store = service.app.container.store
         read, polled = store.changes_since, 0.0
@@ -328,8 +327,8 @@ def test_a_pong_of_a_remembered_head_would_be_seen(
 def test_the_trials_see_an_answer_that_is_never_forgotten(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A verifier that hears nothing and never asks again."""
+    """Planted: a verifier that ignores changes and keeps every verdict breaks the bound."""
     rig = Rig(service.address, service.admin)
-    monkeypatch.setattr("keybearer.answers.Answers.invalidate", lambda *_: None)
+    monkeypatch.setattr("keybearer._cache.verdict_cache.VerdictCache.invalidate", lambda *_: None)
     allowed = rig.trial(NO_HARM, 0)
     assert allowed > BOUND_S

@@ -1,6 +1,6 @@
-"""Create, validate, revoke, rotate, disable, enable, all at once: one order explains what was seen.
+"""Create, validate, revoke, rotate, disable, enable at once: one order explains every result.
 
-Answers of the server itself are held to the letter. Answers of caching verifiers may lag by SLACK.
+The verdicts of the server itself must fit exactly. Those of caching verifiers may lag by SLACK.
 """
 
 import random
@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from harness import Stubs, message
-from keybearer import CachingVerifier, KeybearerClient
-from keybearer.answers import Question
+from keybearer import CachingVerifier, KeybearerClient, Presented
+from keybearer._cache.verdict_cache import Pending
 from keybearer.models import Verdict
 from keybearer.v1 import api_key_service_pb2
 from reliability.processes import ServerProcess, init, serving
-from watch.figures import note
 from watch.linearizable import NEVER, Operation, is_linearizable
+from watch.measurements import note
 
 SLACK_S = 0.5
 """How far a connected verifier may lag; far above what was measured, far below the lease."""
@@ -31,7 +31,7 @@ READS = 12
 
 
 class Player:
-    """Makes histories of one key each."""
+    """Produces histories, each of one key."""
 
     def __init__(self, server: ServerProcess, admin: Stubs) -> None:
         self._stack = ExitStack()
@@ -50,21 +50,21 @@ class Player:
         self._stack.close()
 
     def plant(self) -> None:
-        """Keep whatever comes, up to 300 ms late: the store race without its guard."""
+        """Plant the bug: keep every verdict, up to 300 ms late, without checking revisions."""
         chance = random.Random(0)
         for verifier in self.verifiers:
-            answers = verifier._engine.answers
-            store = answers.store
+            cache = verifier._engine.verdicts
+            store = cache.store
 
-            def store_late(question: Question, verdict: Verdict, store: Any = store) -> bool:
-                self._late.submit(_later, chance.uniform(0, 0.3), store, question, verdict)
+            def store_late(pending: Pending, verdict: Verdict, store: Any = store) -> bool:
+                self._late.submit(_later, chance.uniform(0, 0.3), store, pending, verdict)
                 return False
 
-            answers._may_keep = lambda *_: True  # type: ignore[method-assign]
-            answers.store = store_late  # type: ignore[method-assign]
+            cache._may_keep = lambda *_: True  # type: ignore[method-assign]
+            cache.store = store_late  # type: ignore[method-assign]
 
     def play(self, seed: int) -> tuple[list[Operation], list[Operation]]:
-        """Play with one key; answer what the server said, and what the verifiers said."""
+        """Run operations on one key, and return those of the server and those of the verifiers."""
         chance = random.Random(seed)
         changes: list[Operation] = []
         tokens: list[str] = []
@@ -112,7 +112,7 @@ class Player:
     def _read(
         self, seed: int, tokens: list[str], reader: int, pause: float = 0.22
     ) -> list[Operation]:
-        """Check tokens now and then: reader 0 asks the server, the others a verifier."""
+        """Check tokens at intervals: reader 0 at the server, the others with a verifier."""
         chance = random.Random(seed)
         found = []
         for _ in range(READS):
@@ -123,7 +123,7 @@ class Player:
             if reader == 0:
                 allowed = self.admin.outcome(token) == "VALID"
             else:
-                allowed = self.verifiers[reader - 1].verify(token).valid
+                allowed = self.verifiers[reader - 1].verify(Presented(token)).valid
             found.append(Operation(began, time.monotonic(), "verify", secret, allowed))
         return found
 
@@ -144,7 +144,7 @@ def player(tmp_path: Path) -> Iterator[Player]:
 
 
 def _unexplained(player: Player, histories: int, at_once: int, seed: int) -> tuple[int, int]:
-    """Answer how many histories have no order: of the server's answers, of the verifiers'."""
+    """Return how many histories have no order: those of the server, those of the verifiers."""
     with futures.ThreadPoolExecutor(at_once) as pool:
         played = list(pool.map(player.play, range(seed, seed + histories)))
     return (
@@ -156,7 +156,7 @@ def _unexplained(player: Player, histories: int, at_once: int, seed: int) -> tup
 def test_every_history_has_an_explanation_and_a_planted_bug_has_none(
     player: Player, seed: int
 ) -> None:
-    """24 histories; then 24 without the guard."""
+    """Every one of 24 histories has an order, and with a planted bug some have none."""
     assert _unexplained(player, 24, 12, seed) == (0, 0)
     player.plant()
     server, verifiers = _unexplained(player, 24, 12, seed)
@@ -167,7 +167,7 @@ def test_every_history_has_an_explanation_and_a_planted_bug_has_none(
 
 @pytest.mark.slow
 def test_every_history_has_an_explanation_2000_times(player: Player, seed: int) -> None:
-    """2,000 histories: 0 violations."""
+    """Every one of 2,000 histories has an order."""
     found = _unexplained(player, 2000, 16, seed)
     note(f"history checker: {found} unexplained (server, verifiers) in 2,000 histories")
     assert found == (0, 0)
@@ -217,5 +217,5 @@ def _history(*steps: tuple[float, float, str] | tuple[float, float, str, int, bo
     ],
 )
 def test_the_checker_tells_right_from_wrong(history: Any, slack: float, explained: bool) -> None:  # noqa: FBT001 - a column of the table
-    """A table of small histories."""
+    """The checker decides a table of small histories."""
     assert is_linearizable(history, slack) is explained

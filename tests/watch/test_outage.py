@@ -1,4 +1,4 @@
-"""The service is gone for a while and comes back, to many clients with warm caches."""
+"""An outage of the service under many clients with warm caches."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reliability.processes import ServerProcess, init, serving
-from watch.figures import note
+from watch.measurements import note
 from watch.test_cost import Program
 
 BOUND_S = 2.0
@@ -19,13 +19,13 @@ KEYS = 20
 _LOOK_EVERY_S = 0.25
 
 
-class Herds:
-    """Several processes of clients, looked at together."""
+class ClientProcesses:
+    """Several processes of clients, read together."""
 
     def __init__(self, address: str, own: str, tokens: list[str], clients: int, at: int) -> None:
         self.clients = clients
         self._programs = [
-            Program("watch.herd", address, str(clients // at), str(0.5)) for _ in range(at)
+            Program("watch.many_clients", address, str(clients // at), str(0.5)) for _ in range(at)
         ]
         for program in self._programs:
             program.ask(own, answered=False)
@@ -53,28 +53,28 @@ def _outage(tmp_path: Path, clients: int, processes: int, down: float, steady_fo
         server = stack.enter_context(serving(tmp_path / "data"))
         address, admin = server.address, server.stubs(token)
         tokens = [admin.create_key().token for _ in range(KEYS)]
-        herds = Herds(address, token, tokens, clients, processes)
-        stack.callback(herds.close)
-        before = herds.look()
+        processes_of_clients = ClientProcesses(address, token, tokens, clients, processes)
+        stack.callback(processes_of_clients.close)
+        before = processes_of_clients.look()
         time.sleep(steady_for)
-        after = herds.look()
+        after = processes_of_clients.look()
         # What they ask in the long run: every answer lasts for a minute.
         steady = max(clients * KEYS / 60, (after["questions"] - before["questions"]) / steady_for)
         server.kill()
         gone = time.monotonic()
         time.sleep(down)
-        during = herds.look()
+        during = processes_of_clients.look()
         back = stack.enter_context(_again(tmp_path / "data", address))
         returned = time.monotonic()
         looks = [during]
         while looks[-1]["leases"] < clients:
             assert time.monotonic() - returned < 60, "not all of them came back"
             time.sleep(_LOOK_EVERY_S)
-            looks.append(herds.look())
+            looks.append(processes_of_clients.look())
         recovered = time.monotonic() - returned
         for _ in range(int(3 / _LOOK_EVERY_S)):
             time.sleep(_LOOK_EVERY_S)
-            looks.append(herds.look())
+            looks.append(processes_of_clients.look())
         assert not back.has_ended
     rates = [
         (later["questions"] - earlier["questions"]) / (later["at"] - earlier["at"])
@@ -92,17 +92,17 @@ def _outage(tmp_path: Path, clients: int, processes: int, down: float, steady_fo
 
 
 def _again(data_dir: Path, address: str) -> contextlib.AbstractContextManager[ServerProcess]:
-    """Start the service again where it was."""
+    """Start the service again at the same address."""
     return serving(data_dir, flags=("--listen", address))
 
 
 def test_an_outage_ends_allows_in_time_and_its_end_brings_them_back(tmp_path: Path) -> None:
-    """A handful of clients, three seconds."""
+    """Few clients: allows end in time, and leases return after three seconds of outage."""
     _outage(tmp_path, clients=20, processes=1, down=3.0, steady_for=1.0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("down", [1.5, 3.0, 20.0])
 def test_an_outage_under_500_clients(tmp_path: Path, down: float) -> None:
-    """500 of them in five processes."""
+    """500 clients in five processes recover from an outage."""
     _outage(tmp_path, clients=500, processes=5, down=down, steady_for=20.0)

@@ -1,4 +1,4 @@
-"""The store race: something changes between the server's reading and the client's keeping."""
+"""The store race: a change happens between the read at the server and the store in the cache."""
 
 import random
 import threading
@@ -12,28 +12,28 @@ from typing import Any
 import pytest
 
 from harness import Stubs
-from keybearer import CachingVerifier, KeybearerClient, Role
-from keybearer.answers import Answers, Question
+from keybearer import CachingVerifier, KeybearerClient, Presented, Role
+from keybearer._cache.verdict_cache import Pending, VerdictCache
 from keybearer.models import Identity, Outcome, Verdict
 from reliability.processes import init, serving
-from watch.figures import note
+from watch.measurements import note
 
 TOKEN = "kbear1_a"
 _PAUSES = (0.0, 0.0, 1e-6, 1e-5, 1e-4)
 
 
-def _unguarded(answers: Answers) -> None:
-    """Plant the bug: keep whatever comes."""
-    answers._may_keep = lambda *_: answers._started  # type: ignore[method-assign]
+def _unguarded(cache: VerdictCache) -> None:
+    """Plant the bug: keep every verdict."""
+    cache._may_keep = lambda *_: cache._started  # type: ignore[method-assign]
 
 
 def _races(seed: int, trials: int, *, guarded: bool) -> int:
-    """Let a change and an answer from before it meet; answer how often the answer survived."""
+    """Race a change with an older verdict, and return how often the verdict survived."""
     chance = random.Random(seed)
-    answers = Answers("", max_entries=10, max_negative=10)
+    cache = VerdictCache("", max_entries=10, max_negative=10)
     if not guarded:
-        _unguarded(answers)
-    answers.hello("epoch", 0)
+        _unguarded(cache)
+    cache.hello("epoch", 0)
     together = threading.Barrier(2)
     stale = 0
     work: list[Any] = [None, 0.0]
@@ -44,7 +44,7 @@ def _races(seed: int, trials: int, *, guarded: bool) -> int:
             if work[0] is None:
                 return
             time.sleep(work[1])
-            answers.store(*work[0])
+            cache.store(*work[0])
             together.wait()
 
     keeper = threading.Thread(target=keep)
@@ -63,13 +63,13 @@ def _races(seed: int, trials: int, *, guarded: bool) -> int:
             cache_for=timedelta(seconds=60),
             revision=revision,
         )
-        work[:] = [(answers.begin(TOKEN, 0), verdict), chance.choice(_PAUSES)]
+        work[:] = [(cache.begin(TOKEN, 0), verdict), chance.choice(_PAUSES)]
         together.wait()
         time.sleep(chance.choice(_PAUSES))
-        answers.invalidate(("key_id", "k"), revision + 1, 0)
+        cache.invalidate(("key_id", "k"), revision + 1, 0)
         together.wait()
-        answers.pong(0, revision + 1)
-        stale += answers.find(TOKEN, 0) is not None
+        cache.pong(0, revision + 1)
+        stale += cache.find(TOKEN, 0) is not None
     work[0] = None
     together.wait()
     keeper.join()
@@ -77,28 +77,28 @@ def _races(seed: int, trials: int, *, guarded: bool) -> int:
 
 
 def test_an_answer_from_before_a_change_is_never_kept(seed: int) -> None:
-    """Two threads, 5,000 times."""
+    """In 5,000 races of two threads, no older verdict is kept."""
     assert _races(seed, 5_000, guarded=True) == 0
 
 
 def test_without_the_guard_it_is(seed: int) -> None:
-    """The planted bug is seen."""
+    """The planted bug is found."""
     assert _races(seed, 500, guarded=False) > 0
 
 
 @pytest.mark.slow
 def test_an_answer_from_before_a_change_is_never_kept_100_000_times(seed: int) -> None:
-    """Two threads, 100,000 times."""
+    """In 100,000 races of two threads, no older verdict is kept."""
     stale = _races(seed, 100_000, guarded=True)
     note(f"store race, two threads: {stale} stale in 100,000")
     assert stale == 0
 
 
-# --- with a server, a stream, and answers that are held up before they are kept -------------------
+# --- with a server, a stream, and cache that are held up before they are kept -------------------
 
 
 class Race:
-    """A verifier of a service whose answers reach its memory up to `late` seconds late."""
+    """A verifier whose verdicts reach the cache up to `late` seconds late."""
 
     def __init__(self, address: str, admin: Stubs) -> None:
         self.admin = admin
@@ -108,17 +108,17 @@ class Race:
         )
         self.verifier = CachingVerifier(client)
         self._chance = random.Random(0)
-        answers = self.answers = self.verifier._engine.answers
-        store = answers.store
+        cache = self.cache = self.verifier._engine.verdicts
+        store = cache.store
         self._pool = futures.ThreadPoolExecutor(64)
         self._kept: dict[bytes, futures.Future[Any]] = {}
 
-        def store_late(question: Question, verdict: Verdict) -> bool:
+        def store_late(pending: Pending, verdict: Verdict) -> bool:
             pause = self._chance.choice([0, self._chance.uniform(0, self.late)])
-            self._kept[question.mac] = self._pool.submit(_later, pause, store, question, verdict)
+            self._kept[pending.mac] = self._pool.submit(_later, pause, store, pending, verdict)
             return False
 
-        answers.store = store_late  # type: ignore[method-assign]
+        cache.store = store_late  # type: ignore[method-assign]
         assert self.verifier.wait_for_lease(20)
 
     def close(self) -> None:
@@ -126,23 +126,23 @@ class Race:
         self._pool.shutdown()
 
     def trial(self, seed: int) -> bool:
-        """Check and revoke at once; tell whether the check's answer outlived the revocation."""
+        """Check and revoke at once, and return whether the verdict outlived the revocation."""
         chance = random.Random(seed)
         created = self.admin.create_key()
         with futures.ThreadPoolExecutor(1) as pool:
             check = pool.submit(
-                _later, chance.uniform(0, 0.01), self.verifier.verify, created.token
+                _later, chance.uniform(0, 0.01), self.verifier.verify, Presented(created.token)
             )
             time.sleep(chance.uniform(0, 0.03))
             self.admin.revoke(created.api_key.id)
             check.result()
         revision = self.admin.validate(created.token).revision
         until = time.monotonic() + 10
-        while self.answers.position[1] < revision:
+        while self.cache.position[1] < revision:
             assert time.monotonic() < until, "the change was never told"
             time.sleep(0.002)
-        self._kept[self.answers.mac(created.token)].result()
-        found = self.answers.find(created.token, 0)
+        self._kept[self.cache.mac(created.token)].result()
+        found = self.cache.find(created.token, 0)
         return found is not None and found.valid
 
 
@@ -167,16 +167,16 @@ def _trials(race: Race, count: int, seed: int) -> int:
 
 
 def test_no_revoked_key_stays_kept_and_without_the_guard_some_do(race: Race, seed: int) -> None:
-    """200 revocations with the guard, then the planted bug."""
+    """In 200 revocations no revoked key stays; with the planted bug some do."""
     assert _trials(race, 200, seed) == 0
-    _unguarded(race.answers)
+    _unguarded(race.cache)
     race.late = 0.5  # a busy machine takes its time to revoke
     assert _trials(race, 100, seed) > 0
 
 
 @pytest.mark.slow
 def test_no_revoked_key_stays_kept_100_000_times(race: Race, seed: int) -> None:
-    """0 stale in 100,000."""
+    """In 100,000 revocations no revoked key stays."""
     stale = _trials(race, 100_000, seed)
     note(f"store race, with server and stream: {stale} stale in 100,000")
     assert stale == 0

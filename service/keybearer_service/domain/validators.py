@@ -5,14 +5,8 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from keybearer.access import (
-    MAX_SCOPE_LENGTH,
-    MAX_SCOPES,
-    AccessRule,
-    Role,
-    is_held_scope,
-    is_required_scope,
-)
+from keybearer._wire.limits import MAX_SCOPE_LENGTH, MAX_SCOPES
+from keybearer.access import AccessRule, Role, is_held_scope, is_required_scope
 from keybearer_service.domain.clock import DAY, Micros
 from keybearer_service.domain.errors import FieldInvalid
 

@@ -4,7 +4,7 @@ import enum
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from keybearer.access import AccessRule, Decision, Role, decide
+from keybearer.access import NO_CONTEXT, AccessRule, Decision, Role, decide
 from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.model import KeyState, key_state
 
@@ -137,7 +137,9 @@ def outcome_at(record: TokenRecord, rule: AccessRule, now: Micros) -> Outcome:
         return _STATE_OUTCOMES[state]
     if record.account_disable_time is not None:
         return Outcome.DISABLED
-    return _DECISION_OUTCOMES[decide(rule, record.effective_role, record.scopes.split())]
+    return _DECISION_OUTCOMES[
+        decide(rule, record.effective_role, record.scopes.split(), NO_CONTEXT)
+    ]
 
 
 def cache_for_at(outcome: Outcome, valid_until: Micros | None, now: Micros) -> int:

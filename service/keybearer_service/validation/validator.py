@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import structlog
 
-from keybearer.access import AccessRule, Decision, Role, decide
+from keybearer.access import NO_CONTEXT, AccessRule, Decision, Role, decide
 from keybearer_service.domain import token_format
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.clock import Clock, Micros
@@ -236,7 +236,7 @@ def judge_caller(caller: Caller, rule: AccessRule) -> None:
     Raises:
         OperatorOnly, RoleInsufficient, ScopeInsufficient: The rule says no.
     """
-    decision = decide(rule, caller.role, caller.match.record.scopes.split())
+    decision = decide(rule, caller.role, caller.match.record.scopes.split(), NO_CONTEXT)
     if decision is not Decision.ALLOWED:
         raise denial_of(Outcome[decision.name], rule, caller.role)
     if rule.operator_only and not caller.is_operator:

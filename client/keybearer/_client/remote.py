@@ -1,0 +1,91 @@
+"""Verifiers that validate every token at keybearer.
+
+A verifier says whose token it is. It never says whether a role or a scope suffices: that is decided
+where the rule is, by `access.decide`.
+"""
+
+from typing import Final
+
+from keybearer._client import requests
+from keybearer._client.client import AsyncKeybearerClient, KeybearerClient
+from keybearer._client.outage_log import OutageLog
+from keybearer._wire.token_format import may_be_token
+from keybearer.models import Outcome, Presented, Verdict
+
+DEFAULT_TIMEOUT: Final = 2.0
+"""Seconds after which a check without an answer is given up."""
+
+
+class RemoteVerifier:
+    """Validates every token at keybearer, for threads.
+
+    Args:
+        client: A client with the credential of a VALIDATOR.
+        account_id: Empty means that only keys of the client's own account are accepted. A client of
+            the operator account may give the id of another account, or `-` for any account.
+        timeout: Seconds that a check may take.
+    """
+
+    def __init__(
+        self, client: KeybearerClient, *, account_id: str = "", timeout: float = DEFAULT_TIMEOUT
+    ) -> None:
+        self._client = client
+        self._account_id = account_id
+        self._timeout = timeout
+        self._outages = OutageLog()
+
+    def verify(self, presented: Presented) -> Verdict:
+        """Return the verdict about a credential.
+
+        Raises:
+            VerifierUnavailableError: keybearer does not answer, is overloaded, or does not accept
+                the credential of the client. This is never a verdict.
+        """
+        if not may_be_token(presented.token):
+            return Verdict(outcome=Outcome.NOT_FOUND)
+        request = requests.validate_token(presented.token, account_id=self._account_id)
+        try:
+            verdict = self._client.run(request, timeout=self._timeout)
+        except Exception as error:
+            raise self._outages.failed(error) from error
+        self._outages.recovered()
+        return restrict_to_account(verdict, self._account_id)
+
+
+class AsyncRemoteVerifier:
+    """The same as RemoteVerifier for asyncio."""
+
+    def __init__(
+        self,
+        client: AsyncKeybearerClient,
+        *,
+        account_id: str = "",
+        timeout: float = DEFAULT_TIMEOUT,
+    ) -> None:
+        self._client = client
+        self._account_id = account_id
+        self._timeout = timeout
+        self._outages = OutageLog()
+
+    async def verify(self, presented: Presented) -> Verdict:
+        """Return the verdict about a credential, as RemoteVerifier.verify does."""
+        if not may_be_token(presented.token):
+            return Verdict(outcome=Outcome.NOT_FOUND)
+        request = requests.validate_token(presented.token, account_id=self._account_id)
+        try:
+            verdict = await self._client.run(request, timeout=self._timeout)
+        except Exception as error:
+            raise self._outages.failed(error) from error
+        self._outages.recovered()
+        return restrict_to_account(verdict, self._account_id)
+
+
+def restrict_to_account(verdict: Verdict, account_id: str) -> Verdict:
+    """Return the verdict, or NOT_FOUND when its identity belongs to another account.
+
+    The restriction is checked here too, so that a wrong answer of a server lets nobody in.
+    """
+    identity = verdict.identity
+    if identity is None or account_id in ("", "-", identity.account_id):
+        return verdict
+    return Verdict(outcome=Outcome.NOT_FOUND)

@@ -1,0 +1,3 @@
+from keybearer.cli import main
+
+main()

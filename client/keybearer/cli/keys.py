@@ -1,0 +1,476 @@
+"""`keybearer keys`."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import typer
+
+from keybearer._wire.enums import REASONS_OF_CALLERS
+from keybearer._wire.limits import API_KEY_ORDERS
+from keybearer.access import Role
+from keybearer.cli import inputs, output
+from keybearer.cli.inputs import enum_option, word
+from keybearer.cli.options import (
+    DEFAULT_LIMIT,
+    AccountOption,
+    AllOption,
+    AttemptOption,
+    KeyArgument,
+    LimitOption,
+    NewTokenFileOption,
+    RequestIdOption,
+    YesOption,
+    limit_of,
+    page_size_of,
+    user_id_of,
+)
+from keybearer.cli.output import ID_WIDTH, Column, moment_text
+from keybearer.cli.refusals import usage
+from keybearer.cli.session import Session, command
+from keybearer.cli.terminal import confirm
+from keybearer.cli.token_files import token_sink
+from keybearer.models import ApiKey, ApiKeyState, RevocationReason
+
+app = typer.Typer()
+
+_REASONS_OF_THE_SERVICE = tuple(
+    reason for reason in RevocationReason if reason not in REASONS_OF_CALLERS
+)
+
+COLUMNS: list[Column[ApiKey]] = [
+    Column("name", lambda key: key.name),
+    Column("id", lambda key: key.id, under=True, least=ID_WIDTH),
+    Column("state", lambda key: word(key.state), least=9),
+    Column("role", lambda key: word(key.effective_role), under=True, least=9),
+    Column("creator", lambda key: key.created_by_email or key.created_by),
+    Column("owner", lambda key: key.owner_email or key.owner_id, under=True),
+    Column("created", lambda key: key.create_time),
+    Column("last used", lambda key: key.last_used_time),
+    Column("expires", lambda key: key.expire_time),
+]
+
+TtlOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DURATION", help="How long the key is accepted from now on, as 30d or 12h."
+    ),
+]
+ExpiresOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="The time from which the key is refused, as 2030-12-31 (00:00 UTC) or "
+        "2030-12-31T18:00Z.",
+    ),
+]
+NeverExpiresOption = Annotated[
+    bool, typer.Option("--never-expires", help="The key is accepted until it is revoked.")
+]
+ScopesOption = Annotated[
+    list[str] | None,
+    typer.Option("--scope", metavar="SCOPE", help="What the key may do; may be repeated."),
+]
+LabelsOption = Annotated[
+    list[str] | None,
+    typer.Option("--label", metavar="KEY=VALUE", help="For your own use; may be repeated."),
+]
+
+
+@command(
+    app,
+    "create",
+    "keybearer keys create billing --role developer --ttl 30d --scope invoices.read",
+    "keybearer keys create gateway --role validator --never-expires --token-file gateway.token",
+)
+def create(
+    session: Session,
+    *,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="1 to 100 characters; need not be unique.")
+    ],
+    role: Annotated[Role, enum_option(Role, "The granted role; never more than your own.")],
+    ttl: TtlOption = None,
+    expires: ExpiresOption = None,
+    never_expires: NeverExpiresOption = False,
+    description: Annotated[str, typer.Option(metavar="TEXT", help="What it is for.")] = "",
+    owner: Annotated[
+        str,
+        typer.Option(metavar="USER", help="The id or address of the owner. Default: you"),
+    ] = "",
+    scope: ScopesOption = None,
+    label: LabelsOption = None,
+    account: AccountOption = "",
+    token_file: NewTokenFileOption = None,
+    request_id: RequestIdOption = "",
+    attempt: AttemptOption = 1,
+) -> None:
+    """Create a key and show its token once.
+
+    Choose how long it is accepted: give one of --ttl, --expires and --never-expires. Standard
+    output has the token alone, so it can go into a pipe.
+    """
+    expiration = inputs.expiration(ttl, expires, never=never_expires)
+    if expiration is None:
+        raise usage(
+            "keys create: choose when the key expires: --ttl 30d, --expires 2030-12-31 or "
+            "--never-expires"
+        )
+    labels = inputs.labels(label)
+    client = session.client
+    owner_id = user_id_of(client, owner, account)
+    with token_sink(token_file) as sink:
+        with session.changing():
+            issued = client.create_api_key(
+                name,
+                role=role,
+                expiration=expiration,
+                description=description,
+                owner_id=owner_id,
+                scopes=scope or (),
+                labels=labels,
+                account_id=account,
+                request_id=request_id,
+                attempt=attempt,
+            )
+        sink.deliver(
+            issued.token,
+            issued.api_key,
+            {"api_key": issued.api_key, "replayed": issued.replayed},
+            f"Created the key:\n\n{_summary(issued.api_key)}",
+            as_json=session.as_json,
+        )
+
+
+@command(
+    app,
+    "list",
+    "keybearer keys list",
+    "keybearer keys list --state active --unused-since 90d --sort last_used_time",
+    "keybearer keys list --expires-before 30d --output json",
+)
+def list_(
+    session: Session,
+    *,
+    state: Annotated[
+        list[ApiKeyState] | None,
+        enum_option(ApiKeyState, "Only keys in this state; may be repeated.", "--state"),
+    ] = None,
+    owner: Annotated[
+        str, typer.Option(metavar="USER", help="Only keys of this user: id or address.")
+    ] = "",
+    name: Annotated[
+        str, typer.Option(metavar="TEXT", help="Only keys with this in their name.")
+    ] = "",
+    expires_before: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Only keys that expire before; 30d: within 30 days."),
+    ] = None,
+    unused_since: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Only keys not used since; 90d: for 90 days."),
+    ] = None,
+    sort: Annotated[
+        str,
+        typer.Option(
+            metavar="ORDER",
+            help=f"{', '.join(API_KEY_ORDERS)}; each also with ' desc' for descending order.",
+            autocompletion=lambda: [*API_KEY_ORDERS, *(f"{sort} desc" for sort in API_KEY_ORDERS)],
+        ),
+    ] = "create_time desc",
+    account: AccountOption = "",
+    limit: LimitOption = DEFAULT_LIMIT,
+    show_all: AllOption = False,
+) -> None:
+    """List keys, the newest first, also revoked and expired ones.
+
+    The role is the effective one: the lower of the granted role and the owner's.
+    """
+    shown = limit_of(limit, show_all=show_all)
+    before = inputs.future("--expires-before", expires_before)
+    since = inputs.past("--unused-since", unused_since)
+    client = session.client
+    keys = client.list_api_keys(
+        states=state or (),
+        owner_id=user_id_of(client, owner, account),
+        name_contains=name,
+        expires_before=before,
+        unused_since=since,
+        order_by=sort,
+        page_size=page_size_of(shown),
+        account_id=account,
+    )
+    filtered = any((state, owner, name, before, since))
+    output.show_list(
+        keys,
+        COLUMNS,
+        name="api_keys",
+        limit=shown,
+        empty="No key matches; leave out a filter to see more."
+        if filtered
+        else "There are no keys yet. Create one: "
+        "keybearer keys create NAME --role developer --ttl 30d",
+        as_json=session.as_json,
+    )
+
+
+@command(app, "show", "keybearer keys show 4f9QzVbT1xKc8LmN")
+def show(session: Session, key: KeyArgument) -> None:
+    """Show everything about a key except its token."""
+    api_key = session.client.get_api_key(key)
+    session.show({"api_key": api_key}, output.facts_text(facts_of(api_key)))
+
+
+@command(
+    app,
+    "update",
+    "keybearer keys update 4f9QzVbT1xKc8LmN --name invoices --ttl 90d",
+    "keybearer keys update 4f9QzVbT1xKc8LmN --scope invoices.read --scope invoices.write",
+)
+def update(
+    session: Session,
+    *,
+    key: KeyArgument,
+    name: Annotated[str | None, typer.Option(metavar="TEXT", help="1 to 100 characters.")] = None,
+    description: Annotated[str | None, typer.Option(metavar="TEXT", help="What it is for.")] = None,
+    role: Annotated[
+        Role | None, enum_option(Role, "The granted role; never more than your own.")
+    ] = None,
+    scope: ScopesOption = None,
+    no_scopes: Annotated[bool, typer.Option("--no-scopes", help="Remove all scopes.")] = False,
+    label: LabelsOption = None,
+    no_labels: Annotated[bool, typer.Option("--no-labels", help="Remove all labels.")] = False,
+    ttl: TtlOption = None,
+    expires: ExpiresOption = None,
+    never_expires: NeverExpiresOption = False,
+    overlap_until: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="When the old secret of a rotation stops working; 10m: in 10 minutes.",
+        ),
+    ] = None,
+    etag: Annotated[
+        str,
+        typer.Option(
+            metavar="ETAG",
+            help="Reject the change if the key has changed since this etag was shown.",
+        ),
+    ] = "",
+) -> None:
+    """Change a key. Only what is given changes; scopes and labels are replaced as a whole."""
+    if (scope and no_scopes) or (label and no_labels):
+        raise usage("keys update: --no-scopes and --no-labels exclude --scope and --label")
+    changes = {
+        "name": name,
+        "description": description,
+        "role": role,
+        "scopes": [] if no_scopes else scope or None,
+        "labels": {} if no_labels else inputs.labels(label) or None,
+        "expiration": inputs.expiration(ttl, expires, never=never_expires),
+        "overlap_end_time": inputs.future("--overlap-until", overlap_until),
+    }
+    if all(value is None for value in changes.values()):
+        raise usage("keys update: give at least one change, as --name invoices")
+    client = session.client
+    with session.changing():
+        api_key = client.update_api_key(key, etag=etag, **changes)  # type: ignore[arg-type]
+    session.show({"api_key": api_key}, f"Updated the key:\n\n{_summary(api_key)}")
+
+
+@command(app, "disable", "keybearer keys disable 4f9QzVbT1xKc8LmN")
+def disable(session: Session, key: KeyArgument) -> None:
+    """Disable a key until it is enabled again."""
+    client = session.client
+    with session.changing():
+        api_key = client.disable_api_key(key)
+    session.show(
+        {"api_key": api_key},
+        f"Disabled {_named(api_key)}; `keybearer keys enable {api_key.id}` undoes it.",
+    )
+
+
+@command(app, "enable", "keybearer keys enable 4f9QzVbT1xKc8LmN")
+def enable(session: Session, key: KeyArgument) -> None:
+    """Enable a key again."""
+    client = session.client
+    with session.changing():
+        api_key = client.enable_api_key(key)
+    session.show({"api_key": api_key}, f"Enabled {_named(api_key)}; it is {word(api_key.state)}.")
+
+
+@command(
+    app,
+    "rotate",
+    "keybearer keys rotate 4f9QzVbT1xKc8LmN --overlap 24h --token-file billing.token",
+    "keybearer keys rotate 4f9QzVbT1xKc8LmN --yes",
+)
+def rotate(
+    session: Session,
+    *,
+    key: KeyArgument,
+    overlap: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="How long the old secret is still accepted, at most 30d. Default: not at all",
+        ),
+    ] = None,
+    token_file: NewTokenFileOption = None,
+    request_id: RequestIdOption = "",
+    attempt: AttemptOption = 1,
+    yes: YesOption = False,
+) -> None:
+    """Give a key a new secret and show its token once; id and everything else stay.
+
+    With --overlap the holders have time to change, and `keys show` says whether the old secret is
+    still used. Without, it is refused at once, and you are asked first.
+    """
+    length = inputs.duration("--overlap", overlap) if overlap is not None else timedelta()
+    client = session.client
+    if not length:
+        confirm(
+            "Rotate it without an overlap?",
+            lambda: [
+                *_warning("The old secret of this key stops working now:", client.get_api_key(key)),
+                "Everybody who still uses it is refused. --overlap 24h gives time to change.",
+            ],
+            yes=yes,
+        )
+    with token_sink(token_file) as sink:
+        with session.changing():
+            issued = client.rotate_api_key(
+                key, overlap=length, request_id=request_id, attempt=attempt
+            )
+        sink.deliver(
+            issued.token,
+            issued.api_key,
+            {"api_key": issued.api_key, "replayed": issued.replayed},
+            f"Rotated the key:\n\n{_summary(issued.api_key)}",
+            as_json=session.as_json,
+        )
+
+
+@command(
+    app,
+    "revoke",
+    "keybearer keys revoke 4f9QzVbT1xKc8LmN --reason compromised --note 'seen in a log'",
+    "keybearer keys revoke 4f9QzVbT1xKc8LmN 8wRt2LpXcVb6NmQa --reason no-longer-used --yes",
+)
+def revoke(
+    session: Session,
+    *,
+    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="The ids of the keys.")],
+    reason: Annotated[
+        RevocationReason, enum_option(RevocationReason, "Why.", without=_REASONS_OF_THE_SERVICE)
+    ],
+    note: Annotated[str, typer.Option(metavar="TEXT", help="A note for the audit log.")] = "",
+    yes: YesOption = False,
+) -> None:
+    """Revoke keys, which is final. They are refused from the moment the command ends.
+
+    All keys are looked up before the first is revoked. With --output json, each key is one object
+    on one line.
+    """
+    client = session.client
+    found = [client.get_api_key(key) for key in dict.fromkeys(keys)]
+    to_revoke = [key for key in found if key.state is not ApiKeyState.REVOKED]
+    if to_revoke:
+        count = "this key" if len(to_revoke) == 1 else f"these {len(to_revoke)} keys"
+        confirm(
+            f"Revoke {count}? It cannot be undone.",
+            lambda: [line for key in to_revoke for line in _warning("", key)],
+            yes=yes,
+        )
+    revoked = 0
+    try:
+        with output.counting_steps(len(found), "revoked") as step:
+            for key in found:
+                with session.changing():
+                    api_key = client.revoke_api_key(key.id, reason=reason, note=note)
+                revoked += 1
+                step()
+                session.show({"api_key": api_key}, _revoked_text(key, api_key))
+    finally:
+        if revoked < len(found) and len(found) > 1:
+            session.note(f"Stopped: {revoked} of {len(found)} keys are revoked.")
+
+
+def facts_of(key: ApiKey) -> list[tuple[str, str]]:
+    """Return everything about a key, for people."""
+    role = word(key.role)
+    if key.effective_role < key.role:
+        role += f", effective {word(key.effective_role)}: the owner's role is lower"
+    revocation = ""
+    if key.revoke_time is not None:
+        by = key.revoked_by or "its holder"
+        revocation = f"{moment_text(key.revoke_time)}, {word(key.revocation_reason)}, by {by}"
+    return [
+        ("name", key.name),
+        ("id", key.id),
+        ("state", word(key.state)),
+        ("description", key.description),
+        ("owner", output.person_text(key.owner_email, key.owner_id)),
+        ("creator", output.person_text(key.created_by_email, key.created_by)),
+        ("role", role),
+        ("scopes", ", ".join(key.scopes) or ("all" if key.role is Role.ADMIN else "none")),
+        ("labels", output.pairs_text(key.labels)),
+        ("created", moment_text(key.create_time)),
+        ("updated", moment_text(key.update_time)),
+        ("last used", moment_text(key.last_used_time)),
+        ("uses", f"about {key.use_count:,}" if key.use_count else "none"),
+        ("expires", moment_text(key.expire_time)),
+        ("secret", f"the {_ordinal(key.secret_version)}"),
+        ("old secret", _old_secret_text(key)),
+        ("disabled", moment_text(key.disable_time, "")),
+        ("revoked", revocation),
+        ("note", key.revocation_note),
+        ("account", key.account_id),
+        ("etag", key.etag),
+    ]
+
+
+def lines_of(key: ApiKey) -> str:
+    """Return what matters before a key is revoked, on one line."""
+    used = "never used"
+    if key.last_used_time is not None:
+        ago = output.distance(key.last_used_time, datetime.now(UTC))
+        used = f"last used {key.last_used_time:%Y-%m-%d %H:%M} UTC ({ago}), "
+        used += f"about {key.use_count:,} uses"
+    owner = key.owner_email or key.owner_id
+    state = "" if key.state is ApiKeyState.ACTIVE else f"{word(key.state)}, "
+    return f"{key.name} ({key.id}): {state}owner {owner}, {used}"
+
+
+def _warning(title: str, key: ApiKey) -> list[str]:
+    return [line for line in (title, f"  {lines_of(key)}") if line]
+
+
+def _summary(key: ApiKey) -> str:
+    wanted = {"name", "id", "state", "owner", "role", "scopes", "labels", "expires", "old secret"}
+    return output.facts_text([fact for fact in facts_of(key) if fact[0] in wanted])
+
+
+def _named(key: ApiKey) -> str:
+    return output.visible(f"{key.name} ({key.id})")
+
+
+def _revoked_text(before: ApiKey, after: ApiKey) -> str:
+    if before.state is ApiKeyState.REVOKED:
+        reason = word(after.revocation_reason)
+        return f"{_named(after)} was revoked already, {moment_text(after.revoke_time)}, {reason}."
+    return f"Revoked {_named(after)}."
+
+
+def _old_secret_text(key: ApiKey) -> str:
+    if key.overlap_end_time is None:
+        return ""
+    used = "not used since the rotation"
+    if key.old_secret_last_used_time is not None:
+        used = f"last used {moment_text(key.old_secret_last_used_time)}"
+    return f"accepted until {moment_text(key.overlap_end_time)}, {used}"
+
+
+def _ordinal(number: int) -> str:
+    if number % 100 in {11, 12, 13}:
+        return f"{number}th"
+    return f"{number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th') }"

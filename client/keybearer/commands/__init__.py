@@ -1,1 +1,0 @@
-"""The command `keybearer`: how it asks, what it answers, and its commands, a module a group."""
