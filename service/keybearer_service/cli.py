@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from keybearer._wire.durations import parse_duration
+from keybearer._wire.limits import MAX_NAME
 from keybearer.access import RuleError
 from keybearer_service import supervisor
 from keybearer_service.config import ConfigError, Settings, load
@@ -231,7 +232,7 @@ def init(
         NewAccount(
             name=validators.name("--account", account),
             admin_email=email,
-            admin_display_name=email[: validators.MAX_NAME],
+            admin_display_name=email[:MAX_NAME],
             expiration=Expiration(ttl=None if ttl is None else _micros(ttl)),
         ),
         prefix,

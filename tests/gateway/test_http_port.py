@@ -18,6 +18,7 @@ from gateway.gateway_clients import (
 )
 from gateway.support import Cast, Gated, cast, gated, tls_files
 from harness import initialise, refused
+from keybearer.models import Presented
 from keybearer_service.app import App, AppConfig
 from keybearer_service.config import ConfigError, load
 from keybearer_service.domain.errors import StoreUnavailable
@@ -234,7 +235,7 @@ def test_an_outage_between_gateway_and_client_is_no_verdict(
 ) -> None:
     """The same when the gateway is still known and its client cannot be looked up."""
     validator = world.service.app.container.validator
-    known = validator.authenticate(keys.gateway)
+    known = validator.authenticate(Presented(keys.gateway))
     monkeypatch.setattr(validator, "authenticate", lambda _token: known)
     with world.outage():
         answer = ENTRY_POINTS[entry_point](world, keys.gateway, keys.good, ())

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
+from keybearer._wire.enums import AuditAction, AuditTargetType
+from keybearer_service.domain.audit_event import FieldChange
 from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.model import Installation, SubjectKind
@@ -118,9 +119,9 @@ def _restore(
                 )
             )
             mutation.record(
-                Action.INSTALLATION_RESTORED,
+                AuditAction.INSTALLATION_RESTORED,
                 account_id=before.operator_account_id,
-                target_type=TargetType.INSTALLATION,
+                target_type=AuditTargetType.INSTALLATION,
                 target_id=before.operator_account_id,
                 changes=(FieldChange("epoch", before.epoch, epoch),),
             )

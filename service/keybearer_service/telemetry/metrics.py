@@ -22,7 +22,7 @@ import prometheus_client
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 
-from keybearer_service.domain.verdict import Outcome
+from keybearer._wire.enums import Outcome
 from keybearer_service.telemetry.recorder import EntryPoint
 
 log = structlog.get_logger(__name__)
