@@ -29,6 +29,7 @@ from keybearer_service.domain.token_format import DEFAULT_PREFIX
 from keybearer_service.installation.data_directory import DataDir, DataDirError, write_secret_file
 from keybearer_service.installation.keyring import KeyringError
 from keybearer_service.net.addresses import ListenError
+from keybearer_service.net.health_client import ask
 from keybearer_service.net.tls import TlsError
 from keybearer_service.offline.audit import check as check_installation
 from keybearer_service.offline.audit import export_audit, verify_audit
@@ -504,8 +505,6 @@ def healthcheck(
     config: ConfigOption = None,
 ) -> None:
     """Ask a running server whether it serves: exit code 0 when it does."""
-    from keybearer_service.net.health_client import ask
-
     settings = load(config, {"listen": listen, "insecure": True})
     files = (tls_ca, tls_cert, tls_key)
     status = ask(settings.listen, files, tls_name, timeout)
@@ -579,7 +578,3 @@ def _sqlite_version() -> str:
 def _refuse(message: str) -> NoReturn:
     typer.echo(f"keybearer-server: {message}", err=True)
     sys.exit(EXIT_REFUSED)
-
-
-if __name__ == "__main__":
-    main()
