@@ -30,7 +30,7 @@ from keybearer_service.container import create_store
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.installation.data_directory import DataDir
-from keybearer_service.net.addresses import Listener
+from keybearer_service.net.addresses import Address, Listener
 from keybearer_service.offline.initialise import initialise as initialise_offline
 from keybearer_service.usecases.accounts import CreatedAccount, NewAccount
 from keybearer_service.usecases.issuing import Expiration
@@ -328,7 +328,7 @@ def running(path: Path, clock: Clock, entropy: Entropy) -> Iterator[Service]:
     """Run a fresh service."""
     data_dir, created = initialise(path, clock, entropy)
     app = App(
-        AppConfig(data_dir=data_dir, listener=Listener(address="127.0.0.1:0")),
+        AppConfig(data_dir=data_dir, listener=Listener(address=Address("127.0.0.1", 0))),
         on_fatal=lambda: None,
         clock=clock,
         entropy=entropy,

@@ -1,22 +1,30 @@
 """Configuration: flags over `KEYBEARER_…` environment variables over a TOML file over defaults."""
 
-import ipaddress
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, InstanceOf, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
+from keybearer_service.net.addresses import Address
 from keybearer_service.net.tls import TlsFiles
 
 
 class ConfigError(Exception):
     """A setting is wrong. The text names it and says what would be right."""
+
+
+def _address(value: object) -> object:
+    return Address.parse(value) if isinstance(value, str) else value
+
+
+AddressSetting = Annotated[InstanceOf[Address], NoDecode, BeforeValidator(_address)]
 
 
 class Settings(BaseSettings):
@@ -27,9 +35,9 @@ class Settings(BaseSettings):
     file: ClassVar[Path | None] = None
 
     data_dir: Path = Path("data")
-    listen: str = "127.0.0.1:50051"
-    http_listen: str | None = None
-    metrics_listen: str | None = None
+    listen: AddressSetting = Address("127.0.0.1", 50051)
+    http_listen: AddressSetting | None = None
+    metrics_listen: AddressSetting | None = None
     http_open: bool = False
     http_account: str = ""
     workers: int = Field(default=1, ge=1, le=64)
@@ -82,13 +90,18 @@ def load(file: Path | None, flags: dict[str, Any]) -> Settings:
             **{name: value for name, value in flags.items() if value is not None}
         )
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{name}: {first['msg']}") from None
+        raise ConfigError(_first_problem(error)) from None
     except ValueError as error:  # a TOML file that is none
         raise ConfigError(f"--config: {error}") from None
     _assert_consistent(settings)
     return settings
+
+
+def _first_problem(error: ValidationError) -> str:
+    # Never the value: what was mistyped into a variable may be a secret.
+    first = error.errors(include_url=False, include_input=False)[0]
+    name = ".".join(str(part) for part in first["loc"])
+    return f"{name}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _assert_consistent(settings: Settings) -> None:
@@ -96,17 +109,17 @@ def _assert_consistent(settings: Settings) -> None:
         raise ConfigError("tls_cert and tls_key: give both or neither")
     if settings.tls_client_ca is not None and settings.tls_cert is None:
         raise ConfigError("tls_client_ca: needs tls_cert and tls_key")
-    assert_may_listen("listen", settings.listen, settings)
+    _assert_may_listen("listen", settings.listen, settings)
     _assert_http_consistent(settings)
 
 
 def _assert_http_consistent(settings: Settings) -> None:
     for name in ("http_listen", "metrics_listen"):
-        address: str | None = getattr(settings, name)
+        address: Address | None = getattr(settings, name)
         if address is not None:
-            if address.startswith("unix:"):
+            if address.is_unix:
                 raise ConfigError(f"{name}: a unix socket is for --listen alone; give host:port")
-            assert_may_listen(name, address, settings)
+            _assert_may_listen(name, address, settings)
     if settings.http_open and settings.http_listen is None:
         raise ConfigError("http_open: needs http_listen")
     if settings.http_open and not settings.http_account:
@@ -115,28 +128,9 @@ def _assert_http_consistent(settings: Settings) -> None:
         raise ConfigError("http_account: is for http_open; gateways name accounts themselves")
 
 
-def assert_may_listen(name: str, address: str, settings: Settings) -> None:
-    """Refuse to send tokens in plain text over a network.
-
-    Raises:
-        ConfigError: Not `host:port`, or off loopback without TLS and without `insecure`.
-    """
-    if address.startswith("unix:"):
-        return
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004
-        raise ConfigError(f"{name}: {address!r} is not host:port")
-    if settings.tls is None and not settings.insecure and not _is_loopback(host.strip("[]")):
+def _assert_may_listen(name: str, address: Address, settings: Settings) -> None:
+    if settings.tls is None and not settings.insecure and not address.is_loopback:
         raise ConfigError(
             f"{name}: {address} would send tokens in plain text; give --tls-cert and --tls-key, "
             "or --insecure if something in front does TLS"
         )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

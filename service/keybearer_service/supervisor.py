@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from queue import Empty, SimpleQueue
-from typing import cast
 
 import structlog
 
@@ -22,7 +21,7 @@ from keybearer_service.app import App, AppConfig
 from keybearer_service.config import ConfigError, Settings
 from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
-from keybearer_service.net.addresses import Listener, ListenError
+from keybearer_service.net.addresses import Address, Listener, ListenError
 from keybearer_service.storage import dbapi
 from keybearer_service.telemetry import logs, metrics
 
@@ -34,7 +33,7 @@ RESTART_DELAY_S = 1.0
 """Between the end of a worker and its replacement, so that one that cannot start does not spin."""
 
 
-def serve(settings: Settings, on_serving: Callable[[str], None] = lambda _address: None) -> int:
+def serve(settings: Settings, on_serving: Callable[[Address], None] = lambda _address: None) -> int:
     """Serve an installation until the end; answer the exit code.
 
     Args:
@@ -70,9 +69,9 @@ def serve(settings: Settings, on_serving: Callable[[str], None] = lambda _addres
 
 
 def _serve_alone(
-    settings: Settings, address: str, on_serving: Callable[[str], None], *, shared: bool
+    settings: Settings, address: Address, on_serving: Callable[[Address], None], *, shared: bool
 ) -> int:
-    if not shared and not address.startswith("unix:"):
+    if not shared and not address.is_unix:
         _assert_free(address)
     # Put into by signal handlers and by threads; unlike an Event it may be used in both.
     ends: SimpleQueue[int] = SimpleQueue()
@@ -90,7 +89,7 @@ def _serve_alone(
         on_fatal=lambda: ends.put(EXIT_OUTCOME_UNKNOWN),
     )
     service.start()
-    on_serving(_with_port(address, service.port))
+    on_serving(address.with_port(service.port))
     code = _first_of(ends)
     if code == EXIT_OUTCOME_UNKNOWN:
         # Whatever this process believes of the store may be wrong now: answer what is in flight,
@@ -110,7 +109,7 @@ def _first_of(ends: SimpleQueue[int]) -> int:
 
 
 def _http(settings: Settings, *, shared: bool) -> HttpConfig:
-    def listener(address: str | None) -> Listener | None:
+    def listener(address: Address | None) -> Listener | None:
         if address is None:
             return None
         return Listener(address=address, tls=settings.tls, share_port=shared)
@@ -120,10 +119,6 @@ def _http(settings: Settings, *, shared: bool) -> HttpConfig:
         metrics=listener(settings.metrics_listen),
         open_account=settings.http_account,
     )
-
-
-def _with_port(address: str, port: int) -> str:
-    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
 
 def _on_end_signal(tell: Callable[[], None]) -> None:
@@ -148,7 +143,7 @@ def _on_end_of_supervisor(tell: Callable[[], None]) -> None:
 class _Supervisor:
     """Keeps workers running until it is told to end, and ends them in order."""
 
-    def __init__(self, settings: Settings, directory: DataDir, address: str) -> None:
+    def __init__(self, settings: Settings, directory: DataDir, address: Address) -> None:
         self._settings = settings
         self._directory = directory
         self._address = address
@@ -161,7 +156,7 @@ class _Supervisor:
     def run(self) -> int:
         _on_end_signal(self._end)
         self._workers = [self._start() for _ in range(self._settings.workers)]
-        log.info("supervising", workers=len(self._workers), address=self._address)
+        log.info("supervising", workers=len(self._workers), address=str(self._address))
         while not self._ending:
             # A signal does not interrupt the wait of a thread, so it is a short one.
             wait([worker.sentinel for worker in self._workers], timeout=0.2)
@@ -189,13 +184,13 @@ class _Supervisor:
 
     def _start(self) -> SpawnProcess:
         worker = self._context.Process(
-            target=_work, args=(self._settings.model_dump(), self._address), daemon=False
+            target=_work, args=(dict(self._settings), self._address), daemon=False
         )
         worker.start()
         return worker
 
 
-def _work(values: dict[str, object], address: str) -> None:
+def _work(values: dict[str, object], address: Address) -> None:
     settings = Settings.model_validate(values)
     logs.configure(settings.log_level, json=settings.log_format == "json")
     with DataDir(settings.data_dir).working():
@@ -203,47 +198,42 @@ def _work(values: dict[str, object], address: str) -> None:
 
 
 @contextmanager
-def _reserved(address: str) -> Iterator[str]:
+def _reserved(address: Address) -> Iterator[Address]:
     """Hold a port for the workers, so that all get the same and nobody else gets it.
 
     The socket never listens, so the kernel gives it no connection.
 
     Raises:
         ConfigError: A Unix socket, which processes cannot share.
-        ListenError: The port is in use, or not to be had.
+        ListenError: The port is in use, or cannot be bound.
     """
-    if address.startswith("unix:"):
+    if address.is_unix:
         raise ConfigError("workers: a unix socket cannot be shared; listen on a port")
-    host, _, port = address.rpartition(":")
-    name = host.strip("[]")
-    family = socket.AF_INET6 if ":" in name else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as holder:
+    _assert_free(address)
+    with socket.socket(address.family, socket.SOCK_STREAM) as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        try:
-            _refuse_if_taken(family, name, int(port))
-            holder.bind((name, int(port)))
-        except OSError as error:
-            raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
-        yield f"{host}:{cast('int', holder.getsockname()[1])}"
+        with _bind_errors(address):
+            holder.bind((address.host, address.port))
+        yield address.with_port(holder.getsockname()[1])
 
 
-def _assert_free(address: str) -> None:
+def _assert_free(address: Address) -> None:
     """Refuse a port that somebody listens on, before grpc finds out and logs it in its own way.
 
     Raises:
-        ListenError: The port is in use, or not to be had.
+        ListenError: The port is in use, or cannot be bound.
     """
-    host, _, port = address.rpartition(":")
-    name = host.strip("[]")
+    if not address.port:
+        return
+    # Without SO_REUSEPORT, which would let us in beside a stranger that has set it too.
+    with socket.socket(address.family, socket.SOCK_STREAM) as probe, _bind_errors(address):
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((address.host, address.port))
+
+
+@contextmanager
+def _bind_errors(address: Address) -> Iterator[None]:
     try:
-        _refuse_if_taken(socket.AF_INET6 if ":" in name else socket.AF_INET, name, int(port))
+        yield
     except OSError as error:
         raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
-
-
-def _refuse_if_taken(family: int, name: str, port: int) -> None:
-    # Without SO_REUSEPORT, which would let us in beside a stranger that has set it too.
-    if port:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((name, port))

@@ -13,7 +13,7 @@ from certificates import Authority
 from fakes import FakeClock, SeededEntropy
 from harness import Stubs, initialise
 from keybearer_service.app import App, AppConfig
-from keybearer_service.net.addresses import Listener
+from keybearer_service.net.addresses import Address, Listener
 from keybearer_service.net.tls import TlsError, TlsFiles
 
 
@@ -32,7 +32,7 @@ def serve_tls(
 
     def serve(files: TlsFiles) -> tuple[int, str]:
         data_dir, created = initialise(tmp_path / "data", clock, entropy)
-        listener = Listener(address="127.0.0.1:0", tls=files)
+        listener = Listener(address=Address("127.0.0.1", 0), tls=files)
         app = App(
             AppConfig(data_dir=data_dir, listener=listener),
             on_fatal=lambda: None,

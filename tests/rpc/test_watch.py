@@ -21,7 +21,7 @@ from keybearer_service.app import WATCH_THREADS, App, AppConfig
 from keybearer_service.domain.clock import MINUTE, SECOND
 from keybearer_service.domain.model import SubjectKind
 from keybearer_service.domain.verdict import Caller
-from keybearer_service.net.addresses import Listener
+from keybearer_service.net.addresses import Address, Listener
 from keybearer_service.storage import StoreLockedError
 from keybearer_service.watch import hub as watch_module
 from keybearer_service.watch.usage_reports import UsageReport
@@ -728,7 +728,7 @@ def test_streams_end_when_the_service_stops(
     """At once, so that a drain with a long grace is quick."""
     data_dir, created = initialise(tmp_path / "data", clock, entropy)
     app = App(
-        AppConfig(data_dir=data_dir, listener=Listener(address="127.0.0.1:0")),
+        AppConfig(data_dir=data_dir, listener=Listener(address=Address("127.0.0.1", 0))),
         on_fatal=lambda: None,
         clock=clock,
         entropy=entropy,

@@ -28,7 +28,7 @@ def file(tmp_path: Path) -> Path:
 def test_defaults_serve_on_loopback() -> None:
     """Without any setting nothing is reachable from outside, in one process."""
     settings = load(None, {})
-    assert settings.listen == "127.0.0.1:50051"
+    assert str(settings.listen) == "127.0.0.1:50051"
     assert settings.data_dir == Path("data")
     assert settings.workers == 1
     assert settings.tls is None
@@ -41,7 +41,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file(
     monkeypatch.setenv("KEYBEARER_LISTEN", "127.0.0.1:2")
     monkeypatch.setenv("KEYBEARER_LOG_LEVEL", "debug")
     settings = load(file, {"listen": "127.0.0.1:3", "log_level": None})
-    assert settings.listen == "127.0.0.1:3"
+    assert str(settings.listen) == "127.0.0.1:3"
     assert settings.log_level == "debug"
     assert settings.data_dir == Path("from-file")
 
@@ -119,7 +119,7 @@ ALLOWED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", sorted(ALLOWED))
 def test_what_is_safe_is_allowed(name: str) -> None:
     """Loopback, sockets, TLS, and plaintext only when it was asked for by name."""
-    assert load(None, ALLOWED[name]).listen == ALLOWED[name]["listen"]
+    assert str(load(None, ALLOWED[name]).listen) == ALLOWED[name]["listen"]
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from keybearer_service.cli.serving import run_server
 from keybearer_service.config import load
 from keybearer_service.domain.token_format import DEFAULT_PREFIX
 from keybearer_service.installation.data_directory import DataDir, write_secret_file
+from keybearer_service.net.addresses import Address
 from keybearer_service.usecases.accounts import NewAccount
 from keybearer_service.usecases.issuing import Expiration
 
@@ -56,16 +57,17 @@ def quickstart(
     run_server(settings, on_serving=_show_first_commands)
 
 
-def first_commands(address: str) -> list[str]:
+def first_commands(address: Address) -> list[str]:
     """Return three commands that work when pasted: who am I, make a key, list the keys."""
     header = '-H "authorization: Bearer $KEYBEARER_TOKEN"'
     service = "keybearer.v1.ApiKeyService"
     new_key = json.dumps({"name": "my first key", "role": "ROLE_DEVELOPER", "ttl": "2592000s"})
     buf = f"{_buf()} curl --protocol grpc {header}"
+    target = address.connectable
     return [
-        f"grpcurl -plaintext {header} {address} keybearer.v1.TokenService/WhoAmI",
-        f"{buf} -d '{new_key}' http://{address}/{service}/CreateApiKey",
-        f"{buf} http://{address}/{service}/ListApiKeys",
+        f"grpcurl -plaintext {header} {target} keybearer.v1.TokenService/WhoAmI",
+        f"{buf} -d '{new_key}' http://{target}/{service}/CreateApiKey",
+        f"{buf} http://{target}/{service}/ListApiKeys",
     ]
 
 
@@ -87,7 +89,7 @@ def _first_start(directory: DataDir) -> None:
     typer.echo(f"  {export}\n")
 
 
-def _show_first_commands(address: str) -> None:
+def _show_first_commands(address: Address) -> None:
     typer.echo("Then, in that shell:\n")
     for command in first_commands(address):
         typer.echo(f"  {command}")

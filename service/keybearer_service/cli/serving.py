@@ -15,6 +15,7 @@ from keybearer_service.cli.options import (
     LogLevelOption,
 )
 from keybearer_service.config import Settings, load
+from keybearer_service.net.addresses import Address
 from keybearer_service.telemetry import logs
 
 
@@ -57,7 +58,7 @@ def serve(
 
 
 def run_server(
-    settings: Settings, on_serving: Callable[[str], None] = lambda _address: None
+    settings: Settings, on_serving: Callable[[Address], None] = lambda _address: None
 ) -> None:
     """Serve until the end, then exit with the server's exit code.
 

@@ -5,9 +5,11 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from keybearer_service.net.addresses import Address
+
 
 def ask(
-    address: str,
+    address: Address,
     tls_files: tuple[Path | None, Path | None, Path | None],
     tls_name: str | None,
     timeout_s: float,
@@ -21,7 +23,7 @@ def ask(
         tls_name: The name in the server's certificate, when it is not the address.
         timeout_s: Seconds to wait for the answer.
     """
-    target = address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
+    target = str(address.connectable)
     options = [("grpc.ssl_target_name_override", tls_name)] if tls_name else []
     if any(tls_files):
         authority, certificate, key = (
