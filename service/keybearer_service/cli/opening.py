@@ -13,7 +13,7 @@ from keybearer_service.telemetry import logs
 
 
 @contextmanager
-def opened(config: Path | None, data_dir: Path | None) -> Iterator[Container]:
+def opened(config: Path | None, data_dir: str | None) -> Iterator[Container]:
     """Open the installation that the settings name, and close it after the block.
 
     Raises:

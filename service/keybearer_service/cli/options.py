@@ -2,12 +2,12 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from keybearer.durations import parse_duration
-from keybearer_service.config import ConfigError
+from keybearer_service.config import CONFIG_VARIABLE, ConfigError, describe
 from keybearer_service.domain.clock import SECOND
 
 
@@ -18,31 +18,53 @@ class Output(StrEnum):
     JSON = "json"
 
 
-DataDirOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--data-dir", help="Where everything lies. [env: KEYBEARER_DATA_DIR] [default: data]"
-    ),
-]
+_METAVARS = {
+    "data_dir": "DIR",
+    "listen": "ADDRESS",
+    "http_listen": "HOST:PORT",
+    "metrics_listen": "HOST:PORT",
+    "http_account": "ID",
+    "workers": "N",
+    "log_level": "LEVEL",
+    "log_format": "FORMAT",
+}
+
+
+def setting(name: str) -> Any:
+    """Return the option of a setting, whose help names its variable and its default.
+
+    The value goes to `config.load` as it was typed: that is where settings are checked, whichever
+    source they come from.
+    """
+    about = describe(name)
+    flag = f"{about.flag}/--no-{about.flag[2:]}" if about.default == "on" else about.flag
+    extra = f"env var: {about.variable}" + (f"; default: {about.default}" if about.default else "")
+    return typer.Option(
+        flag,
+        help=f"{about.meaning} [{extra}]",
+        show_default=False,
+        metavar=_METAVARS.get(name, "FILE" if name.startswith("tls_") else None),
+    )
+
+
+DataDirOption = Annotated[str | None, setting("data_dir")]
+ListenOption = Annotated[str | None, setting("listen")]
+HttpListenOption = Annotated[str | None, setting("http_listen")]
+TlsCertOption = Annotated[str | None, setting("tls_cert")]
+TlsKeyOption = Annotated[str | None, setting("tls_key")]
+LogLevelOption = Annotated[str | None, setting("log_level")]
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", envvar="KEYBEARER_CONFIG", help="A TOML file with the same settings."),
-]
-ListenOption = Annotated[
-    str | None,
     typer.Option(
-        help="host:port, or unix:/path. [env: KEYBEARER_LISTEN] [default: 127.0.0.1:50051]"
+        "--config", envvar=CONFIG_VARIABLE, help="TOML file with settings by their names."
     ),
 ]
-HttpListenOption = Annotated[
-    str | None,
-    typer.Option(help="host:port for gateways, health and metrics. [env: KEYBEARER_HTTP_LISTEN]"),
-]
-LogLevelOption = Annotated[str | None, typer.Option(help="debug, info, warning, error")]
 OutputOption = Annotated[Output, typer.Option("--output", help="Form of the result.")]
 TokenFileOption = Annotated[
     Path | None,
-    typer.Option(help="Write the token to this new file (0600) instead of showing it."),
+    typer.Option(
+        metavar="FILE", help="Write the token to this new file (0600) instead of showing it."
+    ),
 ]
 
 

@@ -31,6 +31,8 @@ app = typer.Typer(
     help="Issue, list, rotate, revoke and validate API keys.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # Plain help: as markup, "[env var: …]" would be a style and disappear.
+    rich_markup_mode=None,
 )
 for command in (quickstart, init, serve, admin_token, backup, restore, check):
     app.command()(command)

@@ -1,9 +1,9 @@
 """`serve`."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 
 from keybearer_service import supervisor
@@ -13,10 +13,15 @@ from keybearer_service.cli.options import (
     HttpListenOption,
     ListenOption,
     LogLevelOption,
+    TlsCertOption,
+    TlsKeyOption,
+    setting,
 )
-from keybearer_service.config import Settings, load
+from keybearer_service.config import Settings, load, unknown_variables
 from keybearer_service.net.addresses import Address
 from keybearer_service.telemetry import logs
+
+log = structlog.get_logger(__name__)
 
 
 def serve(
@@ -24,32 +29,17 @@ def serve(
     data_dir: DataDirOption = None,
     listen: ListenOption = None,
     http_listen: HttpListenOption = None,
-    metrics_listen: Annotated[
-        str | None, typer.Option(help="host:port for metrics and health alone.")
-    ] = None,
-    http_open: Annotated[
-        bool | None,
-        typer.Option("--http-open", help="Ask gateways for no credential. Needs --http-account."),
-    ] = None,
-    http_account: Annotated[
-        str | None, typer.Option(help="The one account that --http-open opens, by id.")
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes to serve with. [default: 1]")
-    ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="PEM certificate chain.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="PEM private key.")] = None,
-    tls_client_ca: Annotated[
-        Path | None, typer.Option(help="Demand a client certificate of this authority.")
-    ] = None,
-    insecure: Annotated[
-        bool | None, typer.Option("--insecure", help="Allow plaintext off loopback.")
-    ] = None,
-    reflection: Annotated[
-        bool | None, typer.Option(help="Let tools ask what is served. [default: reflection]")
-    ] = None,
+    metrics_listen: Annotated[str | None, setting("metrics_listen")] = None,
+    http_open: Annotated[bool | None, setting("http_open")] = None,
+    http_account: Annotated[str | None, setting("http_account")] = None,
+    workers: Annotated[str | None, setting("workers")] = None,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
+    tls_client_ca: Annotated[str | None, setting("tls_client_ca")] = None,
+    insecure: Annotated[bool | None, setting("insecure")] = None,
+    reflection: Annotated[bool | None, setting("reflection")] = None,
     log_level: LogLevelOption = None,
-    log_format: Annotated[str | None, typer.Option(help="json or text")] = None,
+    log_format: Annotated[str | None, setting("log_format")] = None,
     config: ConfigOption = None,
 ) -> None:
     """Serve an installation until SIGTERM or SIGINT."""
@@ -67,4 +57,7 @@ def run_server(
         on_serving: Called with the address once the server listens on it.
     """
     logs.configure(settings.log_level, json=settings.log_format == "json")
+    unknown = unknown_variables()
+    if unknown:
+        log.warning("unknown_variables", names=unknown)
     raise typer.Exit(supervisor.serve(settings, on_serving))
