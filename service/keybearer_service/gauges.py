@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from keybearer_service.container import Container
 from keybearer_service.domain.clock import DAY
 from keybearer_service.storage import Store
+from keybearer_service.telemetry import logs
 
 DAYS_TO_EXPIRY = (1, 7, 30, 90, 365)
 """Live keys are counted in the spans between these, and beyond, and without an expiry."""
@@ -25,6 +26,7 @@ def service_gauges(
     return {
         "queued_calls": queued_calls(),
         "queued_uses": container.usage.pending,
+        "log_lines_dropped": logs.dropped_lines(),
         "store_bytes": store_bytes(),
         "store_revision": revision,
         "watch_streams": container.watches.watchers,

@@ -32,6 +32,9 @@ EXIT_OUTCOME_UNKNOWN = 3
 RESTART_DELAY_S = 1.0
 """Between the end of a worker and its replacement, so that one that cannot start does not spin."""
 
+END_TIMEOUT_S = 25.0
+"""How long workers may take to end before they are killed; below the 30 s of Kubernetes."""
+
 
 def serve(settings: Settings, on_serving: Callable[[Address], None] = lambda _address: None) -> int:
     """Serve an installation until the end; answer the exit code.
@@ -161,13 +164,25 @@ class _Supervisor:
             # A signal does not interrupt the wait of a thread, so it is a short one.
             wait([worker.sentinel for worker in self._workers], timeout=0.2)
             self._replace_the_dead()
-        for worker in self._workers:
-            worker.terminate()
-        for worker in self._workers:
-            worker.join()
+        self._end_workers()
         # One that was told to end before it could listen for that is told by the signal itself.
         told = (0, -signal.SIGTERM)
         return int(any(worker.exitcode not in told for worker in self._workers))
+
+    def _end_workers(self) -> None:
+        for worker in self._workers:
+            worker.terminate()
+        deadline = threading.Timer(END_TIMEOUT_S, self._kill_workers)
+        deadline.start()
+        for worker in self._workers:
+            worker.join()
+        deadline.cancel()
+
+    def _kill_workers(self) -> None:
+        for worker in self._workers:
+            if worker.is_alive():
+                log.error("worker_killed", pid=worker.pid, after_s=END_TIMEOUT_S)
+                worker.kill()
 
     def _replace_the_dead(self) -> None:
         for index, worker in enumerate(self._workers):

@@ -5,6 +5,8 @@ import os
 import shlex
 import shutil
 import sys
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import typer
@@ -90,10 +92,15 @@ def _first_start(directory: DataDir) -> None:
 
 
 def _show_first_commands(address: Address) -> None:
-    typer.echo("Then, in that shell:\n")
-    for command in first_commands(address):
-        typer.echo(f"  {command}")
-    typer.echo("")
+    lines = ["Then, in that shell:", "", *(f"  {one}" for one in first_commands(address)), "", ""]
+    # On a thread of its own: a terminal that is stopped (Ctrl-S) must not stop the server's end.
+    threading.Thread(target=_write, args=("\n".join(lines),), daemon=True).start()
+
+
+def _write(text: str) -> None:
+    # Not through sys.stdout: a thread that still holds its lock would abort the interpreter's end.
+    with suppress(OSError, ValueError):
+        os.write(sys.stdout.fileno(), text.encode("utf-8", "backslashreplace"))
 
 
 def _buf() -> str:
