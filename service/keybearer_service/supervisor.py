@@ -21,6 +21,7 @@ from keybearer_service.app import App, AppConfig
 from keybearer_service.config import ConfigError, Settings
 from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
+from keybearer_service.installation.ownership import give
 from keybearer_service.net.addresses import Address, Listener, ListenError
 from keybearer_service.storage import dbapi
 from keybearer_service.telemetry import logs, metrics
@@ -49,10 +50,13 @@ def serve(settings: Settings, on_serving: Callable[[Address], None] = lambda _ad
     """
     directory = DataDir(settings.data_dir)
     directory.assert_initialised()
+    directory.assert_writable()
     if settings.workers > 1 and dbapi.has_wal_reset_bug():
         raise ConfigError(
-            f"workers: this SQLite ({'.'.join(map(str, dbapi.VERSION))}) can damage a database "
-            "that several processes write; install pysqlite3, or serve with one"
+            f"workers: SQLite {'.'.join(map(str, dbapi.VERSION))} can damage a database that "
+            "several processes write. Serve with one; or install pysqlite3, which brings a newer "
+            "one on x86_64 Linux; or, elsewhere, run a Python whose sqlite3 module has SQLite "
+            "3.51.3 or newer"
         )
     with directory.locked():
         if settings.workers == 1:
@@ -67,6 +71,7 @@ def serve(settings: Settings, on_serving: Callable[[Address], None] = lambda _ad
             if http:
                 # Read by prometheus_client when a worker imports it.
                 os.environ.update(metrics.prepare(directory.metrics))
+                give(directory.metrics)
             on_serving(address)
             return _Supervisor(settings.model_copy(update=http), directory, address).run()
 

@@ -7,7 +7,8 @@ import typer
 from keybearer_service.cli.opening import opened
 from keybearer_service.cli.options import ConfigOption, DataDirOption, Output, OutputOption
 from keybearer_service.cli.output import EXIT_FINDINGS, print_result
-from keybearer_service.config import ConfigError
+from keybearer_service.config import ConfigError, load
+from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.offline import audit
 
 audit_app = typer.Typer(help="Check and export the audit log.", no_args_is_help=True)
@@ -19,9 +20,10 @@ def check(
     output: OutputOption = Output.TEXT,
     config: ConfigOption = None,
 ) -> None:
-    """Look for damage in the database, the key files and the audit log."""
+    """Look for damage in the database, the key files and the audit log, and at file owners."""
+    directory = DataDir(load(config, {"data_dir": data_dir}).data_dir)
     with opened(config, data_dir) as container:
-        findings = audit.check(container.store, container.audit)
+        findings = [*audit.check(container.store, container.audit), *directory.problems()]
     print_result({"findings": findings}, "\n".join(findings) or "All is well.", output)
     if findings:
         raise typer.Exit(EXIT_FINDINGS)

@@ -24,6 +24,7 @@ def opened(config: Path | None, data_dir: str | None) -> Iterator[Container]:
     logs.configure("warning", json=False)
     directory = DataDir(settings.data_dir)
     directory.assert_initialised()
+    directory.assert_writable()
     with directory.shared_with_server():
         container = open_container(directory, SystemClock(), SystemEntropy())
         try:

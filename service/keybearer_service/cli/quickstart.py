@@ -23,6 +23,7 @@ from keybearer_service.cli.serving import run_server
 from keybearer_service.config import load
 from keybearer_service.domain.token_format import DEFAULT_PREFIX
 from keybearer_service.installation.data_directory import DataDir, write_secret_file
+from keybearer_service.installation.ownership import give
 from keybearer_service.net.addresses import Address
 from keybearer_service.usecases.accounts import NewAccount
 from keybearer_service.usecases.issuing import Expiration
@@ -86,6 +87,7 @@ def _first_start(directory: DataDir) -> None:
         export = f"export KEYBEARER_TOKEN={token}"
     else:
         write_secret_file(directory.admin_token, token)
+        give(directory.admin_token)
         typer.echo(f"The admin token is in {directory.admin_token}. In another shell:\n")
         export = f'export KEYBEARER_TOKEN="$(cat {shlex.quote(str(directory.admin_token))})"'
     typer.echo(f"  {export}\n")

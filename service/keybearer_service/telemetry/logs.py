@@ -100,7 +100,9 @@ class LogHandler(logging.Handler):
             try:
                 rest = rest[os.write(self._descriptor, rest) :]
             except BlockingIOError:  # somebody has made the shared descriptor non-blocking
-                select.select([], [self._descriptor], [], 1.0)
+                waiting = select.poll()
+                waiting.register(self._descriptor, select.POLLOUT)
+                waiting.poll(1000)
             except OSError:  # the reader is gone, or the disk is full
                 return False
         return True
