@@ -61,6 +61,14 @@ def _path(value: object) -> object:
     return value
 
 
+def _mode(value: object) -> object:
+    # TOML has octal numbers, which arrive as integers; everything else is read as octal digits.
+    text = f"{value:o}" if isinstance(value, int) else str(value)
+    if not re.fullmatch(r"0?[0-7]{3}", text, re.ASCII):
+        raise ValueError("three octal digits are needed, such as 660")
+    return f"0{text[-3:]}"
+
+
 AddressSetting = Annotated[InstanceOf[Address], NoDecode, BeforeValidator(_address)]
 PathSetting = Annotated[Path, BeforeValidator(_path)]
 
@@ -82,6 +90,10 @@ class Settings(BaseSettings):
         default=Address("127.0.0.1", 50051),
         description="Address of the gRPC port: host:port, [v6]:port or unix:/path. Port 0 takes a "
         "free one.",
+    )
+    unix_socket_mode: Annotated[str, BeforeValidator(_mode)] = Field(
+        default="0600",
+        description="Permissions of the file of a unix socket: who may write it may connect.",
     )
     http_listen: AddressSetting | None = Field(
         default=None, description="host:port for gateways, health and metrics over HTTP."

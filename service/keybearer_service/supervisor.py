@@ -1,7 +1,7 @@
-"""Serving processes: one that serves, or one that looks after several which share the port.
+"""Serving processes: one that serves, or one that supervises several which share the port.
 
-A process ends on SIGTERM or SIGINT with exit code 0 and nothing lost, or by itself with
-EXIT_OUTCOME_UNKNOWN when a commit failed and only a fresh process can tell what happened.
+A process ends on SIGTERM, SIGINT or SIGHUP with exit code 0 and nothing lost, or by itself with
+EXIT_OUTCOME_UNKNOWN when a commit failed and only a fresh process can find out what happened.
 """
 
 import multiprocessing
@@ -23,13 +23,14 @@ from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.ownership import give
 from keybearer_service.net.addresses import Address, Listener, ListenError
+from keybearer_service.net.unix_sockets import UnixSocketFile
 from keybearer_service.storage import dbapi
 from keybearer_service.telemetry import logs, metrics
 
 log = structlog.get_logger(__name__)
 
 EXIT_OUTCOME_UNKNOWN = 3
-"""A commit failed: start again, recovery decides."""
+"""A commit failed: recovery at the next start decides."""
 RESTART_DELAY_S = 1.0
 """Between the end of a worker and its replacement, so that one that cannot start does not spin."""
 
@@ -38,11 +39,12 @@ END_TIMEOUT_S = 25.0
 
 
 def serve(settings: Settings, on_serving: Callable[[Address], None] = lambda _address: None) -> int:
-    """Serve an installation until the end; answer the exit code.
+    """Serve an installation until the end, and return the exit code.
 
     Args:
         settings: What to serve, where and how.
-        on_serving: Told the address once it is listened on, with the port that was taken.
+        on_serving: Called with the address once the server listens on it, with the port that was
+            taken.
 
     Raises:
         ConfigError, DataDirError, StoreError, KeyringError, TlsError, ListenError, RuleError: It
@@ -79,33 +81,59 @@ def serve(settings: Settings, on_serving: Callable[[Address], None] = lambda _ad
 def _serve_alone(
     settings: Settings, address: Address, on_serving: Callable[[Address], None], *, shared: bool
 ) -> int:
-    if not shared and not address.is_unix:
-        _assert_free(address)
     # Put into by signal handlers and by threads; unlike an Event it may be used in both.
     ends: SimpleQueue[int] = SimpleQueue()
     _on_end_signal(lambda: ends.put(0))
     if shared:
         _on_end_of_supervisor(lambda: ends.put(0))
-    service = App(
-        AppConfig(
-            data_dir=DataDir(settings.data_dir),
-            listener=Listener(address=address, tls=settings.tls, share_port=shared),
-            http=_http(settings, shared=shared),
-            reflection=settings.reflection,
-            shared=shared,
-        ),
-        on_fatal=lambda: ends.put(EXIT_OUTCOME_UNKNOWN),
-    )
-    service.start()
-    on_serving(address.with_port(service.port))
-    code = _first_of(ends)
-    if code == EXIT_OUTCOME_UNKNOWN:
-        # Whatever this process believes of the store may be wrong now: answer what is in flight,
-        # write nothing more, and let recovery at the next start tell what happened.
-        service.abandon()
-    else:
-        service.stop()
-    return code
+    with _listening(settings, address, shared=shared) as place:
+        service = App(
+            AppConfig(
+                data_dir=DataDir(settings.data_dir),
+                listener=Listener(
+                    address=place.address if place else address,
+                    tls=settings.tls,
+                    share_port=shared,
+                ),
+                http=_http(settings, shared=shared),
+                reflection=settings.reflection,
+                shared=shared,
+            ),
+            on_fatal=lambda: ends.put(EXIT_OUTCOME_UNKNOWN),
+        )
+        if place is not None:
+            place.publish()
+        service.start()
+        on_serving(address.with_port(service.port))
+        code = _first_of(ends)
+        if code == EXIT_OUTCOME_UNKNOWN:
+            # Whatever this process believes of the store may be wrong now: answer what is in
+            # flight, write nothing more, and let recovery at the next start find out what happened.
+            service.abandon()
+        else:
+            service.stop()
+        return code
+
+
+@contextmanager
+def _listening(
+    settings: Settings, address: Address, *, shared: bool
+) -> Iterator[UnixSocketFile | None]:
+    """Refuse an address that is taken; for a Unix socket, hold its place and clear it afterwards.
+
+    Raises:
+        ListenError: The address is in use, or cannot be bound.
+    """
+    if not address.is_unix:
+        if not shared:
+            _assert_free(address)
+        yield None
+        return
+    place = UnixSocketFile(address, int(settings.unix_socket_mode, 8))
+    try:
+        yield place
+    finally:
+        place.remove()
 
 
 def _first_of(ends: SimpleQueue[int]) -> int:
@@ -129,18 +157,20 @@ def _http(settings: Settings, *, shared: bool) -> HttpConfig:
     )
 
 
-def _on_end_signal(tell: Callable[[], None]) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: tell())
+def _on_end_signal(end: Callable[[], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # `nohup` asks for SIGHUP to be ignored, and it stays so.
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: end())
 
 
-def _on_end_of_supervisor(tell: Callable[[], None]) -> None:
-    # A supervisor that was killed tells nobody, and workers that nobody looks after must not serve.
+def _on_end_of_supervisor(end: Callable[[], None]) -> None:
+    # A supervisor that is killed sends no signal, and workers must not serve unsupervised.
     def wait_for_it() -> None:
         supervisor = multiprocessing.parent_process()
         if supervisor is not None:
             supervisor.join()
-            tell()
+            end()
 
     threading.Thread(target=wait_for_it, name="supervisor", daemon=True).start()
 
@@ -149,7 +179,7 @@ def _on_end_of_supervisor(tell: Callable[[], None]) -> None:
 
 
 class _Supervisor:
-    """Keeps workers running until it is told to end, and ends them in order."""
+    """Keeps workers running until a signal asks for the end, and ends them in order."""
 
     def __init__(self, settings: Settings, directory: DataDir, address: Address) -> None:
         self._settings = settings
@@ -170,9 +200,9 @@ class _Supervisor:
             wait([worker.sentinel for worker in self._workers], timeout=0.2)
             self._replace_the_dead()
         self._end_workers()
-        # One that was told to end before it could listen for that is told by the signal itself.
-        told = (0, -signal.SIGTERM)
-        return int(any(worker.exitcode not in told for worker in self._workers))
+        # A signal that comes before a worker handles it ends the worker by itself.
+        orderly = (0, -signal.SIGTERM, -signal.SIGHUP)
+        return int(any(worker.exitcode not in orderly for worker in self._workers))
 
     def _end_workers(self) -> None:
         for worker in self._workers:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,9 @@ from pathlib import Path
 import grpc
 import pytest
 
+from certificates import Authority
 from harness import Stubs
-from reliability.processes import END_TIMEOUT_S, SERVER, environment, init
+from reliability.processes import END_TIMEOUT_S, SERVER, environment, init, serving
 
 CALLS = 1_500
 """Each is one line; a pipe holds some 270."""
@@ -54,6 +56,24 @@ def test_a_log_that_nobody_reads_stops_neither_calls_nor_the_end(
         assert admin.outcome(key.token) == "REVOKED"
         process.send_signal(signal.SIGTERM)
         assert process.wait(END_TIMEOUT_S) == 0
+
+
+def test_garbage_on_a_tls_port_writes_no_line(tmp_path: Path) -> None:
+    """Anybody can send it, and a line each would fill a log, or stop a server whose log is full."""
+    init(tmp_path / "data")
+    certificate, key = Authority(tmp_path).issue("server")
+    flags = ("--tls-cert", str(certificate), "--tls-key", str(key))
+    with serving(tmp_path / "data", flags=flags) as server:
+        host, _, port = server.address.partition(":")
+        for _ in range(20):
+            with socket.create_connection((host, int(port))) as connection:
+                connection.sendall(b"\x16\x03\x01" + b"garbage" * 5)
+                while connection.recv(4096):
+                    pass  # until the server has refused it
+        assert server.stop() == 0
+        events = {one["event"] for one in server.events}
+        assert len(server.text.splitlines()) == len(server.events)
+        assert events == {"serving", "draining", "audit_head", "stopped"}
 
 
 def test_output_that_nobody_reads_does_not_stop_the_end_of_quickstart(tmp_path: Path) -> None:

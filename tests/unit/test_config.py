@@ -194,6 +194,21 @@ def test_an_empty_path_is_refused(name: str) -> None:
         load(None, {name: ""})
 
 
+@pytest.mark.parametrize("written", ["0o660", "'660'", "'0660'"])
+def test_the_mode_of_a_socket_is_octal_in_every_spelling(tmp_path: Path, written: str) -> None:
+    """As in `chmod`, and as TOML writes octal numbers."""
+    file = tmp_path / "keybearer.toml"
+    file.write_text(f"unix_socket_mode = {written}\n", "utf-8")
+    assert load(file, {}).unix_socket_mode == "0660"
+
+
+@pytest.mark.parametrize("written", ["9", "888", "rw", "07777", "", "-660"])
+def test_a_mode_that_is_none_is_refused(written: str) -> None:
+    """With an example."""
+    with pytest.raises(ConfigError, match="unix_socket_mode: three octal digits"):
+        load(None, {"unix_socket_mode": written})
+
+
 def test_an_unknown_setting_in_a_file_is_refused_with_the_one_that_was_meant(
     tmp_path: Path,
 ) -> None:

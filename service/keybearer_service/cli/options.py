@@ -21,6 +21,7 @@ class Output(StrEnum):
 _METAVARS = {
     "data_dir": "DIR",
     "listen": "ADDRESS",
+    "unix_socket_mode": "MODE",
     "http_listen": "HOST:PORT",
     "metrics_listen": "HOST:PORT",
     "http_account": "ID",

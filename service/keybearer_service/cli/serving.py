@@ -28,6 +28,7 @@ def serve(
     *,
     data_dir: DataDirOption = None,
     listen: ListenOption = None,
+    unix_socket_mode: Annotated[str | None, setting("unix_socket_mode")] = None,
     http_listen: HttpListenOption = None,
     metrics_listen: Annotated[str | None, setting("metrics_listen")] = None,
     http_open: Annotated[bool | None, setting("http_open")] = None,
@@ -42,7 +43,7 @@ def serve(
     log_format: Annotated[str | None, setting("log_format")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Serve an installation until SIGTERM or SIGINT."""
+    """Serve an installation until SIGTERM, SIGINT or SIGHUP."""
     flags = {name: value for name, value in locals().items() if name != "config"}
     run_server(load(config, flags))
 

@@ -80,10 +80,8 @@ def _bind(listener: Listener) -> socket.socket:
             backlog=2048,
             reuse_port=listener.share_port,
         )
-    except OSError:
-        raise ListenError(
-            f"cannot listen on {address}: the port is in use or not to be had"
-        ) from None
+    except OSError as error:
+        raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
     # Connections inherit it. asyncio sets it for sockets that name TCP, as these do not; without it
     # every answer with a body waits 40 ms for the client to confirm its headers.
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
