@@ -69,8 +69,8 @@ def section(name: str, command: Any) -> Iterator[str]:
     yield f"\n### {name}\n"
     yield f"{command.help}\n"
     yield f"```\n{' '.join([name, *words, *required, '[OPTIONS]'])}\n```\n"
-    taken = [one for one in options if one.name in Settings.model_fields]
-    own = [one for one in options if one.name not in Settings.model_fields]
+    taken = [one for one in options if is_setting(one)]
+    own = [one for one in options if not is_setting(one)]
     if taken:
         shared = ", ".join(f"`{one.opts[0]}`" for one in taken)
         yield f"Settings: {shared}.\n"
@@ -80,8 +80,14 @@ def section(name: str, command: Any) -> Iterator[str]:
         yield row(
             f"`{one.name.upper() if one in arguments else spelled}`",
             "" if one.required or one.default in (None, "") else f"`{shown(one.default)}`",
-            one.help or "",
+            f"{one.help or ''} `{one.envvar}`" if one.envvar else one.help or "",
         )
+
+
+def is_setting(option: Any) -> bool:
+    """Whether an option is a setting, and not another thing of the same name."""
+    name = option.name
+    return name in Settings.model_fields and describe(name).meaning in (option.help or "")
 
 
 def table(*names: str) -> tuple[str, str]:

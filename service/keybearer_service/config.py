@@ -41,6 +41,8 @@ CLIENT_VARIABLES: Final = frozenset(
     )
 )
 """Read by the command `keybearer` and the gateways' files, which may share our environment."""
+HEALTHCHECK_VARIABLES: Final = (f"{PREFIX}TLS_CA", f"{PREFIX}TLS_NAME")
+"""Read by `healthcheck` alone."""
 _SERVICE_LINK = re.compile(
     r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)"
 )
@@ -213,7 +215,12 @@ def load(file: Path | None, flags: Mapping[str, Any]) -> Settings:
 
 def unknown_variables() -> list[str]:
     """Return the `KEYBEARER_…` variables of the environment that nothing of keybearer reads."""
-    known = {*CLIENT_VARIABLES, CONFIG_VARIABLE, *(describe(one).variable for one in _NAMES)}
+    known = {
+        CONFIG_VARIABLE,
+        *CLIENT_VARIABLES,
+        *HEALTHCHECK_VARIABLES,
+        *(describe(one).variable for one in _NAMES),
+    }
     return sorted(
         name
         for name in map(str.upper, os.environ)

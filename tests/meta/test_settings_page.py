@@ -13,7 +13,13 @@ import typer.main
 from typer.testing import CliRunner
 
 from keybearer_service.cli import app
-from keybearer_service.config import CLIENT_VARIABLES, CONFIG_VARIABLE, Settings, describe
+from keybearer_service.config import (
+    CLIENT_VARIABLES,
+    CONFIG_VARIABLE,
+    HEALTHCHECK_VARIABLES,
+    Settings,
+    describe,
+)
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -21,6 +27,7 @@ DEPLOYED = [path for path in sorted((ROOT / "deploy").rglob("*")) if path.is_fil
 VARIABLES = {
     CONFIG_VARIABLE,
     *CLIENT_VARIABLES,
+    *HEALTHCHECK_VARIABLES,
     *(describe(one).variable for one in Settings.model_fields),
 }
 TEST_VARIABLES = {"KEYBEARER_TEST_SEED", "KEYBEARER_FIGURES"}

@@ -81,5 +81,5 @@ class UnixSocketFile:
         except (TimeoutError, BlockingIOError):
             pass  # a server that is too busy to accept
         except OSError as error:
-            raise ListenError(refusal + error.strerror) from None
+            raise ListenError(f"{refusal}{error.strerror}") from None
         raise ListenError(f"{refusal}another server listens there; stop that one first")
