@@ -13,7 +13,7 @@ from keybearer_service.cli.options import (
     TokenFileOption,
     ttl_micros,
 )
-from keybearer_service.cli.output import assert_new, print_token
+from keybearer_service.cli.output import token_output
 from keybearer_service.offline.break_glass import issue_admin_token
 
 
@@ -29,8 +29,7 @@ def admin_token(
 ) -> None:
     """Break glass: issue an ADMIN token with access to the files alone. It is audited."""
     life = ttl_micros(ttl)
-    assert_new(token_file)
-    with opened(config, data_dir) as container:
+    with token_output(token_file, output) as destination, opened(config, data_dir) as container:
         issued = issue_admin_token(
             container.mutations,
             container.issuer,
@@ -38,9 +37,9 @@ def admin_token(
             email,
             life,
         )
-    ids = {
-        "account_id": issued.key.account_id,
-        "user_id": issued.key.owner_id,
-        "api_key_id": issued.key.id,
-    }
-    print_token(ids, issued.token, token_file, output)
+        ids = {
+            "account_id": issued.key.account_id,
+            "user_id": issued.key.owner_id,
+            "api_key_id": issued.key.id,
+        }
+        destination.write(ids, issued.token)

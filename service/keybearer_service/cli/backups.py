@@ -15,6 +15,7 @@ from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.offline import backups
 from keybearer_service.offline.backups import keys_beside
+from keybearer_service.offline.errors import LocalError
 
 
 def backup(
@@ -28,9 +29,10 @@ def backup(
     config: ConfigOption = None,
 ) -> None:
     """Copy the database, while it is in use. Keep FILE and FILE.peppers apart."""
-    settings = load(config, {"data_dir": data_dir})
+    directory = DataDir(load(config, {"data_dir": data_dir}).data_dir)
+    _assert_target(file, directory)
     with opened(config, data_dir) as container:
-        backups.back_up(container.store, DataDir(settings.data_dir), file, with_keys=keys)
+        backups.back_up(container.store, directory, file, with_keys=keys)
     result = {"file": str(file), "peppers": str(keys_beside(file)) if keys else ""}
     text = f"The database is in {file}."
     if keys:
@@ -53,6 +55,7 @@ def restore(
 ) -> None:
     """Bring a backup back into an empty directory. What was changed since is undone."""
     settings = load(config, {"data_dir": data_dir})
+    _assert_file_name(file)
     clock = SystemClock()
     restored = backups.restore(
         DataDir(settings.data_dir),
@@ -71,3 +74,17 @@ def restore(
         "Revoke again what was revoked; the audit log of the lost database names it.",
         output,
     )
+
+
+def _assert_target(file: Path, directory: DataDir) -> None:
+    _assert_file_name(file)
+    parent = file.parent
+    if not parent.is_dir():
+        raise LocalError(f"{parent} is no directory; make it first")
+    if parent.resolve().is_relative_to(directory.peppers.resolve()):
+        raise LocalError(f"{parent} holds the key files; a backup belongs elsewhere")
+
+
+def _assert_file_name(file: Path) -> None:
+    if file.name in ("", ".."):
+        raise LocalError(f"{file} is a directory; name a file")

@@ -12,7 +12,7 @@ from keybearer_service.cli.options import (
     TokenFileOption,
     ttl_micros,
 )
-from keybearer_service.cli.output import assert_new, print_token
+from keybearer_service.cli.output import token_output
 from keybearer_service.config import load
 from keybearer_service.container import create_store
 from keybearer_service.domain import validators
@@ -47,14 +47,14 @@ def init(
         admin_display_name=email[: validators.MAX_NAME],
         expiration=Expiration(ttl=None if ttl is None else ttl_micros(ttl)),
     )
-    assert_new(token_file)
-    created = make_installation(DataDir(settings.data_dir), new, prefix)
-    ids = {
-        "account_id": created.account.id,
-        "user_id": created.user.id,
-        "api_key_id": created.issued.key.id,
-    }
-    print_token(ids, created.issued.token, token_file, output)
+    with token_output(token_file, output) as destination:
+        created = make_installation(DataDir(settings.data_dir), new, prefix)
+        ids = {
+            "account_id": created.account.id,
+            "user_id": created.user.id,
+            "api_key_id": created.issued.key.id,
+        }
+        destination.write(ids, created.issued.token)
 
 
 def make_installation(directory: DataDir, new: NewAccount, prefix: str) -> CreatedAccount:

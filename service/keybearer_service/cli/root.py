@@ -1,7 +1,9 @@
 """The command `keybearer-server`: its subcommands, and how it ends when it refuses."""
 
+import os
 import sys
 from importlib.metadata import version as version_of
+from io import TextIOWrapper
 from typing import Annotated, NoReturn
 
 import typer
@@ -43,8 +45,13 @@ app.command()(healthcheck)
 
 def main() -> None:
     """Run the command. A refusal is one line on standard error and an exit code other than 0."""
+    _prepare_streams()
     try:
-        app()
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
     except (
         ConfigError,
         DataDirError,
@@ -57,6 +64,12 @@ def main() -> None:
         TlsError,
     ) as error:
         _refuse(logs.redact(str(error)))
+    except BrokenPipeError:  # whoever read our output has had enough
+        _abandon_output()
+        sys.exit(EXIT_REFUSED)
+    except OSError as error:
+        _abandon_output()
+        _refuse(logs.redact(f"{error.filename or 'standard output'}: {error.strerror}"))
 
 
 @app.callback(invoke_without_command=True)
@@ -68,6 +81,26 @@ def _root(
         sqlite_version = ".".join(map(str, dbapi.VERSION))
         typer.echo(f"keybearer-server {version_of('keybearer')} (SQLite {sqlite_version})")
         raise typer.Exit
+
+
+def _prepare_streams() -> None:
+    # Where a stream is closed, its number would go to the next file that is opened: the database.
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    # An argument in another encoding than the terminal's is shown in escapes.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _abandon_output() -> None:
+    # So that the interpreter does not try to flush it again when it ends.
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.close(null)
 
 
 def _refuse(message: str) -> NoReturn:

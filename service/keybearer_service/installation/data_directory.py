@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from keybearer_service.installation.ownership import give, give_open_file, problems, user_name
 from keybearer_service.storage import dbapi
@@ -194,17 +195,37 @@ def _why_not_writable(path: Path) -> str:
     )
 
 
+@contextmanager
+def secret_file(path: Path) -> Iterator[TextIO]:
+    """Make a new file that only this user can read, for a secret that is drawn in the block.
+
+    A block that fails leaves no file.
+
+    Raises:
+        DataDirError: The file exists or cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    try:
+        file = os.fdopen(os.open(path, flags, 0o600), "w", encoding="ascii")
+    except OSError as error:
+        raise DataDirError(f"{path}: {error.strerror}") from None
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise DataDirError(f"{path}: {error.strerror}") from None
+        raise
+
+
 def write_secret_file(path: Path, secret: str) -> None:
     """Write a token to a new file that only this user can read.
 
     Raises:
         DataDirError: The file exists or cannot be written.
     """
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        raise DataDirError(f"{path}: {error.strerror}") from None
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+    with secret_file(path) as file:
         file.write(secret + "\n")
-        file.flush()
-        os.fsync(file.fileno())
