@@ -12,6 +12,7 @@ from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.model import Installation, SubjectKind
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.keyring import Keyring
+from keybearer_service.installation.ownership import give
 from keybearer_service.offline.audit import check_store
 from keybearer_service.offline.errors import LocalError
 from keybearer_service.offline.initialise import EPOCH_LENGTH
@@ -91,6 +92,7 @@ def _restore(
     entropy: Entropy,
 ) -> Restored:
     _copy_keys(keys, data_dir.peppers)
+    give(data_dir.peppers)
     unfinished = data_dir.path / "keybearer.db.new"
     unfinished.touch(mode=0o600)
     shutil.copyfile(file, unfinished)

@@ -57,12 +57,11 @@ class Server:
 
     def _bind(self, listener: Listener) -> int:
         try:
+            target = str(listener.address)
             if listener.tls is None:
-                port = self._server.add_insecure_port(listener.address)
+                port = self._server.add_insecure_port(target)
             else:
-                port = self._server.add_secure_port(
-                    listener.address, server_credentials(listener.tls)
-                )
+                port = self._server.add_secure_port(target, server_credentials(listener.tls))
         except RuntimeError:
             raise ListenError(
                 f"cannot listen on {listener.address}: the port is in use or not to be had"
