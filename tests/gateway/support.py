@@ -29,6 +29,7 @@ from keybearer_service.domain.clock import DAY, SECOND
 from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.net.addresses import Listener
+from keybearer_service.net.bounds import HTTP, Bounds
 from keybearer_service.net.tls import TlsFiles
 from keybearer_service.storage import StoreLockedError
 
@@ -79,6 +80,7 @@ def gated(
     tls: TlsFiles | None = None,
     metrics: bool = False,
     is_open: bool = False,
+    bounds: Bounds = HTTP,
 ) -> Iterator[Gated]:
     """Run a fresh service with an HTTP port."""
     data_dir, created = initialise(path, clock, entropy)
@@ -89,6 +91,7 @@ def gated(
         HttpConfig(
             gateway=Listener(address=f"{LOOPBACK}:0", tls=tls),
             metrics=Listener(address=f"{LOOPBACK}:0", tls=tls) if metrics else None,
+            gateway_bounds=bounds,
             open_account=created.account.id if is_open else "",
         ),
     )

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qsl, quote
 
 import structlog
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -63,6 +63,9 @@ REQUIREMENT_HEADERS = {
 _REQUIREMENTS = ("x-keybearer-required", "x-keybearer-account")
 """What all of them begin with. `x-keybearer-account` is a header of the identity too: gateways take
 it off what their clients send, or it would be one requirement more."""
+IDENTIFIED = "identified"
+"""An attribute of `request.state`: set once it is known who has sent the request. The listener
+keeps such connections longest when it is full."""
 MAX_FORM_BYTES = 8 * 1024
 THREADS = 8
 """Each has a database connection of its own. A verdict takes some 20 us, so few are enough."""
@@ -171,10 +174,13 @@ class GatewayRoutes:
 
     async def _introspect(self, request: Request) -> Response:
         body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_FORM_BYTES:
-                break
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_FORM_BYTES:
+                    break
+        except ClientDisconnect:
+            return Response()  # for nobody
         return await self._in_thread(
             lambda one: self._answer_introspection(one, bytes(body)), request
         )
@@ -235,6 +241,7 @@ class GatewayRoutes:
             if self._logged_refusals.admit(peer):
                 log.warning("gateway_refused", reason=error.reason, peer=peer)
             raise
+        setattr(request.state, IDENTIFIED, True)
         return gateway_of(caller)
 
 
