@@ -261,7 +261,11 @@ def serve(
         typer.Option("--http-open", help="Ask gateways for no credential. Needs --http-account."),
     ] = None,
     http_account: Annotated[
-        str | None, typer.Option(help="The one account that --http-open opens, by id.")
+        str | None,
+        typer.Option(
+            help="The account, by id, or * for all, whose keys gateways of the operator account "
+            "may ask about over HTTP beside their own; with --http-open, whose keys anybody may."
+        ),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes to serve with. [default: 1]")

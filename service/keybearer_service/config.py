@@ -12,6 +12,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from keybearer_service.domain.token_format import is_id
 from keybearer_service.net.tls import TlsFiles
 
 
@@ -110,9 +111,11 @@ def _assert_http_consistent(settings: Settings) -> None:
     if settings.http_open and settings.http_listen is None:
         raise ConfigError("http_open: needs http_listen")
     if settings.http_open and not settings.http_account:
-        raise ConfigError("http_open: needs http_account, the account that is opened")
-    if settings.http_account and not settings.http_open:
-        raise ConfigError("http_account: is for http_open; gateways name accounts themselves")
+        raise ConfigError("http_open: needs http_account, the account that is opened, or *")
+    if settings.http_account and settings.http_listen is None:
+        raise ConfigError("http_account: needs http_listen")
+    if settings.http_account not in ("", "*") and not is_id(settings.http_account):
+        raise ConfigError("http_account: the id of an account, or * for all")
 
 
 def assert_may_listen(name: str, address: str, settings: Settings) -> None:

@@ -122,7 +122,8 @@ def _http(settings: Settings, *, shared: bool) -> HttpConfig:
     return HttpConfig(
         gateway=listener(settings.http_listen),
         metrics=listener(settings.metrics_listen),
-        open_account=settings.http_account,
+        accounts=settings.http_account,
+        is_open=settings.http_open,
     )
 
 

@@ -80,6 +80,7 @@ def gated(
     tls: TlsFiles | None = None,
     metrics: bool = False,
     is_open: bool = False,
+    accounts: str = "",
     bounds: Bounds = HTTP,
 ) -> Iterator[Gated]:
     """Run a fresh service with an HTTP port."""
@@ -92,7 +93,8 @@ def gated(
             gateway=Listener(address=f"{LOOPBACK}:0", tls=tls),
             metrics=Listener(address=f"{LOOPBACK}:0", tls=tls) if metrics else None,
             gateway_bounds=bounds,
-            open_account=created.account.id if is_open else "",
+            accounts=accounts or (created.account.id if is_open else ""),
+            is_open=is_open,
         ),
     )
     service = Service(
@@ -136,8 +138,14 @@ class Cast:
 
     gateway: str
     """A VALIDATOR of the operator account."""
+    wide_gateway: str
+    """The same, whose label lets it ask about every account over HTTP."""
+    naming_gateway: str
+    """The same, whose label names the tenant."""
     tenant_gateway: str
     """A VALIDATOR of the tenant."""
+    wide_tenant_gateway: str
+    """The same, with a label that would let it ask about every account."""
     tenant_account: str
     developer_gateway: str
     """A DEVELOPER of the operator account: no gateway."""
@@ -201,7 +209,10 @@ def cast(world: Gated) -> Cast:
     world.clock.advance(2 * DAY)
     return Cast(
         gateway=admin.create_key(role="ROLE_VALIDATOR", name="gateway").token,
+        wide_gateway=gateway_key(admin, "*"),
+        naming_gateway=gateway_key(admin, f"{'A' * 16}, {created.account.id}"),
         tenant_gateway=tenant.create_key(role="ROLE_VALIDATOR", name="gateway").token,
+        wide_tenant_gateway=gateway_key(tenant, "*"),
         tenant_account=created.account.id,
         developer_gateway=admin.create_key(role="ROLE_DEVELOPER").token,
         good=good.token,
@@ -215,6 +226,12 @@ def cast(world: Gated) -> Cast:
         superseded=superseded.token,
         demoted=demoted,
     )
+
+
+def gateway_key(stubs: Stubs, accounts: str) -> str:
+    """Make a VALIDATOR whose label names accounts."""
+    labels = {"keybearer/gateway-accounts": accounts}
+    return stubs.create_key(role="ROLE_VALIDATOR", name="gateway", labels=labels).token
 
 
 # --- upstreams ------------------------------------------------------------------------------------

@@ -31,10 +31,14 @@ from gateway.raw_http import (
     wait_until_open,
 )
 from gateway.support import LOOPBACK, Gated, cast, gated, tls_files
+from keybearer_service.domain.errors import CredentialsInvalid
+from keybearer_service.domain.verdict import Caller
+from keybearer_service.gateway.routes import MAX_WAITING, GatewayRoutes
 from keybearer_service.http.listeners import HttpConfig, HttpListeners
 from keybearer_service.net.addresses import Listener
 from keybearer_service.net.bounds import HTTP, METRICS, peer_of, within_descriptors
 from keybearer_service.net.tls import TlsFiles
+from keybearer_service.validation.callers import Callers
 
 FEW = replace(HTTP, connections=20, connections_of_one_peer=15, handshakes=5)
 SHORT = replace(HTTP, handshake_s=0.3, header_s=0.3, body_s=0.3, answer_s=0.5)
@@ -271,6 +275,54 @@ def test_slow_questions_for_readiness_do_not_delay_liveness() -> None:
         released.set()
         ports.stop(0)
     assert len(asked) <= 2  # those who came after the first answer share another
+
+
+class SlowAuthenticator:
+    """Knows nobody, and takes its time to find out."""
+
+    def __init__(self) -> None:
+        self.released = threading.Event()
+
+    def authenticate(self, _token: str) -> Caller:
+        self.released.wait(30)
+        raise CredentialsInvalid
+
+
+def test_more_requests_than_can_be_answered_soon_are_refused_at_once(world: Gated) -> None:
+    """With 503, which every gateway takes for no decision; and health is answered beside them."""
+    slow, container = SlowAuthenticator(), world.service.app.container
+    routes = GatewayRoutes(
+        container.authorizer,
+        Callers(slow),
+        container.recorder,
+        container.clock,
+        container.entropy,
+    )
+    ports = HttpListeners(
+        HttpConfig(gateway=Listener(address=f"{LOOPBACK}:0")),
+        gateway_routes=routes.routes(),
+        is_live=lambda: True,
+        is_ready=lambda: True,
+        render_metrics=None,
+    )
+    ports.bind()
+    ports.start()
+    request = b"GET /v1/auth HTTP/1.1\r\nhost: a\r\nx-keybearer-caller: Bearer x\r\n"
+    request += b"connection: close\r\n\r\n"
+    try:
+        with connections(MAX_WAITING, ports.port, request) as waiting:
+            assert status_of("/healthz", ports.port) == 200
+            refusal = exchange(ports.port, request)
+            assert refusal.startswith(b"HTTP/1.1 503 ")
+            assert b"retry-after: 1\r\n" in refusal
+            assert b"OVERLOADED" in refusal
+            slow.released.set()
+            assert {rest_of(one)[:12] for one in waiting} == {b"HTTP/1.1 403"}
+            assert exchange(ports.port, request).startswith(b"HTTP/1.1 403 ")
+    finally:
+        slow.released.set()
+        ports.stop(0)
+        routes.close()
 
 
 # --- processes ------------------------------------------------------------------------------------

@@ -39,6 +39,10 @@ SCOPES = "required_scopes"
 ACCOUNT = "account_id"
 """The names of the three requirements, in Envoy's context extensions and in a query."""
 
+EVERY_ACCOUNT = frozenset({ANY_ACCOUNT})
+ACCOUNTS_LABEL = "keybearer/gateway-accounts"
+"""The label of a gateway's key that names the other accounts it asks about over HTTP."""
+
 IDENTITY_HEADERS = (
     "x-keybearer-key-id",
     "x-keybearer-key-name",
@@ -58,17 +62,55 @@ _FAULTS_LOGGED_A_MINUTE = 10
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Who asks at an entry point."""
+    """Who asks at an entry point, and about which accounts; ANY_ACCOUNT stands for all of them."""
 
-    account_id: str
-    """The account whose keys are meant when no source names one."""
-    is_operator: bool
-    """Whether the keys of other accounts may be asked for."""
+    accounts: frozenset[str]
+    """The accounts whose keys are meant when no source names one."""
+    may_name: frozenset[str]
+    """The accounts that a source may name."""
 
 
 def gateway_of(caller: Caller) -> Gateway:
-    """Name the gateway behind a caller that was judged."""
-    return Gateway(caller.account_id, caller.is_operator)
+    """Return the gateway behind a caller, where requirements are the gateway's own words.
+
+    It means its own account, and may name any when it is of the operator account.
+    """
+    own = frozenset({caller.account_id})
+    return Gateway(own, EVERY_ACCOUNT if caller.is_operator else own)
+
+
+def narrowing_gateway_of(caller: Caller, operator_accounts: frozenset[str]) -> Gateway:
+    """Return the gateway behind a caller, where its client may have a say in the requirements.
+
+    Nothing in a request can widen what the gateway means: that is its own account and, for a key of
+    the operator account, what its label and the settings add.
+
+    Args:
+        caller: The gateway.
+        operator_accounts: What the settings add.
+    """
+    accounts = {caller.account_id}
+    if caller.is_operator:
+        labels: dict[str, str] = json.loads(caller.match.record.labels or "{}")
+        accounts |= operator_accounts | accounts_in(labels.get(ACCOUNTS_LABEL, ""))
+    return narrowing_gateway(accounts)
+
+
+def accounts_in(text: str) -> frozenset[str]:
+    """Return the accounts that a label or a setting names: ids separated by commas, or `*`.
+
+    What is neither names no account.
+    """
+    names = {name.strip() for name in text.split(",")}
+    return EVERY_ACCOUNT if "*" in names else frozenset(filter(token_format.is_id, names))
+
+
+def narrowing_gateway(accounts: Iterable[str]) -> Gateway:
+    """Return a gateway that means these accounts, of which a source may choose."""
+    reach = frozenset(accounts)
+    if ANY_ACCOUNT in reach:
+        reach = EVERY_ACCOUNT
+    return Gateway(reach, reach)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +155,7 @@ class Authorizer:
         """
         try:
             return self._judge(
-                entry_point, self._question(entry_point, gateway, asked, authorization)
+                entry_point, self._questions(entry_point, gateway, asked, authorization)
             )
         except ServiceError as error:
             self._recorder.refused(entry_point, error.reason)
@@ -124,35 +166,39 @@ class Authorizer:
         for entry_point, count in self._logged_faults.collect(everything=everything).items():
             log.warning("requirements_invalid", entry_point=entry_point, not_logged=count)
 
-    def _question(
+    def _questions(
         self,
         entry_point: EntryPoint,
         gateway: Gateway,
         asked: Iterable[tuple[str, str]],
         authorization: Sequence[str],
-    ) -> Question:
+    ) -> list[Question]:
         try:
             requirement = requirement_of(asked)
-            account_id = _account(gateway, requirement.accounts)
+            accounts = _accounts(gateway, requirement.accounts)
+        except OperatorOnly as error:
+            self._log_fault(entry_point, ACCOUNT, error.message)
+            raise
         except FieldInvalid as error:
-            if self._logged_faults.admit(entry_point):
-                log.warning(
-                    "requirement_invalid",
-                    entry_point=entry_point,
-                    field=error.field,
-                    why=error.description,
-                )
+            self._log_fault(entry_point, error.field, error.description)
             raise RoleInsufficient(
                 "the gateway asks for what no key can have; the log of keybearer says what is wrong"
             ) from error
         token = only_token(authorization)
         if token is None:
             raise CredentialsMissing
-        return Question(token, account_id, requirement.rule)
+        return [Question(token, account, requirement.rule) for account in accounts]
 
-    def _judge(self, entry_point: EntryPoint, question: Question) -> Match:
+    def _log_fault(self, entry_point: EntryPoint, field: str, why: str) -> None:
+        if self._logged_faults.admit(entry_point):
+            log.warning("requirement_invalid", entry_point=entry_point, field=field, why=why)
+
+    def _judge(self, entry_point: EntryPoint, questions: list[Question]) -> Match:
         started = self._clock.monotonic()
-        verdict = self._validator.judge(question)
+        for question in questions:
+            verdict = self._validator.judge(question)
+            if verdict.outcome is not Outcome.NOT_FOUND:
+                break  # a key is of one account
         self._recorder.judged(entry_point, verdict.outcome, self._clock.monotonic() - started)
         match = verdict.match
         if verdict.outcome is Outcome.VALID and match is not None:
@@ -234,12 +280,12 @@ def _role(value: str) -> Role:
     return role
 
 
-def _account(gateway: Gateway, named: frozenset[str]) -> str:
-    if not gateway.is_operator and named - {gateway.account_id}:
-        raise OperatorOnly("account_id: only operators may name another account")
-    particular = named - {ANY_ACCOUNT}
+def _accounts(gateway: Gateway, named: frozenset[str]) -> frozenset[str]:
+    if gateway.may_name != EVERY_ACCOUNT and named - gateway.may_name:
+        raise OperatorOnly("account_id: the gateway may not ask about the keys of this account")
+    particular = named - EVERY_ACCOUNT
     if len(particular) > 1:
         raise FieldInvalid(ACCOUNT, "several sources name different accounts")
     if particular:
-        return next(iter(particular))
-    return ANY_ACCOUNT if named else gateway.account_id
+        return particular
+    return EVERY_ACCOUNT if named else gateway.accounts

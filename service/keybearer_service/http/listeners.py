@@ -24,8 +24,11 @@ class HttpConfig:
     """For metrics and health alone."""
     gateway_bounds: Bounds = HTTP
     metrics_bounds: Bounds = METRICS
-    open_account: str = ""
-    """The account whose keys anybody who reaches the port may ask about; empty for none."""
+    accounts: str = ""
+    """The account, or `*` for all, that gateways of the operator account may ask about beside their
+    own; on an open port, that everybody who reaches it may ask about."""
+    is_open: bool = False
+    """Whether gateways are asked for no credential."""
 
     @property
     def is_served(self) -> bool:
