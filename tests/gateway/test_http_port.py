@@ -373,7 +373,7 @@ def test_a_server_that_ends_says_so_to_probes(
 
 @pytest.mark.parametrize("name", ["listen", "http_listen", "metrics_listen"])
 def test_plaintext_off_loopback_is_refused_on_every_port(name: str) -> None:
-    """Tokens, and figures, do not go over a network in plain text by accident."""
+    """Tokens and metrics do not go over a network in plain text by accident."""
     with pytest.raises(ConfigError, match=f"^{name}: .*plain text"):
         load(None, {name: "0.0.0.0:8081"})
     load(None, {name: "0.0.0.0:8081", "insecure": True})

@@ -1,4 +1,4 @@
-"""The HTTP port: forward-auth for gateways, introspection (RFC 7662), health and figures.
+"""What gateways and resource servers ask over HTTP: forward-auth, and introspection (RFC 7662).
 
 This module reads what a gateway asks for and renders what `Authorizer` decides. On `/v1/auth` only
 200, 401 and 403 are decisions: most gateways take nothing else for one. 503 means that there is no
