@@ -275,6 +275,14 @@ def serve(
     tls_client_ca: Annotated[
         Path | None, typer.Option(help="Demand a client certificate of this authority.")
     ] = None,
+    metrics_tls: Annotated[
+        str | None,
+        typer.Option(
+            help="TLS of --metrics-listen: off, server, or mutual (with client certificates). off "
+            "is plaintext, off loopback too: metrics and health hold no secret. "
+            "[default: as every port]"
+        ),
+    ] = None,
     insecure: Annotated[
         bool | None, typer.Option("--insecure", help="Allow plaintext off loopback.")
     ] = None,

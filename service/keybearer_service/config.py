@@ -1,6 +1,7 @@
 """Configuration: flags over `KEYBEARER_…` environment variables over a TOML file over defaults."""
 
 import ipaddress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -37,6 +38,7 @@ class Settings(BaseSettings):
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
+    metrics_tls: Literal["off", "server", "mutual"] | None = None
     insecure: bool = False
     reflection: bool = True
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -62,6 +64,13 @@ class Settings(BaseSettings):
         if self.tls_cert is None or self.tls_key is None:
             return None
         return TlsFiles(certificate=self.tls_cert, key=self.tls_key, client_ca=self.tls_client_ca)
+
+    @property
+    def tls_of_metrics(self) -> TlsFiles | None:
+        """The TLS files of the port for metrics; the same as of every port, unless set."""
+        if self.tls is None or self.metrics_tls == "off":
+            return None
+        return replace(self.tls, client_ca=None) if self.metrics_tls == "server" else self.tls
 
 
 def load(file: Path | None, flags: dict[str, Any]) -> Settings:
@@ -108,6 +117,7 @@ def _assert_http_consistent(settings: Settings) -> None:
             if address.startswith("unix:"):
                 raise ConfigError(f"{name}: a unix socket is for --listen alone; give host:port")
             assert_may_listen(name, address, settings)
+    _assert_metrics_tls_consistent(settings)
     if settings.http_open and settings.http_listen is None:
         raise ConfigError("http_open: needs http_listen")
     if settings.http_open and not settings.http_account:
@@ -116,6 +126,16 @@ def _assert_http_consistent(settings: Settings) -> None:
         raise ConfigError("http_account: needs http_listen")
     if settings.http_account not in ("", "*") and not is_id(settings.http_account):
         raise ConfigError("http_account: the id of an account, or * for all")
+
+
+def _assert_metrics_tls_consistent(settings: Settings) -> None:
+    wanted = settings.metrics_tls
+    if wanted is not None and settings.metrics_listen is None:
+        raise ConfigError("metrics_tls: needs metrics_listen")
+    if wanted == "server" and settings.tls is None:
+        raise ConfigError("metrics_tls: server needs tls_cert and tls_key")
+    if wanted == "mutual" and settings.tls_client_ca is None:
+        raise ConfigError("metrics_tls: mutual needs tls_cert, tls_key and tls_client_ca")
 
 
 def assert_may_listen(name: str, address: str, settings: Settings) -> None:
@@ -129,6 +149,8 @@ def assert_may_listen(name: str, address: str, settings: Settings) -> None:
     host, colon, port = address.rpartition(":")
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004
         raise ConfigError(f"{name}: {address!r} is not host:port")
+    if name == "metrics_listen" and settings.metrics_tls == "off":
+        return  # said for this port; metrics and health hold no secret
     if settings.tls is None and not settings.insecure and not _is_loopback(host.strip("[]")):
         raise ConfigError(
             f"{name}: {address} would send tokens in plain text; give --tls-cert and --tls-key, "

@@ -23,6 +23,7 @@ from keybearer_service.config import ConfigError, Settings
 from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.net.addresses import Listener, ListenError
+from keybearer_service.net.tls import TlsFiles
 from keybearer_service.storage import dbapi
 from keybearer_service.telemetry import logs, metrics
 
@@ -114,14 +115,12 @@ def _first_of(ends: SimpleQueue[int]) -> int:
 
 
 def _http(settings: Settings, *, shared: bool) -> HttpConfig:
-    def listener(address: str | None) -> Listener | None:
-        if address is None:
-            return None
-        return Listener(address=address, tls=settings.tls, share_port=shared)
+    def listener(address: str | None, tls: TlsFiles | None) -> Listener | None:
+        return None if address is None else Listener(address=address, tls=tls, share_port=shared)
 
     return HttpConfig(
-        gateway=listener(settings.http_listen),
-        metrics=listener(settings.metrics_listen),
+        gateway=listener(settings.http_listen, settings.tls),
+        metrics=listener(settings.metrics_listen, settings.tls_of_metrics),
         accounts=settings.http_account,
         is_open=settings.http_open,
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 import httpx
@@ -79,19 +79,21 @@ def gated(
     *,
     tls: TlsFiles | None = None,
     metrics: bool = False,
+    metrics_tls: TlsFiles | Literal["as everywhere"] | None = "as everywhere",
     is_open: bool = False,
     accounts: str = "",
     bounds: Bounds = HTTP,
 ) -> Iterator[Gated]:
     """Run a fresh service with an HTTP port."""
     data_dir, created = initialise(path, clock, entropy)
+    of_metrics = tls if metrics_tls == "as everywhere" else metrics_tls
     app = started(
         data_dir,
         clock,
         entropy,
         HttpConfig(
             gateway=Listener(address=f"{LOOPBACK}:0", tls=tls),
-            metrics=Listener(address=f"{LOOPBACK}:0", tls=tls) if metrics else None,
+            metrics=Listener(address=f"{LOOPBACK}:0", tls=of_metrics) if metrics else None,
             gateway_bounds=bounds,
             accounts=accounts or (created.account.id if is_open else ""),
             is_open=is_open,

@@ -5,7 +5,7 @@ import itertools
 import json
 import ssl
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote_plus
 
 import httpx
@@ -541,7 +541,7 @@ def trusting(files: TlsFiles) -> ssl.SSLContext:
 def test_a_client_certificate_is_asked_for_on_the_http_port_too(
     tmp_path: Path, clock: FakeClock, entropy: SeededEntropy
 ) -> None:
-    """With --tls-client-ca nobody reaches any port without one."""
+    """With --tls-client-ca and nothing else nobody reaches any port without one."""
     files = tls_files(tmp_path / "tls", "localhost", with_client_ca=True)
     with gated(tmp_path / "data", clock, entropy, tls=files, metrics=True) as world:
         for port in (world.service.app.http_port, world.service.app.metrics_port):
@@ -551,3 +551,82 @@ def test_a_client_certificate_is_asked_for_on_the_http_port_too(
             context.load_cert_chain(files.certificate, files.key)
             answer = httpx.get(f"https://localhost:{port}/healthz", verify=context)
             assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("metrics_tls", "scheme"), [("off", "http"), ("server", "https"), ("mutual", "")]
+)
+def test_metrics_may_have_another_tls_than_tokens(
+    tmp_path: Path,
+    clock: FakeClock,
+    entropy: SeededEntropy,
+    metrics_tls: Literal["off", "server", "mutual"],
+    scheme: str,
+) -> None:
+    """A kubelet and Prometheus have no client certificate, and ask where none is asked for."""
+    files = tls_files(tmp_path / "tls", "localhost", with_client_ca=True)
+    settings = load(
+        None,
+        {
+            "metrics_listen": "0.0.0.0:9464",
+            "metrics_tls": metrics_tls,
+            "tls_cert": files.certificate,
+            "tls_key": files.key,
+            "tls_client_ca": files.client_ca,
+        },
+    )
+    with gated(
+        tmp_path / "data",
+        clock,
+        entropy,
+        tls=files,
+        metrics=True,
+        metrics_tls=settings.tls_of_metrics,
+    ) as world:
+        reached = {
+            f"{tried}:{path}"
+            for tried in ("http", "https")
+            for path in ("/healthz", "/readyz", "/metrics")
+            if is_answered(f"{tried}://localhost:{world.service.app.metrics_port}{path}", files)
+        }
+        assert reached == {
+            f"{scheme}:{path}" for path in ("/healthz", "/readyz", "/metrics") if scheme
+        }
+        assert not is_answered(f"https://localhost:{world.service.app.http_port}/healthz", files)
+
+
+def is_answered(url: str, files: TlsFiles) -> bool:
+    """Return whether a client without a certificate gets an answer."""
+    try:
+        return httpx.get(url, verify=trusting(files)).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def test_plaintext_metrics_off_loopback_are_allowed_where_they_are_meant() -> None:
+    """Said for that port, and for no other."""
+    meant = {"metrics_listen": "0.0.0.0:9464", "metrics_tls": "off"}
+    assert load(None, meant).tls_of_metrics is None
+    with pytest.raises(ConfigError, match=r"^http_listen: .*plain text"):
+        load(None, {**meant, "http_listen": "0.0.0.0:8081"})
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ({"metrics_tls": "off"}, "needs metrics_listen"),
+        ({"metrics_tls": "server"}, "server needs tls_cert"),
+        ({"metrics_tls": "mutual"}, "mutual needs .* tls_client_ca"),
+        (
+            {"metrics_tls": "mutual", "tls_cert": "cert.pem", "tls_key": "key.pem"},
+            "mutual needs .* tls_client_ca",
+        ),
+        ({"metrics_tls": "on"}, "'off', 'server' or 'mutual'"),
+    ],
+    ids=str,
+)
+def test_a_tls_of_metrics_that_cannot_be_is_refused(flags: dict[str, Any], why: str) -> None:
+    """By name, with what would be right."""
+    given = flags if "listen" in why else {**flags, "metrics_listen": "127.0.0.1:0"}
+    with pytest.raises(ConfigError, match=f"^metrics_tls: .*{why}"):
+        load(None, given)

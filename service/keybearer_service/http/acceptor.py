@@ -148,7 +148,7 @@ class Acceptor:
             oldest = next(iter(self._handshakes))
             del self._handshakes[oldest]
             self.table.closed["shed"] += 1
-            oldest.abort()
+            oldest.drop()
 
 
 class _Opening:
@@ -184,10 +184,10 @@ class _Opening:
         """Close the connection when its handshake has taken too long; return whether it has."""
         if now - self.since < self._within_s:
             return False
-        self.abort()
+        self.drop()
         return True
 
-    def abort(self) -> None:
+    def drop(self) -> None:
         """Close the connection at once."""
         if self._task is not None:
             self._task.cancel()

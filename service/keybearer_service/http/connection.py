@@ -93,10 +93,10 @@ class HttpConnection(H11Protocol):
         if is_half_head or is_half_body:
             self._refuse(408, "Request Timeout", "the request did not come in time")
         else:
-            self.abort()
+            self.drop()
         return True
 
-    def abort(self) -> None:
+    def drop(self) -> None:
         """Close the connection at once."""
         self.transport.abort()
 

@@ -42,7 +42,7 @@ class Held(Protocol):
         """Close the connection when its stage has taken too long; return whether it has."""
         ...
 
-    def abort(self) -> None:
+    def drop(self) -> None:
         """Close the connection at once."""
         ...
 
@@ -125,6 +125,6 @@ class ConnectionTable:
         for rank, (standing, _since, index) in enumerate(worst):
             if rank == 0 or standing is Standing.SILENT:
                 self.remove(candidates[index])
-                candidates[index].abort()
+                candidates[index].drop()
                 self.closed["shed"] += 1
         return bool(worst)
