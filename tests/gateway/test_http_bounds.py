@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from keybearer_service.domain.verdict import Caller
 from keybearer_service.gateway.routes import MAX_WAITING, GatewayRoutes
 from keybearer_service.http.listeners import HttpConfig, HttpListeners
 from keybearer_service.net.addresses import Listener
-from keybearer_service.net.bounds import HTTP, METRICS, peer_of, within_descriptors
+from keybearer_service.net.bounds import HTTP, METRICS, Bounds, peer_of, within_descriptors
 from keybearer_service.net.tls import TlsFiles
 from keybearer_service.validation.callers import Callers
 
@@ -416,6 +416,38 @@ def test_connections_that_are_reset_leave_no_memory_behind(tmp_path: Path) -> No
 
 
 # --- the table ------------------------------------------------------------------------------------
+
+
+def test_the_page_shows_the_bounds() -> None:
+    """Every number of the table in docs/gateways.md is the one that holds."""
+    page = (Path(__file__).parents[2] / "docs" / "gateways.md").read_text("utf-8")
+    rows = {
+        name: cells
+        for name, *cells in re.findall(r"^\| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", page, re.MULTILINE)
+    }
+
+    def shown(write: Callable[[Bounds], str]) -> list[str]:
+        return [write(HTTP), write(METRICS)]
+
+    assert rows["connections"] == shown(lambda one: f"{one.connections}")
+    assert rows["of them from one address (IPv6: one /64)"] == shown(
+        lambda one: f"{one.connections_of_one_peer}"
+    )
+    assert rows["TLS handshakes at once"] == shown(lambda one: f"{one.handshakes}")
+    assert rows["TLS handshake"] == shown(lambda one: f"{one.handshake_s:.0f} s")
+    assert rows["request line and headers"] == shown(
+        lambda one: f"{one.header_s:.0f} s, {one.header_bytes // 1024} KiB"
+    )
+    assert rows["body"] == shown(lambda one: f"{one.body_s:.0f} s")
+    assert rows["body that nobody reads, as behind `/v1/auth`"] == shown(
+        lambda one: f"{one.body_bytes // 1024} KiB"
+    )
+    assert rows["response, until the client has taken it"] == shown(
+        lambda one: f"{one.answer_s:.0f} s"
+    )
+    assert rows["idle between two requests"] == shown(lambda one: f"{one.idle_s:.0f} s")
+    waiting = rows["requests for a verdict that are answered or wait"][0]
+    assert waiting.startswith(f"{MAX_WAITING}, ")
 
 
 def test_few_descriptors_lower_the_bounds() -> None:
