@@ -74,7 +74,7 @@ class App:
                 if on_unresponsive is None
                 else Watchdog(self._liveness.ask, container.clock, on_unresponsive)
             )
-            self._gateway_routes = gateway_routes_of(container, config.http.open_account)
+            self._gateway_routes = gateway_routes_of(container, config.http)
             undo.callback(self._gateway_routes.close)
             self._http = HttpListeners(
                 config.http,
@@ -199,23 +199,24 @@ class App:
             return reader.key_count()
 
 
-def gateway_routes_of(container: Container, open_account: str) -> GatewayRoutes:
+def gateway_routes_of(container: Container, config: HttpConfig) -> GatewayRoutes:
     """Return the HTTP routes for gateways.
 
     Args:
         container: The use cases.
-        open_account: The account whose keys anybody may ask about; empty for none.
+        config: Whose keys may be asked about, and by whom.
 
     Raises:
         ListenError: There is no such account.
     """
-    if open_account:
-        scope = AccountScope.of_installation("the settings name the account of an open port")
+    if config.accounts not in ("", "*"):
+        scope = AccountScope.of_installation("the settings name an account for gateways")
         with container.store.read() as reader:
-            if reader.account(scope, open_account) is None:
-                raise ListenError(f"--http-account: there is no account {open_account[:64]!r}")
+            if reader.account(scope, config.accounts) is None:
+                raise ListenError(f"--http-account: there is no account {config.accounts[:64]!r}")
+    if config.is_open:
         log.warning(
-            "http_port_open", account_id=open_account, why="no credential of gateways asked"
+            "http_port_open", account_id=config.accounts, why="no credential of gateways asked"
         )
     return GatewayRoutes(
         container.authorizer,
@@ -223,5 +224,6 @@ def gateway_routes_of(container: Container, open_account: str) -> GatewayRoutes:
         container.recorder,
         container.clock,
         container.entropy,
-        open_account,
+        accounts=config.accounts,
+        is_open=config.is_open,
     )

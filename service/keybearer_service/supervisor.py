@@ -27,6 +27,7 @@ from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.ownership import give
 from keybearer_service.net.addresses import Address, Listener, ListenError
+from keybearer_service.net.tls import TlsFiles
 from keybearer_service.net.unix_sockets import UnixSocketFile
 from keybearer_service.storage import files
 from keybearer_service.telemetry import logs, metrics
@@ -161,15 +162,14 @@ def _first_of(ends: SimpleQueue[int]) -> int:
 
 
 def _http(settings: Settings, *, shared: bool) -> HttpConfig:
-    def listener(address: Address | None) -> Listener | None:
-        if address is None:
-            return None
-        return Listener(address=address, tls=settings.tls, share_port=shared)
+    def listener(address: Address | None, tls: TlsFiles | None) -> Listener | None:
+        return None if address is None else Listener(address=address, tls=tls, share_port=shared)
 
     return HttpConfig(
-        gateway=listener(settings.http_listen),
-        metrics=listener(settings.metrics_listen),
-        open_account=settings.http_account,
+        gateway=listener(settings.http_listen, settings.tls),
+        metrics=listener(settings.metrics_listen, settings.tls_of_metrics),
+        accounts=settings.http_account,
+        is_open=settings.http_open,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 import httpx
@@ -29,6 +29,7 @@ from keybearer_service.domain.clock import DAY, SECOND
 from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.net.addresses import Address, Listener
+from keybearer_service.net.bounds import HTTP, Bounds
 from keybearer_service.net.tls import TlsFiles
 from keybearer_service.storage import StoreLockedError
 
@@ -78,18 +79,24 @@ def gated(
     *,
     tls: TlsFiles | None = None,
     metrics: bool = False,
+    metrics_tls: TlsFiles | Literal["as everywhere"] | None = "as everywhere",
     is_open: bool = False,
+    accounts: str = "",
+    bounds: Bounds = HTTP,
 ) -> Iterator[Gated]:
     """Run a fresh service with an HTTP port."""
     data_dir, created = initialise(path, clock, entropy)
+    of_metrics = tls if metrics_tls == "as everywhere" else metrics_tls
     app = started(
         data_dir,
         clock,
         entropy,
         HttpConfig(
             gateway=Listener(address=Address(LOOPBACK, 0), tls=tls),
-            metrics=Listener(address=Address(LOOPBACK, 0), tls=tls) if metrics else None,
-            open_account=created.account.id if is_open else "",
+            metrics=Listener(address=Address(LOOPBACK, 0), tls=of_metrics) if metrics else None,
+            gateway_bounds=bounds,
+            accounts=accounts or (created.account.id if is_open else ""),
+            is_open=is_open,
         ),
     )
     service = Service(
@@ -128,8 +135,14 @@ class Cast:
 
     gateway: str
     """A VALIDATOR of the operator account."""
+    wide_gateway: str
+    """The same, whose label lets it ask about every account over HTTP."""
+    naming_gateway: str
+    """The same, whose label names the tenant."""
     tenant_gateway: str
     """A VALIDATOR of the tenant."""
+    wide_tenant_gateway: str
+    """The same, with a label that would let it ask about every account."""
     tenant_account: str
     developer_gateway: str
     """A DEVELOPER of the operator account: no gateway."""
@@ -193,7 +206,10 @@ def cast(world: Gated) -> Cast:
     world.clock.advance(2 * DAY)
     return Cast(
         gateway=admin.create_key(role="ROLE_VALIDATOR", name="gateway").token,
+        wide_gateway=gateway_key(admin, "*"),
+        naming_gateway=gateway_key(admin, f"{'A' * 16}, {created.account.id}"),
         tenant_gateway=tenant.create_key(role="ROLE_VALIDATOR", name="gateway").token,
+        wide_tenant_gateway=gateway_key(tenant, "*"),
         tenant_account=created.account.id,
         developer_gateway=admin.create_key(role="ROLE_DEVELOPER").token,
         good=good.token,
@@ -207,6 +223,12 @@ def cast(world: Gated) -> Cast:
         superseded=superseded.token,
         demoted=demoted,
     )
+
+
+def gateway_key(stubs: Stubs, accounts: str) -> str:
+    """Make a VALIDATOR whose label names accounts."""
+    labels = {"keybearer/gateway-accounts": accounts}
+    return stubs.create_key(role="ROLE_VALIDATOR", name="gateway", labels=labels).token
 
 
 # --- upstreams ------------------------------------------------------------------------------------
