@@ -22,6 +22,7 @@ from keybearer_service.config import ConfigError, Settings
 from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.ownership import give
+from keybearer_service.net import descriptors
 from keybearer_service.net.addresses import Address, Listener, ListenError
 from keybearer_service.net.unix_sockets import UnixSocketFile
 from keybearer_service.storage import dbapi
@@ -60,6 +61,7 @@ def serve(settings: Settings, on_serving: Callable[[Address], None] = lambda _ad
             "one on x86_64 Linux; or, elsewhere, run a Python whose sqlite3 module has SQLite "
             "3.51.3 or newer"
         )
+    descriptors.raise_limit()
     with directory.locked():
         if settings.workers == 1:
             return _serve_alone(settings, settings.listen, on_serving, shared=False)
