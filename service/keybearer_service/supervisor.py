@@ -26,6 +26,7 @@ from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.ownership import give
+from keybearer_service.net import descriptors
 from keybearer_service.net.addresses import Address, Listener, ListenError
 from keybearer_service.net.tls import TlsFiles
 from keybearer_service.net.unix_sockets import UnixSocketFile
@@ -63,6 +64,7 @@ def serve(settings: Settings, on_serving: Callable[[Address], None] = lambda _ad
     hazard = files.sharing_hazard()
     if settings.workers > 1 and hazard is not None:
         raise ConfigError(f"workers: {hazard}, or serve with one worker")
+    descriptors.raise_limit()
     with directory.locked():
         if settings.workers == 1:
             return _serve_alone(settings, settings.listen, on_serving, shared=False)

@@ -173,6 +173,29 @@ def test_text_on_a_terminal_has_colours(
     os.close(terminal)
 
 
+def test_a_line_that_a_library_repeats_is_written_once_a_second_and_counted(log: Log) -> None:
+    """Thousands a second would fill a disk; the next one tells how many were left out."""
+    log.configure("info")
+    library = logging.getLogger("lib")
+    for second in (1_000.0, 1_000.5, 1_000.9, 1_001.1, 1_003.0):
+        for _ in range(100):
+            record = library.makeRecord("lib", logging.ERROR, "", 0, "no descriptors", (), None)
+            record.created = second
+            library.handle(record)
+    library.error("another line")
+    lines = log.lines()
+    assert [one["event"] for one in lines] == ["no descriptors"] * 3 + ["another line"]
+    assert [one.get("repeated") for one in lines] == [None, 299, 99, None]
+
+
+def test_lines_of_our_own_are_all_written(log: Log) -> None:
+    """They have quotas where they need them."""
+    log.configure("info")
+    for number in range(50):
+        structlog.get_logger().info("ours", number=number)
+    assert len(log.lines()) == 50
+
+
 # --- a reader that stands still -------------------------------------------------------------------
 
 

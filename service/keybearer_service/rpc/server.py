@@ -86,6 +86,9 @@ def server_options(*, share_port: bool) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", 10_000),
         # What notices a frozen peer; the keepalive timeout alone takes a minute.
         ("grpc.http2.ping_timeout_ms", 2_000),
+        # Clients keep idle connections alive too, every 10 to 30 s; by default the third such ping
+        # within two hours ends the connection. One that pings faster than this is still ended.
+        ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.enable_channelz", 0),
     ]

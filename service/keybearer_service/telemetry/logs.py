@@ -20,6 +20,37 @@ MAX_QUEUED_BYTES: Final = 1024 * 1024
 """Some 4,000 lines; beyond, lines are dropped."""
 FLUSH_TIMEOUT_S: Final = 1.0
 """How long the end of the process waits for lines that nobody reads."""
+MAX_REPEATING: Final = 1000
+"""Different lines of libraries whose repetitions are counted; beyond, counting starts anew."""
+
+
+class RepeatFilter(logging.Filter):
+    """Lets a line of a library through once a second; the next one says how many were left out.
+
+    A library may write the same line thousands of times a second, as asyncio does when a port has
+    no descriptors left. What the service itself repeats has quotas of its own.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing seen."""
+        super().__init__()
+        self._seen: dict[tuple[str, int, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether to write a record; sets its `repeated` when others were left out."""
+        if not isinstance(record.msg, str):  # of structlog: ours
+            return True
+        line = (record.name, record.levelno, record.msg)
+        written, left_out = self._seen.get(line, (0.0, 0))
+        if 0 <= record.created - written < 1.0:
+            self._seen[line] = (written, left_out + 1)
+            return False
+        if len(self._seen) >= MAX_REPEATING:
+            self._seen.clear()
+        self._seen[line] = (record.created, 0)
+        if left_out:
+            record.repeated = left_out
+        return True
 
 
 class LogHandler(logging.Handler):
@@ -138,10 +169,11 @@ def configure(level: str, *, json: bool = True, descriptor: int | None = None) -
     handler = logging.NullHandler() if descriptor is None else LogHandler(descriptor)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder(allow=["lines"])],
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder(allow=["lines", "repeated"])],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last, _redact],
         )
     )
+    handler.addFilter(RepeatFilter())
     root = logging.getLogger()
     before, root.handlers[:] = root.handlers[:], [handler]
     root.setLevel(threshold)
