@@ -27,10 +27,12 @@ class Authority:
         self.certificate = self.directory / f"{self.name}.crt"
         _write(self.certificate, certificate.sign(self._key, hashes.SHA256()))
 
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """Write a certificate for loopback and its key; answer both files."""
+    def issue(self, name: str, dns_name: str = "") -> tuple[Path, Path]:
+        """Write a certificate, for loopback unless a name is given, and its key; return both."""
         key = ec.generate_private_key(ec.SECP256R1())
-        names = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
+        names: list[x509.GeneralName] = [x509.DNSName(dns_name)]
+        if not dns_name:
+            names = [x509.DNSName("localhost"), x509.IPAddress(ip_address("127.0.0.1"))]
         certificate = self._builder(_name(name), key).add_extension(
             x509.SubjectAlternativeName(names), critical=False
         )

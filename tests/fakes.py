@@ -3,8 +3,8 @@
 import random
 import threading
 
+from keybearer._wire.token_format import BASE62
 from keybearer_service.domain.clock import SECOND, Micros
-from keybearer_service.domain.entropy import BASE62
 
 START = Micros(1_700_000_000 * SECOND)
 """2023-11-14T22:13:20Z: an instant with nothing special about it."""

@@ -30,7 +30,7 @@ from keybearer_service.container import create_store
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.installation.data_directory import DataDir
-from keybearer_service.net.addresses import Listener
+from keybearer_service.net.addresses import Address, Listener
 from keybearer_service.offline.initialise import initialise as initialise_offline
 from keybearer_service.usecases.accounts import CreatedAccount, NewAccount
 from keybearer_service.usecases.issuing import Expiration
@@ -374,7 +374,11 @@ def running(
     """Run a fresh service; `shared` as one of several servers of the same data."""
     data_dir, created = initialise(path, clock, entropy)
     app = App(
-        AppConfig(data_dir=data_dir, listener=Listener(address="127.0.0.1:0"), shared=shared),
+        AppConfig(
+            data_dir=data_dir,
+            listener=Listener(address=Address("127.0.0.1", 0)),
+            shared=shared,
+        ),
         on_fatal=lambda: None,
         clock=clock,
         entropy=entropy,

@@ -4,18 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fakes import START
+from keybearer._wire.enums import AuditAction, AuditActorType, AuditTargetType, UserType
 from keybearer.access import Role
 from keybearer_service.domain.account_scope import AccountScope
-from keybearer_service.domain.audit_event import Action, Actor, ActorType, AuditEvent, TargetType
-from keybearer_service.domain.model import (
-    Account,
-    ApiKey,
-    Installation,
-    Pepper,
-    StoredSecret,
-    User,
-    UserType,
-)
+from keybearer_service.domain.audit_event import Actor, AuditEvent
+from keybearer_service.domain.model import Account, ApiKey, Installation, Pepper, StoredSecret, User
 from keybearer_service.storage import Store
 
 PEPPER = "pepper01"
@@ -79,9 +72,9 @@ def sample_event(seq: int, **changes: Any) -> AuditEvent:
         "seq": seq,
         "time": START + seq,
         "account_id": sample_id("acct"),
-        "actor": Actor(type=ActorType.LOCAL_COMMAND),
-        "action": Action.API_KEY_CREATED,
-        "target_type": TargetType.API_KEY,
+        "actor": Actor(type=AuditActorType.LOCAL_COMMAND),
+        "action": AuditAction.API_KEY_CREATED,
+        "target_type": AuditTargetType.API_KEY,
         "target_id": sample_id("key"),
         "changes": (),
         "request_id": "",

@@ -1,45 +1,138 @@
 """Configuration: flags over `KEYBEARER_…` environment variables over a TOML file over defaults."""
 
-import ipaddress
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, InstanceOf, ValidationError
 from pydantic_settings import (
     BaseSettings,
+    NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
 
+from keybearer_service.net.addresses import Address
 from keybearer_service.net.tls import TlsFiles
+
+PREFIX: Final = "KEYBEARER_"
+CONFIG_VARIABLE: Final = "KEYBEARER_CONFIG"
+CLIENT_VARIABLES: Final = frozenset(
+    f"{PREFIX}{name}"
+    for name in (
+        "ADDRESS",
+        "CA",
+        "CLIENT_CERT",
+        "CLIENT_CONFIG",
+        "CLIENT_KEY",
+        "GATEWAY_TOKEN",
+        "OUTPUT",
+        "PLAINTEXT",
+        "SERVER_NAME",
+        "TIMEOUT",
+        "TOKEN",
+        "TOKEN_FILE",
+        "URL",
+    )
+)
+"""Read by the command `keybearer` and the gateways' files, which may share our environment."""
+HEALTHCHECK_VARIABLES: Final = (f"{PREFIX}TLS_CA", f"{PREFIX}TLS_NAME")
+"""Read by `healthcheck` alone."""
+_SERVICE_LINK = re.compile(
+    r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)"
+)
+"""What Kubernetes sets for every pod beside a Service that is called keybearer."""
 
 
 class ConfigError(Exception):
     """A setting is wrong. The text names it and says what would be right."""
 
 
-class Settings(BaseSettings):
-    """What `serve` and the other commands take. The names are those of the flags."""
+def _address(value: object) -> object:
+    return Address.parse(value) if isinstance(value, str) else value
 
-    model_config = SettingsConfigDict(env_prefix="KEYBEARER_", extra="forbid", frozen=True)
+
+def _path(value: object) -> object:
+    if value == "":
+        raise ValueError("is empty; leave it out or name a file")
+    return value
+
+
+def _mode(value: object) -> object:
+    # TOML has octal numbers, which arrive as integers; everything else is read as octal digits.
+    text = f"{value:o}" if isinstance(value, int) else str(value)
+    if not re.fullmatch(r"0?[0-7]{3}", text, re.ASCII):
+        raise ValueError("three octal digits are needed, such as 660")
+    return f"0{text[-3:]}"
+
+
+AddressSetting = Annotated[InstanceOf[Address], NoDecode, BeforeValidator(_address)]
+PathSetting = Annotated[Path, BeforeValidator(_path)]
+
+
+class Settings(BaseSettings):
+    """The settings of `serve` and the other commands. The names are those of the flags."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True
+    )
 
     file: ClassVar[Path | None] = None
 
-    data_dir: Path = Path("data")
-    listen: str = "127.0.0.1:50051"
-    http_listen: str | None = None
-    metrics_listen: str | None = None
-    http_open: bool = False
-    http_account: str = ""
-    workers: int = Field(default=1, ge=1, le=64)
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    tls_client_ca: Path | None = None
-    insecure: bool = False
-    reflection: bool = True
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["json", "text"] = "json"
+    data_dir: PathSetting = Field(
+        default=Path("data"),
+        description="Directory of the database, the key files and the lock; on a local disk.",
+    )
+    listen: AddressSetting = Field(
+        default=Address("127.0.0.1", 50051),
+        description="Address of the gRPC port: host:port, [v6]:port or unix:/path. Port 0 takes a "
+        "free one.",
+    )
+    unix_socket_mode: Annotated[str, BeforeValidator(_mode)] = Field(
+        default="0600",
+        description="Permissions of the file of a unix socket: who may write it may connect.",
+    )
+    http_listen: AddressSetting | None = Field(
+        default=None, description="host:port for gateways, health and metrics over HTTP."
+    )
+    metrics_listen: AddressSetting | None = Field(
+        default=None, description="host:port for metrics and health alone."
+    )
+    http_open: bool = Field(
+        default=False,
+        description="Demand no credential of gateways. Needs http_account.",
+    )
+    http_account: str = Field(default="", description="Id of the one account that http_open opens.")
+    workers: int = Field(
+        default=1, ge=1, le=64, description="Processes that share the ports, 1 to 64."
+    )
+    tls_cert: PathSetting | None = Field(
+        default=None, description="PEM certificate chain of the server. Needs tls_key."
+    )
+    tls_key: PathSetting | None = Field(
+        default=None, description="PEM private key of tls_cert, not encrypted."
+    )
+    tls_client_ca: PathSetting | None = Field(
+        default=None, description="Demand a client certificate of this authority (mutual TLS), PEM."
+    )
+    insecure: bool = Field(
+        default=False,
+        description="Serve plain text off loopback, because something in front does TLS.",
+    )
+    reflection: bool = Field(
+        default=True, description="Let tools such as grpcurl list the methods and messages."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least level that is logged: debug, info, warning or error."
+    )
+    log_format: Literal["json", "text"] = Field(
+        default="json", description="Format of log lines: json or text."
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -50,7 +143,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library's signature
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library's signature
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Order the sources; no .env file is looked for."""
+        """Order the sources; .env files are not read."""
         if cls.file is None:
             return init_settings, env_settings
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, cls.file)
@@ -63,32 +156,104 @@ class Settings(BaseSettings):
         return TlsFiles(certificate=self.tls_cert, key=self.tls_key, client_ca=self.tls_client_ca)
 
 
-def load(file: Path | None, flags: dict[str, Any]) -> Settings:
+@dataclass(frozen=True, slots=True)
+class Description:
+    """How one setting is given and what it means; for help texts and the reference."""
+
+    name: str
+    flag: str
+    variable: str
+    default: str
+    """As one would write it; empty where the setting is unset by default."""
+    meaning: str
+
+
+def describe(name: str) -> Description:
+    """Return the description of a setting.
+
+    Raises:
+        KeyError: There is no such setting.
+    """
+    field = Settings.model_fields[name]
+    default = field.default
+    return Description(
+        name=name,
+        flag=f"--{name.replace('_', '-')}",
+        variable=f"{PREFIX}{name.upper()}",
+        default=("on" if default else "off") if isinstance(default, bool) else str(default or ""),
+        meaning=field.description or "",
+    )
+
+
+def load(file: Path | None, flags: Mapping[str, Any]) -> Settings:
     """Read the settings.
 
     Args:
-        file: A TOML file, or none.
-        flags: What the command line says; None for what it does not say.
+        file: A TOML file, or None.
+        flags: The values of the command line; None for a flag that was not given.
 
     Raises:
-        ConfigError: A setting is unknown, ill-formed, or contradicts another.
+        ConfigError: A setting is unknown, ill-formed, or contradicts another, or the name of an
+            environment variable is nearly that of a setting.
     """
     if file is not None and not file.is_file():
         raise ConfigError(f"--config: {file} is no file")
-    # The class is told through an attribute of a subclass: pydantic-settings asks the class itself.
+    _assert_no_near_miss()
+    # pydantic-settings asks the class for its sources, so the file is an attribute of a subclass.
     settings_class = type("Settings", (Settings,), {"file": file, "__module__": __name__})
     try:
         settings: Settings = settings_class(
             **{name: value for name, value in flags.items() if value is not None}
         )
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{name}: {first['msg']}") from None
-    except ValueError as error:  # a TOML file that is none
+        raise ConfigError(_first_problem(error)) from None
+    except (ValueError, OSError) as error:  # not TOML, or not to be read
         raise ConfigError(f"--config: {error}") from None
     _assert_consistent(settings)
     return settings
+
+
+def unknown_variables() -> list[str]:
+    """Return the `KEYBEARER_…` variables of the environment that nothing of keybearer reads."""
+    known = {
+        CONFIG_VARIABLE,
+        *CLIENT_VARIABLES,
+        *HEALTHCHECK_VARIABLES,
+        *(describe(one).variable for one in _NAMES),
+    }
+    return sorted(
+        name
+        for name in map(str.upper, os.environ)
+        if name.startswith(PREFIX)
+        and name not in known
+        and not _SERVICE_LINK.fullmatch(name.removeprefix(PREFIX))
+    )
+
+
+_NAMES: Final = tuple(Settings.model_fields)
+
+
+def _assert_no_near_miss() -> None:
+    # A misspelt variable would be ignored: a server without the TLS, say, that it was to have.
+    for name in unknown_variables():
+        near = _near(name.removeprefix(PREFIX).lower())
+        if near:
+            meant = CONFIG_VARIABLE if near == "config" else describe(near).variable
+            raise ConfigError(f"{name}: there is no such setting; did you mean {meant}?")
+
+
+def _near(name: str) -> str:
+    return next(iter(difflib.get_close_matches(name, [*_NAMES, "config"], n=1, cutoff=0.8)), "")
+
+
+def _first_problem(error: ValidationError) -> str:
+    # Never the value: what was mistyped into a variable may be a secret.
+    first = error.errors(include_url=False, include_input=False)[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = _near(name)
+        return f"{name}: there is no such setting" + (f"; did you mean {near}?" if near else "")
+    return f"{name}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def _assert_consistent(settings: Settings) -> None:
@@ -96,17 +261,17 @@ def _assert_consistent(settings: Settings) -> None:
         raise ConfigError("tls_cert and tls_key: give both or neither")
     if settings.tls_client_ca is not None and settings.tls_cert is None:
         raise ConfigError("tls_client_ca: needs tls_cert and tls_key")
-    assert_may_listen("listen", settings.listen, settings)
+    _assert_may_listen("listen", settings.listen, settings)
     _assert_http_consistent(settings)
 
 
 def _assert_http_consistent(settings: Settings) -> None:
     for name in ("http_listen", "metrics_listen"):
-        address: str | None = getattr(settings, name)
+        address: Address | None = getattr(settings, name)
         if address is not None:
-            if address.startswith("unix:"):
+            if address.is_unix:
                 raise ConfigError(f"{name}: a unix socket is for --listen alone; give host:port")
-            assert_may_listen(name, address, settings)
+            _assert_may_listen(name, address, settings)
     if settings.http_open and settings.http_listen is None:
         raise ConfigError("http_open: needs http_listen")
     if settings.http_open and not settings.http_account:
@@ -115,28 +280,9 @@ def _assert_http_consistent(settings: Settings) -> None:
         raise ConfigError("http_account: is for http_open; gateways name accounts themselves")
 
 
-def assert_may_listen(name: str, address: str, settings: Settings) -> None:
-    """Refuse to send tokens in plain text over a network.
-
-    Raises:
-        ConfigError: Not `host:port`, or off loopback without TLS and without `insecure`.
-    """
-    if address.startswith("unix:"):
-        return
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004
-        raise ConfigError(f"{name}: {address!r} is not host:port")
-    if settings.tls is None and not settings.insecure and not _is_loopback(host.strip("[]")):
+def _assert_may_listen(name: str, address: Address, settings: Settings) -> None:
+    if settings.tls is None and not settings.insecure and not address.is_loopback:
         raise ConfigError(
             f"{name}: {address} would send tokens in plain text; give --tls-cert and --tls-key, "
             "or --insecure if something in front does TLS"
         )
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from keybearer_service.container import Container
 from keybearer_service.domain.clock import DAY, Micros, after
 from keybearer_service.storage import FileStore, Store
+from keybearer_service.telemetry import logs
 
 DAYS_TO_EXPIRY = (1, 7, 30, 90, 365)
 """Live keys are counted in the spans between these, and beyond, and without an expiry."""
@@ -23,6 +24,7 @@ def service_gauges(container: Container, queued_calls: Callable[[], int]) -> dic
     return {
         "queued_calls": queued_calls(),
         "queued_uses": container.usage.pending,
+        "log_lines_dropped": logs.dropped_lines(),
         "store_bytes": store.size_bytes if isinstance(store, FileStore) else 0,
         "store_revision": revision,
         "watch_streams": container.watches.watchers,

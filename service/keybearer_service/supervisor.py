@@ -1,9 +1,10 @@
-"""Serving processes: one that serves, or one that looks after several which share the port.
+"""Serving processes: one that serves, or one that supervises several which share the port.
 
-A process ends on SIGTERM or SIGINT with exit code 0 and nothing lost, or by itself with
-EXIT_OUTCOME_UNKNOWN when a commit failed and only a fresh process can tell what happened.
+A process ends on SIGTERM, SIGINT or SIGHUP with exit code 0 and nothing lost, or by itself with
+EXIT_OUTCOME_UNKNOWN when a commit failed and only a fresh process can find out what happened.
 """
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -14,7 +15,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from queue import Empty, SimpleQueue
-from typing import cast
 
 import structlog
 
@@ -22,26 +22,32 @@ from keybearer_service.app import App, AppConfig
 from keybearer_service.config import ConfigError, Settings
 from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
-from keybearer_service.net.addresses import Listener, ListenError
+from keybearer_service.installation.ownership import give
+from keybearer_service.net.addresses import Address, Listener, ListenError
+from keybearer_service.net.unix_sockets import UnixSocketFile
 from keybearer_service.storage import files
 from keybearer_service.telemetry import logs, metrics
 
 log = structlog.get_logger(__name__)
 
 EXIT_OUTCOME_UNKNOWN = 3
-"""A commit failed: start again, recovery decides."""
+"""A commit failed: recovery at the next start decides."""
 EXIT_UNRESPONSIVE = 4
 """The process no longer answered, and ended itself so that it is started again."""
 RESTART_DELAY_S = 1.0
 """Between the end of a worker and its replacement, so that one that cannot start does not spin."""
 
+END_TIMEOUT_S = 25.0
+"""How long workers may take to end before they are killed; below the 30 s of Kubernetes."""
 
-def serve(settings: Settings, on_serving: Callable[[str], None] = lambda _address: None) -> int:
-    """Serve an installation until the end; answer the exit code.
+
+def serve(settings: Settings, on_serving: Callable[[Address], None] = lambda _address: None) -> int:
+    """Serve an installation until the end, and return the exit code.
 
     Args:
         settings: What to serve, where and how.
-        on_serving: Told the address once it is listened on, with the port that was taken.
+        on_serving: Called with the address once the server listens on it, with the port that was
+            taken.
 
     Raises:
         ConfigError, DataDirError, StoreError, KeyringError, TlsError, ListenError, RuleError: It
@@ -49,6 +55,7 @@ def serve(settings: Settings, on_serving: Callable[[str], None] = lambda _addres
     """
     directory = DataDir(settings.data_dir)
     directory.assert_initialised()
+    directory.assert_writable()
     hazard = files.sharing_hazard()
     if settings.workers > 1 and hazard is not None:
         raise ConfigError(f"workers: {hazard}, or serve with one worker")
@@ -65,42 +72,74 @@ def serve(settings: Settings, on_serving: Callable[[str], None] = lambda _addres
             if http:
                 # Read by prometheus_client when a worker imports it.
                 os.environ.update(metrics.prepare(directory.metrics))
+                give(directory.metrics)
             on_serving(address)
             return _Supervisor(settings.model_copy(update=http), directory, address).run()
 
 
 def _serve_alone(
-    settings: Settings, address: str, on_serving: Callable[[str], None], *, shared: bool
+    settings: Settings, address: Address, on_serving: Callable[[Address], None], *, shared: bool
 ) -> int:
-    if not shared and not address.startswith("unix:"):
-        _assert_free(address)
     # Put into by signal handlers and by threads; unlike an Event it may be used in both.
     ends: SimpleQueue[int] = SimpleQueue()
     _on_end_signal(lambda: ends.put(0))
     if shared:
         _on_end_of_supervisor(lambda: ends.put(0))
-    service = App(
-        AppConfig(
-            data_dir=DataDir(settings.data_dir),
-            listener=Listener(address=address, tls=settings.tls, share_port=shared),
-            http=_http(settings, shared=shared),
-            reflection=settings.reflection,
-            shared=shared,
-        ),
-        on_fatal=lambda: ends.put(EXIT_OUTCOME_UNKNOWN),
-        # Nothing in this process can be trusted to end it in order any more.
-        on_unresponsive=lambda: os._exit(EXIT_UNRESPONSIVE),
-    )
-    service.start()
-    on_serving(_with_port(address, service.port))
-    code = _first_of(ends)
-    if code == EXIT_OUTCOME_UNKNOWN:
-        # Whatever this process believes of the store may be wrong now: answer what is in flight,
-        # write nothing more, and let recovery at the next start tell what happened.
-        service.abandon()
-    else:
-        service.stop()
-    return code
+    with _listening(settings, address, shared=shared) as place:
+        service = App(
+            AppConfig(
+                data_dir=DataDir(settings.data_dir),
+                listener=Listener(
+                    address=place.address if place else address,
+                    tls=settings.tls,
+                    share_port=shared,
+                ),
+                http=_http(settings, shared=shared),
+                reflection=settings.reflection,
+                shared=shared,
+            ),
+            on_fatal=lambda: ends.put(EXIT_OUTCOME_UNKNOWN),
+            on_unresponsive=_end_unresponsive,
+        )
+        if place is not None:
+            place.publish()
+        service.start()
+        on_serving(address.with_port(service.port))
+        code = _first_of(ends)
+        if code == EXIT_OUTCOME_UNKNOWN:
+            # Whatever this process believes of the store may be wrong now: answer what is in
+            # flight, write nothing more, and let recovery at the next start find out what happened.
+            service.abandon()
+        else:
+            service.stop()
+        return code
+
+
+def _end_unresponsive() -> None:
+    # Nothing in this process can be trusted to end it in order any more but the thread of the log.
+    logging.shutdown()
+    os._exit(EXIT_UNRESPONSIVE)
+
+
+@contextmanager
+def _listening(
+    settings: Settings, address: Address, *, shared: bool
+) -> Iterator[UnixSocketFile | None]:
+    """Refuse an address that is taken; for a Unix socket, hold its place and clear it afterwards.
+
+    Raises:
+        ListenError: The address is in use, or cannot be bound.
+    """
+    if not address.is_unix:
+        if not shared:
+            _assert_free(address)
+        yield None
+        return
+    place = UnixSocketFile(address, int(settings.unix_socket_mode, 8))
+    try:
+        yield place
+    finally:
+        place.remove()
 
 
 def _first_of(ends: SimpleQueue[int]) -> int:
@@ -112,7 +151,7 @@ def _first_of(ends: SimpleQueue[int]) -> int:
 
 
 def _http(settings: Settings, *, shared: bool) -> HttpConfig:
-    def listener(address: str | None) -> Listener | None:
+    def listener(address: Address | None) -> Listener | None:
         if address is None:
             return None
         return Listener(address=address, tls=settings.tls, share_port=shared)
@@ -124,22 +163,20 @@ def _http(settings: Settings, *, shared: bool) -> HttpConfig:
     )
 
 
-def _with_port(address: str, port: int) -> str:
-    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+def _on_end_signal(end: Callable[[], None]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # `nohup` asks for SIGHUP to be ignored, and it stays so.
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda _number, _frame: end())
 
 
-def _on_end_signal(tell: Callable[[], None]) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: tell())
-
-
-def _on_end_of_supervisor(tell: Callable[[], None]) -> None:
-    # A supervisor that was killed tells nobody, and workers that nobody looks after must not serve.
+def _on_end_of_supervisor(end: Callable[[], None]) -> None:
+    # A supervisor that is killed sends no signal, and workers must not serve unsupervised.
     def wait_for_it() -> None:
         supervisor = multiprocessing.parent_process()
         if supervisor is not None:
             supervisor.join()
-            tell()
+            end()
 
     threading.Thread(target=wait_for_it, name="supervisor", daemon=True).start()
 
@@ -148,9 +185,9 @@ def _on_end_of_supervisor(tell: Callable[[], None]) -> None:
 
 
 class _Supervisor:
-    """Keeps workers running until it is told to end, and ends them in order."""
+    """Keeps workers running until a signal asks for the end, and ends them in order."""
 
-    def __init__(self, settings: Settings, directory: DataDir, address: str) -> None:
+    def __init__(self, settings: Settings, directory: DataDir, address: Address) -> None:
         self._settings = settings
         self._directory = directory
         self._address = address
@@ -163,18 +200,30 @@ class _Supervisor:
     def run(self) -> int:
         _on_end_signal(self._end)
         self._workers = [self._start() for _ in range(self._settings.workers)]
-        log.info("supervising", workers=len(self._workers), address=self._address)
+        log.info("supervising", workers=len(self._workers), address=str(self._address))
         while not self._ending:
             # A signal does not interrupt the wait of a thread, so it is a short one.
             wait([worker.sentinel for worker in self._workers], timeout=0.2)
             self._replace_the_dead()
+        self._end_workers()
+        # A signal that comes before a worker handles it ends the worker by itself.
+        orderly = (0, -signal.SIGTERM, -signal.SIGHUP)
+        return int(any(worker.exitcode not in orderly for worker in self._workers))
+
+    def _end_workers(self) -> None:
         for worker in self._workers:
             worker.terminate()
+        deadline = threading.Timer(END_TIMEOUT_S, self._kill_workers)
+        deadline.start()
         for worker in self._workers:
             worker.join()
-        # One that was told to end before it could listen for that is told by the signal itself.
-        told = (0, -signal.SIGTERM)
-        return int(any(worker.exitcode not in told for worker in self._workers))
+        deadline.cancel()
+
+    def _kill_workers(self) -> None:
+        for worker in self._workers:
+            if worker.is_alive():
+                log.error("worker_killed", pid=worker.pid, after_s=END_TIMEOUT_S)
+                worker.kill()
 
     def _replace_the_dead(self) -> None:
         for index, worker in enumerate(self._workers):
@@ -191,13 +240,13 @@ class _Supervisor:
 
     def _start(self) -> SpawnProcess:
         worker = self._context.Process(
-            target=_work, args=(self._settings.model_dump(), self._address), daemon=False
+            target=_work, args=(dict(self._settings), self._address), daemon=False
         )
         worker.start()
         return worker
 
 
-def _work(values: dict[str, object], address: str) -> None:
+def _work(values: dict[str, object], address: Address) -> None:
     settings = Settings.model_validate(values)
     logs.configure(settings.log_level, json=settings.log_format == "json")
     with DataDir(settings.data_dir).working():
@@ -205,47 +254,42 @@ def _work(values: dict[str, object], address: str) -> None:
 
 
 @contextmanager
-def _reserved(address: str) -> Iterator[str]:
+def _reserved(address: Address) -> Iterator[Address]:
     """Hold a port for the workers, so that all get the same and nobody else gets it.
 
     The socket never listens, so the kernel gives it no connection.
 
     Raises:
         ConfigError: A Unix socket, which processes cannot share.
-        ListenError: The port is in use, or not to be had.
+        ListenError: The port is in use, or cannot be bound.
     """
-    if address.startswith("unix:"):
+    if address.is_unix:
         raise ConfigError("workers: a unix socket cannot be shared; listen on a port")
-    host, _, port = address.rpartition(":")
-    name = host.strip("[]")
-    family = socket.AF_INET6 if ":" in name else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as holder:
+    _assert_free(address)
+    with socket.socket(address.family, socket.SOCK_STREAM) as holder:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        try:
-            _refuse_if_taken(family, name, int(port))
-            holder.bind((name, int(port)))
-        except OSError as error:
-            raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
-        yield f"{host}:{cast('int', holder.getsockname()[1])}"
+        with _bind_errors(address):
+            holder.bind((address.host, address.port))
+        yield address.with_port(holder.getsockname()[1])
 
 
-def _assert_free(address: str) -> None:
+def _assert_free(address: Address) -> None:
     """Refuse a port that somebody listens on, before grpc finds out and logs it in its own way.
 
     Raises:
-        ListenError: The port is in use, or not to be had.
+        ListenError: The port is in use, or cannot be bound.
     """
-    host, _, port = address.rpartition(":")
-    name = host.strip("[]")
+    if not address.port:
+        return
+    # Without SO_REUSEPORT, which would let us in beside a stranger that has set it too.
+    with socket.socket(address.family, socket.SOCK_STREAM) as probe, _bind_errors(address):
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((address.host, address.port))
+
+
+@contextmanager
+def _bind_errors(address: Address) -> Iterator[None]:
     try:
-        _refuse_if_taken(socket.AF_INET6 if ":" in name else socket.AF_INET, name, int(port))
+        yield
     except OSError as error:
         raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
-
-
-def _refuse_if_taken(family: int, name: str, port: int) -> None:
-    # Without SO_REUSEPORT, which would let us in beside a stranger that has set it too.
-    if port:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((name, port))

@@ -17,7 +17,7 @@ from harness import Service, initialise
 from keybearer_service.app import App, AppConfig
 from keybearer_service.domain.clock import SystemClock
 from keybearer_service.domain.entropy import SystemEntropy
-from keybearer_service.net.addresses import Listener
+from keybearer_service.net.addresses import Address, Listener
 from keybearer_service.net.tls import TlsFiles
 
 
@@ -40,7 +40,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     data_dir, created = initialise(path / "data", clock, entropy)
     files = TlsFiles(certificate=server_cert, key=server_key, client_ca=client_cert)
     app = App(
-        AppConfig(data_dir=data_dir, listener=Listener(address="127.0.0.1:0", tls=files)),
+        AppConfig(data_dir=data_dir, listener=Listener(address=Address("127.0.0.1", 0), tls=files)),
         on_fatal=lambda: None,
         clock=clock,
         entropy=entropy,

@@ -28,7 +28,7 @@ from keybearer_service.app import App, AppConfig
 from keybearer_service.domain.clock import DAY, SECOND
 from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
-from keybearer_service.net.addresses import Listener
+from keybearer_service.net.addresses import Address, Listener
 from keybearer_service.net.tls import TlsFiles
 from keybearer_service.storage import StoreLockedError
 
@@ -87,8 +87,8 @@ def gated(
         clock,
         entropy,
         HttpConfig(
-            gateway=Listener(address=f"{LOOPBACK}:0", tls=tls),
-            metrics=Listener(address=f"{LOOPBACK}:0", tls=tls) if metrics else None,
+            gateway=Listener(address=Address(LOOPBACK, 0), tls=tls),
+            metrics=Listener(address=Address(LOOPBACK, 0), tls=tls) if metrics else None,
             open_account=created.account.id if is_open else "",
         ),
     )
@@ -118,7 +118,7 @@ def ending(service: Service) -> Iterator[None]:
 def started(data_dir: DataDir, clock: FakeClock, entropy: SeededEntropy, http: HttpConfig) -> App:
     """Serve an installation on free ports."""
     app = App(
-        AppConfig(data_dir=data_dir, listener=Listener(address=f"{LOOPBACK}:0"), http=http),
+        AppConfig(data_dir=data_dir, listener=Listener(address=Address(LOOPBACK, 0)), http=http),
         on_fatal=lambda: None,
         clock=clock,
         entropy=entropy,

@@ -18,11 +18,12 @@ from gateway.gateway_clients import (
 )
 from gateway.support import Cast, Gated, cast, gated, tls_files
 from harness import initialise, refused
+from keybearer.models import Presented
 from keybearer_service.app import App, AppConfig
 from keybearer_service.config import ConfigError, load
 from keybearer_service.domain.errors import StoreUnavailable
 from keybearer_service.http.listeners import HttpConfig, HttpListeners
-from keybearer_service.net.addresses import Listener, ListenError
+from keybearer_service.net.addresses import Address, Listener, ListenError
 from keybearer_service.net.tls import TlsFiles
 
 
@@ -234,7 +235,7 @@ def test_an_outage_between_gateway_and_client_is_no_verdict(
 ) -> None:
     """The same when the gateway is still known and its client cannot be looked up."""
     validator = world.service.app.container.validator
-    known = validator.authenticate(keys.gateway)
+    known = validator.authenticate(Presented(keys.gateway))
     monkeypatch.setattr(validator, "authenticate", lambda _token: known)
     with world.outage():
         answer = ENTRY_POINTS[entry_point](world, keys.gateway, keys.good, ())
@@ -311,9 +312,9 @@ def test_contradicting_flags_are_refused(flags: dict[str, Any]) -> None:
 
 def test_a_port_in_use_is_refused_and_leaves_nothing_open(world: Gated) -> None:
     """One line, and no second port left behind."""
-    taken = Listener(address=f"127.0.0.1:{world.service.app.http_port}")
+    taken = Listener(address=Address("127.0.0.1", world.service.app.http_port))
     ports = HttpListeners(
-        HttpConfig(gateway=Listener(address="127.0.0.1:0"), metrics=taken),
+        HttpConfig(gateway=Listener(address=Address("127.0.0.1", 0)), metrics=taken),
         gateway_routes=(),
         is_live=lambda: True,
         is_ready=lambda: True,
@@ -331,8 +332,8 @@ def test_an_account_that_does_not_exist_cannot_be_opened(
     data_dir, _ = initialise(tmp_path / "data", clock, entropy)
     config = AppConfig(
         data_dir=data_dir,
-        listener=Listener(address="127.0.0.1:0"),
-        http=HttpConfig(gateway=Listener(address="127.0.0.1:0"), open_account="B" * 16),
+        listener=Listener(address=Address("127.0.0.1", 0)),
+        http=HttpConfig(gateway=Listener(address=Address("127.0.0.1", 0)), open_account="B" * 16),
     )
     with pytest.raises(ListenError, match="http-account"):
         App(config, on_fatal=lambda: None, clock=clock, entropy=entropy)

@@ -20,7 +20,7 @@ from fakes import FakeClock, SeededEntropy
 from gateway.gateway_clients import ENTRY_POINTS, forward_auth_request
 from gateway.support import Cast, Gated, cast, free_port, gated
 from harness import refused
-from keybearer_service.domain.verdict import Outcome
+from keybearer._wire.enums import Outcome
 from keybearer_service.gauges import live_keys_by_expiry
 from keybearer_service.telemetry import metrics
 from keybearer_service.telemetry.metrics import LATENCY_BOUNDS, PrometheusMetrics

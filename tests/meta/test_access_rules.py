@@ -16,7 +16,7 @@ from keybearer.access import RuleError, rule_of, rules_of
 from keybearer_service import endpoints
 from keybearer_service.app import App, AppConfig
 from keybearer_service.installation.data_directory import DataDir
-from keybearer_service.net.addresses import Listener
+from keybearer_service.net.addresses import Address, Listener
 
 
 def published_services() -> Iterator[ServiceDescriptor]:
@@ -69,7 +69,7 @@ def _installation(path: Path) -> DataDir:
 
 
 def _built(data_dir: DataDir) -> App:
-    config = AppConfig(data_dir=data_dir, listener=Listener(address="127.0.0.1:0"))
+    config = AppConfig(data_dir=data_dir, listener=Listener(address=Address("127.0.0.1", 0)))
     return App(config, on_fatal=lambda: None, clock=FakeClock(), entropy=SeededEntropy(2))
 
 

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 SERVICE = ROOT / "service" / "keybearer_service"
 
 PLANTED = """
+from keybearer.models import Presented
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.clock import Micros
 from keybearer_service.storage import AuditQuery, KeyQuery, Page, Reader, UserQuery
@@ -31,7 +32,7 @@ def planted(reader: Reader, scope: AccountScope, account: str) -> None:
     reader.account(account)  # refused
     reader.user(account)  # refused
     reader.api_key(account)  # refused
-    Question("token", account, ANY_KEY)  # refused
+    Question(Presented("token"), account, ANY_KEY)  # refused
 """
 
 

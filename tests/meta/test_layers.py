@@ -134,6 +134,7 @@ def test_only_the_edges_know_generated_messages() -> None:
 def test_only_the_edges_know_grpc() -> None:
     """Use cases and the pipeline do not know how they are called."""
     assert importers_of("grpc") == {
+        "gateway.status",
         "net.health_client",
         "net.tls",
         "rpc.bidi",

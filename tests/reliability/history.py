@@ -17,9 +17,10 @@ from typing import Any
 import grpc
 
 from harness import Stubs, message, refusal_of
+from keybearer._wire.enums import AuditAction
+from keybearer.models import Presented
 from keybearer.v1 import api_key_service_pb2, user_service_pb2
 from keybearer_service.container import open_container
-from keybearer_service.domain.audit_event import Action
 from keybearer_service.domain.clock import SystemClock
 from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.domain.model import SubjectKind
@@ -67,7 +68,7 @@ class UserFacts:
 class Operation:
     """One change asked for."""
 
-    action: Action
+    action: AuditAction
     kind: SubjectKind | None
     """What its revision makes stale; None when no verdict can change."""
     subject: KeyFacts | UserFacts
@@ -151,7 +152,7 @@ class Writer:
             key.id, key.token = answer.api_key.id, answer.token
 
         return Operation(
-            Action.API_KEY_CREATED,
+            AuditAction.API_KEY_CREATED,
             SubjectKind.KEY,
             key,
             lambda: stubs.create_key(name=key.name, owner_id=owner),
@@ -169,7 +170,7 @@ class Writer:
             key.token = answer.token
 
         return Operation(
-            Action.API_KEY_ROTATED,
+            AuditAction.API_KEY_ROTATED,
             SubjectKind.KEY,
             key,
             lambda: stubs.keys.RotateApiKey(request),
@@ -185,7 +186,7 @@ class Writer:
                 return stubs.keys.DisableApiKey(api_key_service_pb2.DisableApiKeyRequest(id=key.id))
             return stubs.keys.EnableApiKey(api_key_service_pb2.EnableApiKeyRequest(id=key.id))
 
-        action = Action.API_KEY_DISABLED if to == "DISABLED" else Action.API_KEY_ENABLED
+        action = AuditAction.API_KEY_DISABLED if to == "DISABLED" else AuditAction.API_KEY_ENABLED
         return Operation(
             action, SubjectKind.KEY, key, send, lambda: setattr(key, "state", to), _nothing
         )
@@ -195,7 +196,7 @@ class Writer:
             api_key_service_pb2.RevokeApiKeyRequest, id=key.id, reason="REVOCATION_REASON_LOST"
         )
         return Operation(
-            Action.API_KEY_REVOKED,
+            AuditAction.API_KEY_REVOKED,
             SubjectKind.KEY,
             key,
             lambda: stubs.keys.RevokeApiKey(request),
@@ -206,7 +207,7 @@ class Writer:
     def _create_user(self, stubs: Stubs) -> Operation:
         user = UserFacts(f"{self._name()}@example.com")
         return Operation(
-            Action.USER_CREATED,
+            AuditAction.USER_CREATED,
             None,
             user,
             lambda: stubs.create_user(user.email, role=user.role),
@@ -223,7 +224,7 @@ class Writer:
             update_mask={"paths": ["role"]},
         )
         return Operation(
-            Action.USER_UPDATED,
+            AuditAction.USER_UPDATED,
             SubjectKind.OWNER,
             user,
             lambda: stubs.users.UpdateUser(request),
@@ -241,7 +242,7 @@ class Writer:
                     key.state = "REVOKED"
 
         return Operation(
-            Action.USER_DELETED,
+            AuditAction.USER_DELETED,
             SubjectKind.OWNER,
             user,
             lambda: stubs.users.DeleteUser(request),
@@ -297,11 +298,11 @@ class StoreImage:
                 row[0]: (row[0], row[1], row[2], row[3] is not None)
                 for row in connection.execute("SELECT email, id, role, delete_time FROM users")
             }
-            self.actions: dict[str, list[Action]] = defaultdict(list)
+            self.actions: dict[str, list[AuditAction]] = defaultdict(list)
             for target, action in connection.execute(
                 "SELECT target_id, action FROM audit_events ORDER BY seq"
             ):
-                self.actions[target].append(Action(action))
+                self.actions[target].append(AuditAction(action))
             self.changes = Counter(connection.execute("SELECT kind, subject_id FROM changes"))
             self.revision, self.highest, self.counted = connection.execute(
                 "SELECT (SELECT revision FROM installation), max(revision), count(*) FROM changes"
@@ -376,13 +377,13 @@ class Judge:
         writer.done.append(operation)
         verdict.applied += 1
         if isinstance(subject, KeyFacts) and operation.action in (
-            Action.API_KEY_CREATED,
-            Action.API_KEY_ROTATED,
+            AuditAction.API_KEY_CREATED,
+            AuditAction.API_KEY_ROTATED,
         ):
             subject.token = ""  # its answer got lost
 
     def _compare_traces(self, writers: list[Writer], image: StoreImage, verdict: Verdict) -> None:
-        actions: dict[str, list[Action]] = defaultdict(list)
+        actions: dict[str, list[AuditAction]] = defaultdict(list)
         changes: Counter[tuple[int, str]] = Counter(self._first.changes)
         for target, known in self._first.actions.items():
             actions[target] += known
@@ -409,7 +410,7 @@ class Judge:
             verdict.damage += check(container.store, container.audit)
             expected = {"ACTIVE": "VALID", "DISABLED": "DISABLED", "REVOKED": "REVOKED"}
             for key in (key for writer in writers for key in writer.keys if key.token):
-                question = Question(token=key.token, scope=EVERYWHERE, rule=ANY_KEY)
+                question = Question(presented=Presented(key.token), scope=EVERYWHERE, rule=ANY_KEY)
                 outcome = container.validator.judge(question).outcome.name
                 if outcome != expected[key.state]:
                     verdict.lost.append(f"the token of {key.name} is {outcome}, not {key.state}")
@@ -417,5 +418,5 @@ class Judge:
             container.close()
 
 
-def _names(actions: list[Action]) -> str:
+def _names(actions: list[AuditAction]) -> str:
     return " ".join(action.name for action in actions)

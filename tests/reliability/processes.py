@@ -36,11 +36,11 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def command(
-    *arguments: str, wrapper: Sequence[str] = (), **extra: str
+    *arguments: str, wrapper: Sequence[str] = (), entry: Sequence[str] = SERVER, **extra: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `keybearer-server` with arguments to its end, and more environment."""
     return subprocess.run(
-        [*wrapper, sys.executable, *SERVER, *arguments],
+        [*wrapper, sys.executable, *entry, *arguments],
         env=environment(**extra),
         capture_output=True,
         text=True,
@@ -76,6 +76,7 @@ class ServerProcess:
         bugs: Bugs to plant, by the names in `bugs`; makes it a server with bugs.
         wrapper: Words before the command, such as a tracer's, that leave its pid in place.
         flags: More flags of `serve`.
+        entry: The arguments of the interpreter that run the command.
     """
 
     def __init__(
@@ -85,8 +86,9 @@ class ServerProcess:
         bugs: Sequence[str] = (),
         wrapper: Sequence[str] = (),
         flags: Sequence[str] = (),
+        entry: Sequence[str] = SERVER,
     ) -> None:
-        entry = (*RUN_WITH_BUGS, ",".join(bugs)) if bugs else SERVER
+        entry = (*RUN_WITH_BUGS, ",".join(bugs)) if bugs else entry
         serve = ("serve", "--data-dir", str(data_dir), "--listen", "127.0.0.1:0", *flags)
         self._process = subprocess.Popen(
             [*wrapper, sys.executable, *entry, *serve],

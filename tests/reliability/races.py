@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any, cast
 
 from harness import initialise
+from keybearer._wire.enums import UserType
 from keybearer.access import AccessRule, Role
+from keybearer.models import Presented
 from keybearer_service.container import Container, build_container
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.clock import SystemClock
 from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.domain.errors import ServiceError
-from keybearer_service.domain.model import RequestRecord, User, UserType
+from keybearer_service.domain.model import RequestRecord, User
 from keybearer_service.installation.keyring import Keyring
 from keybearer_service.storage import AuditQuery, Page, Store, StoreLockedError, Writer
 from keybearer_service.storage.sqlite import SqliteStore
@@ -122,7 +124,7 @@ class Arena:
         call = CallContext(
             "/test", ADMINS_ONLY, Nowhere(), lambda: self.container.entropy.base62(16)
         )
-        call.caller = self.container.validator.authenticate(token)
+        call.caller = self.container.validator.authenticate(Presented(token))
         return call
 
     def race(self, *actions: Callable[[], Any]) -> list[Any]:
@@ -194,5 +196,5 @@ class Arena:
             return reader.list_audit_events(query, Page(limit=1))[0].seq
 
     def outcome(self, token: str) -> str:
-        question = Question(token=token, scope=EVERYWHERE, rule=ANY_KEY)
+        question = Question(presented=Presented(token), scope=EVERYWHERE, rule=ANY_KEY)
         return self.container.validator.judge(question).outcome.name

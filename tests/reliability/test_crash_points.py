@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from keybearer._wire.enums import AuditAction
 from keybearer_service.container import open_container
-from keybearer_service.domain.audit_event import Action
 from keybearer_service.domain.clock import SystemClock
 from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.installation.data_directory import DataDir
@@ -210,7 +210,8 @@ class Replay:
         silent = [
             key_id
             for _, key_id, *_ in keys
-            if Action.API_KEY_CREATED not in image.actions[key_id] or not image.changes[1, key_id]
+            if AuditAction.API_KEY_CREATED not in image.actions[key_id]
+            or not image.changes[1, key_id]
         ]
         revisions = image.revision - first.revision
         whole = (

@@ -1,7 +1,9 @@
 """Beginning, ending, keeping and looking after, beside a server that is at work."""
 
 import json
+import os
 import random
+import signal
 import socket
 import sys
 import threading
@@ -97,6 +99,28 @@ def test_sigterm_under_load_loses_nothing(data: Path, ids: dict[str, str], seed:
     assert count >= uses
 
 
+@pytest.mark.parametrize("flags", [(), ("--workers", "2")], ids=["alone", "workers"])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
+def test_other_signals_that_mean_the_end_drain_too(
+    data: Path, ids: dict[str, str], number: signal.Signals, flags: tuple[str, ...]
+) -> None:
+    """A terminal that is closed, or Ctrl-C: the log ends with stopped, and the exit code is 0."""
+    with serving(data, flags=flags) as server:
+        server.wait_for(lambda events: "serving" in {one["event"] for one in events})
+        assert server.stubs(ids["token"]).who_am_i().valid
+        os.kill(server.pid, number)
+        assert server.wait() == 0
+        assert [one["event"] for one in server.events][-1] == "stopped"
+
+
+def test_a_hangup_that_is_ignored_stays_ignored(data: Path, ids: dict[str, str]) -> None:
+    """Under `nohup` a closed terminal ends nothing."""
+    with serving(data, wrapper=("nohup",)) as server:
+        os.kill(server.pid, signal.SIGHUP)
+        assert server.stubs(ids["token"]).who_am_i().valid
+        assert server.stop() == 0
+
+
 # --- beginning ------------------------------------------------------------------------------------
 
 
@@ -112,6 +136,14 @@ def test_a_port_in_use_is_refused(data: Path, ids: dict[str, str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert "in use" in serve_refused(data, f"127.0.0.1:{port}")
+
+
+def test_an_http_port_in_use_is_refused(data: Path, ids: dict[str, str]) -> None:
+    """By its address and the reason."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        words = ("--data-dir", str(data), "--listen", "127.0.0.1:0", "--http-listen", address)
+        assert f"cannot listen on {address}: Address already in use" in refused("serve", *words)
 
 
 def test_a_wrong_pepper_is_refused(data: Path, ids: dict[str, str]) -> None:

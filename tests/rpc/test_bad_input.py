@@ -21,11 +21,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from backends import dump_database
 from fakes import FakeClock, SeededEntropy
 from harness import Service, refused, running
+from keybearer._wire.token_format import BASE62
 from keybearer.access import method_path
 from keybearer.v1 import token_service_pb2
 from keybearer_service import endpoints
 from keybearer_service.domain.clock import SECOND
-from keybearer_service.domain.entropy import BASE62
 
 PAYLOADS = 10_000
 MUTATIONS = 10_000

@@ -19,7 +19,7 @@ from harness import Service, Stubs, initialise, message, refusal_of, refused, ru
 from keybearer.v1 import api_key_service_pb2, token_service_pb2, user_service_pb2
 from keybearer_service.app import App, AppConfig
 from keybearer_service.domain.clock import SECOND
-from keybearer_service.net.addresses import Listener
+from keybearer_service.net.addresses import Address, Listener
 from keybearer_service.storage import (
     CommitFailedError,
     StoreConflictError,
@@ -340,7 +340,7 @@ def test_an_id_that_is_drawn_twice_is_a_reason_to_try_again(
 ) -> None:
     """Nothing was changed, and the next try draws another one."""
     data_dir, created = initialise(tmp_path / "data", clock, SeededEntropy(1))
-    config = AppConfig(data_dir=data_dir, listener=Listener(address="127.0.0.1:0"))
+    config = AppConfig(data_dir=data_dir, listener=Listener(address=Address("127.0.0.1", 0)))
     app = App(config, on_fatal=lambda: None, clock=clock, entropy=RepeatingEntropy(2))
     app.start()
     try:
@@ -364,7 +364,7 @@ def test_a_failed_commit_ends_the_process_when_only_a_fresh_one_can_go_on(
     """The service asks to be ended, once it has answered."""
     data_dir, created = initialise(tmp_path / "data", clock, SeededEntropy(1))
     ended = threading.Event()
-    config = AppConfig(data_dir=data_dir, listener=Listener(address="127.0.0.1:0"))
+    config = AppConfig(data_dir=data_dir, listener=Listener(address=Address("127.0.0.1", 0)))
     app = App(config, on_fatal=ended.set, clock=clock, entropy=SeededEntropy(2))
     app.start()
     service = Service(
@@ -502,7 +502,7 @@ def test_reflection_can_be_switched_off(tmp_path: Any, clock: FakeClock) -> None
     """Then both versions are unknown methods."""
     data_dir, _ = initialise(tmp_path / "data", clock, SeededEntropy(1))
     config = AppConfig(
-        data_dir=data_dir, listener=Listener(address="127.0.0.1:0"), reflection=False
+        data_dir=data_dir, listener=Listener(address=Address("127.0.0.1", 0)), reflection=False
     )
     app = App(config, on_fatal=lambda: None, clock=clock, entropy=SeededEntropy(2))
     app.start()
@@ -527,7 +527,7 @@ def test_a_shutdown_writes_the_uses_that_were_only_counted(tmp_path: Any, clock:
         for _ in range(3):
             service.admin.validate(made.token)
         key_id, data_dir, token = made.api_key.id, service.data_dir, service.admin_token
-    config = AppConfig(data_dir=data_dir, listener=Listener(address="127.0.0.1:0"))
+    config = AppConfig(data_dir=data_dir, listener=Listener(address=Address("127.0.0.1", 0)))
     app = App(config, on_fatal=lambda: None, clock=clock, entropy=SeededEntropy(3))
     app.start()
     try:

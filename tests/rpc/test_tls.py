@@ -8,12 +8,14 @@ from pathlib import Path
 
 import grpc
 import pytest
+from cryptography.hazmat.primitives import serialization
+from structlog.testing import capture_logs
 
 from certificates import Authority
 from fakes import FakeClock, SeededEntropy
 from harness import Stubs, initialise
 from keybearer_service.app import App, AppConfig
-from keybearer_service.net.addresses import Listener
+from keybearer_service.net.addresses import Address, Listener
 from keybearer_service.net.tls import TlsError, TlsFiles
 
 
@@ -32,7 +34,7 @@ def serve_tls(
 
     def serve(files: TlsFiles) -> tuple[int, str]:
         data_dir, created = initialise(tmp_path / "data", clock, entropy)
-        listener = Listener(address="127.0.0.1:0", tls=files)
+        listener = Listener(address=Address("127.0.0.1", 0), tls=files)
         app = App(
             AppConfig(data_dir=data_dir, listener=listener),
             on_fatal=lambda: None,
@@ -104,12 +106,83 @@ def test_new_connections_get_the_replaced_certificate(
     assert ssl.get_server_certificate(("127.0.0.1", port)) not in ("", shown)
 
 
-def test_a_certificate_that_is_none_is_named(
-    serve_tls: Callable[[TlsFiles], tuple[int, str]], authority: Authority, tmp_path: Path
+def test_a_renewal_that_is_half_done_changes_nothing(
+    serve_tls: Callable[[TlsFiles], tuple[int, str]],
+    authority: Authority,
 ) -> None:
-    """A wrong file is refused at the start, by its name."""
-    _, key = authority.issue("server")
-    wrong = tmp_path / "wrong.crt"
-    wrong.write_text("nothing")
-    with pytest.raises(TlsError, match=r"wrong\.crt"):
-        serve_tls(TlsFiles(certificate=wrong, key=key))
+    """A certificate without its key is logged once, however many handshakes meet it."""
+    certificate, key = authority.issue("server")
+    port, _ = serve_tls(TlsFiles(certificate=certificate, key=key))
+    shown = ssl.get_server_certificate(("127.0.0.1", port))
+    new_certificate, new_key = authority.issue("renewed")
+    new_certificate.replace(certificate)
+    with capture_logs() as logged:
+        seen = {ssl.get_server_certificate(("127.0.0.1", port)) for _ in range(3)}
+        assert seen == {shown}
+        new_key.replace(key)
+        assert ssl.get_server_certificate(("127.0.0.1", port)) != shown
+    assert [one["event"] for one in logged] == ["tls_files_unusable", "tls_files_reloaded"]
+    assert "is not the key of" in logged[0]["cause"]
+
+
+WRONG_FILES: dict[str, Callable[[Path, Path, Path], str]] = {
+    "a certificate that is none": lambda certificate, _key, _ca: _write(
+        certificate, "nothing", "holds no PEM certificate"
+    ),
+    "a certificate that is cut off": lambda certificate, _key, _ca: _write(
+        certificate, certificate.read_text()[:200], "holds no PEM certificate"
+    ),
+    "a key that is none": lambda _certificate, key, _ca: _write(
+        key, "nothing", "holds no PEM private key"
+    ),
+    "a key that is cut off": lambda _certificate, key, _ca: _write(
+        key, key.read_text()[:60], "holds no PEM private key"
+    ),
+    "a key of another certificate": lambda _certificate, key, _ca: _write(
+        key, Authority(key.parent, "other").issue("other")[1].read_text(), "is not the key of"
+    ),
+    "a key with a passphrase": lambda _certificate, key, _ca: _write(
+        key, _encrypted(key), "is encrypted; give a key without a passphrase"
+    ),
+    "an authority that is none": lambda _certificate, _key, ca: _write(
+        ca, "nothing", "holds no PEM certificate"
+    ),
+    "an authority that is a key": lambda _certificate, key, ca: _write(
+        ca, key.read_text(), "holds no PEM certificate"
+    ),
+    "a certificate that is not there": lambda certificate, _key, _ca: _remove(certificate),
+    "a key that is not there": lambda _certificate, key, _ca: _remove(key),
+    "an authority that is not there": lambda _certificate, _key, ca: _remove(ca),
+}
+"""Each spoils one of the files and returns what must be said."""
+
+
+def _write(path: Path, text: str, said: str) -> str:
+    path.write_text(text)
+    return f"{path} {said}"
+
+
+def _remove(path: Path) -> str:
+    path.unlink()
+    return f"{path}: No such file or directory"
+
+
+def _encrypted(key: Path) -> str:
+    loaded = serialization.load_pem_private_key(key.read_bytes(), None)
+    return loaded.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"secret"),
+    ).decode()
+
+
+@pytest.mark.parametrize("name", WRONG_FILES)
+def test_a_wrong_file_is_refused_by_name_with_what_is_wrong(
+    serve_tls: Callable[[TlsFiles], tuple[int, str]], authority: Authority, name: str
+) -> None:
+    """At the start, and not as a port in use or with a question on the terminal."""
+    certificate, key = authority.issue("server")
+    said = WRONG_FILES[name](certificate, key, authority.certificate)
+    with pytest.raises(TlsError) as refusal:
+        serve_tls(TlsFiles(certificate=certificate, key=key, client_ca=authority.certificate))
+    assert str(refusal.value).startswith(said)

@@ -25,7 +25,7 @@ from keybearer_service.domain.clock import MINUTE, SECOND
 from keybearer_service.domain.model import SubjectKind
 from keybearer_service.domain.verdict import Caller
 from keybearer_service.endpoints import STREAM_THREADS
-from keybearer_service.net.addresses import Listener
+from keybearer_service.net.addresses import Address, Listener
 from keybearer_service.storage import StoreLockedError, dbapi
 from keybearer_service.watch import hub as watch_module
 from keybearer_service.watch.usage_reports import UsageReport
@@ -814,7 +814,7 @@ def test_streams_end_when_the_service_stops(
     """At once, so that a drain with a long grace is quick."""
     data_dir, created = initialise(tmp_path / "data", clock, entropy)
     app = App(
-        AppConfig(data_dir=data_dir, listener=Listener(address="127.0.0.1:0")),
+        AppConfig(data_dir=data_dir, listener=Listener(address=Address("127.0.0.1", 0))),
         on_fatal=lambda: None,
         clock=clock,
         entropy=entropy,

@@ -12,21 +12,26 @@ import pytest
 
 from backends import Backend, Dump
 from fakes import START, at
+from keybearer._wire.enums import (
+    ApiKeyState,
+    AuditAction,
+    AuditActorType,
+    RevocationReason,
+    UserType,
+    members_of,
+)
 from keybearer.access import Role
 from keybearer_service.domain.account_scope import AccountScope
-from keybearer_service.domain.audit_event import Action, Actor, ActorType
+from keybearer_service.domain.audit_event import Actor
 from keybearer_service.domain.clock import DAY, HOUR, MINUTE, SECOND, Micros
 from keybearer_service.domain.model import (
     Account,
     ApiKey,
-    KeyState,
     Pepper,
     RequestRecord,
-    RevocationReason,
     SubjectKind,
     Use,
     User,
-    UserType,
 )
 from keybearer_service.storage import (
     NEVER,
@@ -778,9 +783,9 @@ STATES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("state", list(KeyState))
+@pytest.mark.parametrize("state", members_of(ApiKeyState))
 def test_the_filter_by_state_agrees_with_the_model(
-    store: Store, filled: Filling, state: KeyState
+    store: Store, filled: Filling, state: ApiKeyState
 ) -> None:
     """The statement finds exactly the keys that the model says are in the state."""
     keys = [sample_key(f"s{n}", name=name, **STATES[name]) for n, name in enumerate(STATES)]
@@ -795,7 +800,7 @@ def test_several_states_are_united(store: Store, filled: Filling) -> None:
     add_keys(
         store, *(sample_key(f"s{n}", name=name, **STATES[name]) for n, name in enumerate(STATES))
     )
-    query = keys_query(now=NOW, states=(KeyState.REVOKED, KeyState.ACTIVE))
+    query = keys_query(now=NOW, states=(ApiKeyState.REVOKED, ApiKeyState.ACTIVE))
     assert len(listed(store, query)) == 2 + 2 + 1
 
 
@@ -827,9 +832,11 @@ def test_audit_events_are_filtered_newest_first(store: Store, filled: Filling) -
     with store.write() as tx:
         tx.append_audit(sample_event(1, target_id="t"))
         tx.append_audit(
-            sample_event(2, actor=Actor(type=ActorType.KEY, key_id="k", user_id="u", user_email=""))
+            sample_event(
+                2, actor=Actor(type=AuditActorType.KEY, key_id="k", user_id="u", user_email="")
+            )
         )
-        tx.append_audit(sample_event(3, action=Action.USER_CREATED))
+        tx.append_audit(sample_event(3, action=AuditAction.USER_CREATED))
         tx.append_audit(sample_event(4, account_id="other"))
 
     def seqs(**changes: Any) -> list[int]:
@@ -841,7 +848,7 @@ def test_audit_events_are_filtered_newest_first(store: Store, filled: Filling) -
     assert seqs(scope=EVERYWHERE) == [4, 3, 2, 1]
     assert seqs(actor_id="k") == seqs(actor_id="u") == [2]
     assert seqs(target_id="t") == [1]
-    assert seqs(actions=(Action.USER_CREATED,)) == [3]
+    assert seqs(actions=(AuditAction.USER_CREATED,)) == [3]
     assert seqs(after=at(1)) == [3, 2]
     assert seqs(before=at(3)) == [2, 1]
     assert seqs(after=at(1), before=at(3)) == [2]

@@ -10,13 +10,11 @@ from typing import Any
 import pytest
 
 from fakes import START, SeededEntropy, at
+from keybearer._wire.enums import AuditAction, AuditActorType, AuditTargetType
 from keybearer_service.domain.audit_event import (
-    Action,
     Actor,
-    ActorType,
     AuditEvent,
     FieldChange,
-    TargetType,
     changes_as_json,
     changes_from_json,
     event_hash,
@@ -62,9 +60,9 @@ def chain(log: AuditLog, tmp_path_factory: pytest.TempPathFactory) -> Sequence[A
                 tx,
                 time=at(n),
                 account_id="account",
-                actor=Actor(type=ActorType.KEY, key_id=f"k{n}", user_id="u", user_email="e"),
-                action=Action.API_KEY_UPDATED,
-                target_type=TargetType.API_KEY,
+                actor=Actor(type=AuditActorType.KEY, key_id=f"k{n}", user_id="u", user_email="e"),
+                action=AuditAction.API_KEY_UPDATED,
+                target_type=AuditTargetType.API_KEY,
                 target_id=f"t{n}",
                 changes=[FieldChange("name", f"ü{n}", 'a"b,c')],
                 request_id=f"r{n}",
@@ -113,12 +111,12 @@ EDITS: dict[str, Callable[[AuditEvent], AuditEvent]] = {
     "id": lambda one: replace(one, id="other"),
     "time": lambda one: replace(one, time=after(one.time, 1)),
     "account": lambda one: replace(one, account_id="other"),
-    "actor type": lambda one: replace(one, actor=replace(one.actor, type=ActorType.HOLDER)),
+    "actor type": lambda one: replace(one, actor=replace(one.actor, type=AuditActorType.HOLDER)),
     "actor key": lambda one: replace(one, actor=replace(one.actor, key_id="other")),
     "actor user": lambda one: replace(one, actor=replace(one.actor, user_id="other")),
     "actor address": lambda one: replace(one, actor=replace(one.actor, user_email="other")),
-    "action": lambda one: replace(one, action=Action.API_KEY_REVOKED),
-    "target type": lambda one: replace(one, target_type=TargetType.USER),
+    "action": lambda one: replace(one, action=AuditAction.API_KEY_REVOKED),
+    "target type": lambda one: replace(one, target_type=AuditTargetType.USER),
     "target": lambda one: replace(one, target_id="other"),
     "changed field": lambda one: replace(one, changes=(FieldChange("x", "", ""),)),
     "no changes": lambda one: replace(one, changes=()),
@@ -235,13 +233,13 @@ FIXED = AuditEvent(
     time=Micros(1_790_000_000_123_456),
     account_id="Account000000000",
     actor=Actor(
-        type=ActorType.KEY,
+        type=AuditActorType.KEY,
         key_id="KeyId00000000000",
         user_id="UserId0000000000",
         user_email="admin@example.com",
     ),
-    action=Action.API_KEY_UPDATED,
-    target_type=TargetType.API_KEY,
+    action=AuditAction.API_KEY_UPDATED,
+    target_type=AuditTargetType.API_KEY,
     target_id="Target0000000000",
     changes=(
         FieldChange("name", 'ü"\\ \u2028\x00<é>', "\U0001d11e , : b"),
@@ -314,9 +312,9 @@ def test_the_chain_is_read_in_batches(tmp_path: Path, monkeypatch: pytest.Monkey
                     tx,
                     time=START,
                     account_id="a",
-                    actor=Actor(type=ActorType.LOCAL_COMMAND),
-                    action=Action.PEPPER_ADDED,
-                    target_type=TargetType.INSTALLATION,
+                    actor=Actor(type=AuditActorType.LOCAL_COMMAND),
+                    action=AuditAction.PEPPER_ADDED,
+                    target_type=AuditTargetType.INSTALLATION,
                     target_id="t",
                 )
     with store.read() as reader:

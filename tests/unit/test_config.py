@@ -1,12 +1,13 @@
 """Settings: which source wins, and what is refused."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from keybearer_service.config import ConfigError, load
+from keybearer_service.config import ConfigError, Settings, load, unknown_variables
 
 FILE = "listen = '127.0.0.1:1'\nlog_level = 'error'\ndata_dir = 'from-file'\n"
 
@@ -28,7 +29,7 @@ def file(tmp_path: Path) -> Path:
 def test_defaults_serve_on_loopback() -> None:
     """Without any setting nothing is reachable from outside, in one process."""
     settings = load(None, {})
-    assert settings.listen == "127.0.0.1:50051"
+    assert str(settings.listen) == "127.0.0.1:50051"
     assert settings.data_dir == Path("data")
     assert settings.workers == 1
     assert settings.tls is None
@@ -41,7 +42,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_file(
     monkeypatch.setenv("KEYBEARER_LISTEN", "127.0.0.1:2")
     monkeypatch.setenv("KEYBEARER_LOG_LEVEL", "debug")
     settings = load(file, {"listen": "127.0.0.1:3", "log_level": None})
-    assert settings.listen == "127.0.0.1:3"
+    assert str(settings.listen) == "127.0.0.1:3"
     assert settings.log_level == "debug"
     assert settings.data_dir == Path("from-file")
 
@@ -119,7 +120,103 @@ ALLOWED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", sorted(ALLOWED))
 def test_what_is_safe_is_allowed(name: str) -> None:
     """Loopback, sockets, TLS, and plaintext only when it was asked for by name."""
-    assert load(None, ALLOWED[name]).listen == ALLOWED[name]["listen"]
+    assert str(load(None, ALLOWED[name]).listen) == ALLOWED[name]["listen"]
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("KEYBEARER_LISTNE", "KEYBEARER_LISTEN"),
+        ("KEYBEARER_TLS_CLIENTCA", "KEYBEARER_TLS_CLIENT_CA"),
+        ("KEYBEARER_DATADIR", "KEYBEARER_DATA_DIR"),
+        ("KEYBEARER_CONFIG_", "KEYBEARER_CONFIG"),
+        ("keybearer_worker", "KEYBEARER_WORKERS"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_with_the_one_that_was_meant(
+    monkeypatch: pytest.MonkeyPatch, variable: str, meant: str
+) -> None:
+    """Ignored, it would leave the server without what it was to have. Its value is not repeated."""
+    monkeypatch.setenv(variable, "hunter2")
+    with pytest.raises(ConfigError) as caught:
+        load(None, {})
+    assert str(caught.value) == (
+        f"{variable.upper()}: there is no such setting; did you mean {meant}?"
+    )
+
+
+def test_variables_of_the_client_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every one that the command's page names may stand in the same environment."""
+    page = (Path(__file__).parents[2] / "docs/cli.md").read_text("utf-8")
+    named = set(re.findall(r"KEYBEARER_[A-Z_]+", page))
+    assert len(named) > 8
+    for name in named:
+        monkeypatch.setenv(name, "x")
+    load(None, {})
+    assert unknown_variables() == []
+
+
+def test_variables_that_a_cluster_sets_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kubernetes describes a Service called keybearer to every pod beside it."""
+    for name in (
+        "SERVICE_HOST",
+        "SERVICE_PORT",
+        "SERVICE_PORT_GRPC",
+        "PORT",
+        "PORT_50051_TCP_ADDR",
+    ):
+        monkeypatch.setenv(f"KEYBEARER_{name}", "tcp://192.0.2.1:50051")
+    monkeypatch.setenv("KEYBEARER_HTTP_PORT_8081_TCP", "tcp://192.0.2.1:8081")
+    load(None, {})
+    assert unknown_variables() == []
+
+
+def test_other_unknown_variables_are_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may belong to something else, so they stop nothing."""
+    monkeypatch.setenv("KEYBEARER_FAVOURITE_COLOUR", "blue")
+    load(None, {})
+    assert unknown_variables() == ["KEYBEARER_FAVOURITE_COLOUR"]
+
+
+def test_an_empty_variable_counts_as_unset(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compose files and units write `KEYBEARER_TLS_CERT=` for nothing; the file below it counts."""
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"KEYBEARER_{name.upper()}", "")
+    assert load(file, {}).log_level == "error"
+    assert load(file, {}).data_dir == Path("from-file")
+    assert load(None, {}).tls is None
+
+
+@pytest.mark.parametrize("name", ["data_dir", "tls_cert", "tls_key", "tls_client_ca"])
+def test_an_empty_path_is_refused(name: str) -> None:
+    """It would be the working directory: `--data-dir "$UNSET"` is a mistake."""
+    with pytest.raises(ConfigError, match=f"{name}: is empty"):
+        load(None, {name: ""})
+
+
+@pytest.mark.parametrize("written", ["0o660", "'660'", "'0660'"])
+def test_the_mode_of_a_socket_is_octal_in_every_spelling(tmp_path: Path, written: str) -> None:
+    """As in `chmod`, and as TOML writes octal numbers."""
+    file = tmp_path / "keybearer.toml"
+    file.write_text(f"unix_socket_mode = {written}\n", "utf-8")
+    assert load(file, {}).unix_socket_mode == "0660"
+
+
+@pytest.mark.parametrize("written", ["9", "888", "rw", "07777", "", "-660"])
+def test_a_mode_that_is_none_is_refused(written: str) -> None:
+    """With an example."""
+    with pytest.raises(ConfigError, match="unix_socket_mode: three octal digits"):
+        load(None, {"unix_socket_mode": written})
+
+
+def test_an_unknown_setting_in_a_file_is_refused_with_the_one_that_was_meant(
+    tmp_path: Path,
+) -> None:
+    """As for variables."""
+    file = tmp_path / "keybearer.toml"
+    file.write_text("listne = '127.0.0.1:1'\n", "utf-8")
+    with pytest.raises(ConfigError, match=r"listne: .* did you mean listen\?"):
+        load(file, {})
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from fakes import FakeClock, SeededEntropy
 from harness import initialise
+from keybearer._wire.enums import UserType
 from keybearer.access import Role
 from keybearer_service.container import build_container, open_store
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.errors import EmailTaken
-from keybearer_service.domain.model import UserType
 from keybearer_service.installation.keyring import Keyring
 from keybearer_service.storage import Store, Writer
 from keybearer_service.usecases.users import NewUser, insert_user

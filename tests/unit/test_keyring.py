@@ -102,6 +102,37 @@ def test_a_pepper_that_is_nowhere_is_an_error_and_no_verdict(directory: Path) ->
         Keyring(directory).pepper("nowhere")
 
 
+@pytest.mark.parametrize("content", ["", "ab" * 10, "zz" * 32])
+def test_a_new_file_that_cannot_be_used_does_not_take_the_others_with_it(
+    directory: Path, content: str
+) -> None:
+    """Also one that is just being written: the running process goes on with what it has."""
+    running = Keyring(directory)
+    (directory / "second.pepper").write_text(content, "ascii")
+    (directory / "second.pepper").chmod(0o600)
+    with pytest.raises(PepperMissingError, match="second"):
+        running.pepper("second")
+    assert running.first_readable(["second", "first"]) == "first"
+    assert len(running.pepper("first")) == 32
+    (directory / "second.pepper").write_text("ab" * 32, "ascii")
+    assert running.first_readable(["second", "first"]) == "second"
+
+
+def test_without_any_usable_pepper_the_error_names_one(directory: Path) -> None:
+    """It is store trouble and never a verdict."""
+    with pytest.raises(PepperMissingError, match="nowhere"):
+        Keyring(directory).first_readable(["nowhere"])
+
+
+def test_a_pepper_whose_file_was_removed_is_still_known(directory: Path) -> None:
+    """Looking for another one does not forget it: live secrets may need it."""
+    running = Keyring(directory)
+    (directory / "first.pepper").unlink()
+    with pytest.raises(PepperMissingError):
+        running.pepper("other")
+    assert len(running.pepper("first")) == 32
+
+
 @pytest.mark.parametrize("name", ["audit.key", "first.pepper"])
 @pytest.mark.parametrize("mode", [0o604, 0o602, 0o666, 0o644])
 def test_a_file_that_is_open_to_everybody_is_refused(directory: Path, name: str, mode: int) -> None:

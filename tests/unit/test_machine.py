@@ -27,12 +27,12 @@ from hypothesis.stateful import (
 from backends import dump_database
 from fakes import FakeClock, SeededEntropy
 from harness import initialise
+from keybearer._wire.enums import Outcome, RevocationReason, UserType
 from keybearer.access import AccessRule, Role
+from keybearer.models import Presented
 from keybearer_service.container import Container, open_container
 from keybearer_service.domain.clock import HOUR, MINUTE
 from keybearer_service.domain.errors import KeyExpired, KeyRevoked, ServiceError
-from keybearer_service.domain.model import RevocationReason, UserType
-from keybearer_service.domain.verdict import Outcome
 from keybearer_service.offline import audit as offline_audit
 from keybearer_service.usecases.access import authorize
 from keybearer_service.usecases.call_context import CallContext
@@ -138,7 +138,7 @@ class Machine(RuleBasedStateMachine):
 
     def _call(self, token: str) -> CallContext:
         call = CallContext("/test", AccessRule(role=Role.ADMIN), Waiting(), lambda: "request")
-        call.caller = self.container.validator.authenticate(token)
+        call.caller = self.container.validator.authenticate(Presented(token))
         return call
 
     def _dump(self) -> dict[str, Any]:
@@ -393,7 +393,7 @@ class Machine(RuleBasedStateMachine):
         for key_id, key in self.model.keys.items():
             for token in key.tokens:
                 for required in (Role.UNSPECIFIED, Role.ADMIN):
-                    question = Question(token, EVERYWHERE, AccessRule(role=required))
+                    question = Question(Presented(token), EVERYWHERE, AccessRule(role=required))
                     verdict = self.container.validator.judge(question)
                     assert verdict.outcome is self.model.outcome(key, token, now, required)
                     assert (verdict.match is None) == (verdict.outcome is Outcome.NOT_FOUND)

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from fakes import START, at
+from keybearer._wire.enums import ApiKeyState, Outcome, members_of
 from keybearer.access import AccessRule, Role
 from keybearer_service.domain.clock import DAY, SECOND, Micros
-from keybearer_service.domain.model import KeyState, key_state
-from keybearer_service.domain.verdict import Outcome, TokenRecord, cache_for_at, outcome_at
+from keybearer_service.domain.model import key_state
+from keybearer_service.domain.verdict import TokenRecord, cache_for_at, outcome_at
 from samples import sample_key
 
 ANY = AccessRule()
@@ -63,10 +64,10 @@ def test_revoked_wins_over_expired_and_expired_over_disabled(
     expected = [
         name
         for name, holds in (
-            (KeyState.REVOKED, revoked),
-            (KeyState.EXPIRED, expired),
-            (KeyState.DISABLED, disabled),
-            (KeyState.ACTIVE, True),
+            (ApiKeyState.REVOKED, revoked),
+            (ApiKeyState.EXPIRED, expired),
+            (ApiKeyState.DISABLED, disabled),
+            (ApiKeyState.ACTIVE, True),
         )
         if holds
     ]
@@ -74,9 +75,10 @@ def test_revoked_wins_over_expired_and_expired_over_disabled(
 
 
 @pytest.mark.parametrize(
-    ("offset", "state"), [(-1, KeyState.ACTIVE), (0, KeyState.EXPIRED), (1, KeyState.EXPIRED)]
+    ("offset", "state"),
+    [(-1, ApiKeyState.ACTIVE), (0, ApiKeyState.EXPIRED), (1, ApiKeyState.EXPIRED)],
 )
-def test_a_key_expires_to_the_microsecond(offset: int, state: KeyState) -> None:
+def test_a_key_expires_to_the_microsecond(offset: int, state: ApiKeyState) -> None:
     """At `expire_time` itself it is expired."""
     assert sample_key(expire_time=at(DAY)).state_at(at(DAY + offset)) is state
 
@@ -132,7 +134,7 @@ def test_a_deleted_owners_key_is_never_valid() -> None:
     assert outcome_at(record(owner_delete_time=START), ANY, START) is Outcome.REVOKED
 
 
-NEGATIVE = [one for one in Outcome if one is not Outcome.VALID]
+NEGATIVE = [one for one in members_of(Outcome) if one is not Outcome.VALID]
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fakes import START
+from keybearer._wire.enums import ApiKeyState
+from keybearer._wire.limits import DEFAULT_PAGE_SIZE, MAX_NAME, MAX_PAGE_SIZE
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.errors import FieldInvalid
-from keybearer_service.domain.model import KeyState
 from keybearer_service.domain.token_format import ID_LENGTH
-from keybearer_service.domain.validators import MAX_NAME
 from keybearer_service.storage import KeyQuery, Page, SortKey
-from keybearer_service.usecases.pagination import DEFAULT_SIZE, MAX_SIZE, PageTokens
+from keybearer_service.usecases.pagination import PageTokens
 
 PAGES = PageTokens(b"k" * 32)
 BOUND = ("keys", KeyQuery(scope=AccountScope("A"), now=Micros(0)))
@@ -100,7 +100,7 @@ QUERY = KeyQuery(scope=AccountScope("A"), now=Micros(0))
     [
         ("users", QUERY),
         ("keys", replace(QUERY, scope=AccountScope("B"))),
-        ("keys", replace(QUERY, states=(KeyState.ACTIVE,))),
+        ("keys", replace(QUERY, states=(ApiKeyState.ACTIVE,))),
         ("keys", replace(QUERY, owner_id="o")),
         ("keys", replace(QUERY, name_contains="n")),
         ("keys", replace(QUERY, expires_before=Micros(1))),
@@ -117,11 +117,11 @@ def test_a_token_is_bound_to_its_account_filter_and_order(other: object) -> None
 @pytest.mark.parametrize(
     ("asked", "size"),
     [
-        (0, DEFAULT_SIZE),
+        (0, DEFAULT_PAGE_SIZE),
         (1, 1),
-        (MAX_SIZE, MAX_SIZE),
-        (MAX_SIZE + 1, MAX_SIZE),
-        (2**31 - 1, MAX_SIZE),
+        (MAX_PAGE_SIZE, MAX_PAGE_SIZE),
+        (MAX_PAGE_SIZE + 1, MAX_PAGE_SIZE),
+        (2**31 - 1, MAX_PAGE_SIZE),
     ],
 )
 def test_page_sizes_are_defaulted_and_clamped(asked: int, size: int) -> None:

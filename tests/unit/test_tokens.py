@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fakes import SeededEntropy
+from keybearer._wire.token_format import BASE62
 from keybearer_service.domain import token_format
-from keybearer_service.domain.entropy import BASE62
 
 PREFIXES = frozenset({"kbear1", "old0"})
 KEY_ID = "0123456789ABCDEF"

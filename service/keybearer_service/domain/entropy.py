@@ -4,8 +4,7 @@ import os
 import secrets
 from typing import Protocol
 
-BASE62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-"""The alphabet of ids, secrets and checksums, in the order of its digit values."""
+from keybearer._wire.token_format import BASE62
 
 
 class Entropy(Protocol):

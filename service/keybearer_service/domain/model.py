@@ -7,47 +7,9 @@ import enum
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
+from keybearer._wire.enums import ApiKeyState, RevocationReason, UserType
 from keybearer.access import Role
 from keybearer_service.domain.clock import Micros
-
-
-class UserType(enum.IntEnum):
-    """The numbers of `keybearer.v1.UserType`."""
-
-    PERSON = 1
-    SERVICE_ACCOUNT = 2
-
-
-class KeyState(enum.IntEnum):
-    """The numbers of `keybearer.v1.ApiKeyState`."""
-
-    ACTIVE = 1
-    DISABLED = 2
-    EXPIRED = 3
-    REVOKED = 4
-
-
-class RevocationReason(enum.IntEnum):
-    """The numbers of `keybearer.v1.RevocationReason`."""
-
-    LOST = 1
-    COMPROMISED = 2
-    SUPERSEDED = 3
-    NO_LONGER_USED = 4
-    OWNER_DELETED = 5
-    CREATOR_DELETED = 6
-    REPORTED_BY_HOLDER = 7
-
-
-REASONS_OF_ADMINS = frozenset(
-    {
-        RevocationReason.LOST,
-        RevocationReason.COMPROMISED,
-        RevocationReason.SUPERSEDED,
-        RevocationReason.NO_LONGER_USED,
-    }
-)
-"""What RevokeApiKey takes; the other reasons are the service's own words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +128,7 @@ class ApiKey(KeySettings):
         """The lower of the granted role and the owner's current role."""
         return min(self.role, self.owner_role)
 
-    def state_at(self, now: Micros) -> KeyState:
+    def state_at(self, now: Micros) -> ApiKeyState:
         """Return the state; REVOKED wins over EXPIRED, and EXPIRED over DISABLED."""
         return key_state(self.revoke_time, self.expire_time, self.disable_time, now)
 
@@ -189,15 +151,15 @@ class StoredSecret(NamedTuple):
 
 def key_state(
     revoke_time: Micros | None, expire_time: Micros | None, disable_time: Micros | None, now: Micros
-) -> KeyState:
+) -> ApiKeyState:
     """Return the state that the three times make at `now`."""
     if revoke_time is not None:
-        return KeyState.REVOKED
+        return ApiKeyState.REVOKED
     if expire_time is not None and now >= expire_time:
-        return KeyState.EXPIRED
+        return ApiKeyState.EXPIRED
     if disable_time is not None:
-        return KeyState.DISABLED
-    return KeyState.ACTIVE
+        return ApiKeyState.DISABLED
+    return ApiKeyState.ACTIVE
 
 
 class SubjectKind(enum.IntEnum):

@@ -5,20 +5,23 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from keybearer._wire.limits import MAX_SCOPE_LENGTH, MAX_SCOPES
+from keybearer._wire.limits import (
+    MAX_EMAIL,
+    MAX_FILTER,
+    MAX_LABEL_KEY,
+    MAX_LABEL_VALUE,
+    MAX_LABELS,
+    MAX_NAME,
+    MAX_OVERLAP_DAYS,
+    MAX_SCOPE_LENGTH,
+    MAX_SCOPES,
+    MAX_TEXT,
+)
 from keybearer.access import AccessRule, Role, is_held_scope, is_required_scope
 from keybearer_service.domain.clock import DAY, Micros
 from keybearer_service.domain.errors import FieldInvalid
 
-MAX_NAME = 100
-MAX_TEXT = 1000
-MAX_EMAIL = 254
-MAX_LABELS = 16
-MAX_LABEL_KEY = 63
-MAX_LABEL_VALUE = 256
-MAX_OVERLAP = 30 * DAY
-MAX_FILTER = 254
-"""Section 3 and 8 of the wire contract."""
+MAX_OVERLAP = MAX_OVERLAP_DAYS * DAY
 
 MAX_TIME = Micros(253_402_300_799_999_999)
 """The last microsecond of the year 9999, the greatest a Timestamp may hold."""

@@ -1,25 +1,13 @@
 """The verdict about a token, and the rules of time and role that lead to it."""
 
-import enum
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from keybearer.access import NO_CONTEXT, AccessRule, Decision, Role, decide
-from keybearer_service.domain.clock import Micros
-from keybearer_service.domain.model import KeyState, key_state
-
-
-class Outcome(enum.IntEnum):
-    """The numbers of `keybearer.v1.ValidationOutcome`."""
-
-    VALID = 1
-    NOT_FOUND = 2
-    REVOKED = 3
-    EXPIRED = 4
-    DISABLED = 5
-    ROLE_INSUFFICIENT = 6
-    SCOPE_INSUFFICIENT = 7
-
+from keybearer._wire.enums import ApiKeyState, Outcome
+from keybearer._wire.limits import MAX_CACHE_SECONDS, MAX_NEGATIVE_CACHE_SECONDS
+from keybearer.access import NO_CONTEXT, AccessRule, Context, Decision, Role, decide
+from keybearer_service.domain.clock import SECOND, Micros
+from keybearer_service.domain.model import key_state
 
 _ROLES = {role.value: role for role in Role}  # calling the enum costs three times as much
 
@@ -104,16 +92,16 @@ class Verdict(NamedTuple):
     """None for NOT_FOUND, which says nothing about any key."""
 
 
-MAX_CACHE_FOR = 60_000_000
+MAX_CACHE_FOR = MAX_CACHE_SECONDS * SECOND
 """A positive verdict may be reused for 60 s, under a lease: section 3 of the wire contract."""
-MAX_NEGATIVE_CACHE_FOR = 1_000_000
+MAX_NEGATIVE_CACHE_FOR = MAX_NEGATIVE_CACHE_SECONDS * SECOND
 """A negative one for 1 s: a new key must not be refused for long because it was probed before."""
 
 
 _STATE_OUTCOMES = {
-    KeyState.REVOKED: Outcome.REVOKED,
-    KeyState.EXPIRED: Outcome.EXPIRED,
-    KeyState.DISABLED: Outcome.DISABLED,
+    ApiKeyState.REVOKED: Outcome.REVOKED,
+    ApiKeyState.EXPIRED: Outcome.EXPIRED,
+    ApiKeyState.DISABLED: Outcome.DISABLED,
 }
 _DECISION_OUTCOMES = {
     Decision.ALLOWED: Outcome.VALID,
@@ -124,7 +112,9 @@ _DECISION_OUTCOMES = {
 _OF_LIVE_KEYS = (Outcome.VALID, Outcome.ROLE_INSUFFICIENT, Outcome.SCOPE_INSUFFICIENT)
 
 
-def outcome_at(record: TokenRecord, rule: AccessRule, now: Micros) -> Outcome:
+def outcome_at(
+    record: TokenRecord, rule: AccessRule, now: Micros, context: Context = NO_CONTEXT
+) -> Outcome:
     """Judge a key whose whole secret matched: state first, then role, then scopes.
 
     A deleted owner's keys are revoked in the transaction of the deletion; a row that is not is a
@@ -133,13 +123,11 @@ def outcome_at(record: TokenRecord, rule: AccessRule, now: Micros) -> Outcome:
     if record.owner_delete_time is not None:
         return Outcome.REVOKED
     state = key_state(record.revoke_time, record.expire_time, record.disable_time, now)
-    if state is not KeyState.ACTIVE:
+    if state is not ApiKeyState.ACTIVE:
         return _STATE_OUTCOMES[state]
     if record.account_disable_time is not None:
         return Outcome.DISABLED
-    return _DECISION_OUTCOMES[
-        decide(rule, record.effective_role, record.scopes.split(), NO_CONTEXT)
-    ]
+    return _DECISION_OUTCOMES[decide(rule, record.effective_role, record.scopes.split(), context)]
 
 
 def cache_for_at(outcome: Outcome, valid_until: Micros | None, now: Micros) -> int:

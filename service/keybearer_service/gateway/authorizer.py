@@ -8,14 +8,16 @@ error would open a path without a sound. It is the gateway's mistake, so its cli
 and the log says what is wrong with it.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
 import structlog
 
+from keybearer._wire.bearer import token_of
+from keybearer._wire.enums import Outcome
 from keybearer.access import AccessRule, Role
+from keybearer.models import Presented
 from keybearer_service.domain import token_format, validators
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.clock import Clock
@@ -23,11 +25,10 @@ from keybearer_service.domain.errors import (
     CredentialsMissing,
     FieldInvalid,
     RoleInsufficient,
-    ScopeInsufficient,
     ServiceError,
 )
 from keybearer_service.domain.model import ANY_ACCOUNT
-from keybearer_service.domain.verdict import Caller, Match, Outcome
+from keybearer_service.domain.verdict import Caller, Match
 from keybearer_service.telemetry.log_quotas import MinuteQuota
 from keybearer_service.telemetry.recorder import EntryPoint, Recorder
 from keybearer_service.usecases.access import authorize_question
@@ -51,7 +52,6 @@ IDENTITY_HEADERS = (
 )
 """All of them go out with every admission, so that none of the client's own is left standing."""
 
-REALM = 'Bearer realm="keybearer"'
 _PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 _ROLES = {role.name: role for role in Role if role}
 _FAULTS_LOGGED_A_MINUTE = 10
@@ -146,10 +146,10 @@ class Authorizer:
             raise RoleInsufficient(
                 "the gateway asks for what no key can have; the log of keybearer says what is wrong"
             ) from error
-        token = only_token(authorization)
+        token = token_of(authorization)
         if token is None:
             raise CredentialsMissing
-        return Question(token, scope, requirement.rule)
+        return Question(Presented(token), scope, requirement.rule)
 
     def _judge(self, entry_point: EntryPoint, question: Question) -> Match:
         started = self._clock.monotonic()
@@ -186,26 +186,6 @@ def requirement_of(asked: Iterable[tuple[str, str]]) -> Requirement:
     return Requirement(validators.requirement("", role, scopes), frozenset(accounts))
 
 
-def challenge_of(error: ServiceError) -> str:
-    """Write the value of `www-authenticate`, RFC 6750 section 3; empty for what is no denial."""
-    if isinstance(error, CredentialsMissing):
-        return REALM
-    description = f'error_description="{error.message}"'
-    if error.code.name == "UNAUTHENTICATED":
-        return f'{REALM}, error="invalid_token", {description}'
-    if error.code.name != "PERMISSION_DENIED":
-        return ""
-    scope = ""
-    if isinstance(error, ScopeInsufficient):
-        scope = f', scope="{error.metadata["required_scopes"].replace(",", "")}"'
-    return f'{REALM}, error="insufficient_scope", {description}{scope}'
-
-
-def denial_body(error: ServiceError) -> str:
-    """Write the body of a denial: the reason for programs, the message for people."""
-    return json.dumps({"error": error.reason, "message": error.message})
-
-
 def identity_of(match: Match) -> tuple[str, ...]:
     """Answer the values of IDENTITY_HEADERS, in their order: printable ASCII, else per cent."""
     record = match.record
@@ -218,14 +198,6 @@ def identity_of(match: Match) -> tuple[str, ...]:
         record.effective_role.name,
         record.scopes.replace(" ", ","),
     )
-
-
-def only_token(authorization: Sequence[str]) -> str | None:
-    """Answer the token of the one `Bearer <token>`; None for none, several, or another form."""
-    if len(authorization) != 1:
-        return None
-    scheme, _, token = authorization[0].partition(" ")
-    return token if token and scheme.lower() == "bearer" else None
 
 
 def _role(value: str) -> Role:

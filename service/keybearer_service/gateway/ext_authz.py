@@ -16,12 +16,10 @@ from keybearer_service.ext_authz.v3 import ext_authz_pb2 as pb
 from keybearer_service.gateway.authorizer import (
     IDENTITY_HEADERS,
     Authorizer,
-    challenge_of,
-    denial_body,
     gateway_of,
     identity_of,
 )
-from keybearer_service.gateway.status import status_of
+from keybearer_service.gateway.status import body_of, challenge_of, http_status_of, status_of
 from keybearer_service.telemetry.recorder import EntryPoint
 from keybearer_service.usecases.call_context import CallContext
 
@@ -33,7 +31,7 @@ REQUEST, RESPONSE = pb.CheckRequest, pb.CheckResponse
 KEEP_AUTHORIZATION = "keep_authorization"
 """A context extension, `true` or `false`: whether the upstream sees the client's token."""
 
-_HTTP_STATUS = {Code.UNAUTHENTICATED: 401, Code.PERMISSION_DENIED: 403}
+_DENIALS = (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED)
 _OVERWRITE = pb.HeaderValueOption.HEADER_APPEND_ACTION_OVERWRITE_IF_EXISTS_OR_ADD
 
 
@@ -58,7 +56,7 @@ class AuthorizationServicer:
                 [value for name, value in headers if name == "authorization"],
             )
         except ServiceError as error:
-            if error.code not in _HTTP_STATUS:
+            if error.code not in _DENIALS:
                 raise
             return _denied(error, is_grpc=_is_grpc(headers))
         return _admitted(match, keep=keep == "true")
@@ -113,8 +111,8 @@ def _denied(error: ServiceError, *, is_grpc: bool) -> pb.CheckResponse:
     return pb.CheckResponse(
         status=pb.Status(code=status.code, message=error.message),
         denied_response=pb.DeniedHttpResponse(
-            status=pb.HttpStatus(code=_HTTP_STATUS[error.code]),
+            status=pb.HttpStatus(code=http_status_of(error)),
             headers=headers,
-            body=error.message if is_grpc else denial_body(error),
+            body=error.message if is_grpc else body_of(error),
         ),
     )

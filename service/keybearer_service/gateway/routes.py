@@ -18,7 +18,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from keybearer._wire.bearer import token_of
 from keybearer.access import AccessRule, Role
+from keybearer.models import Presented
 from keybearer_service.domain.clock import SECOND, Clock
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import (
@@ -38,13 +40,10 @@ from keybearer_service.gateway.authorizer import (
     SCOPES,
     Authorizer,
     Gateway,
-    challenge_of,
-    denial_body,
     gateway_of,
     identity_of,
-    only_token,
 )
-from keybearer_service.gateway.status import status_of
+from keybearer_service.gateway.status import body_of, challenge_of, http_status_of, status_of
 from keybearer_service.installation.keyring import KeyringError
 from keybearer_service.storage import StoreError
 from keybearer_service.telemetry.log_quotas import MinuteQuota
@@ -70,13 +69,6 @@ RULE = AccessRule(only_roles=(Role.VALIDATOR, Role.ADMIN))
 """Who may ask, as for ValidateToken."""
 NO_STORE = {"cache-control": "no-store"}
 
-_STATUS = {
-    "UNAUTHENTICATED": 401,
-    "PERMISSION_DENIED": 403,
-    "INVALID_ARGUMENT": 400,
-    "UNAVAILABLE": 503,
-    "RESOURCE_EXHAUSTED": 503,
-}
 _DENIALS = (401, 403)
 _GATEWAY_REFUSED = (
     f"the gateway needs a VALIDATOR key of its own, in {CALLER_HEADER}: Bearer <token>"
@@ -150,7 +142,7 @@ class GatewayRoutes:
         try:
             gateway = self._gateway(request, request.headers.getlist(CALLER_HEADER))
         except ServiceError as error:
-            if _STATUS.get(error.code.name) not in _DENIALS:
+            if http_status_of(error) not in _DENIALS:
                 raise
             # Never 401 nor a challenge: the gateway passes the answer on to a client whose own key
             # may be a good one, and would be thrown away.
@@ -196,7 +188,7 @@ class GatewayRoutes:
                 EntryPoint.INTROSPECTION, gateway, asked, [f"Bearer {token}"]
             )
         except ServiceError as error:
-            if _STATUS.get(error.code.name) not in _DENIALS:
+            if http_status_of(error) not in _DENIALS:
                 raise
             return JSONResponse({"active": False}, headers=NO_STORE)
         return JSONResponse(introspection_of(match), headers=NO_STORE)
@@ -225,13 +217,13 @@ class GatewayRoutes:
         if not credentials and self._open_account:
             return Gateway(self._open_account, is_operator=False)
         try:
-            token = only_token(credentials)
+            token = token_of(credentials)
             if token is None:
                 raise CredentialsMissing
-            caller = self._callers.admit(_GatewayCall(), token)
+            caller = self._callers.admit(_GatewayCall(), Presented(token, _peer_of(request)))
         except ServiceError as error:
             self._recorder.refused("http", error.reason)
-            peer = request.client.host if request.client else ""
+            peer = _peer_of(request)
             if self._logged_refusals.admit(peer):
                 log.warning("gateway_refused", reason=error.reason, peer=peer)
             raise
@@ -297,12 +289,16 @@ def _form(request: Request, body: bytes) -> tuple[str, list[tuple[str, str]]]:
     return found[0], [pair for pair in form if pair[0] in REQUIREMENT_HEADERS.values()]
 
 
+def _peer_of(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
 def _is_grpc(request: Request) -> bool:
     return request.headers.get("content-type", "").startswith("application/grpc")
 
 
 def _refusal(error: ServiceError, *, challenge: str = "", is_grpc: bool = False) -> Response:
-    status = _STATUS.get(error.code.name, 500)
+    status = http_status_of(error)
     headers = dict(NO_STORE)
     if challenge:
         headers["www-authenticate"] = challenge
@@ -310,7 +306,7 @@ def _refusal(error: ServiceError, *, challenge: str = "", is_grpc: bool = False)
         headers["retry-after"] = str(max(1, round(error.retry_after)))
     if not is_grpc:
         headers["content-type"] = "application/json"
-        return Response(denial_body(error), status, headers)
+        return Response(body_of(error), status, headers)
     # A gateway that passes this answer on to a gRPC client passes a whole gRPC status on.
     wire = status_of(error)
     headers["content-type"] = "application/grpc"

@@ -1,37 +1,41 @@
-"""Writes errors as google.rpc.Status."""
+"""How errors of the service look on the wire: the forms are those of `keybearer._wire`."""
 
-from typing import Any
+import grpc
+from google.rpc import status_pb2
 
-from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.duration_pb2 import Duration
-from google.rpc import error_details_pb2, status_pb2
+from keybearer._wire import challenge, http
+from keybearer._wire.status import FieldViolation, StatusDetails, write_status
+from keybearer_service.domain.errors import Code, FieldInvalid, ServiceError
 
-from keybearer_service.domain.errors import (
-    FieldInvalid,
-    ServiceError,
-)
-
-ERROR_DOMAIN = "keybearer.v1"
+_GRPC_CODES = {code: grpc.StatusCode[code.name] for code in Code}
 
 
 def status_of(error: ServiceError) -> status_pb2.Status:
-    """Write an error as google.rpc.Status with its details."""
-    details: list[Any] = [
-        error_details_pb2.ErrorInfo(
-            reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata
-        )
-    ]
-    if isinstance(error, FieldInvalid):
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=error.description
-        )
-        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if error.retry_after is not None:
-        seconds = int(error.retry_after)
-        delay = Duration(seconds=seconds, nanos=int((error.retry_after - seconds) * 1e9))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    packed = []
-    for detail in details:
-        packed.append(AnyMessage())
-        packed[-1].Pack(detail)
-    return status_pb2.Status(code=error.code, message=error.message, details=packed)
+    """Return an error as google.rpc.Status with its details."""
+    violations = (
+        (FieldViolation(error.field, error.description),) if isinstance(error, FieldInvalid) else ()
+    )
+    details = StatusDetails(
+        reason=error.reason,
+        metadata=error.metadata,
+        retry_after=error.retry_after,
+        field_violations=violations,
+    )
+    return write_status(_GRPC_CODES[error.code], error.message, details)
+
+
+def http_status_of(error: ServiceError) -> int:
+    """Return the HTTP status of an error."""
+    return http.http_status_of(_GRPC_CODES[error.code]).value
+
+
+def challenge_of(error: ServiceError) -> str:
+    """Return the value of `www-authenticate`; empty for what is no denial."""
+    return challenge.challenge_of(
+        _GRPC_CODES[error.code], error.reason, error.message, error.metadata
+    )
+
+
+def body_of(error: ServiceError) -> str:
+    """Return the body of an error over HTTP."""
+    return http.error_body(error.reason, error.message)

@@ -72,17 +72,16 @@ class HttpServer:
 
 
 def _bind(listener: Listener) -> socket.socket:
-    host, _, port = listener.address.rpartition(":")
-    host = host.strip("[]")
+    address = listener.address
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
         bound = socket.create_server(
-            (host, int(port)), family=family, backlog=2048, reuse_port=listener.share_port
+            (address.host, address.port),
+            family=address.family,
+            backlog=2048,
+            reuse_port=listener.share_port,
         )
-    except OSError:
-        raise ListenError(
-            f"cannot listen on {listener.address}: the port is in use or not to be had"
-        ) from None
+    except OSError as error:
+        raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
     # Connections inherit it. asyncio sets it for sockets that name TCP, as these do not; without it
     # every answer with a body waits 40 ms for the client to confirm its headers.
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

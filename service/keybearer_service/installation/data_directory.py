@@ -1,10 +1,13 @@
-"""The data directory: where everything of an installation lies, and who may use it.
+"""The data directory: the files of an installation, and who may use them.
 
 DATA/keybearer.db     the database, with its -wal and -shm beside it
 DATA/peppers/         the key files; keep a copy of them apart from the backups
-DATA/metrics/         figures of several processes; emptied at every start
+DATA/metrics/         metrics of several processes; emptied at every start
 DATA/lock             held by the one `serve`
+DATA/workers.lock     held by each of its workers
 DATA/admin-token      written by a first `quickstart` without a terminal
+
+What root makes in it belongs to the owner of the installation, whose server must read it.
 """
 
 import fcntl
@@ -12,7 +15,9 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
+from keybearer_service.installation.ownership import give, give_open_file, problems, user_name
 from keybearer_service.storage import files
 
 
@@ -35,22 +40,50 @@ class DataDir:
 
     @property
     def is_initialised(self) -> bool:
-        """Whether there is a database."""
-        return self.database.exists()
+        """Whether there is a database.
+
+        Raises:
+            DataDirError: This user may not look into the directory.
+        """
+        try:
+            return self.database.exists()
+        except PermissionError:
+            raise DataDirError(_why_not_writable(self.path)) from None
 
     def assert_initialised(self) -> None:
         """Refuse a directory without a database.
 
         Raises:
-            DataDirError: Saying how to make one.
+            DataDirError: There is none; the text says how to make one.
         """
         if not self.is_initialised:
             raise DataDirError(
                 f"{self.path} holds no installation; run `keybearer-server init` or `quickstart`"
             )
 
+    def assert_writable(self) -> None:
+        """Refuse a directory that this user cannot write: SQLite writes even for those who read.
+
+        Raises:
+            DataDirError: It is read-only, or belongs to somebody else.
+        """
+        for path in (self.path, self.database):
+            if not os.access(path, os.W_OK):
+                raise DataDirError(_why_not_writable(path))
+
+    def problems(self) -> list[str]:
+        """Return what is wrong with the owners and modes of the files, compared with the database.
+
+        Raises:
+            DataDirError: The directory cannot be looked at.
+        """
+        try:
+            return list(problems(self.path, self.database, besides=self.metrics))
+        except OSError as error:
+            raise DataDirError(f"{error.filename}: {error.strerror}") from None
+
     def create(self) -> None:
-        """Make the directory, for this user alone.
+        """Make the directory, for its owner alone.
 
         Raises:
             DataDirError: It cannot be made, or an installation is in it.
@@ -67,10 +100,11 @@ class DataDir:
         """Give a finished file or directory its name, and make the name last.
 
         Raises:
-            DataDirError: A database that still has a log beside it, which the name would lose.
+            DataDirError: A database still has a log beside it, which the name would lose.
         """
         if unfinished.with_name(unfinished.name + "-wal").exists():
             raise DataDirError(f"{unfinished} was not closed; its last changes are in its log")
+        give(unfinished)
         unfinished.rename(target)
         directory = os.open(self.path, os.O_RDONLY)
         try:
@@ -79,15 +113,18 @@ class DataDir:
             os.close(directory)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, why: str = "") -> Iterator[None]:
         """Hold the directory against another `serve`.
+
+        Args:
+            why: More for the refusal, where it is not plain why two may not work here.
 
         Raises:
             DataDirError: Another process holds it.
         """
-        with self._held(self._lock, fcntl.LOCK_EX):
+        with self._held(self._lock, fcntl.LOCK_EX, why):
             # Workers outlive a killed supervisor by as long as they take to drain.
-            with self._held(self._workers_lock, fcntl.LOCK_EX):
+            with self._held(self._workers_lock, fcntl.LOCK_EX, why):
                 pass
             yield
 
@@ -102,34 +139,79 @@ class DataDir:
             yield
 
     @contextmanager
-    def _held(self, lock: Path, kind: int) -> Iterator[None]:
-        try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise DataDirError(f"{lock}: {error.strerror}") from None
-        try:
-            try:
-                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise DataDirError(
-                    f"{self.path} is in use by another keybearer-server; stop that one first"
-                ) from None
-            yield
-        finally:
-            os.close(descriptor)
-
-    @contextmanager
     def shared_with_server(self) -> Iterator[None]:
         """Write beside a running `serve`, where several processes may write the database.
 
         Raises:
             DataDirError: They may not, and a server is running.
         """
-        if files.sharing_hazard() is None:
+        hazard = files.sharing_hazard()
+        if hazard is None:
             yield
             return
-        with self.locked():
+        with self.locked(f": {hazard}"):
             yield
+
+    @contextmanager
+    def _held(self, lock: Path, kind: int, why: str = "") -> Iterator[None]:
+        try:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            descriptor = os.open(lock, flags, 0o600)
+        except PermissionError:
+            at_fault = lock if lock.exists() else self.path
+            raise DataDirError(_why_not_writable(at_fault)) from None
+        except OSError as error:
+            raise DataDirError(f"{lock}: {error.strerror}") from None
+        try:
+            holder = self.database if self.is_initialised else self.path
+            give_open_file(descriptor, holder.stat())
+            try:
+                fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise DataDirError(
+                    f"{self.path} is in use by another keybearer-server; stop that one first{why}"
+                ) from None
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _why_not_writable(path: Path) -> str:
+    owner = path.stat().st_uid
+    if os.statvfs(path).f_flag & os.ST_RDONLY:
+        return f"{path} is on a file system that is mounted read-only"
+    if owner == os.geteuid():
+        return f"{path} is read-only; run: chmod u+w {path}"
+    return (
+        f"this user may not write {path}, which belongs to {user_name(owner)}; run the command as "
+        "that user"
+    )
+
+
+@contextmanager
+def secret_file(path: Path) -> Iterator[TextIO]:
+    """Make a new file that only this user can read, for a secret that is drawn in the block.
+
+    A block that fails leaves no file.
+
+    Raises:
+        DataDirError: The file exists or cannot be written.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    try:
+        file = os.fdopen(os.open(path, flags, 0o600), "w", encoding="ascii")
+    except OSError as error:
+        raise DataDirError(f"{path}: {error.strerror}") from None
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException as error:
+        path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise DataDirError(f"{path}: {error.strerror}") from None
+        raise
 
 
 def write_secret_file(path: Path, secret: str) -> None:
@@ -138,11 +220,5 @@ def write_secret_file(path: Path, secret: str) -> None:
     Raises:
         DataDirError: The file exists or cannot be written.
     """
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except OSError as error:
-        raise DataDirError(f"{path}: {error.strerror}") from None
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
+    with secret_file(path) as file:
         file.write(secret + "\n")
-        file.flush()
-        os.fsync(file.fileno())

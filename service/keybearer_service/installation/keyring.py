@@ -5,13 +5,17 @@ A copy of the database alone can neither check nor forge a token, nor hide a cha
 
 import hmac
 import os
-import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import structlog
 
 from keybearer_service.domain import token_format
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.model import Pepper
+from keybearer_service.installation.ownership import OTHERS, give, give_open_file, user_name
+
+log = structlog.get_logger(__name__)
 
 KEY_BYTES = 32
 """256 bits, for peppers and for the audit key."""
@@ -25,7 +29,7 @@ class KeyringError(Exception):
 
 
 class PepperMissingError(KeyringError):
-    """A row names a pepper that is not in the directory, not even after looking again."""
+    """A row names a pepper that cannot be read from the directory, not even after a second look."""
 
 
 class Keyring:
@@ -39,9 +43,11 @@ class Keyring:
         """
         self.directory = directory
         self._audit_key = _read_key(directory / _AUDIT_KEY)
-        self._peppers: dict[str, bytes] = {}
+        self._peppers = {
+            pepper_id: _read_key(path) for pepper_id, path in self._pepper_files().items()
+        }
         self._macs: dict[str, hmac.HMAC] = {}
-        self._reload()
+        self._unreadable: frozenset[str] = frozenset()
 
     @staticmethod
     def create(directory: Path, entropy: Entropy) -> "Keyring":
@@ -51,25 +57,44 @@ class Keyring:
             KeyringError: There is an audit key already.
         """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        give(directory)
         _write_key(directory / _AUDIT_KEY, entropy.key_bytes(KEY_BYTES))
         return Keyring(directory)
 
     def pepper(self, pepper_id: str) -> bytes:
-        """Answer a pepper; looks into the directory once more before it gives up.
+        """Return a pepper; look into the directory once more before giving up.
 
         Raises:
-            PepperMissingError: No such file.
+            PepperMissingError: There is no such file, or it cannot be used.
         """
         pepper = self._peppers.get(pepper_id)
         if pepper is None:
             self._reload()
             pepper = self._peppers.get(pepper_id)
         if pepper is None:
-            raise PepperMissingError(f"the pepper {pepper_id} is not in {self.directory.name}/")
+            raise PepperMissingError(
+                f"the pepper {pepper_id} cannot be read from {self.directory.name}/"
+            )
         return pepper
 
+    def first_readable(self, pepper_ids: Iterable[str]) -> str:
+        """Return the first of some peppers that can be used, the newest one first.
+
+        Raises:
+            PepperMissingError: None of them can be used.
+        """
+        missing = PepperMissingError(f"there is no pepper in {self.directory.name}/")
+        for pepper_id in pepper_ids:
+            try:
+                self.pepper(pepper_id)
+            except PepperMissingError as error:
+                missing = error
+            else:
+                return pepper_id
+        raise missing
+
     def mac(self, pepper_id: str) -> hmac.HMAC:
-        """Answer the HMAC under a pepper, prepared once, to be copied.
+        """Return the HMAC under a pepper, prepared once, to be copied.
 
         Raises:
             PepperMissingError: As `pepper`.
@@ -81,7 +106,11 @@ class Keyring:
         return mac
 
     def add_pepper(self, pepper_id: str, entropy: Entropy) -> bytes:
-        """Draw a pepper, write its file, and answer the value to check it by."""
+        """Draw a pepper, write its file, and return the value to check it by.
+
+        Raises:
+            KeyringError: The file cannot be written, or a server of another user could not read it.
+        """
         pepper = entropy.key_bytes(KEY_BYTES)
         _write_key(self.directory / (pepper_id + _SUFFIX), pepper)
         self._peppers = {**self._peppers, pepper_id: pepper}
@@ -108,15 +137,28 @@ class Keyring:
         return self._audit_key
 
     def derived_key(self, purpose: bytes) -> bytes:
-        """Answer a key for one more purpose, the same in every process of the installation."""
+        """Return a key for one more purpose, the same in every process of the installation."""
         return hmac.digest(self._audit_key, b"keybearer derived key v1 " + purpose, "sha256")
 
     def _reload(self) -> None:
-        self._peppers = {
-            path.name.removesuffix(_SUFFIX): _read_key(path)
-            for path in self.directory.glob(f"*{_SUFFIX}")
-        }
+        # A file that cannot be used must not take the others with it: what was read stays, and the
+        # error is for whoever needs just that pepper.
+        found, problems = dict(self._peppers), {}
+        for pepper_id, path in self._pepper_files().items():
+            try:
+                found[pepper_id] = _read_key(path)
+            except KeyringError as error:
+                problems[pepper_id] = str(error)
+        for pepper_id in problems.keys() - self._unreadable:
+            log.error("pepper_unreadable", pepper_id=pepper_id, cause=problems[pepper_id])
+        self._unreadable = frozenset(problems)
+        self._peppers = found
         self._macs = {}
+
+    def _pepper_files(self) -> dict[str, Path]:
+        return {
+            path.name.removesuffix(_SUFFIX): path for path in self.directory.glob(f"*{_SUFFIX}")
+        }
 
 
 def _check_value(pepper: bytes) -> bytes:
@@ -125,11 +167,14 @@ def _check_value(pepper: bytes) -> bytes:
 
 def _read_key(path: Path) -> bytes:
     try:
-        if stat.S_IMODE(path.stat().st_mode) & 0o007:
+        found = path.stat()
+        if found.st_mode & OTHERS:
             raise KeyringError(f"{path} is open to everybody; run: chmod 600 {path}")
         key = bytes.fromhex(path.read_text("ascii"))
     except FileNotFoundError:
         raise KeyringError(f"{path} is missing; restore it from where the keys are kept") from None
+    except PermissionError:
+        raise KeyringError(_foreign(path)) from None
     except (OSError, ValueError) as error:
         raise KeyringError(f"{path} is not a key file ({type(error).__name__})") from None
     if len(key) < KEY_BYTES:
@@ -137,17 +182,36 @@ def _read_key(path: Path) -> bytes:
     return key
 
 
-def _write_key(path: Path, key: bytes) -> None:
+def _foreign(path: Path) -> str:
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        owner = user_name(path.stat().st_uid)
+    except PermissionError:
+        return f"this user may not look into {path.parent}; run the command as its owner"
+    return (
+        f"this user may not read {path}, which belongs to {owner}; run the command as that user, "
+        f"or give this one the file: chown {os.geteuid()} {path}"
+    )
+
+
+def _write_key(path: Path, key: bytes) -> None:
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        holder = os.fstat(directory)
+        if os.geteuid() not in (0, holder.st_uid):
+            raise KeyringError(
+                f"{path.parent} belongs to {user_name(holder.st_uid)}, whose server could not read "
+                "a key file of this user; run the command as that user"
+            )
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        with os.fdopen(os.open(path.name, flags, 0o600, dir_fd=directory), "wb") as file:
+            give_open_file(file.fileno(), holder)
+            file.write(key.hex().encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.fsync(directory)
     except FileExistsError:
         raise KeyringError(f"{path} exists already") from None
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(key.hex() + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
+    except OSError as error:
+        raise KeyringError(f"{path} cannot be written: {error.strerror}") from None
     finally:
         os.close(directory)

@@ -1,41 +1,44 @@
 """Asks a running server whether it serves, as a container's health check does."""
 
-from pathlib import Path
+from dataclasses import dataclass
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from keybearer import TLSConfig
+from keybearer._client.channel import open_channel
+from keybearer_service.net.addresses import Address
 
-def ask(
-    address: str,
-    tls_files: tuple[Path | None, Path | None, Path | None],
-    tls_name: str | None,
-    timeout_s: float,
-) -> str:
-    """Answer SERVING, NOT_SERVING, or the name of the status with which asking failed.
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a server says of itself, or why it could not be asked."""
+
+    status: str
+    """SERVING, NOT_SERVING, or the name of the gRPC status with which asking failed."""
+    reason: str = ""
+    """The details of that status."""
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether the server takes calls."""
+        return self.status == "SERVING"
+
+
+def ask(address: Address, tls: TLSConfig | None, timeout_s: float) -> Health:
+    """Return the health of the server that listens at an address.
 
     Args:
         address: Where the server listens; 0.0.0.0 and [::] are asked on loopback.
-        tls_files: The server's authority, and the client's certificate and key; all None for
-            plaintext.
-        tls_name: The name in the server's certificate, when it is not the address.
+        tls: How the two sides prove who they are; None for plaintext.
         timeout_s: Seconds to wait for the answer.
     """
-    target = address.replace("0.0.0.0:", "127.0.0.1:").replace("[::]:", "[::1]:")
-    options = [("grpc.ssl_target_name_override", tls_name)] if tls_name else []
-    if any(tls_files):
-        authority, certificate, key = (
-            None if path is None else path.read_bytes() for path in tls_files
-        )
-        credentials = grpc.ssl_channel_credentials(authority, key, certificate)
-        channel = grpc.secure_channel(target, credentials, options)
-    else:
-        channel = grpc.insecure_channel(target, options)
-    with channel:
+    # Through the client's own function: no proxy of the environment stands in between.
+    with open_channel(str(address.connectable), tls=tls or False) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]  # not in the stubs
                 health_pb2.HealthCheckRequest(), timeout=timeout_s
             )
         except grpc.RpcError as error:
-            return str(error.code().name)
-    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+            return Health(error.code().name, error.details() or "")
+    return Health(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))

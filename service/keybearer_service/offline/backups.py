@@ -5,12 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
+from keybearer._wire.enums import AuditAction, AuditTargetType
+from keybearer_service.domain.audit_event import FieldChange
 from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.model import Installation, SubjectKind
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.keyring import Keyring
+from keybearer_service.installation.ownership import give
 from keybearer_service.offline.audit import check_store
 from keybearer_service.offline.errors import LocalError
 from keybearer_service.offline.initialise import EPOCH_LENGTH
@@ -90,6 +92,7 @@ def _restore(
     entropy: Entropy,
 ) -> Restored:
     _copy_keys(keys, data_dir.peppers)
+    give(data_dir.peppers)
     unfinished = data_dir.path / "keybearer.db.new"
     unfinished.touch(mode=0o600)
     shutil.copyfile(file, unfinished)
@@ -118,9 +121,9 @@ def _restore(
                 )
             )
             mutation.record(
-                Action.INSTALLATION_RESTORED,
+                AuditAction.INSTALLATION_RESTORED,
                 account_id=before.operator_account_id,
-                target_type=TargetType.INSTALLATION,
+                target_type=AuditTargetType.INSTALLATION,
                 target_id=before.operator_account_id,
                 changes=(FieldChange("epoch", before.epoch, epoch),),
             )

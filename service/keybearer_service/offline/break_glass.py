@@ -1,11 +1,12 @@
 """Admin tokens for whoever may write to the data directory."""
 
+from keybearer._wire.enums import AuditAction, AuditTargetType, UserType
 from keybearer.access import Role
 from keybearer_service.domain import validators
 from keybearer_service.domain.account_scope import AccountScope
-from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
+from keybearer_service.domain.audit_event import FieldChange
 from keybearer_service.domain.clock import Micros, rfc3339
-from keybearer_service.domain.model import SubjectKind, User, UserType
+from keybearer_service.domain.model import SubjectKind, User
 from keybearer_service.offline.errors import LocalError
 from keybearer_service.usecases.access import assert_account_exists
 from keybearer_service.usecases.issuing import Expiration, IssuedKey, KeyIssuer, NewKey
@@ -47,9 +48,9 @@ def issue_admin_token(
             created_by=user.id,
         )
         mutation.record(
-            Action.ADMIN_TOKEN_ISSUED,
+            AuditAction.ADMIN_TOKEN_ISSUED,
             account_id=account_id,
-            target_type=TargetType.API_KEY,
+            target_type=AuditTargetType.API_KEY,
             target_id=issued.key.id,
             changes=(
                 FieldChange("owner_id", "", user.id),
@@ -66,9 +67,9 @@ def _insert_administrator(
     new = NewUser(email=email, display_name=email[:100], role=Role.ADMIN, type=UserType.PERSON)
     user = insert_user(mutation, issuer, scope, new)
     mutation.record(
-        Action.USER_CREATED,
+        AuditAction.USER_CREATED,
         account_id=user.account_id,
-        target_type=TargetType.USER,
+        target_type=AuditTargetType.USER,
         target_id=user.id,
         changes=(FieldChange("email", "", email), FieldChange("role", "", "ADMIN")),
     )

@@ -4,8 +4,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from keybearer._wire.enums import AuditAction, AuditTargetType
 from keybearer_service.domain import token_format
-from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
+from keybearer_service.domain.audit_event import FieldChange
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.model import Installation, SubjectKind
@@ -62,9 +63,9 @@ def initialise(
             pepper = insert_pepper(mutation, keyring, entropy)
             created = _create_operator_rows(mutation, issuer, new, prefix, entropy)
             mutation.record(
-                Action.INSTALLATION_CREATED,
+                AuditAction.INSTALLATION_CREATED,
                 account_id=created.account.id,
-                target_type=TargetType.INSTALLATION,
+                target_type=AuditTargetType.INSTALLATION,
                 target_id=created.account.id,
                 changes=(
                     FieldChange("account_name", "", new.name),

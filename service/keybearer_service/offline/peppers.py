@@ -1,6 +1,6 @@
 """Adds, lists and retires peppers."""
 
-from keybearer_service.domain.audit_event import Action, TargetType
+from keybearer._wire.enums import AuditAction, AuditTargetType
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.model import Pepper
 from keybearer_service.installation.keyring import Keyring
@@ -18,9 +18,9 @@ def add_pepper(
     with mutations.begin_local() as mutation:
         pepper = insert_pepper(mutation, keyring, entropy)
         mutation.record(
-            Action.PEPPER_ADDED,
+            AuditAction.PEPPER_ADDED,
             account_id=operator_account_id,
-            target_type=TargetType.INSTALLATION,
+            target_type=AuditTargetType.INSTALLATION,
             target_id=pepper.id,
         )
         return pepper
@@ -55,9 +55,9 @@ def retire_pepper(mutations: Mutations, operator_account_id: str, pepper_id: str
             raise LocalError("this is the only pepper; run `pepper add` first")
         mutation.tx.retire_pepper(pepper_id, mutation.now)
         mutation.record(
-            Action.PEPPER_RETIRED,
+            AuditAction.PEPPER_RETIRED,
             account_id=operator_account_id,
-            target_type=TargetType.INSTALLATION,
+            target_type=AuditTargetType.INSTALLATION,
             target_id=pepper_id,
         )
 

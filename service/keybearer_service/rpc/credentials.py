@@ -1,28 +1,18 @@
 """Reads the credential of a call."""
 
-from collections.abc import Sequence
+from keybearer._wire.bearer import token_in_metadata
+from keybearer.models import Presented
+from keybearer_service.domain.errors import CredentialsMissing
+from keybearer_service.rpc.requests import Request
 
-from keybearer_service.domain.errors import (
-    CredentialsMissing,
-)
 
-
-def bearer_token(metadata: Sequence[tuple[str, str | bytes]]) -> str:
-    """Answer the token of the one `authorization: Bearer <token>`.
+def presented_in(request: Request) -> Presented:
+    """Return the credential in the metadata of a call.
 
     Raises:
-        CredentialsMissing: None, more than one, or in another form. Taking the first or the last
-            of two would let a proxy and us believe in different callers.
+        CredentialsMissing: There is no well-formed one, or more than one.
     """
-    found: str | bytes | None = None
-    for key, value in metadata:
-        if key == "authorization":
-            if found is not None:
-                raise CredentialsMissing
-            found = value
-    if not isinstance(found, str):
+    token = token_in_metadata(request.metadata)
+    if token is None:
         raise CredentialsMissing
-    scheme, _, token = found.partition(" ")
-    if scheme.lower() != "bearer" or not token:
-        raise CredentialsMissing
-    return token
+    return Presented(token, lambda: request.peer)

@@ -6,12 +6,12 @@ are there, so that the caller is judged before its message is waited for, and we
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, cast
-from urllib.parse import unquote
 
 import grpc
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
+from keybearer._wire.peer import host_of
 from keybearer_service.rpc.bidi import BidiStream
 from keybearer_service.rpc.executors import CallExecutor, MessageWatchdog
 from keybearer_service.rpc.pipeline import StreamMethod, UnaryMethod
@@ -89,9 +89,7 @@ class GrpcRequest:
     @property
     def peer(self) -> str:
         """The address of the other end, without its port; the family where it has none."""
-        text: str = self._context.peer()
-        family, _, address = unquote(text).partition(":")
-        return address.rpartition(":")[0].strip("[]") if family.startswith("ip") else family
+        return host_of(self._context.peer())
 
     @property
     def is_alive(self) -> bool:

@@ -20,7 +20,7 @@ from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.token_format import ID_LENGTH
 from keybearer_service.rpc.call_log import CallLog
-from keybearer_service.rpc.credentials import bearer_token
+from keybearer_service.rpc.credentials import presented_in
 from keybearer_service.rpc.executors import SLOW_AFTER_S
 from keybearer_service.rpc.requests import MessageStream, Request, StreamRequest
 from keybearer_service.usecases.call_context import CallContext
@@ -68,7 +68,7 @@ class _Method:
 
     def _admit(self, call: CallContext, request: Request) -> None:
         if not self._rule.public:
-            self._callers.admit(call, bearer_token(request.metadata))
+            self._callers.admit(call, presented_in(request))
 
     def _parse(self, raw: bytes) -> Any:
         try:

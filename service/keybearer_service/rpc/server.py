@@ -2,11 +2,11 @@
 
 import grpc
 
+from keybearer._wire.limits import MAX_REQUEST_BYTES
 from keybearer_service.net.addresses import Listener, ListenError
 from keybearer_service.net.tls import server_credentials
 from keybearer_service.rpc.executors import CallExecutor
 
-MAX_MESSAGE_BYTES = 128 * 1024
 MAX_METADATA_BYTES = 8 * 1024
 MAX_STREAMS_A_CONNECTION = 100
 """Section 8 of the wire contract."""
@@ -57,12 +57,11 @@ class Server:
 
     def _bind(self, listener: Listener) -> int:
         try:
+            target = str(listener.address)
             if listener.tls is None:
-                port = self._server.add_insecure_port(listener.address)
+                port = self._server.add_insecure_port(target)
             else:
-                port = self._server.add_secure_port(
-                    listener.address, server_credentials(listener.tls)
-                )
+                port = self._server.add_secure_port(target, server_credentials(listener.tls))
         except RuntimeError:
             raise ListenError(
                 f"cannot listen on {listener.address}: the port is in use or not to be had"
@@ -75,7 +74,7 @@ def server_options(*, share_port: bool) -> list[tuple[str, int]]:
     return [
         # On by default: a second server would silently take half of the connections.
         ("grpc.so_reuseport", int(share_port)),
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
         # Unlimited by default: resets by the thousand then slow everybody down.

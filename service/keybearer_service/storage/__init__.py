@@ -28,24 +28,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, runtime_checkable
 
+from keybearer._wire.enums import ApiKeyState, AuditAction, RevocationReason, UserType
 from keybearer.access import Role
 from keybearer_service.domain.account_scope import AccountScope
-from keybearer_service.domain.audit_event import Action, AuditEvent
+from keybearer_service.domain.audit_event import AuditEvent
 from keybearer_service.domain.clock import HOUR, MINUTE, Micros
 from keybearer_service.domain.model import (
     Account,
     ApiKey,
     Installation,
     Invalidation,
-    KeyState,
     Pepper,
     RequestRecord,
-    RevocationReason,
     StoredSecret,
     SubjectKind,
     Use,
     User,
-    UserType,
 )
 from keybearer_service.domain.verdict import TokenRecord
 
@@ -145,7 +143,7 @@ class KeyQuery:
     scope: AccountScope
     now: Micros
     """The moment at which the states are judged."""
-    states: tuple[KeyState, ...] = ()
+    states: tuple[ApiKeyState, ...] = ()
     owner_id: str = ""
     name_contains: str = ""
     expires_before: Micros | None = None
@@ -165,7 +163,7 @@ class AuditQuery:
     actor_id: str = ""
     """The id of the key or of the user that acted."""
     target_id: str = ""
-    actions: tuple[Action, ...] = ()
+    actions: tuple[AuditAction, ...] = ()
     after: Micros | None = None
     before: Micros | None = None
 

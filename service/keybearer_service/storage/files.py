@@ -13,6 +13,7 @@ def sharing_hazard() -> str | None:
     if not dbapi.has_wal_reset_bug():
         return None
     return (
-        f"this {engine()} can damage a database that several processes write; install pysqlite3, "
-        "which carries a newer one"
+        f"{engine()} can damage a database that several processes write; install pysqlite3, which "
+        "brings a newer one on x86_64 Linux, or run a Python whose sqlite3 module has SQLite 3.51.3 "
+        "or newer"
     )

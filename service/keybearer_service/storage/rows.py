@@ -5,13 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
+from keybearer._wire.enums import (
+    AuditAction,
+    AuditActorType,
+    AuditTargetType,
+    RevocationReason,
+    UserType,
+)
 from keybearer.access import Role
 from keybearer_service.domain.audit_event import (
-    Action,
     Actor,
-    ActorType,
     AuditEvent,
-    TargetType,
     changes_as_json,
     changes_from_json,
 )
@@ -22,11 +26,9 @@ from keybearer_service.domain.model import (
     Invalidation,
     Pepper,
     RequestRecord,
-    RevocationReason,
     StoredSecret,
     SubjectKind,
     User,
-    UserType,
 )
 
 Row = Sequence[Any]
@@ -297,9 +299,9 @@ def audit_event_from_row(row: Row) -> AuditEvent:
         id=row[1],
         time=row[2],
         account_id=row[3],
-        actor=Actor(type=ActorType(row[4]), key_id=row[5], user_id=row[6], user_email=row[7]),
-        action=Action(row[8]),
-        target_type=TargetType(row[9]),
+        actor=Actor(type=AuditActorType(row[4]), key_id=row[5], user_id=row[6], user_email=row[7]),
+        action=AuditAction(row[8]),
+        target_type=AuditTargetType(row[9]),
         target_id=row[10],
         changes=changes_from_json(row[11]),
         request_id=row[12],

@@ -14,6 +14,7 @@ from typing import Final, cast
 from sqlite_utils import Database
 from sqlite_utils.db import Table
 
+from keybearer._wire.enums import ApiKeyState, RevocationReason
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import AuditEvent
 from keybearer_service.domain.clock import Micros
@@ -22,10 +23,8 @@ from keybearer_service.domain.model import (
     ApiKey,
     Installation,
     Invalidation,
-    KeyState,
     Pepper,
     RequestRecord,
-    RevocationReason,
     StoredSecret,
     SubjectKind,
     Use,
@@ -777,11 +776,11 @@ _ERASE_DEAD_SECRET: Final = ", ".join(
     f"{column} = CASE WHEN overlap_end_time > ? THEN {column} END" for column in rows.OLD_SECRET
 )
 _STATE_TESTS: Final = {
-    KeyState.REVOKED: "k.revoke_time IS NOT NULL",
-    KeyState.EXPIRED: "(k.revoke_time IS NULL AND k.expire_time <= ?)",
-    KeyState.DISABLED: "(k.revoke_time IS NULL AND k.disable_time IS NOT NULL"
+    ApiKeyState.REVOKED: "k.revoke_time IS NOT NULL",
+    ApiKeyState.EXPIRED: "(k.revoke_time IS NULL AND k.expire_time <= ?)",
+    ApiKeyState.DISABLED: "(k.revoke_time IS NULL AND k.disable_time IS NOT NULL"
     " AND (k.expire_time IS NULL OR k.expire_time > ?))",
-    KeyState.ACTIVE: "(k.revoke_time IS NULL AND k.disable_time IS NULL"
+    ApiKeyState.ACTIVE: "(k.revoke_time IS NULL AND k.disable_time IS NULL"
     " AND (k.expire_time IS NULL OR k.expire_time > ?))",
 }
 _KEY_ORDERS: Final = {

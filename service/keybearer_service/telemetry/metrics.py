@@ -22,7 +22,7 @@ import prometheus_client
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
 
-from keybearer_service.domain.verdict import Outcome
+from keybearer._wire.enums import Outcome
 from keybearer_service.telemetry.recorder import EntryPoint
 
 log = structlog.get_logger(__name__)
@@ -58,6 +58,7 @@ _GAUGES: tuple[tuple[str, str, Literal["livesum", "livemax", "livemostrecent"]],
     ("store_revision", "The newest revision.", "livemostrecent"),
     ("queued_calls", "Validations that wait for a thread.", "livesum"),
     ("queued_uses", "Secrets with uses that are not written yet.", "livesum"),
+    ("log_lines_dropped", "Log lines lost because nobody read them, since the start.", "livesum"),
 )
 """Name, meaning, and how the values of several processes become one."""
 

@@ -3,7 +3,7 @@
 import enum
 from typing import Protocol
 
-from keybearer_service.domain.verdict import Outcome
+from keybearer._wire.enums import Outcome
 
 
 class EntryPoint(enum.StrEnum):

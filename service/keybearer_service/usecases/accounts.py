@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from keybearer._wire.enums import AuditAction, AuditTargetType, UserType
 from keybearer.access import Role
 from keybearer_service.domain import validators
 from keybearer_service.domain.account_scope import AccountScope
-from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
+from keybearer_service.domain.audit_event import FieldChange
 from keybearer_service.domain.errors import OperatorAccountProtected, ResourceNotFound
-from keybearer_service.domain.model import Account, SubjectKind, User, UserType
+from keybearer_service.domain.model import Account, SubjectKind, User
 from keybearer_service.storage import AccountQuery, Reader, Store
 from keybearer_service.usecases import idempotency
 from keybearer_service.usecases.access import reach_of
@@ -116,9 +117,9 @@ class AccountManager:
             key = created.issued.key
             idempotency.remember(mutation, caller.owner_id, request, key, None)
             mutation.record(
-                Action.ACCOUNT_CREATED,
+                AuditAction.ACCOUNT_CREATED,
                 account_id=created.account.id,
-                target_type=TargetType.ACCOUNT,
+                target_type=AuditTargetType.ACCOUNT,
                 target_id=created.account.id,
                 changes=(
                     FieldChange("name", "", new.name),
@@ -142,9 +143,9 @@ class AccountManager:
         idempotency.remember(mutation, call.identity.owner_id, request, issued.key, replay)
         key = issued.key
         mutation.record(
-            Action.API_KEY_REMINTED,
+            AuditAction.API_KEY_REMINTED,
             account_id=key.account_id,
-            target_type=TargetType.API_KEY,
+            target_type=AuditTargetType.API_KEY,
             target_id=key.id,
             request_id=request.request_id if request else "",
         )
@@ -211,9 +212,9 @@ class AccountManager:
             )
             mutation.tx.update_account(switched)
             mutation.record(
-                Action.ACCOUNT_DISABLED if disabled else Action.ACCOUNT_ENABLED,
+                AuditAction.ACCOUNT_DISABLED if disabled else AuditAction.ACCOUNT_ENABLED,
                 account_id=account_id,
-                target_type=TargetType.ACCOUNT,
+                target_type=AuditTargetType.ACCOUNT,
                 target_id=account_id,
             )
             mutation.invalidate(SubjectKind.ACCOUNT, account_id, account_id)

@@ -6,15 +6,8 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from keybearer_service.domain.audit_event import (
-    Action,
-    Actor,
-    ActorType,
-    AuditEvent,
-    FieldChange,
-    TargetType,
-    event_hash,
-)
+from keybearer._wire.enums import AuditAction, AuditActorType, AuditTargetType
+from keybearer_service.domain.audit_event import Actor, AuditEvent, FieldChange, event_hash
 from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.token_format import ID_LENGTH
@@ -60,8 +53,8 @@ class AuditLog:
         time: Micros,
         account_id: str,
         actor: Actor,
-        action: Action,
-        target_type: TargetType,
+        action: AuditAction,
+        target_type: AuditTargetType,
         target_id: str,
         changes: Sequence[FieldChange] = (),
         request_id: str = "",
@@ -189,7 +182,7 @@ class RefusalLog:
             self._write_count(key_id, count)
 
     def _write_count(self, key_id: str, count: int) -> None:
-        actor, account = Actor(type=ActorType.ANONYMOUS), self._operator_account
+        actor, account = Actor(type=AuditActorType.ANONYMOUS), self._operator_account
         if key_id:
             try:
                 record, _ = self._store.lookup(key_id)
@@ -198,7 +191,7 @@ class RefusalLog:
             if record is not None:
                 account = record.account_id
                 actor = Actor(
-                    type=ActorType.KEY,
+                    type=AuditActorType.KEY,
                     key_id=key_id,
                     user_id=record.owner_id,
                     user_email=record.owner_email,
@@ -222,8 +215,8 @@ class RefusalLog:
                     time=self._clock.now(),
                     account_id=account_id,
                     actor=actor,
-                    action=Action.CALL_REFUSED,
-                    target_type=TargetType.METHOD,
+                    action=AuditAction.CALL_REFUSED,
+                    target_type=AuditTargetType.METHOD,
                     target_id=method,
                     changes=changes,
                     request_id=request_id,

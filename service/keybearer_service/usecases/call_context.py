@@ -3,8 +3,9 @@
 from collections.abc import Callable
 from typing import Protocol
 
+from keybearer._wire.enums import AuditActorType
 from keybearer.access import AccessRule
-from keybearer_service.domain.audit_event import Actor, ActorType
+from keybearer_service.domain.audit_event import Actor
 from keybearer_service.domain.verdict import Caller
 
 
@@ -76,9 +77,9 @@ class CallContext:
     def actor(self) -> Actor:
         """The caller, as the audit log names it."""
         if self.caller is None:
-            return Actor(type=ActorType.ANONYMOUS)
+            return Actor(type=AuditActorType.ANONYMOUS)
         return Actor(
-            type=ActorType.KEY,
+            type=AuditActorType.KEY,
             key_id=self.caller.key_id,
             user_id=self.caller.owner_id,
             user_email=self.caller.owner_email,

@@ -7,8 +7,9 @@ never used.
 
 from dataclasses import dataclass, replace
 
+from keybearer._wire.enums import ApiKeyState
 from keybearer_service.domain.errors import ReplayImpossible, RequestIdReused
-from keybearer_service.domain.model import ApiKey, KeyState, RequestRecord
+from keybearer_service.domain.model import ApiKey, RequestRecord
 from keybearer_service.storage import REQUESTS_KEPT_FOR
 from keybearer_service.usecases.mutations import Mutation
 from keybearer_service.validation.usage import YOUNG
@@ -51,7 +52,7 @@ def find(mutation: Mutation, user_id: str, request: IdempotencyKey | None) -> Re
         key is None
         # A delayed duplicate of an attempt that was answered: the caller has the token.
         or request.attempt <= record.attempt
-        or key.state_at(mutation.now) is not KeyState.ACTIVE
+        or key.state_at(mutation.now) is not ApiKeyState.ACTIVE
         or key.secret_version != record.secret_version
         or mutation.now - record.create_time >= YOUNG
         or key.secret_used

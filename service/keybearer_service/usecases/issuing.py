@@ -135,8 +135,11 @@ class KeyIssuer:
 
     def _secret(self, mutation: Mutation, key: ApiKey) -> tuple[str, StoredSecret]:
         secret = token_format.draw_secret(self._entropy)
-        # The newest pepper that is not retired. `pepper add` may have added one meanwhile.
-        pepper_id = next(one.id for one in mutation.tx.peppers() if one.retire_time is None)
+        # The newest pepper that is not retired; `pepper add` makes a newer one at any time. One
+        # that cannot be read, because its file belongs to somebody else, must not stop everybody.
+        pepper_id = self._keyring.first_readable(
+            one.id for one in mutation.tx.peppers() if one.retire_time is None
+        )
         stored = StoredSecret(
             token_format.digest(self._keyring.pepper(pepper_id), key.account_id, key.id, secret),
             pepper_id,

@@ -4,10 +4,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from keybearer._wire.enums import (
+    REASONS_OF_CALLERS,
+    ApiKeyState,
+    AuditAction,
+    AuditTargetType,
+    RevocationReason,
+)
 from keybearer.access import Role
 from keybearer_service.domain import validators
 from keybearer_service.domain.account_scope import AccountScope
-from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
+from keybearer_service.domain.audit_event import FieldChange
 from keybearer_service.domain.clock import Micros, after, rfc3339
 from keybearer_service.domain.errors import (
     EtagMismatch,
@@ -17,14 +24,7 @@ from keybearer_service.domain.errors import (
     RequestIdReused,
     ResourceNotFound,
 )
-from keybearer_service.domain.model import (
-    KEY_SETTINGS,
-    REASONS_OF_ADMINS,
-    ApiKey,
-    KeyState,
-    RevocationReason,
-    SubjectKind,
-)
+from keybearer_service.domain.model import KEY_SETTINGS, ApiKey, SubjectKind
 from keybearer_service.storage import NEVER, UNUSED, KeyQuery, Reader, SortKey, Store
 from keybearer_service.usecases import idempotency
 from keybearer_service.usecases.access import assert_account_exists, reach_of
@@ -35,8 +35,6 @@ from keybearer_service.usecases.mutations import Mutation, Mutations
 from keybearer_service.usecases.pagination import PageTokens
 from keybearer_service.validation.usage import UsageRecorder
 from keybearer_service.validation.validator import Validator
-
-ORDERS = ("create_time", "expire_time", "name", "last_used_time")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,9 +130,9 @@ class KeyManager:
             issued = self._issuer.issue(mutation, new, owner=owner, created_by=caller.owner_id)
             idempotency.remember(mutation, caller.owner_id, request, issued.key, None)
             mutation.record(
-                Action.API_KEY_CREATED,
+                AuditAction.API_KEY_CREATED,
                 account_id=owner.account_id,
-                target_type=TargetType.API_KEY,
+                target_type=AuditTargetType.API_KEY,
                 target_id=issued.key.id,
                 changes=_differences(None, issued.key, mutation.now),
                 request_id=request.request_id if request else "",
@@ -196,7 +194,7 @@ class KeyManager:
             end = end if key.expire_time is None else min(end, key.expire_time)
         issued = self._issuer.renew(mutation, key, overlap_end_time=end)
         idempotency.remember(mutation, call.identity.owner_id, request, issued.key, None)
-        self._record(mutation, Action.API_KEY_ROTATED, key, issued.key, request)
+        self._record(mutation, AuditAction.API_KEY_ROTATED, key, issued.key, request)
         return issued
 
     def _reissue(
@@ -211,7 +209,7 @@ class KeyManager:
             mutation.assert_may_grant(replay.key.role)
         issued = self._issuer.reissue(mutation, replay.key)
         idempotency.remember(mutation, call.identity.owner_id, request, issued.key, replay)
-        self._record(mutation, Action.API_KEY_REMINTED, replay.key, issued.key, request)
+        self._record(mutation, AuditAction.API_KEY_REMINTED, replay.key, issued.key, request)
         return issued
 
     def _flush_before_replay(self, request: IdempotencyKey | None) -> None:
@@ -237,13 +235,13 @@ class KeyManager:
             if update.etag and update.etag != key.etag:
                 raise EtagMismatch
             state = key.state_at(mutation.now)
-            if state is KeyState.REVOKED:
+            if state is ApiKeyState.REVOKED:
                 raise KeyRevoked(key_id)
-            if state is KeyState.EXPIRED and "expiration" in update.paths:
+            if state is ApiKeyState.EXPIRED and "expiration" in update.paths:
                 raise KeyExpired(key_id)
             updated = _updated(key, update, mutation.now)
             mutation.assert_may_grant(updated.role)
-            return self._write(mutation, Action.API_KEY_UPDATED, key, updated)
+            return self._write(mutation, AuditAction.API_KEY_UPDATED, key, updated)
 
     def disable(self, call: CallContext, key_id: str) -> ApiKey:
         """Disable a key; a disabled one stays as it is.
@@ -255,7 +253,7 @@ class KeyManager:
         return self._switch(
             call,
             key_id,
-            Action.API_KEY_DISABLED,
+            AuditAction.API_KEY_DISABLED,
             lambda key, now: (
                 key if key.disable_time is not None else replace(key, disable_time=now)
             ),
@@ -269,14 +267,17 @@ class KeyManager:
             KeyRevoked: The key is revoked.
         """
         return self._switch(
-            call, key_id, Action.API_KEY_ENABLED, lambda key, _: replace(key, disable_time=None)
+            call,
+            key_id,
+            AuditAction.API_KEY_ENABLED,
+            lambda key, _: replace(key, disable_time=None),
         )
 
     def _switch(
         self,
         call: CallContext,
         key_id: str,
-        action: Action,
+        action: AuditAction,
         switched: Callable[[ApiKey, Micros], ApiKey],
     ) -> ApiKey:
         with self._mutations.begin(call) as mutation:
@@ -292,7 +293,7 @@ class KeyManager:
             ResourceNotFound: There is no such key.
             FieldInvalid: The reason is one that only the service itself gives.
         """
-        if reason not in REASONS_OF_ADMINS:
+        if reason not in REASONS_OF_CALLERS:
             raise FieldInvalid(
                 "reason", "one of LOST, COMPROMISED, SUPERSEDED, NO_LONGER_USED is required"
             )
@@ -307,7 +308,7 @@ class KeyManager:
                 revocation_reason=reason,
                 revocation_note=note,
             )
-            return self._write(mutation, Action.API_KEY_REVOKED, key, revoked)
+            return self._write(mutation, AuditAction.API_KEY_REVOKED, key, revoked)
 
     def revoke_token(self, call: CallContext, token: str) -> None:
         """Revoke the secret that a token is, for whoever holds it.
@@ -328,19 +329,21 @@ class KeyManager:
                     revoke_time=mutation.now,
                     revocation_reason=RevocationReason.REPORTED_BY_HOLDER,
                 )
-                self._write(mutation, Action.API_KEY_REVOKED, key, revoked)
+                self._write(mutation, AuditAction.API_KEY_REVOKED, key, revoked)
                 return
             # Rotated since the match, or the old secret from the start: that secret ends.
             _, old = mutation.tx.secrets_of(key.id)
             if old is not None and old.version == match.secret_version:
                 self._write(
                     mutation,
-                    Action.API_KEY_OVERLAP_ENDED,
+                    AuditAction.API_KEY_OVERLAP_ENDED,
                     key,
                     replace(key, overlap_end_time=None),
                 )
 
-    def _write(self, mutation: Mutation, action: Action, before: ApiKey, after: ApiKey) -> ApiKey:
+    def _write(
+        self, mutation: Mutation, action: AuditAction, before: ApiKey, after: ApiKey
+    ) -> ApiKey:
         if after == before:
             return before
         mutation.tx.update_api_key(
@@ -355,7 +358,7 @@ class KeyManager:
     @staticmethod
     def _record(
         mutation: Mutation,
-        action: Action,
+        action: AuditAction,
         before: ApiKey,
         after: ApiKey,
         request: IdempotencyKey | None,
@@ -363,7 +366,7 @@ class KeyManager:
         mutation.record(
             action,
             account_id=after.account_id,
-            target_type=TargetType.API_KEY,
+            target_type=AuditTargetType.API_KEY,
             target_id=after.id,
             changes=_differences(before, after, mutation.now),
             request_id=request.request_id if request else "",
@@ -380,9 +383,9 @@ def _reachable_key(reader: Reader, scope: AccountScope, key_id: str) -> ApiKey:
 
 def _assert_alive(key: ApiKey, now: Micros) -> None:
     state = key.state_at(now)
-    if state is KeyState.REVOKED:
+    if state is ApiKeyState.REVOKED:
         raise KeyRevoked(key.id)
-    if state is KeyState.EXPIRED:
+    if state is ApiKeyState.EXPIRED:
         raise KeyExpired(key.id)
 
 

@@ -7,9 +7,10 @@ transaction and reads the time there, so that the order of times is the order of
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from keybearer._wire.enums import AuditAction, AuditActorType, AuditTargetType
 from keybearer.access import Role
 from keybearer_service.domain.account_scope import AccountScope
-from keybearer_service.domain.audit_event import Action, Actor, ActorType, FieldChange, TargetType
+from keybearer_service.domain.audit_event import Actor, FieldChange
 from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.errors import AuthorityExceeded, CallAbandoned
 from keybearer_service.domain.model import SubjectKind
@@ -47,10 +48,10 @@ class Mutation:
 
     def record(
         self,
-        action: Action,
+        action: AuditAction,
         *,
         account_id: str,
-        target_type: TargetType,
+        target_type: AuditTargetType,
         target_id: str,
         changes: Sequence[FieldChange] = (),
         request_id: str = "",
@@ -109,7 +110,8 @@ class Mutations:
                 raise CallAbandoned
             now = self._clock.now()
             caller = tx.lookup(call.identity.key_id)
-            role = judge_caller_again(caller, call.identity, call.rule, now).record.effective_role
+            match = judge_caller_again(caller, call.identity, call.rule, now, call)
+            role = match.record.effective_role
             yield Mutation(
                 tx, self._audit, call.actor, now, role=role, scope=reach_of(call), call=call
             )
@@ -120,7 +122,7 @@ class Mutations:
         with self._store.write() as tx:
             if not call.is_alive:
                 raise CallAbandoned
-            actor = Actor(type=ActorType.HOLDER, key_id=match.record.key_id)
+            actor = Actor(type=AuditActorType.HOLDER, key_id=match.record.key_id)
             yield Mutation(
                 tx,
                 self._audit,
@@ -138,7 +140,7 @@ class Mutations:
             yield Mutation(
                 tx,
                 self._audit,
-                Actor(type=ActorType.LOCAL_COMMAND),
+                Actor(type=AuditActorType.LOCAL_COMMAND),
                 self._clock.now(),
                 role=Role.ADMIN,
                 scope=AccountScope.of_installation("a command on the data directory"),

@@ -7,11 +7,10 @@ import json
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from keybearer._wire.limits import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.storage import Page, SortKey
 
-DEFAULT_SIZE = 50
-MAX_SIZE = 1000
 _MAC_BYTES = 16
 _MAX_TOKEN = 2048
 """Characters. After a name of 100 characters that JSON writes longest there are 1,652."""
@@ -41,7 +40,7 @@ class PageTokens:
         """
         if page_size < 0:
             raise FieldInvalid("page_size", "0 or more; 0 means 50")
-        size = min(page_size or DEFAULT_SIZE, MAX_SIZE)
+        size = min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         after = self._read(page_token, bound_to) if page_token else None
         return Page(limit=size + 1, after=after)
 

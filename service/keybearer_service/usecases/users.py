@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from keybearer._wire.enums import AuditAction, AuditTargetType, RevocationReason, UserType
 from keybearer.access import Role
 from keybearer_service.domain import validators
 from keybearer_service.domain.account_scope import AccountScope
-from keybearer_service.domain.audit_event import Action, FieldChange, TargetType
+from keybearer_service.domain.audit_event import FieldChange
 from keybearer_service.domain.errors import EmailTaken, EtagMismatch, LastAdmin, ResourceNotFound
-from keybearer_service.domain.model import RevocationReason, SubjectKind, User, UserType
+from keybearer_service.domain.model import SubjectKind, User
 from keybearer_service.storage import EmailConflictError, Reader, Revoked, Store, UserQuery
 from keybearer_service.usecases.access import assert_account_exists, reach_of
 from keybearer_service.usecases.audit import ids_change
@@ -77,9 +78,9 @@ class UserManager:
             assert_account_exists(mutation.tx, scope)
             user = insert_user(mutation, self._issuer, scope, new)
             mutation.record(
-                Action.USER_CREATED,
+                AuditAction.USER_CREATED,
                 account_id=user.account_id,
-                target_type=TargetType.USER,
+                target_type=AuditTargetType.USER,
                 target_id=user.id,
                 changes=created_changes(user),
             )
@@ -138,9 +139,9 @@ class UserManager:
             updated = replace(updated, update_time=mutation.now, row_version=user.row_version + 1)
             mutation.tx.update_user(updated)
             mutation.record(
-                Action.USER_UPDATED,
+                AuditAction.USER_UPDATED,
                 account_id=user.account_id,
-                target_type=TargetType.USER,
+                target_type=AuditTargetType.USER,
                 target_id=user.id,
                 changes=_differences(user, updated),
             )
@@ -176,9 +177,9 @@ class UserManager:
             mutation.tx.update_user(deleted)
             self._revoke_keys_of(mutation, call, user, revoke_created=revoke_created)
             mutation.record(
-                Action.USER_DELETED,
+                AuditAction.USER_DELETED,
                 account_id=user.account_id,
-                target_type=TargetType.USER,
+                target_type=AuditTargetType.USER,
                 target_id=user.id,
                 changes=ids_change("revoked_key_ids", planned.revoked.ids, planned.revoked.count),
             )

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Protocol
 
 from keybearer.access import AccessRule
+from keybearer.models import Presented
 from keybearer_service.domain.verdict import Caller
 from keybearer_service.validation.validator import judge_caller
 
@@ -12,7 +13,7 @@ from keybearer_service.validation.validator import judge_caller
 class Authenticator(Protocol):
     """Knows callers by their tokens."""
 
-    def authenticate(self, token: str) -> Caller:
+    def authenticate(self, presented: Presented) -> Caller:
         """Return the caller; see `Validator.authenticate`."""
         ...
 
@@ -29,10 +30,10 @@ class Callers:
 
     def __init__(self, authenticator: Authenticator) -> None:
         """Take who knows them."""
-        self._authenticate: Callable[[str], Caller] = authenticator.authenticate
+        self._authenticate: Callable[[Presented], Caller] = authenticator.authenticate
 
-    def admit(self, call: Admissible, token: str) -> Caller:
-        """Return the caller behind a token, when the rule of the call admits it.
+    def admit(self, call: Admissible, presented: Presented) -> Caller:
+        """Return the caller behind a credential, when the rule of the call admits it.
 
         Sets `call.caller` as soon as it is known, so that a refusal can be audited with its caller.
 
@@ -41,8 +42,8 @@ class Callers:
             OperatorOnly, RoleInsufficient, ScopeInsufficient: The rule does not admit the caller.
             StoreError, StoreUnavailable: The store could not be asked; that refuses nobody.
         """
-        caller = call.caller = self._authenticate(token)
-        judge_caller(caller, call.rule)
+        caller = call.caller = self._authenticate(presented)
+        judge_caller(caller, call.rule, presented)
         return caller
 
 
@@ -60,4 +61,4 @@ class SharedCallers(Callers):
         """
         super().__init__(authenticator)
         here = self._authenticate
-        self._authenticate = lambda token: run(partial(here, token))
+        self._authenticate = lambda presented: run(partial(here, presented))

@@ -12,7 +12,10 @@ from typing import NamedTuple
 
 import structlog
 
-from keybearer.access import NO_CONTEXT, AccessRule, Decision, Role, decide
+from keybearer._wire.denial import denial_of as wire_denial_of
+from keybearer._wire.enums import Outcome
+from keybearer.access import AccessRule, Context, Decision, Role, decide
+from keybearer.models import Presented
 from keybearer_service.domain import token_format
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.clock import Clock, Micros
@@ -29,7 +32,6 @@ from keybearer_service.domain.errors import (
 from keybearer_service.domain.verdict import (
     Caller,
     Match,
-    Outcome,
     TokenRecord,
     Verdict,
     cache_for_at,
@@ -51,7 +53,7 @@ _NOBODY = "0" * token_format.ID_LENGTH
 class Question(NamedTuple):
     """One token and the rule to judge it by."""
 
-    token: str
+    presented: Presented
     scope: AccountScope
     """The accounts that the key may be of."""
     rule: AccessRule
@@ -87,7 +89,7 @@ class Validator:
             StoreError: The store cannot be read; an outage is never a verdict.
             StoreUnavailable: The row's pepper is missing.
         """
-        parsed = token_format.parse(question.token, self._prefixes)
+        parsed = token_format.parse(question.presented.token, self._prefixes)
         record, revision = self._store.lookup(_NOBODY if parsed is None else parsed.key_id)
         return self._verdict(question, parsed, record, revision)
 
@@ -97,7 +99,9 @@ class Validator:
         Raises:
             StoreError, StoreUnavailable: As `judge`.
         """
-        parsed = [token_format.parse(question.token, self._prefixes) for question in questions]
+        parsed = [
+            token_format.parse(question.presented.token, self._prefixes) for question in questions
+        ]
         records, revision = self._store.lookup_many(
             list({one.key_id for one in parsed if one is not None})
         )
@@ -106,8 +110,8 @@ class Validator:
             for question, one in zip(questions, parsed, strict=True)
         ]
 
-    def authenticate(self, token: str) -> Caller:
-        """Return who calls with this token, and count the use.
+    def authenticate(self, presented: Presented) -> Caller:
+        """Return who calls with this credential, and count the use.
 
         Raises:
             CredentialsExpired: The key has expired.
@@ -124,14 +128,16 @@ class Validator:
             memory.version = version
             memory.callers = {}
         callers: dict[bytes, Caller] = memory.callers
-        key = blake2b(token.encode(), key=self._memory_key, digest_size=32).digest()
+        key = blake2b(presented.token.encode(), key=self._memory_key, digest_size=32).digest()
         caller = callers.get(key)
         if caller is None or not caller.match.lives_at(now):
-            caller = callers[key] = self._identify(token, now)
+            caller = callers[key] = self._identify(presented, now)
         self._usage.add(caller.match, now)
         return caller
 
-    def identify_again(self, caller: Caller, rule: AccessRule) -> tuple[Caller, int]:
+    def identify_again(
+        self, caller: Caller, rule: AccessRule, context: Context
+    ) -> tuple[Caller, int]:
         """Return who a caller is by now, with the revision of the same snapshot.
 
         Raises:
@@ -139,7 +145,7 @@ class Validator:
             StoreError: The store cannot be read.
         """
         record, revision = self._store.lookup(caller.key_id)
-        match = judge_caller_again(record, caller, rule, self._clock.now())
+        match = judge_caller_again(record, caller, rule, self._clock.now(), context)
         return caller_of(match), revision
 
     def match(self, token: str) -> Match | None:
@@ -168,7 +174,7 @@ class Validator:
             return Verdict(
                 Outcome.NOT_FOUND, revision, cache_for_at(Outcome.NOT_FOUND, None, now), None
             )
-        outcome = outcome_at(match.record, question.rule, now)
+        outcome = outcome_at(match.record, question.rule, now, question.presented)
         if outcome is Outcome.VALID:
             self._usage.add(match, now)
         return Verdict(outcome, revision, cache_for_at(outcome, match.valid_until, now), match)
@@ -204,11 +210,11 @@ class Validator:
             raise StoreUnavailable from error
         return token_format.digest_by(mac, record.account_id, parsed.key_id, parsed.secret)
 
-    def _identify(self, token: str, now: Micros) -> Caller:
-        match = self._match_at(token, now)
+    def _identify(self, presented: Presented, now: Micros) -> Caller:
+        match = self._match_at(presented.token, now)
         if match is None:
             raise CredentialsInvalid
-        outcome = outcome_at(match.record, ANY_KEY, now)
+        outcome = outcome_at(match.record, ANY_KEY, now, presented)
         if outcome is Outcome.EXPIRED:
             raise CredentialsExpired
         if outcome is not Outcome.VALID:
@@ -230,13 +236,13 @@ def caller_of(match: Match) -> Caller:
     )
 
 
-def judge_caller(caller: Caller, rule: AccessRule) -> None:
+def judge_caller(caller: Caller, rule: AccessRule, context: Context) -> None:
     """Judge an authenticated caller by the rule of a method.
 
     Raises:
         OperatorOnly, RoleInsufficient, ScopeInsufficient: The rule says no.
     """
-    decision = decide(rule, caller.role, caller.match.record.scopes.split(), NO_CONTEXT)
+    decision = decide(rule, caller.role, caller.match.record.scopes.split(), context)
     if decision is not Decision.ALLOWED:
         raise denial_of(Outcome[decision.name], rule, caller.role)
     if rule.operator_only and not caller.is_operator:
@@ -244,7 +250,11 @@ def judge_caller(caller: Caller, rule: AccessRule) -> None:
 
 
 def judge_caller_again(
-    record: TokenRecord | None, caller: Caller, rule: AccessRule, now: Micros
+    record: TokenRecord | None,
+    caller: Caller,
+    rule: AccessRule,
+    now: Micros,
+    context: Context,
 ) -> Match:
     """Judge a caller by what the store says now; return its key and secret as they are now.
 
@@ -253,6 +263,7 @@ def judge_caller_again(
         caller: Who was authenticated before.
         rule: The access rule of the call.
         now: The moment, in microseconds.
+        context: Where the call comes from.
 
     Raises:
         CredentialsInvalid, CredentialsExpired: The secret that was presented no longer works.
@@ -261,23 +272,22 @@ def judge_caller_again(
     match = None if record is None else record.secret_of(caller.match.secret_version, now)
     if match is None:
         raise CredentialsInvalid
-    outcome = outcome_at(match.record, rule, now)
+    outcome = outcome_at(match.record, rule, now, context)
     if outcome is not Outcome.VALID:
         raise denial_of(outcome, rule, match.record.effective_role)
     return match
 
 
+_DENIALS: dict[str, type[RoleInsufficient | ScopeInsufficient]] = {
+    RoleInsufficient.reason: RoleInsufficient,
+    ScopeInsufficient.reason: ScopeInsufficient,
+}
+
+
 def denial_of(outcome: Outcome, rule: AccessRule, role: Role) -> ServiceError:
     """Return the error for an outcome that is not VALID; an unknown outcome is a denial too."""
-    if outcome is Outcome.ROLE_INSUFFICIENT:
-        allowed = rule.only_roles or tuple(one for one in Role if one >= max(rule.role, 1))
-        names = ", ".join(one.name for one in allowed)
-        return RoleInsufficient(
-            f"this needs the role {names}; the key's effective role is {role.name}",
-            required_role=names,
-            effective_role=role.name,
-        )
-    if outcome is Outcome.SCOPE_INSUFFICIENT:
-        scopes = ", ".join(rule.scopes)
-        return ScopeInsufficient(f"this needs the scopes {scopes}", required_scopes=scopes)
+    denial = wire_denial_of(outcome, rule, role)
+    error = _DENIALS.get(denial.reason)
+    if error is not None:
+        return error(denial.message, **denial.metadata)
     return CredentialsExpired() if outcome is Outcome.EXPIRED else CredentialsInvalid()

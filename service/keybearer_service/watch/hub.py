@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
+from keybearer._wire.limits import MAX_USAGE_ITEMS
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import FieldInvalid, Overloaded, ServiceError, StreamEnded
@@ -40,8 +41,6 @@ SHARE_OF_AN_ACCOUNT = 0.8
 """Of all open streams: what one key and one account may take, so that the others get in."""
 MAX_QUEUED = 1000
 """Messages that wait for a slow watcher; beyond, its stream is cut off and it may resume."""
-MAX_USAGE_ITEMS = 500
-"""In one message: section 4 of the wire contract."""
 MAX_AGE_S = 900.0
 AGE_SPREAD = 0.2
 """Streams end after 15 min ± 20 %, so that watchers spread over servers, and not all at once."""
@@ -81,6 +80,8 @@ class Watcher:
         self.caller = call.identity
         self.scope = question_reach_of(self.caller)
         self.rule = call.rule
+        self.peer = call.peer
+        """The address of the watcher: the context that its credential is judged in."""
         self.sink = sink
         self.ends_at = hub.clock.monotonic() + age
         self.judged_at = hub.clock.monotonic()
@@ -447,7 +448,9 @@ class WatchHub:
             secret = (caller.key_id, caller.match.secret_version)
             if secret not in verdicts:
                 try:
-                    judge_caller_again(records.get(caller.key_id), caller, watcher.rule, now)
+                    judge_caller_again(
+                        records.get(caller.key_id), caller, watcher.rule, now, watcher
+                    )
                     verdicts[secret] = None
                 except ServiceError as error:
                     verdicts[secret] = error

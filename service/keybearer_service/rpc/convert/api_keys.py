@@ -5,13 +5,15 @@ from typing import Any, TypedDict
 
 from google.protobuf.message import Message
 
+from keybearer._wire.enums import ApiKeyState, RevocationReason
+from keybearer._wire.limits import API_KEY_ORDERS
 from keybearer.access import Role
 from keybearer.v1 import api_key_pb2, api_key_service_pb2, token_service_pb2
 from keybearer_service.domain import validators
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.errors import FieldInvalid
-from keybearer_service.domain.model import KEY_SETTINGS, ApiKey, KeyState, RevocationReason
+from keybearer_service.domain.model import KEY_SETTINGS, ApiKey
 from keybearer_service.rpc.convert.common import (
     member,
     members,
@@ -108,14 +110,16 @@ def key_query(
 ) -> KeyQuery:
     """Read which keys are asked for, and in which order."""
     order_by, _, direction = request.order_by.strip().partition(" ")
-    if request.order_by.strip() and (order_by not in keys.ORDERS or direction not in ("", "desc")):
+    if request.order_by.strip() and (
+        order_by not in API_KEY_ORDERS or direction not in ("", "desc")
+    ):
         raise FieldInvalid(
-            "order_by", f"one of {', '.join(keys.ORDERS)}, each optionally with ` desc`"
+            "order_by", f"one of {', '.join(API_KEY_ORDERS)}, each optionally with ` desc`"
         )
     return KeyQuery(
         scope=scope,
         now=now,
-        states=members("states", KeyState, request.states),
+        states=members("states", ApiKeyState, request.states),
         owner_id=request.owner_id,
         name_contains=validators.contained("name_contains", request.name_contains),
         expires_before=optional_time(request, "expires_before"),

@@ -1,8 +1,9 @@
 """Audit events, between their messages and the model."""
 
+from keybearer._wire.enums import AuditAction
 from keybearer.v1 import audit_event_pb2, audit_service_pb2
 from keybearer_service.domain.account_scope import AccountScope
-from keybearer_service.domain.audit_event import Action, AuditEvent
+from keybearer_service.domain.audit_event import AuditEvent
 from keybearer_service.rpc.convert.common import members, optional_time, to_proto, wire
 from keybearer_service.storage import AuditQuery
 
@@ -15,7 +16,7 @@ def audit_query(
         scope=scope,
         actor_id=request.actor_id,
         target_id=request.target_id,
-        actions=members("actions", Action, request.actions),
+        actions=members("actions", AuditAction, request.actions),
         after=optional_time(request, "after"),
         before=optional_time(request, "before"),
     )

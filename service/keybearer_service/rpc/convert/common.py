@@ -12,6 +12,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from keybearer._wire.enums import members_of
+from keybearer.access import Role
 from keybearer_service.domain import validators
 from keybearer_service.domain.clock import SECOND, Micros
 from keybearer_service.domain.errors import FieldInvalid
@@ -68,11 +70,12 @@ def member(field: str, enum: type[E], value: int) -> E:
     Raises:
         FieldInvalid: A number that the enum does not have.
     """
-    try:
-        return enum(value)
-    except ValueError:
-        names = ", ".join(one.name for one in enum if one.value)
-        raise FieldInvalid(field, f"one of {names}; {value} is unknown") from None
+    found = enum(value) if value in enum.__members__.values() else None
+    # UNSPECIFIED is what an absent role is; what it means there is for the validators to say.
+    if found is None or (not found and enum is not Role):
+        names = ", ".join(one.name for one in members_of(enum))
+        raise FieldInvalid(field, f"one of {names}; {value} is unknown")
+    return found
 
 
 def members(field: str, enum: type[E], values: Iterable[int]) -> tuple[E, ...]:

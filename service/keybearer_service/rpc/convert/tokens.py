@@ -2,18 +2,20 @@
 
 from collections.abc import Iterable
 
+from keybearer._wire.enums import Outcome
+from keybearer._wire.limits import MAX_BATCH
 from keybearer.access import Role
+from keybearer.models import Presented
 from keybearer.v1 import token_service_pb2
 from keybearer_service.domain import validators
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.clock import DAY, Micros
 from keybearer_service.domain.errors import FieldInvalid
-from keybearer_service.domain.verdict import Caller, Outcome, TokenRecord, Verdict
+from keybearer_service.domain.verdict import Caller, TokenRecord, Verdict
 from keybearer_service.rpc.convert.common import fill, member, timestamp, wire
 from keybearer_service.storage.rows import labels_from_text
 from keybearer_service.validation.validator import Question
 
-MAX_BATCH = 100
 EXPIRES_SOON = 30 * DAY
 
 
@@ -34,7 +36,7 @@ def question(
     if not 0 <= role <= Role.ADMIN:
         member(f"{prefix}required_role", Role, role)
     return Question(
-        request.token,
+        Presented(request.token),
         scope,
         validators.requirement(prefix, Role(role), request.required_scopes),
     )

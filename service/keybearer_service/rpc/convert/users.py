@@ -1,11 +1,12 @@
 """Users, between their messages and the model."""
 
+from keybearer._wire.enums import UserType
 from keybearer.access import Role
 from keybearer.v1 import user_pb2, user_service_pb2
 from keybearer_service.domain import validators
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.errors import FieldInvalid
-from keybearer_service.domain.model import User, UserType
+from keybearer_service.domain.model import User
 from keybearer_service.rpc.convert.common import member, members, to_proto, update_paths
 from keybearer_service.storage import UserQuery
 from keybearer_service.usecases import users

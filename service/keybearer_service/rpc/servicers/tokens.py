@@ -47,7 +47,7 @@ class TokenServicer:
     ) -> pb.ValidateTokenResponse:
         """Validate a token."""
         asked = question(authorize_question(call.identity, request.account_id), request)
-        if not asked.token:
+        if not asked.presented.token:
             raise FieldInvalid("token", "required")
         started = self._clock.monotonic()
         verdict = self._validator.judge(asked)
@@ -83,7 +83,7 @@ class TokenServicer:
 
     def WhoAmI(self, request: pb.WhoAmIRequest, call: CallContext) -> pb.WhoAmIResponse:
         """Return who the caller is."""
-        caller, revision = self._validator.identify_again(call.identity, call.rule)
+        caller, revision = self._validator.identify_again(call.identity, call.rule, call)
         return identity_to_proto(caller, revision, self._clock.now())
 
     def RotateSelf(self, request: pb.RotateSelfRequest, call: CallContext) -> pb.RotateSelfResponse:

@@ -1,0 +1,90 @@
+"""`backup` and `restore`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keybearer_service.cli.opening import opened
+from keybearer_service.cli.options import ConfigOption, DataDirOption, Output, OutputOption
+from keybearer_service.cli.output import print_result
+from keybearer_service.config import load
+from keybearer_service.container import open_store
+from keybearer_service.domain.clock import SECOND, SystemClock, rfc3339
+from keybearer_service.domain.entropy import SystemEntropy
+from keybearer_service.installation.data_directory import DataDir
+from keybearer_service.offline import backups
+from keybearer_service.offline.backups import keys_beside
+from keybearer_service.offline.errors import LocalError
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(help="A file that does not exist yet.")],
+    *,
+    data_dir: DataDirOption = None,
+    keys: Annotated[
+        bool, typer.Option(help="Copy the key files too, into FILE.peppers beside it.")
+    ] = True,
+    output: OutputOption = Output.TEXT,
+    config: ConfigOption = None,
+) -> None:
+    """Copy the database, while it is in use. Keep FILE and FILE.peppers apart."""
+    directory = DataDir(load(config, {"data_dir": data_dir}).data_dir)
+    _assert_target(file, directory)
+    with opened(config, data_dir) as container:
+        backups.back_up(container.store, directory, file, with_keys=keys)
+    result = {"file": str(file), "peppers": str(keys_beside(file)) if keys else ""}
+    text = f"The database is in {file}."
+    if keys:
+        text += (
+            f"\nThe key files are in {keys_beside(file)}: keep them apart. "
+            "Either alone opens nothing; a restore needs both."
+        )
+    print_result(result, text, output)
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(help="What `backup` wrote.")],
+    *,
+    data_dir: DataDirOption = None,
+    peppers: Annotated[
+        Path | None, typer.Option(help="The key files. [default: FILE.peppers]")
+    ] = None,
+    output: OutputOption = Output.TEXT,
+    config: ConfigOption = None,
+) -> None:
+    """Bring a backup back into an empty directory. What was changed since is undone."""
+    settings = load(config, {"data_dir": data_dir})
+    _assert_file_name(file)
+    clock = SystemClock()
+    restored = backups.restore(
+        DataDir(settings.data_dir),
+        file,
+        peppers or keys_beside(file),
+        open_store=open_store,
+        clock=clock,
+        entropy=SystemEntropy(),
+    )
+    age = (clock.now() - restored.last_change) // SECOND
+    last = rfc3339(restored.last_change)
+    print_result(
+        {"epoch": restored.epoch, "keys": restored.keys, "last_change": last, "age_seconds": age},
+        f"Restored {restored.keys} keys. The last change in the backup is of {last}, {age} s ago.\n"
+        "Every change since is undone, revocations too: a key revoked since then works again.\n"
+        "Revoke again what was revoked; the audit log of the lost database names it.",
+        output,
+    )
+
+
+def _assert_target(file: Path, directory: DataDir) -> None:
+    _assert_file_name(file)
+    parent = file.parent
+    if not parent.is_dir():
+        raise LocalError(f"{parent} is no directory; make it first")
+    if parent.resolve().is_relative_to(directory.peppers.resolve()):
+        raise LocalError(f"{parent} holds the key files; a backup belongs elsewhere")
+
+
+def _assert_file_name(file: Path) -> None:
+    if file.name in ("", ".."):
+        raise LocalError(f"{file} is a directory; name a file")

@@ -1,0 +1,62 @@
+"""How commands print their results."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import typer
+
+from keybearer_service.cli.options import Output
+from keybearer_service.installation.data_directory import secret_file
+from keybearer_service.offline.errors import LocalError
+
+EXIT_REFUSED = 1
+EXIT_FINDINGS = 2
+
+
+def print_result(result: dict[str, Any], text: str, output: Output) -> None:
+    """Print a result as JSON, or as the text that says the same."""
+    typer.echo(json.dumps(result) if output is Output.JSON else text)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """Where a new token goes: into a file of its own, or to standard output."""
+
+    path: Path | None
+    file: TextIO | None
+    output: Output
+
+    def write(self, ids: dict[str, str], token: str) -> None:
+        """Write the token, and print what it belongs to."""
+        if self.file is not None:
+            self.file.write(token + "\n")
+        if self.output is Output.JSON:
+            shown = {"token": token} if self.path is None else {"token_file": str(self.path)}
+            typer.echo(json.dumps({**ids, **shown}))
+            return
+        # The facts go to standard error, so that the token goes alone into a pipe.
+        for name, value in ids.items():
+            typer.echo(f"{name}: {value}", err=True)
+        typer.echo(token if self.path is None else f"The token is in {self.path}.")
+
+
+@contextmanager
+def token_output(token_file: Path | None, output: Output) -> Iterator[TokenOutput]:
+    """Make sure where a token goes before it is issued: one that is lost cannot be shown again.
+
+    Raises:
+        DataDirError: The file exists or cannot be written.
+        LocalError: Standard output is closed.
+    """
+    if token_file is not None:
+        with secret_file(token_file) as file:
+            yield TokenOutput(token_file, file, output)
+        return
+    if sys.stdout is None:
+        raise LocalError("standard output is closed; give --token-file")
+    yield TokenOutput(None, None, output)

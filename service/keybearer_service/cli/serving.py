@@ -1,0 +1,64 @@
+"""`serve`."""
+
+from collections.abc import Callable
+from typing import Annotated
+
+import structlog
+import typer
+
+from keybearer_service import supervisor
+from keybearer_service.cli.options import (
+    ConfigOption,
+    DataDirOption,
+    HttpListenOption,
+    ListenOption,
+    LogLevelOption,
+    TlsCertOption,
+    TlsKeyOption,
+    setting,
+)
+from keybearer_service.config import Settings, load, unknown_variables
+from keybearer_service.net.addresses import Address
+from keybearer_service.telemetry import logs
+
+log = structlog.get_logger(__name__)
+
+
+def serve(
+    *,
+    data_dir: DataDirOption = None,
+    listen: ListenOption = None,
+    unix_socket_mode: Annotated[str | None, setting("unix_socket_mode")] = None,
+    http_listen: HttpListenOption = None,
+    metrics_listen: Annotated[str | None, setting("metrics_listen")] = None,
+    http_open: Annotated[bool | None, setting("http_open")] = None,
+    http_account: Annotated[str | None, setting("http_account")] = None,
+    workers: Annotated[str | None, setting("workers")] = None,
+    tls_cert: TlsCertOption = None,
+    tls_key: TlsKeyOption = None,
+    tls_client_ca: Annotated[str | None, setting("tls_client_ca")] = None,
+    insecure: Annotated[bool | None, setting("insecure")] = None,
+    reflection: Annotated[bool | None, setting("reflection")] = None,
+    log_level: LogLevelOption = None,
+    log_format: Annotated[str | None, setting("log_format")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Serve an installation until SIGTERM, SIGINT or SIGHUP."""
+    flags = {name: value for name, value in locals().items() if name != "config"}
+    run_server(load(config, flags))
+
+
+def run_server(
+    settings: Settings, on_serving: Callable[[Address], None] = lambda _address: None
+) -> None:
+    """Serve until the end, then exit with the server's exit code.
+
+    Args:
+        settings: What to serve, where and how.
+        on_serving: Called with the address once the server listens on it.
+    """
+    logs.configure(settings.log_level, json=settings.log_format == "json")
+    unknown = unknown_variables()
+    if unknown:
+        log.warning("unknown_variables", names=unknown)
+    raise typer.Exit(supervisor.serve(settings, on_serving))
