@@ -30,7 +30,7 @@ VARIABLES = {
     *HEALTHCHECK_VARIABLES,
     *(describe(one).variable for one in Settings.model_fields),
 }
-TEST_VARIABLES = {"KEYBEARER_TEST_SEED", "KEYBEARER_FIGURES"}
+TEST_VARIABLES = {"KEYBEARER_TEST_SEED", "KEYBEARER_MEASUREMENTS"}
 """Read by the tests alone."""
 
 

@@ -14,6 +14,6 @@ def sharing_hazard() -> str | None:
         return None
     return (
         f"{engine()} can damage a database that several processes write; install pysqlite3, which "
-        "brings a newer one on x86_64 Linux, or run a Python whose sqlite3 module has SQLite 3.51.3 "
-        "or newer"
+        "brings a newer one on x86_64 Linux, or run a Python whose sqlite3 module has SQLite "
+        "3.51.3 or newer"
     )
