@@ -3,7 +3,7 @@
 import ast
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -17,7 +17,7 @@ from harness import Stubs, running
 ROOT = Path(__file__).parents[2]
 SERVICE, CLIENT = ROOT / "service/keybearer_service", ROOT / "client/keybearer"
 PAGE = (ROOT / "docs/architecture.md").read_text("utf-8")
-WALKS = {
+WALKS: dict[str, Callable[[Stubs, str], object]] = {
     "A ValidateToken, step by step": lambda stubs, token: stubs.validate(token),
     "A CreateApiKey, step by step": lambda stubs, _: stubs.create_key(),
 }

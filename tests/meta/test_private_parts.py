@@ -144,7 +144,7 @@ def _inherited_in(tree: ast.Module) -> Iterator[str]:
 
     def made_by(class_: ast.ClassDef) -> AbstractSet[str]:
         bases = [classes[name] for name in map(ast.unparse, class_.bases) if name in classes]
-        return _made_by(class_).union(*map(made_by, bases))
+        return frozenset(_made_by(class_)).union(*map(made_by, bases))
 
     for class_ in classes.values():
         if not any(ast.unparse(base).split(".")[0] in theirs for base in class_.bases):
@@ -200,7 +200,6 @@ def _code_in(cell: str) -> list[str]:
 LISTED = {
     name: set(_code_in(where)) for names, _, where, _ in _rows("Names") for name in _code_in(names)
 }
-LIBRARY_OF = {name: library for names, library, _, _ in _rows("Names") for name in _code_in(names)}
 
 
 def test_the_record_lists_what_is_used_and_where() -> None:
