@@ -26,9 +26,10 @@ from keybearer.v1 import (
     user_service_pb2_grpc,
 )
 from keybearer_service.app import App, AppConfig
-from keybearer_service.container import create_store
+from keybearer_service.container import create_store, open_container
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
+from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.net.addresses import Address, Listener
 from keybearer_service.offline.initialise import initialise as initialise_offline
@@ -36,6 +37,8 @@ from keybearer_service.usecases.accounts import CreatedAccount, NewAccount
 from keybearer_service.usecases.issuing import Expiration
 
 CALL_TIMEOUT_S = 10.0
+ANY_PORT = Listener(address=Address("127.0.0.1", 0))
+NO_HTTP = HttpConfig()
 
 M = TypeVar("M")
 
@@ -367,22 +370,30 @@ def initialise(path: Path, clock: Clock, entropy: Entropy) -> tuple[DataDir, Cre
     return data_dir, created
 
 
+def make_app(
+    data_dir: DataDir,
+    clock: Clock,
+    entropy: Entropy,
+    *,
+    listener: Listener = ANY_PORT,
+    http: HttpConfig = NO_HTTP,
+    reflection: bool = True,
+    shared: bool = False,
+    on_fatal: Callable[[], None] = lambda: None,
+) -> App:
+    """Build the service over an installation, on a free port unless told otherwise."""
+    container = open_container(data_dir, clock, entropy, shared=shared, with_metrics=http.is_served)
+    config = AppConfig(listener=listener, http=http, reflection=reflection)
+    return App(container, config, on_fatal=on_fatal)
+
+
 @contextmanager
 def running(
     path: Path, clock: Clock, entropy: Entropy, *, shared: bool = False
 ) -> Iterator[Service]:
     """Run a fresh service; `shared` as one of several servers of the same data."""
     data_dir, created = initialise(path, clock, entropy)
-    app = App(
-        AppConfig(
-            data_dir=data_dir,
-            listener=Listener(address=Address("127.0.0.1", 0)),
-            shared=shared,
-        ),
-        on_fatal=lambda: None,
-        clock=clock,
-        entropy=entropy,
-    )
+    app = make_app(data_dir, clock, entropy, shared=shared)
     app.start()
     service = Service(
         app=app,

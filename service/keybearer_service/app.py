@@ -6,19 +6,15 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from keybearer_service.container import Container, open_container
+from keybearer_service.container import Container
 from keybearer_service.domain.account_scope import AccountScope
-from keybearer_service.domain.clock import Clock, SystemClock
-from keybearer_service.domain.entropy import Entropy, SystemEntropy
 from keybearer_service.endpoints import RpcEndpoints
 from keybearer_service.gateway.routes import GatewayRoutes
 from keybearer_service.gauges import live_keys_by_expiry, service_gauges
 from keybearer_service.housekeeping import Housekeeper
 from keybearer_service.http.listeners import HttpConfig, HttpListeners
-from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.net.addresses import Listener, ListenError
 from keybearer_service.rpc.probes import PrivateListener, SharedQuestion, Watchdog
-from keybearer_service.telemetry.metrics import PrometheusMetrics
 from keybearer_service.validation.callers import Callers
 
 log = structlog.get_logger(__name__)
@@ -31,14 +27,11 @@ DRAIN_GRACE_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppConfig:
-    """What an App is built from."""
+    """Where an App listens."""
 
-    data_dir: DataDir
     listener: Listener
     http: HttpConfig = field(default_factory=HttpConfig)
     reflection: bool = True
-    shared: bool = False
-    """Whether other processes serve the same data."""
 
 
 class App:
@@ -46,40 +39,30 @@ class App:
 
     def __init__(
         self,
+        container: Container,
         config: AppConfig,
         *,
         on_fatal: Callable[[], None],
         on_unresponsive: Callable[[], None] | None = None,
-        clock: Clock | None = None,
-        entropy: Entropy | None = None,
     ) -> None:
-        """Build everything and bind the ports; `start` begins to serve.
+        """Build the servers and bind the ports; `start` begins to serve.
 
         Args:
-            config: Where the data is and where to listen.
+            container: The use cases. They are the App's from now on, which closes them at its end,
+                and here already when it raises.
+            config: Where to listen.
             on_fatal: Called once the process must end because an outcome is unknown.
             on_unresponsive: Called once the process no longer answers; None for no watchdog.
-            clock: Tells the time; the machine's by default.
-            entropy: Draws secrets; the machine's by default.
 
         Raises:
-            DataDirError, StoreError, KeyringError, TlsError, ListenError: It cannot start.
+            TlsError, ListenError: It cannot listen.
             RuleError: A method of ours has no access rule.
         """
-        metrics = PrometheusMetrics() if config.http.is_served else None
-        self._metrics = metrics
+        self.container = container
         self._is_serving = False
         self._is_stopped = False
         with ExitStack() as undo:
-            self.container = open_container(
-                config.data_dir,
-                clock or SystemClock(),
-                entropy or SystemEntropy(),
-                shared=config.shared,
-                recorder=metrics,
-            )
-            undo.callback(self.container.close)
-            container = self.container
+            undo.callback(container.close)
             self._private_listener = PrivateListener()
             undo.callback(self._private_listener.close)
             self._store_answers = SharedQuestion("store-probe", self._read_store, container.clock)
@@ -98,7 +81,7 @@ class App:
                 gateway_routes=self._gateway_routes.routes(),
                 is_live=self._liveness.ask,
                 is_ready=lambda: self._liveness.ask() and self._is_ready(),
-                render_metrics=None if metrics is None else metrics.render,
+                render_metrics=None if container.metrics is None else container.metrics.render,
             )
             undo.callback(self._http.stop, 0)
             self._http.bind()
@@ -152,8 +135,8 @@ class App:
         self.housekeeper.start()
         self._is_serving = True
         self._rpc.start()
-        if self._metrics is not None:
-            self._metrics.start(self._gauges, self._live_keys)
+        if self.container.metrics is not None:
+            self.container.metrics.start(self._gauges, self._live_keys)
         self._http.start()
         if self._watchdog is not None:
             self._watchdog.start()
@@ -194,8 +177,8 @@ class App:
         self._rpc.stop(grace_s)
         self._http.stop(grace_s)
         self._gateway_routes.close()
-        if self._metrics is not None:
-            self._metrics.stop()
+        if self.container.metrics is not None:
+            self.container.metrics.stop()
         self._private_listener.close()
 
     def _is_ready(self) -> bool:

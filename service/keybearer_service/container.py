@@ -11,6 +11,7 @@ from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.keyring import Keyring
 from keybearer_service.storage import FileStore, Store
 from keybearer_service.storage.sqlite import SqliteStore
+from keybearer_service.telemetry.metrics import PrometheusMetrics
 from keybearer_service.telemetry.recorder import NullRecorder, Recorder
 from keybearer_service.usecases.accounts import AccountManager
 from keybearer_service.usecases.audit import AuditHistory, AuditLog, RefusalLog
@@ -44,6 +45,8 @@ class Container:
     validator: Validator
     watches: WatchHub
     recorder: Recorder
+    metrics: PrometheusMetrics | None
+    """What is recorded, for ports that show it; None when no port does."""
     authorizer: Authorizer
     page_tokens: PageTokens
     keys: KeyManager
@@ -81,7 +84,7 @@ def open_container(
     entropy: Entropy,
     *,
     shared: bool = False,
-    recorder: Recorder | None = None,
+    with_metrics: bool = False,
 ) -> Container:
     """Open an installation, that other servers may have open too when it is `shared`.
 
@@ -92,7 +95,7 @@ def open_container(
     keyring = Keyring(data_dir.peppers)
     store = open_store(data_dir.database, shared=shared)
     try:
-        return build_container(store, keyring, clock, entropy, recorder)
+        return build_container(store, keyring, clock, entropy, with_metrics=with_metrics)
     except BaseException:
         store.close()
         raise
@@ -103,7 +106,8 @@ def build_container(
     keyring: Keyring,
     clock: Clock,
     entropy: Entropy,
-    recorder: Recorder | None = None,
+    *,
+    with_metrics: bool = False,
 ) -> Container:
     """Put the parts together over an open store.
 
@@ -113,7 +117,8 @@ def build_container(
     with store.read() as reader:
         installation = reader.installation()
         keyring.verify(reader.peppers())
-    recorder = recorder or NullRecorder()
+    metrics = PrometheusMetrics() if with_metrics else None
+    recorder: Recorder = metrics or NullRecorder()
     audit = AuditLog(keyring.audit_key, entropy)
     issuer = KeyIssuer(keyring, entropy, installation.prefix)
     usage = UsageRecorder(store)
@@ -138,6 +143,7 @@ def build_container(
         validator=validator,
         watches=watches,
         recorder=recorder,
+        metrics=metrics,
         authorizer=Authorizer(validator, recorder, clock),
         page_tokens=page_tokens,
         keys=KeyManager(store, mutations, issuer, validator, usage, page_tokens),

@@ -20,6 +20,9 @@ import structlog
 
 from keybearer_service.app import App, AppConfig
 from keybearer_service.config import ConfigError, Settings
+from keybearer_service.container import open_container
+from keybearer_service.domain.clock import SystemClock
+from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.ownership import give
@@ -86,17 +89,24 @@ def _serve_alone(
     if shared:
         _on_end_of_supervisor(lambda: ends.put(0))
     with _listening(settings, address, shared=shared) as place:
+        http = _http(settings, shared=shared)
+        container = open_container(
+            DataDir(settings.data_dir),
+            SystemClock(),
+            SystemEntropy(),
+            shared=shared,
+            with_metrics=http.is_served,
+        )
         service = App(
+            container,
             AppConfig(
-                data_dir=DataDir(settings.data_dir),
                 listener=Listener(
                     address=place.address if place else address,
                     tls=settings.tls,
                     share_port=shared,
                 ),
-                http=_http(settings, shared=shared),
+                http=http,
                 reflection=settings.reflection,
-                shared=shared,
             ),
             on_fatal=lambda: ends.put(EXIT_OUTCOME_UNKNOWN),
             on_unresponsive=_end_unresponsive,

@@ -13,8 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from cliharness import Cli
-from harness import Service, initialise
-from keybearer_service.app import App, AppConfig
+from harness import Service, initialise, make_app
 from keybearer_service.domain.clock import SystemClock
 from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.net.addresses import Address, Listener
@@ -39,11 +38,8 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     clock, entropy = SystemClock(), SystemEntropy()
     data_dir, created = initialise(path / "data", clock, entropy)
     files = TlsFiles(certificate=server_cert, key=server_key, client_ca=client_cert)
-    app = App(
-        AppConfig(data_dir=data_dir, listener=Listener(address=Address("127.0.0.1", 0), tls=files)),
-        on_fatal=lambda: None,
-        clock=clock,
-        entropy=entropy,
+    app = make_app(
+        data_dir, clock, entropy, listener=Listener(address=Address("127.0.0.1", 0), tls=files)
     )
     app.start()
     service = Service(

@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from fakes import FakeClock, SeededEntropy
-from harness import Service, Stubs, initialise, message
+from harness import Service, Stubs, initialise, make_app, message
 from keybearer.v1 import account_service_pb2, api_key_service_pb2, user_service_pb2
-from keybearer_service.app import App, AppConfig
+from keybearer_service.app import App
 from keybearer_service.domain.clock import DAY, SECOND
 from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
@@ -117,12 +117,7 @@ def ending(service: Service) -> Iterator[None]:
 
 def started(data_dir: DataDir, clock: FakeClock, entropy: SeededEntropy, http: HttpConfig) -> App:
     """Serve an installation on free ports."""
-    app = App(
-        AppConfig(data_dir=data_dir, listener=Listener(address=Address(LOOPBACK, 0)), http=http),
-        on_fatal=lambda: None,
-        clock=clock,
-        entropy=entropy,
-    )
+    app = make_app(data_dir, clock, entropy, http=http)
     app.start()
     return app
 

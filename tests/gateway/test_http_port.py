@@ -17,9 +17,8 @@ from gateway.gateway_clients import (
     send_check,
 )
 from gateway.support import Cast, Gated, cast, gated, tls_files
-from harness import initialise, refused
+from harness import initialise, make_app, refused
 from keybearer.models import Presented
-from keybearer_service.app import App, AppConfig
 from keybearer_service.config import ConfigError, load
 from keybearer_service.domain.errors import StoreUnavailable
 from keybearer_service.http.listeners import HttpConfig, HttpListeners
@@ -330,13 +329,9 @@ def test_an_account_that_does_not_exist_cannot_be_opened(
 ) -> None:
     """A typing error in --http-account is reported at the start."""
     data_dir, _ = initialise(tmp_path / "data", clock, entropy)
-    config = AppConfig(
-        data_dir=data_dir,
-        listener=Listener(address=Address("127.0.0.1", 0)),
-        http=HttpConfig(gateway=Listener(address=Address("127.0.0.1", 0)), open_account="B" * 16),
-    )
+    http = HttpConfig(gateway=Listener(address=Address("127.0.0.1", 0)), open_account="B" * 16)
     with pytest.raises(ListenError, match="http-account"):
-        App(config, on_fatal=lambda: None, clock=clock, entropy=entropy)
+        make_app(data_dir, clock, entropy, http=http)
 
 
 # --- the open port --------------------------------------------------------------------------------

@@ -11,12 +11,11 @@ from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
 import keybearer.v1
 from fakes import FakeClock, SeededEntropy
-from harness import initialise
+from harness import initialise, make_app
 from keybearer.access import RuleError, rule_of, rules_of
 from keybearer_service import endpoints
-from keybearer_service.app import App, AppConfig
+from keybearer_service.app import App
 from keybearer_service.installation.data_directory import DataDir
-from keybearer_service.net.addresses import Address, Listener
 
 
 def published_services() -> Iterator[ServiceDescriptor]:
@@ -69,8 +68,7 @@ def _installation(path: Path) -> DataDir:
 
 
 def _built(data_dir: DataDir) -> App:
-    config = AppConfig(data_dir=data_dir, listener=Listener(address=Address("127.0.0.1", 0)))
-    return App(config, on_fatal=lambda: None, clock=FakeClock(), entropy=SeededEntropy(2))
+    return make_app(data_dir, FakeClock(), SeededEntropy(2))
 
 
 def test_a_service_with_a_method_without_a_rule_does_not_start(

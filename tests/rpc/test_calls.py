@@ -1,10 +1,10 @@
 """What holds for every call: credentials, errors, limits, and what is served beside the API."""
 
-import io
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -15,11 +15,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from fakes import FakeClock, SeededEntropy
-from harness import Service, Stubs, initialise, message, refusal_of, refused, running
+from harness import Service, Stubs, initialise, make_app, message, refusal_of, refused, running
 from keybearer.v1 import api_key_service_pb2, token_service_pb2, user_service_pb2
-from keybearer_service.app import App, AppConfig
 from keybearer_service.domain.clock import SECOND
-from keybearer_service.net.addresses import Address, Listener
 from keybearer_service.storage import (
     CommitFailedError,
     StoreConflictError,
@@ -340,8 +338,7 @@ def test_an_id_that_is_drawn_twice_is_a_reason_to_try_again(
 ) -> None:
     """Nothing was changed, and the next try draws another one."""
     data_dir, created = initialise(tmp_path / "data", clock, SeededEntropy(1))
-    config = AppConfig(data_dir=data_dir, listener=Listener(address=Address("127.0.0.1", 0)))
-    app = App(config, on_fatal=lambda: None, clock=clock, entropy=RepeatingEntropy(2))
+    app = make_app(data_dir, clock, RepeatingEntropy(2))
     app.start()
     try:
         with grpc.insecure_channel(f"127.0.0.1:{app.port}") as channel:
@@ -364,8 +361,7 @@ def test_a_failed_commit_ends_the_process_when_only_a_fresh_one_can_go_on(
     """The service asks to be ended, once it has answered."""
     data_dir, created = initialise(tmp_path / "data", clock, SeededEntropy(1))
     ended = threading.Event()
-    config = AppConfig(data_dir=data_dir, listener=Listener(address=Address("127.0.0.1", 0)))
-    app = App(config, on_fatal=ended.set, clock=clock, entropy=SeededEntropy(2))
+    app = make_app(data_dir, clock, SeededEntropy(2), on_fatal=ended.set)
     app.start()
     service = Service(
         app=app,
@@ -501,10 +497,7 @@ def test_reflection_tells_of_a_service_in_both_versions(service: Service, name: 
 def test_reflection_can_be_switched_off(tmp_path: Any, clock: FakeClock) -> None:
     """Then both versions are unknown methods."""
     data_dir, _ = initialise(tmp_path / "data", clock, SeededEntropy(1))
-    config = AppConfig(
-        data_dir=data_dir, listener=Listener(address=Address("127.0.0.1", 0)), reflection=False
-    )
-    app = App(config, on_fatal=lambda: None, clock=clock, entropy=SeededEntropy(2))
+    app = make_app(data_dir, clock, SeededEntropy(2), reflection=False)
     app.start()
     try:
         with grpc.insecure_channel(f"127.0.0.1:{app.port}") as channel:
@@ -527,8 +520,7 @@ def test_a_shutdown_writes_the_uses_that_were_only_counted(tmp_path: Any, clock:
         for _ in range(3):
             service.admin.validate(made.token)
         key_id, data_dir, token = made.api_key.id, service.data_dir, service.admin_token
-    config = AppConfig(data_dir=data_dir, listener=Listener(address=Address("127.0.0.1", 0)))
-    app = App(config, on_fatal=lambda: None, clock=clock, entropy=SeededEntropy(3))
+    app = make_app(data_dir, clock, SeededEntropy(3))
     app.start()
     try:
         with grpc.insecure_channel(f"127.0.0.1:{app.port}") as channel:
@@ -538,14 +530,21 @@ def test_a_shutdown_writes_the_uses_that_were_only_counted(tmp_path: Any, clock:
 
 
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
-    """The log at debug level, as it is written; call it for its text."""
+def log(tmp_path: Path) -> Iterator[Callable[[], str]]:
+    """The log at debug level; call it for all that was logged so far."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    stream = io.StringIO()
-    monkeypatch.setattr("sys.stderr", stream)
-    logs.configure("debug")
-    yield stream.getvalue
+    file = tmp_path / "log"
+    with file.open("ab", buffering=0) as stream:
+        logs.configure("debug", descriptor=stream.fileno())
+
+        def text() -> str:
+            # The end of a handler writes all that it has; the next one goes on in the same file.
+            logs.configure("debug", descriptor=stream.fileno())
+            return file.read_text("utf-8")
+
+        yield text
+        logging.shutdown()
     root.handlers[:] = handlers
     root.setLevel(level)
     structlog.reset_defaults()

@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 
 from certificates import Authority
 from fakes import FakeClock, SeededEntropy
-from harness import Stubs, initialise
-from keybearer_service.app import App, AppConfig
+from harness import Stubs, initialise, make_app
+from keybearer_service.app import App
 from keybearer_service.net.addresses import Address, Listener
 from keybearer_service.net.tls import TlsError, TlsFiles
 
@@ -35,12 +35,7 @@ def serve_tls(
     def serve(files: TlsFiles) -> tuple[int, str]:
         data_dir, created = initialise(tmp_path / "data", clock, entropy)
         listener = Listener(address=Address("127.0.0.1", 0), tls=files)
-        app = App(
-            AppConfig(data_dir=data_dir, listener=listener),
-            on_fatal=lambda: None,
-            clock=clock,
-            entropy=entropy,
-        )
+        app = make_app(data_dir, clock, entropy, listener=listener)
         apps.append(app)
         app.start()
         return app.port, created.issued.token

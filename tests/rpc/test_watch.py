@@ -17,15 +17,13 @@ import pytest
 
 from backends import append_changes
 from fakes import FakeClock, SeededEntropy
-from harness import Refusal, Service, Stubs, initialise, message, refusal_of, running
+from harness import Refusal, Service, Stubs, initialise, make_app, message, refusal_of, running
 from keybearer.v1 import account_service_pb2, api_key_service_pb2, user_service_pb2
 from keybearer.v1 import token_service_pb2 as pb
-from keybearer_service.app import App, AppConfig
 from keybearer_service.domain.clock import MINUTE, SECOND
 from keybearer_service.domain.model import SubjectKind
 from keybearer_service.domain.verdict import Caller
 from keybearer_service.endpoints import STREAM_THREADS
-from keybearer_service.net.addresses import Address, Listener
 from keybearer_service.storage import StoreLockedError, dbapi
 from keybearer_service.watch import hub as watch_module
 from keybearer_service.watch.usage_reports import UsageReport
@@ -813,12 +811,7 @@ def test_streams_end_when_the_service_stops(
 ) -> None:
     """At once, so that a drain with a long grace is quick."""
     data_dir, created = initialise(tmp_path / "data", clock, entropy)
-    app = App(
-        AppConfig(data_dir=data_dir, listener=Listener(address=Address("127.0.0.1", 0))),
-        on_fatal=lambda: None,
-        clock=clock,
-        entropy=entropy,
-    )
+    app = make_app(data_dir, clock, entropy)
     app.start()
     with (
         grpc.insecure_channel(f"127.0.0.1:{app.port}") as channel,

@@ -1,6 +1,7 @@
 """An HTTP port: uvicorn on a thread of its own, beside the gRPC server."""
 
 import contextlib
+import os
 import socket
 import threading
 
@@ -81,7 +82,7 @@ def _bind(listener: Listener) -> socket.socket:
             reuse_port=listener.share_port,
         )
     except OSError as error:
-        raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
+        raise ListenError(f"cannot listen on {address}: {os.strerror(error.errno or 0)}") from None
     # Connections inherit it. asyncio sets it for sockets that name TCP, as these do not; without it
     # every answer with a body waits 40 ms for the client to confirm its headers.
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
