@@ -8,7 +8,8 @@ from keybearer_service.domain.errors import Overloaded
 
 PER_PEER = 20.0
 IN_ALL = 100.0
-"""RevokeToken calls a second, of one peer and of all: section 3 of the wire contract."""
+"""Well-formed tokens a second that open nothing at RevokeToken, of one peer and of all: section 3
+of the wire contract."""
 MAX_PEERS = 10_000
 """Peers remembered; beyond, those that have been quiet are forgotten."""
 

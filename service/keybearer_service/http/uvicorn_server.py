@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import resource
 import socket
 import threading
 from typing import Any
@@ -15,6 +14,7 @@ from starlette.applications import Starlette
 from keybearer_service.http.acceptor import Acceptor
 from keybearer_service.http.connection import HttpConnection
 from keybearer_service.http.connection_table import ConnectionTable
+from keybearer_service.net import descriptors
 from keybearer_service.net.addresses import Listener, ListenError
 from keybearer_service.net.bounds import Bounds, within_descriptors
 from keybearer_service.net.tls import server_context
@@ -42,7 +42,7 @@ class HttpServer:
             TlsError: A certificate or key cannot be read.
         """
         self._name = name
-        self._bounds = within_descriptors(bounds, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        self._bounds = within_descriptors(bounds, descriptors.for_connections())
         self._config = uvicorn.Config(
             app,
             ws="none",

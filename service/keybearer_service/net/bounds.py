@@ -51,19 +51,24 @@ HTTP = Bounds(
 METRICS = replace(HTTP, connections=100, connections_of_one_peer=50, handshakes=20)
 """The port for metrics and health alone: a few scrapers and probes."""
 
+GRPC = replace(
+    HTTP, connections=10_000, connections_of_one_peer=10_000, handshakes=10_000, idle_s=300.0
+)
+"""The gRPC port: its transport counts connections alone, and has no bound for one peer."""
+
 _DESCRIPTORS_OF_A_LISTENER = 4
 """One listener takes up to this part of the descriptors; the rest is for the other ports and the
 store."""
 
 
-def within_descriptors(bounds: Bounds, soft_limit: int) -> Bounds:
+def within_descriptors(bounds: Bounds, available: int) -> Bounds:
     """Lower the connections to what the file descriptors of the process allow.
 
     Args:
         bounds: What is wanted.
-        soft_limit: The soft limit of open files of the process.
+        available: How many descriptors there are for connections.
     """
-    connections = max(1, min(bounds.connections, soft_limit // _DESCRIPTORS_OF_A_LISTENER))
+    connections = max(1, min(bounds.connections, available // _DESCRIPTORS_OF_A_LISTENER))
     return replace(
         bounds,
         connections=connections,

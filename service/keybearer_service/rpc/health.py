@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2 as pb
 
 from keybearer_service.domain.errors import FieldInvalid, ResourceNotFound, StreamEnded
 from keybearer_service.domain.rate_limits import ConcurrencyLimit
+from keybearer_service.net.bounds import peer_of
 from keybearer_service.rpc.methods import public_specs_of
 from keybearer_service.rpc.requests import MessageStream
 from keybearer_service.usecases.call_context import CallContext
@@ -85,7 +86,7 @@ class HealthServicer:
 
     def Watch(self, stream: MessageStream, call: CallContext) -> None:  # noqa: N802 - named by the proto
         """Send the status of a service now and whenever it changes."""
-        peer = call.peer
+        peer = peer_of(call.peer)
         self._limit.acquire(peer)
         asked = False
 

@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2 as pb
 from keybearer.access import AccessRule
 from keybearer_service.domain.errors import Overloaded, StreamEnded
 from keybearer_service.domain.rate_limits import ConcurrencyLimit
+from keybearer_service.net.bounds import peer_of
 from keybearer_service.rpc.executors import CallExecutor
 from keybearer_service.rpc.pipeline import MethodSpec
 from keybearer_service.rpc.requests import MessageStream
@@ -51,7 +52,7 @@ class ReflectionServicer:
 
     def ServerReflectionInfo(self, stream: MessageStream, call: CallContext) -> None:  # noqa: N802 - named by the proto
         """Answer what a tool asks."""
-        peer = call.peer
+        peer = peer_of(call.peer)
         self._limit.acquire(peer)
         exchange = _Exchange(stream, self._library, self._executor)
         self._open.add(exchange)
