@@ -322,5 +322,5 @@ def test_a_refused_port_is_told_in_one_line(tmp_path: Path) -> None:
         )
     assert done.returncode == 1
     assert done.stderr == (
-        f"keybearer-server: cannot listen on {address}: the port is in use or not to be had\n"
+        f"keybearer-server: cannot listen on {address}: Address already in use\n"
     )

@@ -1,10 +1,10 @@
 """What holds for every call: credentials, errors, limits, and what is served beside the API."""
 
-import io
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
@@ -498,14 +498,19 @@ def test_a_shutdown_writes_the_uses_that_were_only_counted(tmp_path: Any, clock:
 
 
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], str]]:
+def log(tmp_path: Path) -> Iterator[Callable[[], str]]:
     """The log at debug level, as it is written; call it for its text."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    stream = io.StringIO()
-    monkeypatch.setattr("sys.stderr", stream)
-    logs.configure("debug")
-    yield stream.getvalue
+    with (tmp_path / "log").open("wb") as file:
+        logs.configure("debug", descriptor=file.fileno())
+
+    def text() -> str:
+        root.handlers[0].flush()
+        return (tmp_path / "log").read_text("utf-8")
+
+    yield text
+    root.handlers[0].close()
     root.handlers[:] = handlers
     root.setLevel(level)
     structlog.reset_defaults()

@@ -81,7 +81,8 @@ def _bind(listener: Listener) -> socket.socket:
             reuse_port=listener.share_port,
         )
     except OSError as error:
-        raise ListenError(f"cannot listen on {address}: {error.strerror}") from None
+        reason = str(error.strerror).partition(" (while ")[0]  # which repeats the address
+        raise ListenError(f"cannot listen on {address}: {reason}") from None
     # Connections inherit it. asyncio sets it for sockets that name TCP, as these do not; without it
     # every answer with a body waits 40 ms for the client to confirm its headers.
     bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
