@@ -51,7 +51,7 @@ _SERVICE_LINK = re.compile(
 
 
 class ConfigError(Exception):
-    """A setting is wrong. The text names it and says what would be right."""
+    """A setting is wrong. The text names it and what would be right."""
 
 
 def _address(value: object) -> object:

@@ -56,7 +56,7 @@ def serve(settings: Settings, on_serving: Callable[[Address], None] = lambda _ad
 
     Raises:
         ConfigError, DataDirError, StoreError, KeyringError, TlsError, ListenError, RuleError: It
-            cannot start; the text says why.
+            cannot start; the text names the reason.
     """
     directory = DataDir(settings.data_dir)
     directory.assert_initialised()

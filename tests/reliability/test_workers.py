@@ -100,10 +100,13 @@ def _children_of(pid: int) -> list[str]:
 
 # --- without a current SQLite ---------------------------------------------------------------------
 
-WITHOUT_PYSQLITE3 = (
-    "-c",
-    "import sys; sys.modules['pysqlite3'] = None\nfrom keybearer_service.cli import main; main()",
-)
+_WITHOUT = """
+import sys
+sys.modules["pysqlite3"] = None
+from keybearer_service.cli import main
+main()
+"""
+WITHOUT_PYSQLITE3 = ("-c", _WITHOUT)
 """As on platforms for which pysqlite3 has no wheel."""
 needs_the_bug = pytest.mark.skipif(
     sqlite3.sqlite_version_info >= (3, 51, 3), reason="this interpreter's SQLite is sound"

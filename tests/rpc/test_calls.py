@@ -531,20 +531,18 @@ def test_a_shutdown_writes_the_uses_that_were_only_counted(tmp_path: Any, clock:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Callable[[], str]]:
-    """The log at debug level; call it for all that was logged so far."""
+    """The log at debug level, as it is written; call it for its text."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    file = tmp_path / "log"
-    with file.open("ab", buffering=0) as stream:
-        logs.configure("debug", descriptor=stream.fileno())
+    with (tmp_path / "log").open("wb") as file:
+        logs.configure("debug", descriptor=file.fileno())
 
-        def text() -> str:
-            # The end of a handler writes all that it has; the next one goes on in the same file.
-            logs.configure("debug", descriptor=stream.fileno())
-            return file.read_text("utf-8")
+    def text() -> str:
+        root.handlers[0].flush()
+        return (tmp_path / "log").read_text("utf-8")
 
-        yield text
-        logging.shutdown()
+    yield text
+    root.handlers[0].close()
     root.handlers[:] = handlers
     root.setLevel(level)
     structlog.reset_defaults()

@@ -22,7 +22,7 @@ from keybearer_service.storage import files
 
 
 class DataDirError(Exception):
-    """The directory cannot be used. The text says why."""
+    """The directory cannot be used. The text names the reason."""
 
 
 class DataDir:

@@ -12,7 +12,7 @@ WANTED: Final = 65_536
 RESERVED: Final = 128
 """For the database, with a connection in each thread, key files, logs, and what libraries open."""
 FEW: Final = 2_048
-"""Fewer than this for connections, and the start says so."""
+"""With fewer than this for connections, a warning is logged at the start."""
 
 
 def raise_limit(wanted: int = WANTED) -> int:

@@ -1,7 +1,7 @@
 """Logs: one JSON object a line, on standard error. No line holds a secret.
 
 Logging never blocks its caller: lines go into a bounded queue, and a thread of its own writes them.
-When whoever reads standard error stands still, lines are dropped and counted.
+When the reader of standard error stands still, lines are dropped and counted.
 """
 
 import logging
@@ -19,13 +19,13 @@ from keybearer._wire.redaction import redact
 MAX_QUEUED_BYTES: Final = 1024 * 1024
 """Some 4,000 lines; beyond, lines are dropped."""
 FLUSH_TIMEOUT_S: Final = 1.0
-"""How long the end of the process waits for lines that nobody reads."""
+"""How long a flush waits for the reader; the end of the process does so at most twice."""
 MAX_REPEATING: Final = 1000
 """Different lines of libraries whose repetitions are counted; beyond, counting starts anew."""
 
 
 class RepeatFilter(logging.Filter):
-    """Lets a line of a library through once a second; the next one says how many were left out.
+    """Lets a line of a library through once a second; the next one counts those left out.
 
     A library may write the same line thousands of times a second, as asyncio does when a port has
     no descriptors left. What the service itself repeats has quotas of its own.
@@ -68,7 +68,7 @@ class LogHandler(logging.Handler):
         self._descriptor = os.dup(descriptor)
         self._max_queued_bytes = max_queued_bytes
         # SimpleQueue.put is safe where a lock is not: in a finalizer that logs while this logs.
-        self._lines: SimpleQueue[bytes | None] = SimpleQueue()
+        self._lines: SimpleQueue[bytes | threading.Event | None] = SimpleQueue()
         self._counts = threading.RLock()
         self._queued_bytes = 0
         self._reported = 0
@@ -91,6 +91,13 @@ class LogHandler(logging.Handler):
             self._queued_bytes += len(line)
         self._lines.put(line)
 
+    def flush(self) -> None:
+        """Wait until what is queued is written, for at most FLUSH_TIMEOUT_S."""
+        if not self._closed:
+            written = threading.Event()
+            self._lines.put(written)
+            written.wait(FLUSH_TIMEOUT_S)
+
     def close(self) -> None:
         """Write what is queued, for at most FLUSH_TIMEOUT_S, and end."""
         if not self._closed:
@@ -104,6 +111,9 @@ class LogHandler(logging.Handler):
 
     def _write_lines(self) -> None:
         while (line := self._lines.get()) is not None:
+            if isinstance(line, threading.Event):
+                line.set()
+                continue
             is_written = self._write(line)
             lost = self._account(line, is_written=is_written)
             if lost:
