@@ -110,7 +110,12 @@ class KeybearerClient:
         Raises:
             KeybearerError: The call failed.
         """
-        attempts = Attempts(request, timeout or self._timeout, self._try_timeout, time.monotonic())
+        attempts = Attempts(
+            request,
+            self._timeout if timeout is None else timeout,
+            self._try_timeout,
+            time.monotonic(),
+        )
         while True:
             try:
                 response = self._try(request, attempts.begin(time.monotonic()))
@@ -228,7 +233,12 @@ class AsyncKeybearerClient:
 
     async def run(self, request: Request[ResultT], *, timeout: float | None = None) -> ResultT:  # noqa: ASYNC109 - the deadline travels with the call
         """Make a call and return its result, as KeybearerClient.run does."""
-        attempts = Attempts(request, timeout or self._timeout, self._try_timeout, time.monotonic())
+        attempts = Attempts(
+            request,
+            self._timeout if timeout is None else timeout,
+            self._try_timeout,
+            time.monotonic(),
+        )
         while True:
             try:
                 response = await self._try(request, attempts.begin(time.monotonic()))
