@@ -9,8 +9,9 @@
 This module needs FastAPI, which this package does not install.
 """
 
+import contextlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from fastapi import HTTPException, Request
@@ -18,6 +19,7 @@ from fastapi.openapi.models import HTTPBearer as HTTPBearerModel
 from fastapi.security.base import SecurityBase
 
 from keybearer._guard.check import check_async
+from keybearer._guard.identity import enter_identity, leave_identity
 from keybearer._guard.verifier import AsyncVerifier
 from keybearer._wire.bearer import AUTHORIZATION, token_of
 from keybearer._wire.denial import Denial
@@ -67,7 +69,10 @@ class KeyAuth:
 
 
 class KeyDependency(SecurityBase):
-    """Returns the caller's identity, or ends the request with 401, 403, 503 or 500."""
+    """Yields the caller's identity, or ends the request with 401, 403, 503 or 500.
+
+    While the request is handled, `current_identity()` returns it too.
+    """
 
     def __init__(self, verifier: AsyncVerifier, rule: AccessRule) -> None:
         self.model: Any = HTTPBearerModel(description="An API key of keybearer")
@@ -75,7 +80,7 @@ class KeyDependency(SecurityBase):
         self._verifier = verifier
         self._rule = rule
 
-    async def __call__(self, request: Request) -> Identity:
+    async def __call__(self, request: Request) -> AsyncIterator[Identity]:
         """Judge one request.
 
         Raises:
@@ -90,7 +95,13 @@ class KeyDependency(SecurityBase):
                     challenge=judgement.challenge, retry_after=judgement.retry_after
                 ),
             )
-        return judgement
+        before = enter_identity(judgement)
+        try:
+            yield judgement
+        finally:
+            # Some servers end a request in another context, and then there is nothing to reset.
+            with contextlib.suppress(ValueError):
+                leave_identity(before)
 
 
 def _presented_in_request(request: Request) -> Presented | None:

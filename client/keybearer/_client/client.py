@@ -9,6 +9,7 @@ import functools
 import os
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -110,7 +111,12 @@ class KeybearerClient:
         Raises:
             KeybearerError: The call failed.
         """
-        attempts = Attempts(request, timeout or self._timeout, self._try_timeout, time.monotonic())
+        attempts = Attempts(
+            request,
+            self._timeout if timeout is None else timeout,
+            self._try_timeout,
+            time.monotonic(),
+        )
         while True:
             try:
                 response = self._try(request, attempts.begin(time.monotonic()))
@@ -180,7 +186,7 @@ class KeybearerClient:
 
 
 class AsyncKeybearerClient:
-    """The same as KeybearerClient for asyncio. Use it within one event loop.
+    """The same as KeybearerClient for asyncio. Each event loop gets a connection of its own.
 
     The methods that list return asynchronous iterators: `async for key in client.list_api_keys()`.
     `token` may also be a coroutine function.
@@ -203,8 +209,9 @@ class AsyncKeybearerClient:
         self._open = functools.partial(open_async_channel, address, tls=tls, options=options)
         self._timeout = timeout
         self._try_timeout = try_timeout
-        self._channel: grpc.aio.Channel | None = None
-        self._stubs: dict[str, Any] = {}
+        self._connections: weakref.WeakKeyDictionary[
+            asyncio.AbstractEventLoop, tuple[grpc.aio.Channel, dict[str, Any]]
+        ] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.endpoint.address!r})"
@@ -221,14 +228,19 @@ class AsyncKeybearerClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection. A later call opens a new one."""
-        channel, self._channel, self._stubs = self._channel, None, {}
-        if channel is not None:
-            await channel.close()
+        """Close the connection of this event loop. A later call opens a new one."""
+        connection = self._connections.pop(asyncio.get_running_loop(), None)
+        if connection is not None:
+            await connection[0].close()
 
     async def run(self, request: Request[ResultT], *, timeout: float | None = None) -> ResultT:  # noqa: ASYNC109 - the deadline travels with the call
         """Make a call and return its result, as KeybearerClient.run does."""
-        attempts = Attempts(request, timeout or self._timeout, self._try_timeout, time.monotonic())
+        attempts = Attempts(
+            request,
+            self._timeout if timeout is None else timeout,
+            self._try_timeout,
+            time.monotonic(),
+        )
         while True:
             try:
                 response = await self._try(request, attempts.begin(time.monotonic()))
@@ -261,15 +273,19 @@ class AsyncKeybearerClient:
         return await self._stub(request)(request.message, timeout=seconds, metadata=metadata)
 
     def _stub(self, request: Request[Any]) -> Callable[..., Any]:
-        if self._channel is None:
-            self._channel = self._open()
-        if request.path not in self._stubs:
-            self._stubs[request.path] = self._channel.unary_unary(
+        # A channel belongs to the event loop in which it was opened, and test clients use several.
+        loop = asyncio.get_running_loop()
+        connection = self._connections.get(loop)
+        if connection is None:
+            connection = self._connections[loop] = (self._open(), {})
+        channel, stubs = connection
+        if request.path not in stubs:
+            stubs[request.path] = channel.unary_unary(
                 request.path,
                 request_serializer=type(request.message).SerializeToString,
                 response_deserializer=request.response_type.FromString,
             )
-        stub: Callable[..., Any] = self._stubs[request.path]
+        stub: Callable[..., Any] = stubs[request.path]
         return stub
 
     create_account = async_method(requests.create_account)

@@ -1,11 +1,13 @@
 """How a command fails: one line for people or one object for programs, and an exit code."""
 
 import json
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, Final
 
 import grpc
 
+from keybearer._client.hints import Hint, hint_of
 from keybearer._wire.redaction import contains_token, redact
 from keybearer.errors import KeybearerError
 
@@ -40,6 +42,15 @@ _CODES: Final = {
 
 # The beginning of grpc's message when there was no connection, so that nothing was sent.
 _NEVER_SENT: Final = ("failed to connect", "errors resolving", "DNS resolution failed")
+
+_HINTS: Final[Mapping[Hint | None, str]] = {
+    Hint.PLAINTEXT_PORT: "; this port speaks plaintext: add --plaintext if the way is safe",
+    Hint.UNTRUSTED: "; the certificate is not trusted: add --ca FILE",
+    Hint.OTHER_NAME: "; the certificate has another name: add --server-name NAME",
+    Hint.NOT_GRPC: "; this is no gRPC port: is it the HTTP port?",
+    Hint.TLS_PORT: "; this port may speak TLS: write https://, or add --client-cert",
+    Hint.NO_SUCH_NAME: "; the address is wrong, or its name is not known here",
+}
 
 
 class Refusal(Exception):
@@ -112,6 +123,7 @@ def of_call(error: KeybearerError, where: str, credential: str, *, changing: boo
     for violation in error.field_violations:
         if f"{violation.field}: " not in message:
             message += f" ({violation.field}: {violation.description})"
+    message += _HINTS.get(hint_of(error), "")
     if error.code is grpc.StatusCode.UNAUTHENTICATED and credential:
         message += f" (it came from {credential})"
     if error.retry_after:
