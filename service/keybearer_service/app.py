@@ -138,12 +138,15 @@ class App:
         if self.container.metrics is not None:
             self.container.metrics.start(self._gauges, self._live_keys)
         self._http.start()
+        # Their connections are opened now, while there are descriptors for them.
+        self._liveness.ask()
+        self._store_answers.ask()
         if self._watchdog is not None:
             self._watchdog.start()
         log.info("serving", port=self.port, keys=self._count_keys())
 
     def drain(self) -> None:
-        """Answer readiness probes with no from now on; everything else goes on."""
+        """Report not ready from now on; everything else continues."""
         self._is_serving = False
 
     def stop(self, grace_s: float = DRAIN_GRACE_S) -> None:

@@ -32,7 +32,6 @@ class PeerLimiter:
     """A token bucket for each peer and one for all; bursts of one second's worth are fine."""
 
     def __init__(self, clock: Clock, per_peer: float = PER_PEER, in_all: float = IN_ALL) -> None:
-        """Take the rates, in calls a second."""
         self._clock = clock
         self._per_peer = per_peer
         self._in_all = in_all
@@ -63,7 +62,6 @@ class ConcurrencyLimit:
     """How many of something there may be at a time: in all, and of any one."""
 
     def __init__(self, *, in_all: int, of_one: int) -> None:
-        """Take the bounds."""
         self._in_all = in_all
         self._of_one = of_one
         self._held: dict[str, int] = {}

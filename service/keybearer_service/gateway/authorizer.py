@@ -127,7 +127,6 @@ class Authorizer:
     """Admits or denies the clients of gateways."""
 
     def __init__(self, validator: Validator, recorder: Recorder, clock: Clock) -> None:
-        """Take who judges, and who is told."""
         self._validator = validator
         self._recorder = recorder
         self._clock = clock
@@ -140,7 +139,7 @@ class Authorizer:
         asked: Iterable[tuple[str, str]],
         authorization: Sequence[str],
     ) -> Match:
-        """Answer whose token it is, when it meets everything that is asked.
+        """Return the key that a token opens, when it meets every requirement.
 
         Args:
             entry_point: Where it is asked.
@@ -233,7 +232,7 @@ def requirement_of(asked: Iterable[tuple[str, str]]) -> Requirement:
 
 
 def identity_of(match: Match) -> tuple[str, ...]:
-    """Answer the values of IDENTITY_HEADERS, in their order: printable ASCII, else per cent."""
+    """Return the values of IDENTITY_HEADERS, in order; what is not ASCII is percent-encoded."""
     record = match.record
     return (
         record.key_id,

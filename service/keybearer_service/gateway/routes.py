@@ -110,7 +110,7 @@ class GatewayRoutes:
         accounts: str = "",
         is_open: bool = False,
     ) -> None:
-        """Take who judges.
+        """Create the routes.
 
         Args:
             authorizer: Judges clients.
@@ -247,7 +247,7 @@ class GatewayRoutes:
     def _gateway(self, request: Request, presented: Sequence[str | None]) -> Gateway:
         """Return who asks, by the credentials in the request; None for one that is ill-formed."""
         if self._is_open:
-            # What a client says of itself here would be taken for the gateway's word.
+            # A credential in the request would be the client's, not the gateway's.
             return narrowing_gateway(self._accounts)
         try:
             if len(presented) != 1 or presented[0] is None:

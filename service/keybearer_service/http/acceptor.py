@@ -38,7 +38,7 @@ class Acceptor:
         bounds: Bounds,
         make_protocol: MakeProtocol,
     ) -> None:
-        """Take what to listen on; `start` begins to accept.
+        """Create the acceptor; `start` begins to accept.
 
         Args:
             listening: A socket that listens.

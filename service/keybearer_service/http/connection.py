@@ -137,7 +137,7 @@ class HttpConnection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take the next bytes."""
+        """Process the next bytes."""
         self._waiting += data
         self._hand_over()
         self._note_stage()

@@ -48,7 +48,7 @@ class HttpListeners:
         is_ready: Callable[[], bool],
         render_metrics: Callable[[], tuple[bytes, str]] | None,
     ) -> None:
-        """Take the routes. `bind` takes the ports.
+        """Create the listeners; `bind` opens the ports.
 
         Args:
             config: Which ports there are.
@@ -65,7 +65,7 @@ class HttpListeners:
         self._servers: dict[str, HttpServer] = {}
 
     def bind(self) -> None:
-        """Take the ports; `start` begins to serve.
+        """Open the ports; `start` begins to serve.
 
         Raises:
             ListenError: A port is in use.

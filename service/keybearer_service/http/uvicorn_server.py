@@ -70,7 +70,7 @@ class HttpServer:
         self._is_serving.wait()
 
     def stop(self, grace_s: float) -> None:
-        """Take no more requests, and let those in flight finish for a while."""
+        """Stop accepting requests, and let those in flight finish for a while."""
         # Whole seconds are what uvicorn takes.
         self._config.timeout_graceful_shutdown = max(1, round(grace_s))
         if self._loop is not None and self._thread.is_alive():

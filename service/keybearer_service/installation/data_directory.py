@@ -29,7 +29,6 @@ class DataDir:
     """One data directory."""
 
     def __init__(self, path: Path) -> None:
-        """Name the directory; nothing is touched."""
         self.path = path
         self.database = path / "keybearer.db"
         self.peppers = path / "peppers"

@@ -142,7 +142,7 @@ class Keyring:
 
     def _reload(self) -> None:
         # A file that cannot be used must not take the others with it: what was read stays, and the
-        # error is for whoever needs just that pepper.
+        # error is for the calls that need just that pepper.
         found, problems = dict(self._peppers), {}
         for pepper_id, path in self._pepper_files().items():
             try:

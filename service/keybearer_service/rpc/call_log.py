@@ -38,7 +38,7 @@ class CallLog:
         clock: Clock,
         on_outcome_unknown: Callable[[], None],
     ) -> None:
-        """Take where the ends of calls are reported.
+        """Create the log.
 
         Args:
             quiet: Paths too frequent to log or audit one by one: the validating ones.

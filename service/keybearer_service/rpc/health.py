@@ -1,4 +1,4 @@
-"""grpc.health.v1.Health: who may be sent calls, told to anybody.
+"""grpc.health.v1.Health, for callers with and without a credential.
 
 Written here instead of taken from grpcio-health-checking, whose servicer sends while it holds a
 lock that grpc's one serving thread needs when a stream ends: a client that opened and cancelled
@@ -51,7 +51,7 @@ class HealthServicer:
         is_ready: Callable[[], bool],
         is_live: Callable[[], bool],
     ) -> None:
-        """Take what is asked. `start` begins to serve Watch streams.
+        """Create the servicer; `start` begins to serve Watch streams.
 
         Args:
             services: The full names of the services.

@@ -50,7 +50,7 @@ class Server:
         self._server.start()
 
     def stop(self, grace_s: float) -> None:
-        """Take no more calls, let those in flight finish for a while, and end.
+        """Stop accepting calls, let those in flight finish for a while, and end.
 
         Args:
             grace_s: Seconds for the calls in flight.

@@ -66,7 +66,7 @@ SHARED_POLL_S: Final = 0.01
 MAX_USES: Final = 1_000_000
 """The most uses one item may add: an oversized count would make a STRICT table refuse them all."""
 _TIMES: Final = range(253_402_300_800_000_000)
-"""The moments a use can be of, 1970 to 9999; one that is none would fail the whole batch."""
+"""The moments a use can be of, 1970 to 9999; a time outside them would fail the whole batch."""
 _SECRET_VERSIONS: Final = range(2**31)
 
 _LOOKUP: Final = (

@@ -13,6 +13,7 @@ from queue import SimpleQueue
 from typing import Any, Final
 
 import structlog
+import structlog.tracebacks
 
 from keybearer._wire.redaction import redact
 
@@ -51,6 +52,12 @@ class RepeatFilter(logging.Filter):
         if left_out:
             record.repeated = left_out
         return True
+
+
+_TRACEBACKS: Final = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
+"""Functions and lines without the values of variables, which may be somebody's secret."""
 
 
 class LogHandler(logging.Handler):
@@ -162,7 +169,7 @@ def configure(level: str, *, json: bool = True, descriptor: int | None = None) -
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     last: list[structlog.typing.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        [_TRACEBACKS, structlog.processors.JSONRenderer()]
         if json
         else [
             structlog.processors.format_exc_info,

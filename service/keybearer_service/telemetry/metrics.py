@@ -111,7 +111,6 @@ class PrometheusMetrics:
     """A Recorder that Prometheus can ask."""
 
     def __init__(self) -> None:
-        """Make the metrics. `start` begins to fold."""
         self._registry = CollectorRegistry()
         self._verdicts = Counter(
             "keybearer_validations",

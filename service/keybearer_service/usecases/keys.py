@@ -312,7 +312,7 @@ class KeyManager:
             return self._write(mutation, AuditAction.API_KEY_REVOKED, key, revoked)
 
     def revoke_token(self, call: CallContext, token: str) -> bool:
-        """Revoke the secret that a token is, for whoever holds it.
+        """Revoke the secret that a token is, for its holder.
 
         The current secret revokes the key, the old one of a rotation ends the overlap. A token that
         opens nothing changes nothing, and is no error.

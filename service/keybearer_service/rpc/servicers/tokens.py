@@ -97,7 +97,7 @@ class TokenServicer:
     def RevokeToken(
         self, request: pb.RevokeTokenRequest, call: CallContext
     ) -> pb.RevokeTokenResponse:
-        """Revoke the secret that a token is, for whoever holds it."""
+        """Revoke the secret that a token is, for its holder."""
         if not request.token:
             raise FieldInvalid("token", "required")
         is_known = self._keys.revoke_token(call, request.token)
