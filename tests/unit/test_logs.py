@@ -304,3 +304,19 @@ def test_a_line_that_cannot_be_written_as_text_is_lost_alone(log: Log) -> None:
 def test_ordinary_text_is_left_alone(text: str) -> None:
     """Ids and words are no secrets."""
     assert redact(text) == text
+
+
+def test_a_traceback_shows_no_value_of_a_variable(written: Callable[[], str]) -> None:
+    """A variable may hold a secret that looks like nothing, such as a password in a body."""
+
+    def fail() -> None:
+        password = "correct horse"
+        raise ValueError(len(password))
+
+    try:
+        fail()
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    text = written()
+    assert "ValueError" in text
+    assert "horse" not in text.replace('password = "correct horse"', "")

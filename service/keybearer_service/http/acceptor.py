@@ -11,7 +11,7 @@ import socket
 import ssl
 from collections.abc import Callable
 
-from keybearer_service.http.connection_table import ConnectionTable, Standing
+from keybearer_service.http.connection_table import ConnectionTable, Held, Standing
 from keybearer_service.net.bounds import Bounds, peer_of
 
 _ACCEPTS_A_TURN = 64
@@ -24,8 +24,8 @@ _SPARE_DESCRIPTORS = 4
 """Kept so that a few probes are answered when something else has used up all others."""
 _CLOSE_TLS_WITHIN_S = 5.0
 
-MakeProtocol = Callable[[ConnectionTable, str], asyncio.Protocol]
-"""Makes the protocol of one connection, which counts itself in the table, for a peer."""
+MakeProtocol = Callable[[ConnectionTable, Held], asyncio.Protocol]
+"""Makes the protocol of one connection; it takes the place of what was accepted in the table."""
 
 
 class Acceptor:
@@ -121,7 +121,7 @@ class Acceptor:
         """Make the transport and the protocol of a connection; with TLS, after its handshake."""
 
         def protocol() -> asyncio.Protocol:
-            return self._make_protocol(self.table, opening.peer)
+            return self._make_protocol(self.table, opening)
 
         try:
             if self._tls is None:

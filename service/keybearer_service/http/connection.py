@@ -9,7 +9,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from keybearer_service.gateway.routes import IDENTIFIED
-from keybearer_service.http.connection_table import ConnectionTable, Standing
+from keybearer_service.http.connection_table import ConnectionTable, Held, Standing
 from keybearer_service.http.framing import (
     HEAD_END,
     ChunkedBody,
@@ -20,7 +20,7 @@ from keybearer_service.http.framing import (
 from keybearer_service.net.bounds import Bounds
 
 _CLOSE_WITHIN_S = 5.0
-"""For a client to take the last bytes of a connection that is closed."""
+"""For a client to take the last bytes, and to stop sending."""
 
 
 class _Stage(enum.Enum):
@@ -44,7 +44,7 @@ class HttpConnection(H11Protocol):
         server_state: ServerState,
         table: ConnectionTable,
         bounds: Bounds,
-        peer: str,
+        accepted: Held,
     ) -> None:
         """Make the protocol of an accepted connection.
 
@@ -53,10 +53,11 @@ class HttpConnection(H11Protocol):
             server_state: Of the server.
             table: Where the connection is counted while it is open.
             bounds: Of the listener.
-            peer: Whom the connection is counted for.
+            accepted: The connection as it was counted before.
         """
         super().__init__(config, server_state, {})
-        self.peer = peer
+        self.peer = accepted.peer
+        self._accepted = accepted
         self.since = self.loop.time()
         self._table = table
         self._bounds = bounds
@@ -69,6 +70,7 @@ class HttpConnection(H11Protocol):
         self._stage = _Stage.HEAD
         self._standing = Standing.SILENT
         self._has_asked = False
+        self._is_refused = False
         self._waiting = bytearray()
         """Bytes that were not handed to uvicorn yet."""
         self._body_left: int | ChunkedBody = 0
@@ -107,7 +109,7 @@ class HttpConnection(H11Protocol):
             self.since = self.loop.time()
 
     def _stage_now(self) -> _Stage:
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._is_refused:
             return _Stage.CLOSING
         if self._is_between_requests:
             is_idle = self._has_asked and not self._waiting
@@ -125,7 +127,8 @@ class HttpConnection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the connection."""
         super().connection_made(transport)
-        self._table.add(self)
+        self._table.replace(self._accepted, self)
+        del self._accepted
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Count the connection no more."""
@@ -138,6 +141,8 @@ class HttpConnection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Process the next bytes."""
+        if self._is_refused:
+            return
         self._waiting += data
         self._hand_over()
         self._note_stage()
@@ -164,7 +169,7 @@ class HttpConnection(H11Protocol):
 
     def _hand_over(self) -> None:
         try:
-            while self._waiting and not self.transport.is_closing():
+            while self._waiting and self._stage_now() is not _Stage.CLOSING:
                 if self._is_between_requests:
                     is_over = self._hand_over_head()
                 elif self.conn.their_state is h11.SEND_BODY:
@@ -225,4 +230,11 @@ class HttpConnection(H11Protocol):
         )
         self.transport.write(head.encode() + body)
         self._waiting.clear()
-        self.transport.close()
+        is_answering = self._has_asked and not self.cycle.response_complete
+        if is_answering or not self.transport.can_write_eof():
+            self.transport.close()
+        else:
+            # Closed with bytes unread, the connection would be reset, and the refusal lost.
+            self.transport.write_eof()
+            self._is_refused = True
+            self._note_stage()

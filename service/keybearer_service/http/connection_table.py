@@ -72,15 +72,15 @@ class ConnectionTable:
         self._held[held] = None
         self._of_peer[held.peer] += 1
 
+    def replace(self, held: Held, later: Held) -> None:
+        """Count a connection in its next stage in place of the one before."""
+        self._forget(held)
+        self.add(later)
+
     def remove(self, held: Held) -> None:
-        """Count one less, unless it was removed before."""
-        if held not in self._held:
-            return
-        del self._held[held]
-        self._of_peer[held.peer] -= 1
-        if not self._of_peer[held.peer]:
-            del self._of_peer[held.peer]
-        self._on_removed()
+        """Count one less, unless it was removed or replaced before."""
+        if self._forget(held):
+            self._on_removed()
 
     def make_room(self, peer: str) -> bool:
         """Return whether a new connection of a peer may stay, after others were closed for it."""
@@ -114,6 +114,15 @@ class ConnectionTable:
         """Return, and forget, how many connections were closed before their time, by reason."""
         closed, self.closed = self.closed, Counter()
         return dict(closed)
+
+    def _forget(self, held: Held) -> bool:
+        if held not in self._held:
+            return False
+        del self._held[held]
+        self._of_peer[held.peer] -= 1
+        if not self._of_peer[held.peer]:
+            del self._of_peer[held.peer]
+        return True
 
     def _shed(self, candidates: list[Held]) -> bool:
         ranked = [

@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 
 from keybearer_service.http.acceptor import Acceptor
 from keybearer_service.http.connection import HttpConnection
-from keybearer_service.http.connection_table import ConnectionTable
+from keybearer_service.http.connection_table import ConnectionTable, Held
 from keybearer_service.net import descriptors
 from keybearer_service.net.addresses import Listener, ListenError
 from keybearer_service.net.bounds import Bounds, within_descriptors
@@ -104,8 +104,9 @@ class HttpServer:
         self._acceptor.stop()
         self._server.should_exit = True
 
-    def _connection(self, table: ConnectionTable, peer: str) -> HttpConnection:
-        return HttpConnection(self._config, self._server.server_state, table, self._bounds, peer)
+    def _connection(self, table: ConnectionTable, accepted: Held) -> HttpConnection:
+        state = self._server.server_state
+        return HttpConnection(self._config, state, table, self._bounds, accepted)
 
     def _on_error(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         # By default a traceback for each, and clients can cause some of them.
