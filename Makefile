@@ -104,7 +104,7 @@ wheel: $(VENV)/.dev ## Build the wheel into dist/
 
 .PHONY: clean
 clean: ## Remove environments, caches and build output; keeps DATA_DIR
-	rm -rf .venv .venv-generate .venv-lock build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	rm -rf .venv .venv-* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 ##### Environments. A stamp file is as new as the list it was installed from.
