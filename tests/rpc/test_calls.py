@@ -154,6 +154,31 @@ def test_the_holder_of_an_expired_key_is_told(
     assert refused(service.as_token(other).who_am_i).reason == "CREDENTIALS_INVALID"
 
 
+def test_a_remembered_caller_ends_with_its_key(
+    service: Service, admin: Stubs, clock: FakeClock
+) -> None:
+    """Nothing is committed when a key expires, so nothing but the clock says so."""
+    made = admin.create_key(role="ROLE_ADMIN", ttl={"seconds": 5})
+    caller = service.as_token(made.token)
+    caller.list_keys()
+    clock.advance(5 * SECOND - 1)
+    caller.list_keys()
+    clock.advance(1)
+    assert refused(caller.list_keys).reason == "CREDENTIALS_EXPIRED"
+
+
+def test_a_remembered_caller_ends_with_the_overlap_of_its_secret(
+    service: Service, admin: Stubs, clock: FakeClock
+) -> None:
+    """The old secret of a rotation dies by the clock alone, too."""
+    made = admin.create_key(role="ROLE_ADMIN")
+    admin.rotate(made.api_key.id, overlap={"seconds": 5})
+    caller = service.as_token(made.token)
+    caller.list_keys()
+    clock.advance(5 * SECOND)
+    assert refused(caller.list_keys).reason == "CREDENTIALS_INVALID"
+
+
 def test_a_caller_is_refused_from_the_moment_revoke_returns(service: Service, admin: Stubs) -> None:
     """Also one that has just been accepted many times, on every thread of the server."""
     made = admin.create_key(role="ROLE_ADMIN")

@@ -591,6 +591,39 @@ def test_a_stream_opened_with_an_old_secret_ends_with_its_overlap(
         assert stream.end().reason == "CREDENTIALS_INVALID"
 
 
+def test_a_ping_in_a_turn_with_changes_is_judged_too(service: Service, admin: Stubs) -> None:
+    """The change that ends the credential and the ping come in one turn: no pong."""
+    created = admin.create_key(role="ROLE_VALIDATOR")
+    with watching(service.as_token(created.token)) as stream:
+        stream.subscribe()
+        for _ in range(20):
+            admin.create_key()
+        admin.revoke(created.api_key.id)
+        stream.send(ping={"sent_at": 1})
+        assert stream.end().reason == "CREDENTIALS_INVALID"
+
+
+def test_deleting_the_creator_tells_watchers_of_the_keys_made_for_others(
+    service: Service, admin: Stubs
+) -> None:
+    """Caches forget them at once; else they would stay good for a minute."""
+    user = admin.create_user("user@example.com")
+    users = service.as_token(admin.create_key(role="ROLE_ADMIN", owner_id=user.id).token)
+    made = users.create_key(owner_id=service.admin_user_id)
+    with watching(admin) as stream:
+        stream.subscribe()
+        admin.delete_user(user.id, revoke_created=True)
+        changes, _ = stream.ping()
+    told = [change.invalidation for change in changes]
+    assert any(
+        one.key_id == made.api_key.id
+        or one.owner_id == service.admin_user_id
+        or one.account_id
+        or one.everything
+        for one in told
+    )
+
+
 def test_a_silent_stream_is_judged_too(service: Service, admin: Stubs, clock: FakeClock) -> None:
     """Who does not ping does not listen on with a dead key."""
     created = admin.create_key(role="ROLE_VALIDATOR")
