@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import grpc
 import httpx
-import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -22,7 +21,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from fakes import FakeClock, SeededEntropy
-from harness import Service, Stubs, initialise, make_app, message
+from harness import (
+    ReplaceableStore,
+    Service,
+    Stubs,
+    initialise,
+    make_app,
+    message,
+    raising,
+    store_of,
+)
 from keybearer.v1 import account_service_pb2, api_key_service_pb2, user_service_pb2
 from keybearer_service.app import App
 from keybearer_service.domain.clock import DAY, SECOND
@@ -57,17 +65,15 @@ class Gated:
     def admin(self) -> Stubs:
         return self.service.admin
 
+    @property
+    def store(self) -> ReplaceableStore:
+        return store_of(self.service.app)
+
     @contextmanager
     def outage(self) -> Iterator[None]:
         """Take the store away for a while: nothing can be judged."""
-
-        def locked(*_: Any) -> Any:
-            raise StoreLockedError("locked by the test")
-
-        store: Any = self.service.app.container.store
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("lookup", "lookup_many", "version", "read"):
-                patch.setattr(store, name, locked)
+        locked = raising(StoreLockedError("locked by the test"))
+        with self.store.replacing(lookup=locked, lookup_many=locked, version=locked, read=locked):
             yield
 
 
@@ -124,7 +130,7 @@ def ending(service: Service) -> Iterator[None]:
 
 def started(data_dir: DataDir, clock: FakeClock, entropy: SeededEntropy, http: HttpConfig) -> App:
     """Serve an installation on free ports."""
-    app = make_app(data_dir, clock, entropy, http=http)
+    app = make_app(data_dir, clock, entropy, http=http, opener=ReplaceableStore)
     app.start()
     return app
 

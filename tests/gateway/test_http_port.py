@@ -4,6 +4,7 @@ import base64
 import itertools
 import json
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote_plus
@@ -20,13 +21,12 @@ from gateway.gateway_clients import (
     send_check,
 )
 from gateway.support import Cast, Gated, cast, gated, tls_files
-from harness import initialise, make_app, refused
-from keybearer.models import Presented
+from harness import initialise, make_app, raising, refused
 from keybearer_service.config import ConfigError, load
-from keybearer_service.domain.errors import StoreUnavailable
 from keybearer_service.http.listeners import HttpConfig, HttpListeners
 from keybearer_service.net.addresses import Address, Listener, ListenError
 from keybearer_service.net.tls import TlsFiles
+from keybearer_service.storage import StoreLockedError
 
 
 @pytest.mark.parametrize("path", ["/v1/auth", "/v1/auth/", "/v1/auth/orders/7?page=2"])
@@ -316,43 +316,55 @@ def test_an_outage_is_no_verdict_at_any_door(world: Gated, keys: Cast, entry_poi
         assert world.http.get("/healthz").status_code == 200
 
 
+def key_id_of(token: str) -> str:
+    """Return the id of the key that a token names."""
+    return token.split("_")[1]
+
+
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 def test_an_outage_between_gateway_and_client_is_no_verdict(
-    world: Gated, keys: Cast, monkeypatch: pytest.MonkeyPatch, entry_point: str
+    world: Gated, keys: Cast, entry_point: str
 ) -> None:
     """The same when the gateway is still known and its client cannot be looked up."""
-    validator = world.service.app.container.validator
-    known = validator.authenticate(Presented(keys.gateway))
-    monkeypatch.setattr(validator, "authenticate", lambda _token: known)
-    with world.outage():
+    look_up, look_up_many = world.store.lookup, world.store.lookup_many
+
+    def look_up_gateway(key_id: str) -> Any:
+        if key_id == key_id_of(keys.good):
+            raise StoreLockedError("locked by the test")
+        return look_up(key_id)
+
+    def look_up_gateways(key_ids: Sequence[str]) -> Any:
+        if key_id_of(keys.good) in key_ids:
+            raise StoreLockedError("locked by the test")
+        return look_up_many(key_ids)
+
+    with world.store.replacing(lookup=look_up_gateway, lookup_many=look_up_gateways):
         answer = ENTRY_POINTS[entry_point](world, keys.gateway, keys.good, ())
     assert (answer.kind, answer.reason) == ("unavailable", "STORE_UNAVAILABLE")
 
 
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS)
-def test_a_pepper_that_is_missing_is_no_verdict(
-    world: Gated, keys: Cast, monkeypatch: pytest.MonkeyPatch, entry_point: str
-) -> None:
-    """What the use case itself calls unavailable is so at every entry point."""
+def test_a_pepper_that_is_missing_is_no_verdict(world: Gated, keys: Cast, entry_point: str) -> None:
+    """A key whose digest cannot be computed is neither good nor bad, at every entry point."""
+    look_up = world.store.lookup
 
-    def unavailable(_question: object) -> None:
-        raise StoreUnavailable
+    def look_up_without_pepper(key_id: str) -> Any:
+        record, revision = look_up(key_id)
+        if record is not None and key_id == key_id_of(keys.good):
+            record = record._replace(pepper_id="NoSuchPepper0001")
+        return record, revision
 
-    monkeypatch.setattr(world.service.app.container.validator, "judge", unavailable)
-    answer = ENTRY_POINTS[entry_point](world, keys.gateway, keys.good, ())
+    with world.store.replacing(lookup=look_up_without_pepper):
+        answer = ENTRY_POINTS[entry_point](world, keys.gateway, keys.good, ())
     assert (answer.kind, answer.reason) == ("unavailable", "STORE_UNAVAILABLE")
 
 
-def test_what_nobody_foresaw_is_no_verdict_and_tells_nothing(
-    world: Gated, keys: Cast, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_nobody_foresaw_is_no_verdict_and_tells_nothing(world: Gated, keys: Cast) -> None:
     """A fault of ours is 500 with a reference, never 401, and never an exception's text."""
-
-    def broken(_question: object) -> None:
-        raise ValueError(keys.good)
-
-    monkeypatch.setattr(world.service.app.container.validator, "judge", broken)
-    answer = world.http.get("/v1/auth", headers=forward_auth_request(keys.gateway, keys.good, ()))
+    with world.store.replacing(lookup=raising(ValueError(keys.good))):
+        answer = world.http.get(
+            "/v1/auth", headers=forward_auth_request(keys.gateway, keys.good, ())
+        )
     assert answer.status_code == 500
     assert answer.json()["error"] == "INTERNAL"
     assert keys.good not in answer.text
