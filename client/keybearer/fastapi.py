@@ -10,7 +10,6 @@ This module needs FastAPI, which this package does not install.
 """
 
 import contextlib
-import inspect
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
@@ -20,11 +19,12 @@ from fastapi.security.base import SecurityBase
 
 from keybearer._guard.check import check_async
 from keybearer._guard.identity import enter_identity, leave_identity
-from keybearer._guard.verifier import AsyncVerifier
+from keybearer._guard.verifier import AsyncVerifier, assert_verifier
+from keybearer._wire.arguments import members, strings
 from keybearer._wire.bearer import AUTHORIZATION, token_of
 from keybearer._wire.denial import Denial
 from keybearer._wire.http import error_document, error_headers, http_status_of
-from keybearer.access import AccessRule, Role, RuleError
+from keybearer.access import AccessRule, Role
 from keybearer.models import Identity, Presented
 
 __all__ = ["KeyAuth", "KeyDependency"]
@@ -41,8 +41,7 @@ class KeyAuth:
     """
 
     def __init__(self, verifier: AsyncVerifier) -> None:
-        if not inspect.iscoroutinefunction(verifier.verify):
-            raise TypeError("KeyAuth needs a verifier for asyncio")
+        assert_verifier(self, verifier, is_async=True)
         self._verifier = verifier
 
     def __call__(
@@ -61,10 +60,13 @@ class KeyAuth:
 
         Raises:
             RuleError: The rule contradicts itself.
+            TypeError: An argument has another type; the message names it.
         """
-        if isinstance(scopes, str):
-            raise RuleError("scopes is a list of strings, not one string")
-        rule = AccessRule(role=role, scopes=tuple(scopes), only_roles=tuple(only_roles))
+        rule = AccessRule(
+            role=role,
+            scopes=strings("scopes", scopes),
+            only_roles=tuple(Role(one) for one in members("only_roles", Role, only_roles)),
+        )
         return KeyDependency(self._verifier, rule)
 
 

@@ -31,6 +31,7 @@ from keybearer._client.convert import timestamp_of
 from keybearer._client.remote import AsyncRemoteVerifier, RemoteVerifier
 from keybearer._guard.identity import current_identity
 from keybearer._guard.interceptor import AuthInterceptor
+from keybearer._wire.arguments import member, strings
 from keybearer._wire.denial import OPERATOR_ONLY, Denial, denial_of, field_invalid
 from keybearer._wire.limits import (
     MAX_BATCH,
@@ -211,8 +212,11 @@ class FakeKeybearer:
             ValueError: The service has no such key: one without a role, with an effective role
                 above the granted one, with scopes that are malformed or beside the granted role
                 ADMIN, or one that has expired already.
+            TypeError: An argument has another type; the message names it.
         """
         granted = role if granted_role is None else granted_role
+        member("role", Role, role)
+        member("granted_role", Role, granted)
         if not role or granted < role:
             raise ValueError("a key has a role, and its effective role is at most the granted one")
         if expires_in is not None and expires_in <= timedelta():
@@ -617,7 +621,7 @@ def _held_scopes(scopes: Iterable[str], granted_role: Role) -> tuple[str, ...]:
     Raises:
         ValueError: A scope is malformed, there are too many, or the granted role carries none.
     """
-    held = tuple(dict.fromkeys(scopes))
+    held = tuple(dict.fromkeys(strings("scopes", scopes)))
     if held and granted_role is Role.ADMIN:
         raise ValueError("a key with the granted role ADMIN meets every scope and carries none")
     if len(held) > MAX_SCOPES or not all(map(is_held_scope, held)):

@@ -7,15 +7,34 @@ from typing import Any
 
 import pytest
 
+from client.support import COMPLETE, DEMO
 from keybearer import (
     NEVER_EXPIRES,
+    AccessRule,
     ApiKeyState,
+    AsyncAuthInterceptor,
+    AsyncCachingVerifier,
+    AsyncKeybearerClient,
+    AsyncRemoteVerifier,
+    AuthInterceptor,
+    CachingVerifier,
     KeybearerClient,
+    RemoteVerifier,
     RevocationReason,
     Role,
+    RuleError,
+    TLSConfig,
     UserType,
     errors,
 )
+from keybearer.credentials import (
+    async_bearer_interceptors,
+    bearer_call_credentials,
+    bearer_interceptor,
+)
+from keybearer.fastapi import KeyAuth
+from keybearer.testing import FakeKeybearer
+from keybearer.web import AuthMiddleware, WSGIAuthMiddleware
 
 NOWHERE = "127.0.0.1:1"
 """Nothing listens there: a call that is sent fails as UNAVAILABLE."""
@@ -224,3 +243,187 @@ def test_a_wrong_token_is_not_repeated() -> None:
     with pytest.raises(TypeError) as raised:
         client().validate_token(b"kbear1_secret")
     assert "secret" not in str(raised.value)
+
+
+# --- clients, verifiers, guards -------------------------------------------------------------------
+
+
+def _client(**arguments: Any) -> KeybearerClient:
+    right: dict[str, Any] = {"address": NOWHERE, "token": "own", "tls": False}
+    return KeybearerClient(**{**right, **arguments})
+
+
+def _async_client() -> AsyncKeybearerClient:
+    return AsyncKeybearerClient(NOWHERE, token="own", tls=False)
+
+
+def _guard(**arguments: Any) -> AuthInterceptor:
+    return AuthInterceptor(RemoteVerifier(_client()), **arguments)
+
+
+def _call_with_source(source: Any) -> None:
+    _client(token=source).who_am_i()
+
+
+ANY: Any = None
+"""For values of a wrong type, which mypy would refuse."""
+WRONG_PARTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
+    "address: a URL": (
+        lambda: _client(address="https://keys.example.com:443"),
+        ValueError,
+        "address.*'keys.example.com:443'.*tls=False",
+    ),
+    "address: a URL, asyncio": (
+        lambda: AsyncKeybearerClient("http://localhost:50051", token="own"),
+        ValueError,
+        "address.*'localhost:50051'",
+    ),
+    "address: empty": (lambda: _client(address=""), ValueError, "address"),
+    "address: with a newline": (lambda: _client(address="a:1\n"), ValueError, "address"),
+    "address: bytes": (lambda: _client(address=b"a:1"), TypeError, "address"),
+    "address: None": (lambda: _client(address=None), TypeError, "address"),
+    "token: empty": (lambda: _client(token=""), ValueError, "token"),
+    "token: a newline": (lambda: _client(token="\n"), ValueError, "token"),
+    "token: two words": (lambda: _client(token="a b"), ValueError, "token"),
+    "token: bytes": (lambda: _client(token=b"kbear1_secret"), TypeError, "token.*bytes"),
+    "token: a source of bytes": (
+        lambda: _call_with_source(lambda: b"kbear1_secret"),
+        TypeError,
+        "token.*bytes",
+    ),
+    "token: a source of nothing": (
+        lambda: _call_with_source(lambda: None),
+        TypeError,
+        "token.*None",
+    ),
+    "token: bytes, asyncio": (
+        lambda: AsyncKeybearerClient(NOWHERE, token=b"kbear1_secret"),  # type: ignore[arg-type]
+        TypeError,
+        "token",
+    ),
+    "token: of call credentials": (lambda: bearer_call_credentials(""), ValueError, "token"),
+    "token: of an interceptor": (lambda: bearer_interceptor(ANY), TypeError, "token"),
+    "token: of interceptors": (lambda: async_bearer_interceptors(ANY), TypeError, "token"),
+    "tls: text": (lambda: _client(tls="false"), TypeError, "tls"),
+    "tls: None": (lambda: _client(tls=None), TypeError, "tls"),
+    "timeout: text": (lambda: _client(timeout="3"), TypeError, "timeout"),
+    "timeout: zero": (lambda: _client(timeout=0), ValueError, "timeout"),
+    "timeout: a timedelta": (lambda: _client(try_timeout=timedelta(1)), TypeError, "try_timeout"),
+    "ca: a path": (lambda: TLSConfig(ca="ca.pem"), TypeError, "ca.*from_files"),  # type: ignore[arg-type]
+    "cert without a key": (lambda: TLSConfig(cert=b"x"), ValueError, "cert and key"),
+    "verifier: the client for asyncio": (
+        lambda: RemoteVerifier(_async_client()),  # type: ignore[arg-type]
+        TypeError,
+        "RemoteVerifier needs a KeybearerClient, not an AsyncKeybearerClient",
+    ),
+    "verifier: the client for threads": (
+        lambda: AsyncCachingVerifier(_client()),  # type: ignore[arg-type]
+        TypeError,
+        "AsyncCachingVerifier needs an AsyncKeybearerClient",
+    ),
+    "verifier: the class": (lambda: CachingVerifier(KeybearerClient), TypeError, "Caching"),  # type: ignore[arg-type]
+    "verifier: an address": (lambda: AsyncRemoteVerifier(NOWHERE), TypeError, "AsyncRemote"),  # type: ignore[arg-type]
+    "verifier: no token": (lambda: RemoteVerifier(_client(token=None)), ValueError, "token"),
+    "verifier: account_id": (
+        lambda: RemoteVerifier(_client(), account_id=ANY),
+        TypeError,
+        "account_id",
+    ),
+    "verifier: timeout": (lambda: RemoteVerifier(_client(), timeout=-1), ValueError, "timeout"),
+    "verifier: max_entries": (
+        lambda: CachingVerifier(_client(), max_entries=0),
+        ValueError,
+        "max_entries",
+    ),
+    "guard: a client": (
+        lambda: AuthInterceptor(_client()),  # type: ignore[arg-type]
+        TypeError,
+        r"AuthInterceptor needs a verifier, such as CachingVerifier\(client\)",
+    ),
+    "guard: a class": (lambda: AuthInterceptor(CachingVerifier), TypeError, "Auth"),  # type: ignore[arg-type]
+    "guard: a client, asyncio": (
+        lambda: AsyncAuthInterceptor(_async_client()),  # type: ignore[arg-type]
+        TypeError,
+        "AsyncAuthInterceptor needs a verifier",
+    ),
+    "guard: ASGI": (lambda: AuthMiddleware(ANY, _async_client()), TypeError, "AuthMiddle"),  # type: ignore[arg-type]
+    "guard: WSGI": (lambda: WSGIAuthMiddleware(ANY, _client()), TypeError, "WSGIAuth"),  # type: ignore[arg-type]
+    "guard: FastAPI": (lambda: KeyAuth(_async_client()), TypeError, "KeyAuth"),  # type: ignore[arg-type]
+    "guard: a rule that is a role": (
+        lambda: WSGIAuthMiddleware(ANY, RemoteVerifier(_client()), rule=Role.ADMIN),  # type: ignore[arg-type]
+        TypeError,
+        "rule",
+    ),
+    "rules: without a slash": (
+        lambda: _guard(rules={"test.guarded.Demo/Any": AccessRule()}),
+        RuleError,
+        "rules: 'test.guarded.Demo/Any' is not /package.Service/Method",
+    ),
+    "rules: the method alone": (
+        lambda: _guard(rules={"Any": AccessRule()}),
+        RuleError,
+        "rules: 'Any'",
+    ),
+    "rules: a method that is none": (
+        lambda: _guard(rules={"/test.guarded.Demo/Anny": AccessRule()}),
+        RuleError,
+        "rules: test.guarded.Demo has no method 'Anny'",
+    ),
+    "rules: a role": (
+        lambda: _guard(rules={"/test.guarded.Demo/Any": Role.ADMIN}),
+        TypeError,
+        "rules",
+    ),
+    "rules: pairs": (lambda: _guard(rules=[("/a/b", AccessRule())]), TypeError, "rules"),
+    "public_methods: text": (
+        lambda: _guard(public_methods="/test.guarded.Demo/Any"),
+        TypeError,
+        "public_methods",
+    ),
+    "public_methods: without a slash": (
+        lambda: _guard(public_methods=["test.guarded.Demo/Any"]),
+        RuleError,
+        "public_methods",
+    ),
+    "services: a descriptor alone": (lambda: _guard(services=DEMO), TypeError, "services"),
+    "services: names": (lambda: _guard(services=["Demo"]), TypeError, "services"),
+    "rejudge_after: zero": (lambda: _guard(rejudge_after=0), ValueError, "rejudge_after"),
+    "rule: text for scopes": (lambda: AccessRule(scopes="ab"), TypeError, "scopes"),  # type: ignore[arg-type]
+    "rule: text for a role": (
+        lambda: AccessRule(role="developer"),  # type: ignore[arg-type]
+        TypeError,
+        r"role.*Role\.DEVELOPER",
+    ),
+    "rule: a role alone": (lambda: AccessRule(only_roles=Role.ADMIN), TypeError, "only_roles"),  # type: ignore[arg-type]
+    "rule: text for public": (lambda: AccessRule(public="no"), TypeError, "public"),  # type: ignore[arg-type]
+    "fake: text for a role": (
+        lambda: FakeKeybearer().issue("developer"),  # type: ignore[arg-type]
+        TypeError,
+        "role",
+    ),
+    "fake: text for scopes": (lambda: FakeKeybearer().issue(scopes="ab"), TypeError, "scopes"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PARTS)
+def test_a_wrong_part_is_named_when_it_is_put_together(name: str) -> None:
+    """A client, a verifier, a guard or a rule that cannot work is rejected where it is made."""
+    make, error_class, named = WRONG_PARTS[name]
+    with pytest.raises(error_class, match=named) as raised:
+        make()
+    assert "secret" not in str(raised.value)
+
+
+def test_right_parts_are_taken() -> None:
+    """Lists instead of tuples, paths of other services, and addresses of every kind gRPC knows."""
+    rule = AccessRule(scopes=["a"], only_roles=[Role.ADMIN])  # type: ignore[arg-type]
+    assert (rule.scopes, rule.only_roles) == (("a",), (Role.ADMIN,))
+    _guard(
+        services=[COMPLETE],
+        rules={"/elsewhere.Service/Method": AccessRule(), "/test.guarded.Demo/Any": AccessRule()},
+        public_methods=["/test.guarded.Demo/Public"],
+    )
+    for address in ("localhost:1", "dns:///localhost:1", "unix:/tmp/x", "unix:///tmp/x", "[::1]:1"):
+        _client(address=address)
+    _client(token="with a newline at its end\n".replace(" ", "_"))
+    _client(token=lambda: "current")

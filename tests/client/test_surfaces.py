@@ -95,7 +95,9 @@ class Case:
     trouble: Callable[[FakeKeybearer], contextlib.AbstractContextManager[None]] = lambda _: (
         contextlib.nullcontext()
     )
-    validator: Callable[[FakeKeybearer], str] = lambda keybearer: keybearer.validator_token
+    validator: Callable[[FakeKeybearer], str | Callable[[], str]] = lambda keybearer: (
+        keybearer.validator_token
+    )
     """The guard's own credential."""
 
 
@@ -202,7 +204,7 @@ CASES = {
     "no answer": Case("Any", UNAVAILABLE, ADMIN, lambda kb: kb.stall()),
     "connection refused": Case("Any", UNAVAILABLE, ADMIN, _stopped),
     "own credential unknown": Case("Any", UNAVAILABLE, ADMIN, validator=lambda _: "bad"),
-    "own credential empty": Case("Any", UNAVAILABLE, ADMIN, validator=lambda _: ""),
+    "own credential empty": Case("Any", UNAVAILABLE, ADMIN, validator=lambda _: lambda: ""),
     "own credential without the right": Case(
         "Any", UNAVAILABLE, ADMIN, validator=lambda kb: kb.issue(Role.DEVELOPER)
     ),

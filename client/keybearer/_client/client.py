@@ -31,9 +31,11 @@ from keybearer._client.retries import DEFAULT_TIMEOUT, DEFAULT_TRY_TIMEOUT, Atte
 from keybearer._client.token_source import (
     AsyncTokenSource,
     TokenSource,
+    assert_token_source,
     current_token,
     current_token_async,
 )
+from keybearer._wire.arguments import seconds
 from keybearer._wire.bearer import authorization_of
 from keybearer.errors import KeybearerError, from_rpc_error
 
@@ -55,6 +57,9 @@ class KeybearerClient:
         try_timeout: Seconds that one attempt may take. Reads are repeated, and so are create and
             rotate, in a way that creates one key; other changes are attempted once.
         options: Raw channel arguments; they override the defaults.
+
+    Raises:
+        TypeError, ValueError: An argument has a wrong type or form; the message names it.
     """
 
     def __init__(
@@ -69,11 +74,13 @@ class KeybearerClient:
     ) -> None:
         self.endpoint = Endpoint(address=address, tls=tls, options=options)
         """Where the client connects to."""
+        if token is not None:
+            assert_token_source(token)
         self.token_source = token
         """Where the credential of the client comes from."""
         self._open = functools.partial(open_channel, address, tls=tls, options=options)
-        self._timeout = timeout
-        self._try_timeout = try_timeout
+        self._timeout = seconds("timeout", timeout)
+        self._try_timeout = seconds("try_timeout", try_timeout)
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._stubs: dict[str, Any] = {}
@@ -204,11 +211,13 @@ class AsyncKeybearerClient:
     ) -> None:
         self.endpoint = Endpoint(address=address, tls=tls, options=options)
         """Where the client connects to."""
+        if token is not None:
+            assert_token_source(token)
         self.token_source = token
         """Where the credential of the client comes from."""
         self._open = functools.partial(open_async_channel, address, tls=tls, options=options)
-        self._timeout = timeout
-        self._try_timeout = try_timeout
+        self._timeout = seconds("timeout", timeout)
+        self._try_timeout = seconds("try_timeout", try_timeout)
         self._connections: weakref.WeakKeyDictionary[
             asyncio.AbstractEventLoop, tuple[grpc.aio.Channel, dict[str, Any]]
         ] = weakref.WeakKeyDictionary()

@@ -16,6 +16,7 @@ from keybearer._client.outages import (
     probe_in_task,
     probe_in_thread,
 )
+from keybearer._wire.arguments import kind_of, seconds, text
 from keybearer._wire.token_format import may_be_token
 from keybearer.models import Outcome, Presented, Verdict
 
@@ -31,14 +32,18 @@ class RemoteVerifier:
         account_id: Empty means that only keys of the client's own account are accepted. A client of
             the operator account may give the id of another account, or `-` for any account.
         timeout: Seconds that a check may take.
+
+    Raises:
+        TypeError, ValueError: An argument has a wrong type or form; the message names it.
     """
 
     def __init__(
         self, client: KeybearerClient, *, account_id: str = "", timeout: float = DEFAULT_TIMEOUT
     ) -> None:
+        assert_client(self, client, KeybearerClient)
         self._client = client
-        self._account_id = account_id
-        self._timeout = timeout
+        self._account_id = text("account_id", account_id)
+        self._timeout = seconds("timeout", timeout)
         self._gate = OutageGate(client.endpoint.address)
 
     def verify(self, presented: Presented) -> Verdict:
@@ -77,9 +82,10 @@ class AsyncRemoteVerifier:
         account_id: str = "",
         timeout: float = DEFAULT_TIMEOUT,
     ) -> None:
+        assert_client(self, client, AsyncKeybearerClient)
         self._client = client
-        self._account_id = account_id
-        self._timeout = timeout
+        self._account_id = text("account_id", account_id)
+        self._timeout = seconds("timeout", timeout)
         self._gate = OutageGate(client.endpoint.address)
         self._probing: asyncio.Task[None] | None = None
 
@@ -103,6 +109,23 @@ class AsyncRemoteVerifier:
     async def _probe(self) -> None:
         timeout = min(PROBE_TIMEOUT, self._timeout)
         await self._client.run(self._request(PROBE_TOKEN), timeout=timeout)
+
+
+def assert_client(
+    verifier: object, client: object, wanted: type[KeybearerClient | AsyncKeybearerClient]
+) -> None:
+    """Reject a client that a verifier cannot use.
+
+    Raises:
+        TypeError: It is of another class.
+        ValueError: It has no credential, without which it may not validate tokens.
+    """
+    name = type(verifier).__name__
+    article = "an" if wanted is AsyncKeybearerClient else "a"
+    if not isinstance(client, wanted):
+        raise TypeError(f"{name} needs {article} {wanted.__name__}, not {kind_of(client)}")
+    if client.token_source is None:
+        raise ValueError(f"{name} needs a client with the token of a VALIDATOR, this one has none")
 
 
 def restrict_to_account(verdict: Verdict, account_id: str) -> Verdict:

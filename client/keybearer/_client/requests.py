@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from keybearer._client import convert
-from keybearer._client.arguments import (
+from keybearer._wire.arguments import (
     count,
     duration,
     flag,
@@ -29,7 +29,7 @@ from keybearer._client.arguments import (
     strings,
     text,
 )
-from keybearer._client.arguments import labels as check_labels
+from keybearer._wire.arguments import labels as check_labels
 from keybearer.access import Role
 from keybearer.models import (
     Account,

@@ -1,6 +1,7 @@
 """How a command fails: one line for people or one object for programs, and an exit code."""
 
 import json
+import os
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, Final
@@ -180,6 +181,25 @@ def assert_no_token(arguments: list[str]) -> None:
             "in the shell's history: give your own token in KEYBEARER_TOKEN or --credential-file, "
             "one to validate or revoke on standard input or in --token-file; and rotate this one"
         )
+
+
+def assert_utf8(arguments: list[str]) -> None:
+    """Reject arguments that are not UTF-8, in whatever encoding the process reads them.
+
+    Raises:
+        Refusal: One is not. The message shows its other bytes as escapes.
+    """
+    for position, argument in enumerate(arguments, 1):
+        try:
+            os.fsencode(argument).decode()
+        except UnicodeDecodeError:
+            shown = os.fsencode(argument).decode(errors="backslashreplace")
+            raise usage(f"argument {position} is not UTF-8: {shown}") from None
+
+
+def as_utf8(text: str) -> str:
+    """Return an argument or a variable as text; in the C locale Python reads them as ASCII."""
+    return os.fsencode(text).decode(errors="backslashreplace")
 
 
 def _one_line(text: str) -> str:

@@ -129,17 +129,17 @@ def flag(name: str, value: object) -> bool:
     return value
 
 
-def count(name: str, value: object) -> int:
+def count(name: str, value: object, *, least: int = -MAX_INT32) -> int:
     """Return a whole number.
 
     Raises:
         TypeError: The value is no int; True is none here.
-        ValueError: The number does not fit into 32 bits.
+        ValueError: The number is less than `least`, or does not fit into 32 bits.
     """
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, not {kind_of(value)}")
-    if abs(value) > MAX_INT32:
-        raise ValueError(f"{name} must be at most {MAX_INT32}")
+    if not least <= value <= MAX_INT32:
+        raise ValueError(f"{name} must be from {least} to {MAX_INT32}, not {value}")
     return value
 
 
@@ -151,7 +151,21 @@ def kind_of(value: object) -> str:
         return f"{type(value).__name__}.{value.name}"
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    return f"{'an' if type(value).__name__[0] in 'aeiou' else 'a'} {type(value).__name__}"
+    return f"{'an' if type(value).__name__[0] in 'aeiouAEIOU' else 'a'} {type(value).__name__}"
+
+
+def seconds(name: str, value: object) -> float:
+    """Return a positive number of seconds.
+
+    Raises:
+        TypeError: The value is no number; a timedelta is none.
+        ValueError: The number is not positive.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number of seconds, not {kind_of(value)}")
+    if not value > 0:
+        raise ValueError(f"{name} must be a positive number of seconds, not {value}")
+    return value
 
 
 def _items(name: str, values: object, wanted: str) -> Iterable[object]:
