@@ -109,7 +109,7 @@ class Race:
         )
         self.verifier = CachingVerifier(client)
         self._chance = random.Random(0)
-        cache = self.cache = self.verifier._engine.verdicts
+        cache = self.cache = self.verifier._engine.verdicts  # noqa: SLF001 - delayed below
         store = cache.store
         self._pool = futures.ThreadPoolExecutor(64)
         self._kept: dict[bytes, futures.Future[Any]] = {}
@@ -125,7 +125,7 @@ class Race:
     def plant(self) -> None:
         """Have the running verifier keep every verdict."""
         cache = self.cache
-        cache._may_keep = lambda *_: cache._started  # type: ignore[method-assign]
+        cache._may_keep = lambda *_: cache._started  # type: ignore[method-assign]  # noqa: SLF001 - the planted bug
 
     def close(self) -> None:
         self.verifier.close()

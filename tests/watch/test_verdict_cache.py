@@ -373,6 +373,13 @@ def test_uses_are_reported_once_also_of_answers_that_are_gone() -> None:
 # --- at random ------------------------------------------------------------------------------------
 
 
+class Unguarded(VerdictCache):
+    """Planted: keeps every verdict."""
+
+    def _may_keep(self, *_: object) -> bool:
+        return self._started
+
+
 class _Play:
     """Server, stream and checks, played at random, one step at a time.
 
@@ -382,9 +389,8 @@ class _Play:
 
     def __init__(self, seed: int, *, guarded: bool) -> None:
         self.chance = random.Random(seed)
-        self.cache = VerdictCache("", max_entries=6, max_negative=3)
-        if not guarded:
-            self.cache._may_keep = lambda *_: self.cache._started  # type: ignore[method-assign]
+        kind = VerdictCache if guarded else Unguarded
+        self.cache = kind("", max_entries=6, max_negative=3)
         self.now = self.revision = self.moves = 0
         self.truth = {f"k{number}": (0, 0) for number in range(4)}
         self.untold: list[tuple[int, str]] = []
