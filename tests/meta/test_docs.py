@@ -7,6 +7,8 @@ from urllib.parse import unquote
 
 import pytest
 
+from keybearer_service.telemetry.metrics import PrometheusMetrics
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 FOR_MAINTAINERS = [
@@ -82,6 +84,15 @@ def test_every_target_of_make_exists(page: Path) -> None:
     targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     said = re.findall(r"(?:^|`)make ([a-z][a-z-]*)", page.read_text("utf-8"), re.MULTILINE)
     assert set(said) <= targets
+
+
+def test_every_metric_is_listed() -> None:
+    """The table of the gateways' page has each metric that Prometheus is told, and no other."""
+    rendered, _ = PrometheusMetrics().render()
+    told = set(re.findall(r"^# TYPE (\w+)", rendered.decode(), re.MULTILINE))
+    table = (ROOT / "docs/gateways.md").read_text("utf-8").partition("| metric | |")[2]
+    listed = set(re.findall(r"`(keybearer_\w+)", table.partition("\n\n")[0]))
+    assert listed == told
 
 
 def test_every_decision_is_listed() -> None:

@@ -30,6 +30,7 @@ def main() -> None:
 
     def hold_the_serving_thread(self: handlers.MethodHandlers, details: Any) -> Any:
         if details.method == "/planted/Hold":
+            sys.stderr.write('{"event": "holding"}\n')
             threading.Event().wait()
         return find(self, details)
 

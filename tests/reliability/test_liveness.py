@@ -12,6 +12,11 @@ from reliability.processes import ServerProcess, init, serving
 HTTP = ("--http-listen", "127.0.0.1:0")
 
 
+def wait_for(server: ServerProcess, event: str) -> None:
+    """Wait until the log names an event."""
+    server.wait_for(lambda events: any(one["event"] == event for one in events))
+
+
 def http_status(server: ServerProcess, path: str) -> int:
     """Ask an HTTP probe."""
     port = next(event["port"] for event in server.events if event["event"] == "serving_http")
@@ -26,10 +31,11 @@ def test_a_hung_serving_thread_is_seen_and_ends_the_process(tmp_path: Path) -> N
     """/healthz says no, and the process ends itself with the stack of every thread in its log."""
     init(tmp_path / "data")
     with serving(tmp_path / "data", bugs=["hold-serving-thread"], flags=HTTP) as server:
-        server.wait_for(lambda events: any(one["event"] == "serving" for one in events))
+        wait_for(server, "serving")
         assert http_status(server, "/healthz") == 200
         hold: Any = server.channel().unary_unary("/planted/Hold")
         hold.future(b"")
+        wait_for(server, "holding")
         assert http_status(server, "/healthz") == 503
         assert http_status(server, "/readyz") == 503
         assert server.wait() == 4
@@ -41,7 +47,7 @@ def test_a_process_that_was_suspended_goes_on_when_it_wakes(tmp_path: Path) -> N
     """Time that went by while it was stopped counts for nothing."""
     init(tmp_path / "data")
     with serving(tmp_path / "data", bugs=["short-watchdog"], flags=HTTP) as server:
-        server.wait_for(lambda events: any(one["event"] == "serving" for one in events))
+        wait_for(server, "serving")
         for _ in range(2):
             os.kill(server.pid, signal.SIGSTOP)
             signal.sigtimedwait([], 6)  # SIGSTOP has no event to wait for

@@ -205,5 +205,5 @@ class BidiStream(Generic[Request, Response]):
                 self._conclude(error)
             self._send_status(None)
         except Exception:
-            log.exception("conversation_cut_off")
+            log.exception("stream_cut_off")
             self.cancel()
