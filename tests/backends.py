@@ -72,6 +72,25 @@ def append_changes(connection: Any, count: int, time: Micros) -> None:
     connection.execute("UPDATE installation SET revision = revision + ?", (count,))
 
 
+class Connections:
+    """Opens the connections of a store and keeps them, for a look behind the store's back."""
+
+    def __init__(self, factory: type[Any] = dbapi.Connection) -> None:
+        self._factory = factory
+        self.opened: list[Any] = []
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """Open a connection, as the driver does."""
+        connection = dbapi.connect(*arguments, factory=self._factory, **keywords)
+        self.opened.append(connection)
+        return connection
+
+    @property
+    def writer(self) -> Any:
+        """The connection that changes go through: a store opens it first."""
+        return self.opened[0]
+
+
 class SqliteBackend:
     """SQLite files in a directory."""
 

@@ -26,15 +26,17 @@ from keybearer.v1 import (
     user_service_pb2_grpc,
 )
 from keybearer_service.app import App, AppConfig
-from keybearer_service.container import create_store, open_container
+from keybearer_service.container import StoreOpener, create_store, open_container, open_store
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.net.addresses import Address, Listener
 from keybearer_service.offline.initialise import initialise as initialise_offline
+from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.usecases.accounts import CreatedAccount, NewAccount
 from keybearer_service.usecases.issuing import Expiration
+from keybearer_service.watch.hub import MAX_WATCHERS
 
 CALL_TIMEOUT_S = 10.0
 ANY_PORT = Listener(address=Address("127.0.0.1", 0))
@@ -370,6 +372,36 @@ def initialise(path: Path, clock: Clock, entropy: Entropy) -> tuple[DataDir, Cre
     return data_dir, created
 
 
+class ReplaceableStore(SqliteStore):
+    """A store some of whose methods a test replaces for a while."""
+
+    @contextmanager
+    def replacing(self, **methods: Callable[..., Any]) -> Iterator[None]:
+        """Have these methods in the place of the store's own, until the end of the block."""
+        vars(self).update(methods)
+        try:
+            yield
+        finally:
+            for name in methods:
+                del vars(self)[name]
+
+
+def store_of(app: App) -> ReplaceableStore:
+    """Return the store of a service that was opened with `opener=ReplaceableStore`."""
+    store = app.container.store
+    assert isinstance(store, ReplaceableStore)
+    return store
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    """Return a method that raises an error."""
+
+    def fail(*_arguments: Any, **_keywords: Any) -> Any:
+        raise error
+
+    return fail
+
+
 def make_app(
     data_dir: DataDir,
     clock: Clock,
@@ -380,20 +412,38 @@ def make_app(
     reflection: bool = True,
     shared: bool = False,
     on_fatal: Callable[[], None] = lambda: None,
+    max_watchers: int = MAX_WATCHERS,
+    opener: StoreOpener = open_store,
 ) -> App:
     """Build the service over an installation, on a free port unless told otherwise."""
-    container = open_container(data_dir, clock, entropy, shared=shared, with_metrics=http.is_served)
+    container = open_container(
+        data_dir,
+        clock,
+        entropy,
+        shared=shared,
+        with_metrics=http.is_served,
+        max_watchers=max_watchers,
+        opener=opener,
+    )
     config = AppConfig(listener=listener, http=http, reflection=reflection)
     return App(container, config, on_fatal=on_fatal)
 
 
 @contextmanager
 def running(
-    path: Path, clock: Clock, entropy: Entropy, *, shared: bool = False
+    path: Path,
+    clock: Clock,
+    entropy: Entropy,
+    *,
+    shared: bool = False,
+    max_watchers: int = MAX_WATCHERS,
+    opener: StoreOpener = open_store,
 ) -> Iterator[Service]:
     """Run a fresh service; `shared` as one of several servers of the same data."""
     data_dir, created = initialise(path, clock, entropy)
-    app = make_app(data_dir, clock, entropy, shared=shared)
+    app = make_app(
+        data_dir, clock, entropy, shared=shared, max_watchers=max_watchers, opener=opener
+    )
     app.start()
     service = Service(
         app=app,

@@ -22,6 +22,9 @@ is [deploy/keybearer.toml](../deploy/keybearer.toml). An empty variable counts a
 whose name is nearly that of a setting is refused, and so is every unknown name in the file; other
 `KEYBEARER_…` variables that nothing reads are named in a warning when `serve` starts.
 
+grpc's own log is off unless `GRPC_VERBOSITY` is set: its core writes a line for every handshake
+that fails, and waits for the reader of standard error.
+
 Every port serves TLS when `tls_cert` and `tls_key` are given. Plain text off loopback is refused
 without `insecure`, on every port.
 """

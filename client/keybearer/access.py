@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
+from keybearer._wire.arguments import flag, member, members, strings
 from keybearer._wire.limits import MAX_SCOPE_LENGTH
 from keybearer.v1 import access_pb2
 
@@ -86,6 +87,8 @@ class AccessRule:
 
     Raises:
         RuleError: `public` stands beside another field, or a scope is malformed or has a wildcard.
+        TypeError: A field has another type: one string instead of several scopes, the name of a
+            role instead of the role.
     """
 
     role: Role = Role.UNSPECIFIED
@@ -105,6 +108,13 @@ class AccessRule:
 
     def __post_init__(self) -> None:
         """Check the fields and compute the derived ones."""
+        member("role", Role, self.role)
+        members("only_roles", Role, self.only_roles)
+        flag("public", self.public)
+        flag("operator_only", self.operator_only)
+        # Lists become tuples, so that a rule cannot change later.
+        object.__setattr__(self, "scopes", strings("scopes", self.scopes))
+        object.__setattr__(self, "only_roles", tuple(self.only_roles))
         if self.public and (self.role or self.scopes or self.only_roles or self.operator_only):
             raise RuleError(
                 "a public method asks for nothing: drop role, scopes, only_roles, operator_only"

@@ -26,7 +26,8 @@ from keybearer._guard.handlers import (
 )
 from keybearer._guard.identity import enter_identity
 from keybearer._guard.rules import HEALTH_AND_REFLECTION, Rules
-from keybearer._guard.verifier import AsyncVerifier
+from keybearer._guard.verifier import AsyncVerifier, assert_verifier
+from keybearer._wire.arguments import seconds
 from keybearer._wire.denial import MALFORMED_MESSAGE, Denial
 from keybearer.access import AccessRule
 from keybearer.models import Identity
@@ -54,8 +55,9 @@ class AsyncAuthInterceptor(grpc.aio.ServerInterceptor):
             stream ends with the denial when the credential is no longer accepted.
 
     Raises:
-        RuleError: A method of `services` has no rule, or a rule cannot be judged here.
-        TypeError: The verifier is not one for asyncio.
+        RuleError: A method of `services` has no rule, a rule cannot be judged here, or a path names
+            no method.
+        TypeError, ValueError: Another argument has a wrong type or form; the message names it.
     """
 
     def __init__(
@@ -67,11 +69,10 @@ class AsyncAuthInterceptor(grpc.aio.ServerInterceptor):
         public_methods: Collection[str] = HEALTH_AND_REFLECTION,
         rejudge_after: float = DEFAULT_REJUDGE_AFTER,
     ) -> None:
-        if not inspect.iscoroutinefunction(verifier.verify):
-            raise TypeError("AsyncAuthInterceptor needs a verifier for asyncio")
+        assert_verifier(self, verifier, is_async=True)
         self._verifier = verifier
         self._rules = Rules(services, rules, public_methods)
-        self._rejudge_after = rejudge_after
+        self._rejudge_after = seconds("rejudge_after", rejudge_after)
         self._handlers = GuardedHandlers(self._guard)
         self._endings: set[asyncio.Task[None]] = set()
 

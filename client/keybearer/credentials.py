@@ -14,6 +14,7 @@ import grpc.aio
 from keybearer._client.token_source import (
     AsyncTokenSource,
     TokenSource,
+    assert_token_source,
     current_token,
     current_token_async,
 )
@@ -30,12 +31,21 @@ __all__ = [
 
 
 def bearer_call_credentials(token: TokenSource) -> grpc.CallCredentials:
-    """Return call credentials that present a token. They work on TLS channels only."""
+    """Return call credentials that present a token. They work on TLS channels only.
+
+    Raises:
+        TypeError, ValueError: `token` is no token and no callable; the message does not repeat it.
+    """
+    assert_token_source(token)
     return grpc.metadata_call_credentials(_Plugin(token), name="keybearer")
 
 
 def bearer_interceptor(token: TokenSource) -> "BearerInterceptor":
-    """Return an interceptor for `grpc.intercept_channel` that presents a token."""
+    """Return an interceptor for `grpc.intercept_channel` that presents a token.
+
+    Raises:
+        TypeError, ValueError: `token` is no token and no callable; the message does not repeat it.
+    """
     return BearerInterceptor(token)
 
 
@@ -43,7 +53,11 @@ def async_bearer_interceptors(token: AsyncTokenSource) -> list[grpc.aio.ClientIn
     """Return the interceptors for `grpc.aio.insecure_channel(…, interceptors=…)`.
 
     There is one for each arity: grpc.aio registers an interceptor for one kind of call only.
+
+    Raises:
+        TypeError, ValueError: `token` is no token and no callable; the message does not repeat it.
     """
+    assert_token_source(token)
     return [
         _UnaryUnary(token),
         _UnaryStream(token),
@@ -87,6 +101,7 @@ class BearerInterceptor(
     """Presents a token with every call of a channel, of every arity."""
 
     def __init__(self, token: TokenSource) -> None:
+        assert_token_source(token)
         self._token = token
 
     def _with_token(self, details: Any) -> Any:

@@ -9,8 +9,8 @@
 This module needs FastAPI, which this package does not install.
 """
 
-import inspect
-from collections.abc import Iterable
+import contextlib
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from fastapi import HTTPException, Request
@@ -18,11 +18,13 @@ from fastapi.openapi.models import HTTPBearer as HTTPBearerModel
 from fastapi.security.base import SecurityBase
 
 from keybearer._guard.check import check_async
-from keybearer._guard.verifier import AsyncVerifier
+from keybearer._guard.identity import enter_identity, leave_identity
+from keybearer._guard.verifier import AsyncVerifier, assert_verifier
+from keybearer._wire.arguments import members, strings
 from keybearer._wire.bearer import AUTHORIZATION, token_of
 from keybearer._wire.denial import Denial
 from keybearer._wire.http import error_document, error_headers, http_status_of
-from keybearer.access import AccessRule, Role, RuleError
+from keybearer.access import AccessRule, Role
 from keybearer.models import Identity, Presented
 
 __all__ = ["KeyAuth", "KeyDependency"]
@@ -39,8 +41,7 @@ class KeyAuth:
     """
 
     def __init__(self, verifier: AsyncVerifier) -> None:
-        if not inspect.iscoroutinefunction(verifier.verify):
-            raise TypeError("KeyAuth needs a verifier for asyncio")
+        assert_verifier(self, verifier, is_async=True)
         self._verifier = verifier
 
     def __call__(
@@ -59,15 +60,21 @@ class KeyAuth:
 
         Raises:
             RuleError: The rule contradicts itself.
+            TypeError: An argument has another type; the message names it.
         """
-        if isinstance(scopes, str):
-            raise RuleError("scopes is a list of strings, not one string")
-        rule = AccessRule(role=role, scopes=tuple(scopes), only_roles=tuple(only_roles))
+        rule = AccessRule(
+            role=role,
+            scopes=strings("scopes", scopes),
+            only_roles=tuple(Role(one) for one in members("only_roles", Role, only_roles)),
+        )
         return KeyDependency(self._verifier, rule)
 
 
 class KeyDependency(SecurityBase):
-    """Returns the caller's identity, or ends the request with 401, 403, 503 or 500."""
+    """Yields the caller's identity, or ends the request with 401, 403, 503 or 500.
+
+    While the request is handled, `current_identity()` returns it too.
+    """
 
     def __init__(self, verifier: AsyncVerifier, rule: AccessRule) -> None:
         self.model: Any = HTTPBearerModel(description="An API key of keybearer")
@@ -75,7 +82,7 @@ class KeyDependency(SecurityBase):
         self._verifier = verifier
         self._rule = rule
 
-    async def __call__(self, request: Request) -> Identity:
+    async def __call__(self, request: Request) -> AsyncIterator[Identity]:
         """Judge one request.
 
         Raises:
@@ -90,7 +97,13 @@ class KeyDependency(SecurityBase):
                     challenge=judgement.challenge, retry_after=judgement.retry_after
                 ),
             )
-        return judgement
+        before = enter_identity(judgement)
+        try:
+            yield judgement
+        finally:
+            # Some servers end a request in another context, and then there is nothing to reset.
+            with contextlib.suppress(ValueError):
+                leave_identity(before)
 
 
 def _presented_in_request(request: Request) -> Presented | None:

@@ -9,8 +9,8 @@
 The fake can return every outcome and simulate outages. Its clock stands still until a test advances
 it, and it announces changes to caching verifiers. For pytest, `pytest_plugins =
 ["keybearer.testing"]` provides it as the fixture `fake_keybearer`; nothing else here needs pytest.
-The fake has no accounts, users or audit log: to test the management of keys, start the service
-itself.
+It answers as the service does: validation, WhoAmI, RevokeToken and the stream of changes. It has no
+users, no audit log and no management of keys: to test those, start the service itself.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from concurrent import futures
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NoReturn, Self
 
 import grpc
 
@@ -31,10 +31,27 @@ from keybearer._client.convert import timestamp_of
 from keybearer._client.remote import AsyncRemoteVerifier, RemoteVerifier
 from keybearer._guard.identity import current_identity
 from keybearer._guard.interceptor import AuthInterceptor
-from keybearer._wire.denial import Denial
-from keybearer._wire.limits import MAX_CACHE_SECONDS, MAX_NEGATIVE_CACHE_SECONDS
+from keybearer._wire.arguments import member, strings
+from keybearer._wire.denial import OPERATOR_ONLY, Denial, denial_of, field_invalid
+from keybearer._wire.limits import (
+    MAX_BATCH,
+    MAX_CACHE_SECONDS,
+    MAX_NEGATIVE_CACHE_SECONDS,
+    MAX_REQUEST_BYTES,
+    MAX_SCOPES,
+    MAX_USAGE_ITEMS,
+)
 from keybearer._wire.token_format import BASE62, DEFAULT_PREFIX, SECRET_LENGTH, write_token
-from keybearer.access import NO_CONTEXT, AccessRule, Context, Decision, Role, decide
+from keybearer.access import (
+    NO_CONTEXT,
+    AccessRule,
+    Context,
+    Decision,
+    Role,
+    decide,
+    is_held_scope,
+    is_required_scope,
+)
 from keybearer.models import Identity, Outcome, Presented, UserType, Verdict
 from keybearer.v1 import token_service_pb2
 
@@ -48,7 +65,10 @@ __all__ = [
 ]
 
 ACCOUNT_ID: Final = "FakeAccount00001"
-"""The account of the validator, and of keys that are issued without naming an account."""
+"""The operator account: that of the validator, and of keys that are issued without naming one.
+
+Callers of this account may ask about keys of other accounts, and callers of other accounts not.
+"""
 OWNER_ID: Final = "FakeOwner0000001"
 """The owner of keys that are issued without naming an owner."""
 START: Final = datetime(2030, 1, 1, tzinfo=UTC)
@@ -57,11 +77,22 @@ CACHE_FOR: Final = timedelta(seconds=MAX_CACHE_SECONDS)
 """How long a positive verdict may be reused."""
 NEGATIVE_CACHE_FOR: Final = timedelta(seconds=MAX_NEGATIVE_CACHE_SECONDS)
 """How long a negative verdict may be reused."""
+_EXPIRES_SOON: Final = timedelta(days=30)
+_ASKERS: Final = AccessRule(only_roles=(Role.VALIDATOR, Role.ADMIN))
+"""The rule of the methods that validate."""
 
 _Request = token_service_pb2.WatchInvalidationsRequest
 _Response = token_service_pb2.WatchInvalidationsResponse
-_Event = _Response | _Request.Ping | None
-"""What a watch stream handles: a response to send, a ping, or the end."""
+_Event = _Response | _Request | None
+"""What a watch stream handles: a response to send, a message of the watcher, or the end."""
+
+
+class _RefusedError(Exception):
+    """A request that is refused."""
+
+    def __init__(self, denial: Denial) -> None:
+        super().__init__(denial.message)
+        self.denial = denial
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +102,15 @@ class _Key:
     """VALID, REVOKED or DISABLED. The clock decides whether the key has expired."""
     forced: int | None = None
     """An outcome to return whatever the state."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Watch:
+    """One open stream of changes."""
+
+    events: "queue.SimpleQueue[_Event]"
+    account_id: str
+    """Only changes of this account are announced, unless it is the operator account."""
 
 
 class FakeKeybearer:
@@ -90,7 +130,7 @@ class FakeKeybearer:
         self._questions = 0
         self._trouble: Callable[[grpc.ServicerContext], None] | None = None
         self._epoch = secrets.token_hex(8)
-        self._watches: set[queue.SimpleQueue[_Event]] = set()
+        self._watches: set[_Watch] = set()
         self._clients: list[KeybearerClient] = []
         self.validator_token = self.issue(Role.VALIDATOR, name="validator")
         """The token of a VALIDATOR, which may validate tokens."""
@@ -100,7 +140,10 @@ class FakeKeybearer:
                 _TroubleInterceptor(self._apply_trouble),
                 AuthInterceptor(_OwnVerifier(self._judge_own), rejudge_after=0.5),
             ],
-            options=(("grpc.so_reuseport", 0),),
+            options=(
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+            ),
         )
         self._server.add_generic_rpc_handlers((self._handlers(),))
         if credentials is None:
@@ -164,15 +207,28 @@ class FakeKeybearer:
             owner_email: For display.
             account_id: The account of the key.
             granted_role: The granted role, when it is not the effective role.
+
+        Raises:
+            ValueError: The service has no such key: one without a role, with an effective role
+                above the granted one, with scopes that are malformed or beside the granted role
+                ADMIN, or one that has expired already.
+            TypeError: An argument has another type; the message names it.
         """
+        granted = role if granted_role is None else granted_role
+        member("role", Role, role)
+        member("granted_role", Role, granted)
+        if not role or granted < role:
+            raise ValueError("a key has a role, and its effective role is at most the granted one")
+        if expires_in is not None and expires_in <= timedelta():
+            raise ValueError("expires_in must be positive; `advance` lets a key expire")
         with self._lock:
             identity = Identity(
                 key_id=secrets.token_hex(8),
                 account_id=account_id,
                 owner_id=owner_id,
                 effective_role=role,
-                granted_role=role if granted_role is None else granted_role,
-                scopes=tuple(scopes),
+                granted_role=granted,
+                scopes=_held_scopes(scopes, granted),
                 key_name=name,
                 owner_email=owner_email,
                 owner_type=UserType.PERSON,
@@ -195,28 +251,44 @@ class FakeKeybearer:
             return self._keys[token].identity
 
     def revoke(self, token: str) -> None:
-        """Revoke a key."""
+        """Revoke a key, which is final."""
         self._change(token, state=Outcome.REVOKED)
 
     def disable(self, token: str) -> None:
-        """Disable a key."""
-        self._change(token, state=Outcome.DISABLED)
+        """Disable a key.
+
+        Raises:
+            ValueError: The key is revoked.
+        """
+        self._set_state(token, Outcome.DISABLED)
 
     def enable(self, token: str) -> None:
-        """Enable a key that was disabled."""
-        self._change(token, state=Outcome.VALID)
+        """Enable a key that was disabled.
+
+        Raises:
+            ValueError: The key is revoked.
+        """
+        self._set_state(token, Outcome.VALID)
 
     def change(
         self, token: str, *, role: Role | None = None, scopes: Iterable[str] | None = None
     ) -> None:
-        """Change the effective role or the scopes. None leaves them as they are."""
+        """Change the effective role or the scopes. None leaves them as they are.
+
+        A role above the granted one raises that too.
+
+        Raises:
+            ValueError: The service has no such key; see `issue`.
+        """
         with self._lock:
             identity = self._keys[token].identity
             if role is not None:
-                identity = replace(identity, effective_role=role)
-            if scopes is not None:
-                identity = replace(identity, scopes=tuple(scopes))
-            self._change(token, identity=identity)
+                granted = max(role, identity.granted_role)
+                identity = replace(identity, effective_role=role, granted_role=granted)
+            held = _held_scopes(
+                identity.scopes if scopes is None else scopes, identity.granted_role
+            )
+            self._change(token, identity=replace(identity, scopes=held))
 
     def force(self, token: str, outcome: int | None) -> None:
         """Return this outcome for a token from now on, whatever the state of its key.
@@ -237,7 +309,7 @@ class FakeKeybearer:
         """Move the clock. Caching verifiers are told to forget every verdict."""
         with self._lock:
             self._now += by
-            self._announce(everything=True)
+            self._announce("", everything=True)
 
     @property
     def questions(self) -> int:
@@ -259,11 +331,7 @@ class FakeKeybearer:
         """
         denial = Denial(code=code, reason=reason, message="simulated outage", retry_after=1.0)
 
-        def fail(context: grpc.ServicerContext) -> None:
-            context.set_trailing_metadata(denial.trailers())
-            context.abort(denial.code, denial.message)
-
-        with self._troubled(fail):
+        with self._troubled(lambda context: _abort(context, denial)):
             yield
 
     @contextlib.contextmanager
@@ -298,14 +366,26 @@ class FakeKeybearer:
     def _change(self, token: str, **changes: Any) -> None:
         with self._lock:
             key = self._keys[token] = replace(self._keys[token], **changes)
-            self._announce(key_id=key.identity.key_id)
+            self._announce(key.identity.account_id, key_id=key.identity.key_id)
 
-    def _announce(self, **subject: Any) -> None:
-        """Count a change, and send it to the streams."""
+    def _set_state(self, token: str, state: Outcome) -> None:
+        with self._lock:
+            if self._keys[token].state is Outcome.REVOKED:
+                raise ValueError("the key is revoked, which is final")
+            self._change(token, state=state)
+
+    def _announce(self, account_id: str, **subject: Any) -> None:
+        """Count a change, and send it to the streams that may see it.
+
+        Args:
+            account_id: The account of what changed; empty means every account.
+            subject: What changed.
+        """
         self._revision += 1
         invalidation = _Response.Invalidation(revision=self._revision, **subject)
-        for events in self._watches:
-            events.put(_Response(invalidation=invalidation))
+        for watch in self._watches:
+            if not account_id or watch.account_id in (ACCOUNT_ID, account_id):
+                watch.events.put(_Response(invalidation=invalidation))
 
     def _judge(
         self, token: str, account_id: str, rule: AccessRule, context: Context
@@ -330,10 +410,7 @@ class FakeKeybearer:
         """Judge a caller of the fake itself."""
         with self._lock:
             outcome, identity = self._judge(presented.token, "-", AccessRule(), presented)
-        known = outcome in set(Outcome)
-        return Verdict(
-            outcome=Outcome(outcome) if known else Outcome.UNSPECIFIED, identity=identity
-        )
+        return Verdict(outcome=_known(outcome), identity=identity)
 
     def _handlers(self) -> grpc.GenericRpcHandler:
         return grpc.method_handlers_generic_handler(
@@ -368,46 +445,70 @@ class FakeKeybearer:
         )
 
     def _validate_token(
-        self, request: token_service_pb2.ValidateTokenRequest, _: grpc.ServicerContext
+        self, request: token_service_pb2.ValidateTokenRequest, context: grpc.ServicerContext
     ) -> token_service_pb2.ValidateTokenResponse:
-        asker = current_identity()
-        rule = AccessRule(role=Role(request.required_role), scopes=tuple(request.required_scopes))
+        with _refusing(context):
+            account_id, rule = _question_of(request)
+        if not request.token:
+            _abort(context, field_invalid("token", "required"))
         with self._lock:
-            self._questions += 1
-            account_id = request.account_id or asker.account_id
-            outcome, identity = self._judge(request.token, account_id, rule, NO_CONTEXT)
-            valid = outcome == Outcome.VALID
-            response = token_service_pb2.ValidateTokenResponse(
-                valid=valid, outcome=_number(outcome), revision=self._revision
-            )
-            cache_for = CACHE_FOR if valid else NEGATIVE_CACHE_FOR
-            if identity is not None:
-                _describe(identity, response)
-                if valid and identity.expire_time is not None:
-                    cache_for = min(cache_for, identity.expire_time - self._now)
-            response.cache_for.FromTimedelta(cache_for)
-            return response
+            return self._verdict_about(request.token, account_id, rule)
 
     def _batch_validate_tokens(
         self, request: token_service_pb2.BatchValidateTokensRequest, context: grpc.ServicerContext
     ) -> token_service_pb2.BatchValidateTokensResponse:
+        if not 1 <= len(request.requests) <= MAX_BATCH:
+            _abort(context, field_invalid("requests", f"1 to {MAX_BATCH}"))
+        with _refusing(context):
+            questions = [
+                (one.token, *_question_of(one, f"requests[{index}]."))
+                for index, one in enumerate(request.requests)
+            ]
         with self._lock:
             return token_service_pb2.BatchValidateTokensResponse(
-                responses=[self._validate_token(question, context) for question in request.requests]
+                responses=[self._verdict_about(*question) for question in questions]
             )
+
+    def _verdict_about(
+        self, token: str, account_id: str, rule: AccessRule
+    ) -> token_service_pb2.ValidateTokenResponse:
+        self._questions += 1
+        outcome, identity = self._judge(token, account_id, rule, NO_CONTEXT)
+        valid = outcome == Outcome.VALID
+        response = token_service_pb2.ValidateTokenResponse(
+            valid=valid, outcome=_number(outcome), revision=self._revision
+        )
+        cache_for = CACHE_FOR if valid else NEGATIVE_CACHE_FOR
+        if identity is not None:
+            _describe(identity, response)
+            if outcome in _OF_LIVE_KEYS and identity.expire_time is not None:
+                cache_for = min(cache_for, identity.expire_time - self._now)
+        response.cache_for.FromTimedelta(cache_for)
+        return response
 
     def _who_am_i(
         self, _: token_service_pb2.WhoAmIRequest, __: grpc.ServicerContext
     ) -> token_service_pb2.WhoAmIResponse:
-        response = token_service_pb2.WhoAmIResponse(valid=True, outcome=_number(Outcome.VALID))
-        _describe(current_identity(), response)
+        caller = current_identity()
+        with self._lock:
+            response = token_service_pb2.WhoAmIResponse(
+                valid=True, outcome=_number(Outcome.VALID), revision=self._revision
+            )
+            expires = caller.expire_time
+            response.expires_soon = expires is not None and expires - self._now <= _EXPIRES_SOON
+        response.is_operator = caller.account_id == ACCOUNT_ID
+        _describe(caller, response)
         return response
 
     def _revoke_token(
-        self, request: token_service_pb2.RevokeTokenRequest, _: grpc.ServicerContext
+        self, request: token_service_pb2.RevokeTokenRequest, context: grpc.ServicerContext
     ) -> token_service_pb2.RevokeTokenResponse:
-        with contextlib.suppress(KeyError):
-            self.revoke(request.token)
+        if not request.token:
+            _abort(context, field_invalid("token", "required"))
+        with self._lock:
+            key = self._keys.get(request.token)
+            if key is not None and key.state is not Outcome.REVOKED:
+                self.revoke(request.token)
         return token_service_pb2.RevokeTokenResponse()
 
     def _watch_invalidations(
@@ -416,43 +517,137 @@ class FakeKeybearer:
         context: grpc.ServicerContext,
     ) -> Iterator[_Response]:
         """Serve a stream of changes: every pong follows the changes before its ping."""
-        events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
-        subscribe = next(requests).subscribe
-        with self._lock:
-            self._watches.add(events)
-            head = self._revision
+        caller = current_identity()
+        watch = _Watch(queue.SimpleQueue(), caller.account_id)
+        events = watch.events
 
         def end() -> None:
             with self._lock:
-                self._watches.discard(events)
+                self._watches.discard(watch)
             events.put(None)
 
+        threading.Thread(target=_listen, args=(requests, events), daemon=True).start()
+        has_subscribed = False
         if not context.add_callback(end):
             end()
-        # The fake keeps no past changes, so a client that returns has to forget everything.
-        if subscribe.epoch:
-            yield _Response(reset=_Response.Reset(epoch=self._epoch, head_revision=head))
-        else:
-            yield _Response(hello=_Response.Hello(epoch=self._epoch, head_revision=head))
-        threading.Thread(target=_listen, args=(requests, events), daemon=True).start()
         while (event := events.get()) is not None:
             if isinstance(event, _Response):
                 yield event
                 continue
             self._apply_trouble(context)
-            with self._lock:
-                # Every change up to this head stands in the queue before the pong.
-                pong = _Response.Pong(sent_at=event.sent_at, head_revision=self._revision)
-                events.put(_Response(pong=pong))
+            denial = _denial_of_message(event, has_subscribed=has_subscribed)
+            if denial is not None:
+                _abort(context, denial)
+            if event.HasField("subscribe"):
+                has_subscribed = True
+                with self._lock:
+                    self._watches.add(watch)
+                    yield self._greeting(event.subscribe)
+            elif event.HasField("ping"):
+                denial = self._denial_of_watcher(caller)
+                if denial is not None:
+                    _abort(context, denial)
+                with self._lock:
+                    # Every change up to this head stands in the queue before the pong.
+                    pong = _Response.Pong(sent_at=event.ping.sent_at, head_revision=self._revision)
+                    events.put(_Response(pong=pong))
+
+    def _greeting(self, subscribe: _Request.Subscribe) -> _Response:
+        # The fake keeps no past changes, so a client that returns has to forget everything.
+        if subscribe.epoch:
+            return _Response(reset=_Response.Reset(epoch=self._epoch, head_revision=self._revision))
+        return _Response(hello=_Response.Hello(epoch=self._epoch, head_revision=self._revision))
+
+    def _denial_of_watcher(self, caller: Identity) -> Denial | None:
+        """Judge the credential of a stream again, and return the denial if there is one."""
+        with self._lock:
+            (token,) = (
+                token for token, key in self._keys.items() if key.identity.key_id == caller.key_id
+            )
+            outcome, identity = self._judge(token, "-", _ASKERS, NO_CONTEXT)
+        if outcome == Outcome.VALID:
+            return None
+        role = Role.UNSPECIFIED if identity is None else identity.effective_role
+        return denial_of(_known(outcome), _ASKERS, role)
 
 
 def _listen(requests: Iterator[_Request], events: "queue.SimpleQueue[_Event]") -> None:
-    """Queue the pings of a stream; reports of usage are ignored."""
+    """Queue the messages of a watcher."""
     with contextlib.suppress(Exception):
         for request in requests:
-            if request.HasField("ping"):
-                events.put(request.ping)
+            events.put(request)
     events.put(None)
+
+
+def _question_of(
+    request: token_service_pb2.ValidateTokenRequest, prefix: str = ""
+) -> tuple[str, AccessRule]:
+    """Return the account and the rule that a question is about.
+
+    Raises:
+        _RefusedError: The caller may not ask it, or a field is wrong.
+    """
+    own = current_identity().account_id
+    account_id = request.account_id or own
+    if own not in (account_id, ACCOUNT_ID):
+        raise _RefusedError(OPERATOR_ONLY)
+    if request.required_role not in [int(role) for role in Role]:
+        raise _RefusedError(field_invalid(f"{prefix}required_role", "a role"))
+    scopes = tuple(dict.fromkeys(request.required_scopes))
+    if len(scopes) > MAX_SCOPES:
+        raise _RefusedError(field_invalid(f"{prefix}required_scopes", f"at most {MAX_SCOPES}"))
+    for index, scope in enumerate(scopes):
+        if not is_required_scope(scope):
+            name = f"{prefix}required_scopes[{index}]"
+            raise _RefusedError(field_invalid(name, "a scope without a wildcard"))
+    return account_id, AccessRule(role=Role(request.required_role), scopes=scopes)
+
+
+def _denial_of_message(message: _Request, *, has_subscribed: bool) -> Denial | None:
+    """Return why a message on a stream of changes is refused, if it is."""
+    kind = message.WhichOneof("message")
+    if kind is None:
+        return field_invalid("message", "one of subscribe, ping, usage is required")
+    if (kind == "subscribe") is has_subscribed:
+        return field_invalid("subscribe", "must be the first message, and only the first")
+    if kind == "usage" and len(message.usage.items) > MAX_USAGE_ITEMS:
+        return field_invalid("usage.items", f"at most {MAX_USAGE_ITEMS}")
+    return None
+
+
+def _held_scopes(scopes: Iterable[str], granted_role: Role) -> tuple[str, ...]:
+    """Return the scopes of a key, each once.
+
+    Raises:
+        ValueError: A scope is malformed, there are too many, or the granted role carries none.
+    """
+    held = tuple(dict.fromkeys(strings("scopes", scopes)))
+    if held and granted_role is Role.ADMIN:
+        raise ValueError("a key with the granted role ADMIN meets every scope and carries none")
+    if len(held) > MAX_SCOPES or not all(map(is_held_scope, held)):
+        raise ValueError(f"scopes are at most {MAX_SCOPES}, as a.b or a.* or *: {held!r}")
+    return held
+
+
+def _known(outcome: int) -> Outcome:
+    """Return an outcome; a number that this version does not know is UNSPECIFIED."""
+    return Outcome(outcome) if outcome in set(Outcome) else Outcome.UNSPECIFIED
+
+
+@contextlib.contextmanager
+def _refusing(context: grpc.ServicerContext) -> Iterator[None]:
+    """Refuse the call when the block raises _RefusedError."""
+    try:
+        yield
+    except _RefusedError as refused:
+        _abort(context, refused.denial)
+
+
+def _abort(context: grpc.ServicerContext, denial: Denial) -> NoReturn:
+    """Refuse the call."""
+    context.set_trailing_metadata(denial.trailers())
+    context.abort(denial.code, denial.message)
+    raise RuntimeError("a call went on after it was aborted")
 
 
 class _OwnVerifier:
@@ -490,6 +685,7 @@ _OUTCOMES = {
     Decision.ROLE_INSUFFICIENT: Outcome.ROLE_INSUFFICIENT,
     Decision.SCOPE_INSUFFICIENT: Outcome.SCOPE_INSUFFICIENT,
 }
+_OF_LIVE_KEYS = frozenset(_OUTCOMES.values())
 
 
 def _describe(

@@ -7,14 +7,14 @@ The application finds the caller with `current_identity()`, and in `scope` or `e
 IDENTITY_KEY. A denial is 401, 403, 503 or 500, in JSON, with the challenge of RFC 6750.
 """
 
-import inspect
 from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from typing import Any, Final
 
 from keybearer._guard.check import check, check_async, denial_of
 from keybearer._guard.identity import enter_identity, leave_identity
 from keybearer._guard.rules import assert_judgeable
-from keybearer._guard.verifier import AsyncVerifier, Verifier
+from keybearer._guard.verifier import AsyncVerifier, Verifier, assert_verifier
+from keybearer._wire.arguments import kind_of
 from keybearer._wire.bearer import parse_credentials, token_of
 from keybearer._wire.denial import Denial
 from keybearer._wire.http import JSON, error_body, error_headers, http_status_of
@@ -64,14 +64,14 @@ class AuthMiddleware:
             (`WEBSOCKET` for web sockets) and a path. The default requires any valid key.
 
     Raises:
-        TypeError: The verifier is not one for asyncio.
+        TypeError: The verifier is not one for asyncio, or the rule is no rule and no function.
     """
 
     def __init__(
         self, app: ASGIApp, verifier: AsyncVerifier, *, rule: RuleSource = ANY_KEY
     ) -> None:
-        if not inspect.iscoroutinefunction(verifier.verify):
-            raise TypeError("AuthMiddleware needs a verifier for asyncio")
+        assert_verifier(self, verifier, is_async=True)
+        _assert_rule_source(rule)
         self._app = app
         self._verifier = verifier
         self._rule = rule
@@ -112,12 +112,12 @@ class WSGIAuthMiddleware:
         rule: As for AuthMiddleware.
 
     Raises:
-        TypeError: The verifier is one for asyncio.
+        TypeError: The verifier is one for asyncio, or the rule is no rule and no function.
     """
 
     def __init__(self, app: WSGIApp, verifier: Verifier, *, rule: RuleSource = ANY_KEY) -> None:
-        if inspect.iscoroutinefunction(verifier.verify):
-            raise TypeError("WSGIAuthMiddleware needs a verifier for threads")
+        assert_verifier(self, verifier, is_async=False)
+        _assert_rule_source(rule)
         self._app = app
         self._verifier = verifier
         self._rule = rule
@@ -187,6 +187,14 @@ def _presented_in_environ(environ: dict[str, Any]) -> Presented | None:
     header = environ.get("HTTP_AUTHORIZATION")
     token = None if header is None else parse_credentials(header)
     return None if token is None else Presented(token, environ.get("REMOTE_ADDR", ""))
+
+
+def _assert_rule_source(rule: object) -> None:
+    if not isinstance(rule, AccessRule) and not callable(rule):
+        raise TypeError(
+            "rule must be an AccessRule or a function of a method and a path that returns one, "
+            f"not {kind_of(rule)}"
+        )
 
 
 def _rule_for(source: RuleSource, method: str, path: str) -> AccessRule | None:

@@ -74,7 +74,7 @@ class App:
                 if on_unresponsive is None
                 else Watchdog(self._liveness.ask, container.clock, on_unresponsive)
             )
-            self._gateway_routes = gateway_routes_of(container, config.http.open_account)
+            self._gateway_routes = gateway_routes_of(container, config.http)
             undo.callback(self._gateway_routes.close)
             self._http = HttpListeners(
                 config.http,
@@ -138,12 +138,15 @@ class App:
         if self.container.metrics is not None:
             self.container.metrics.start(self._gauges, self._live_keys)
         self._http.start()
+        # Their connections are opened now, while there are descriptors for them.
+        self._liveness.ask()
+        self._store_answers.ask()
         if self._watchdog is not None:
             self._watchdog.start()
         log.info("serving", port=self.port, keys=self._count_keys())
 
     def drain(self) -> None:
-        """Answer readiness probes with no from now on; everything else goes on."""
+        """Report not ready from now on; everything else continues."""
         self._is_serving = False
 
     def stop(self, grace_s: float = DRAIN_GRACE_S) -> None:
@@ -199,23 +202,24 @@ class App:
             return reader.key_count()
 
 
-def gateway_routes_of(container: Container, open_account: str) -> GatewayRoutes:
+def gateway_routes_of(container: Container, config: HttpConfig) -> GatewayRoutes:
     """Return the HTTP routes for gateways.
 
     Args:
         container: The use cases.
-        open_account: The account whose keys anybody may ask about; empty for none.
+        config: Whose keys may be asked about, and by whom.
 
     Raises:
         ListenError: There is no such account.
     """
-    if open_account:
-        scope = AccountScope.of_installation("the settings name the account of an open port")
+    if config.accounts not in ("", "*"):
+        scope = AccountScope.of_installation("the settings name an account for gateways")
         with container.store.read() as reader:
-            if reader.account(scope, open_account) is None:
-                raise ListenError(f"--http-account: there is no account {open_account[:64]!r}")
+            if reader.account(scope, config.accounts) is None:
+                raise ListenError(f"--http-account: there is no account {config.accounts[:64]!r}")
+    if config.is_open:
         log.warning(
-            "http_port_open", account_id=open_account, why="no credential of gateways asked"
+            "http_port_open", account_id=config.accounts, why="no credential of gateways asked"
         )
     return GatewayRoutes(
         container.authorizer,
@@ -223,5 +227,6 @@ def gateway_routes_of(container: Container, open_account: str) -> GatewayRoutes:
         container.recorder,
         container.clock,
         container.entropy,
-        open_account,
+        accounts=config.accounts,
+        is_open=config.is_open,
     )

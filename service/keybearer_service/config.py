@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
@@ -17,6 +17,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from keybearer_service.domain.token_format import is_id
 from keybearer_service.net.addresses import Address
 from keybearer_service.net.tls import TlsFiles
 
@@ -50,7 +51,7 @@ _SERVICE_LINK = re.compile(
 
 
 class ConfigError(Exception):
-    """A setting is wrong. The text names it and says what would be right."""
+    """A setting is wrong. The text names it and what would be right."""
 
 
 def _address(value: object) -> object:
@@ -107,7 +108,11 @@ class Settings(BaseSettings):
         default=False,
         description="Demand no credential of gateways. Needs http_account.",
     )
-    http_account: str = Field(default="", description="Id of the one account that http_open opens.")
+    http_account: str = Field(
+        default="",
+        description="Account, by id, or * for all, whose keys gateways of the operator account may "
+        "ask about over HTTP beside their own; with http_open, whose keys anybody may.",
+    )
     workers: int = Field(
         default=1, ge=1, le=64, description="Processes that share the ports, 1 to 64."
     )
@@ -119,6 +124,12 @@ class Settings(BaseSettings):
     )
     tls_client_ca: PathSetting | None = Field(
         default=None, description="Demand a client certificate of this authority (mutual TLS), PEM."
+    )
+    metrics_tls: Literal["off", "server", "mutual"] | None = Field(
+        default=None,
+        description="TLS of metrics_listen: off, server, or mutual (with client certificates). off "
+        "is plain text, off loopback too: metrics and health hold no secret. As every port, unless "
+        "given.",
     )
     insecure: bool = Field(
         default=False,
@@ -154,6 +165,13 @@ class Settings(BaseSettings):
         if self.tls_cert is None or self.tls_key is None:
             return None
         return TlsFiles(certificate=self.tls_cert, key=self.tls_key, client_ca=self.tls_client_ca)
+
+    @property
+    def tls_of_metrics(self) -> TlsFiles | None:
+        """The TLS files of the port for metrics; the same as of every port, unless set."""
+        if self.tls is None or self.metrics_tls == "off":
+            return None
+        return replace(self.tls, client_ca=None) if self.metrics_tls == "server" else self.tls
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,15 +290,30 @@ def _assert_http_consistent(settings: Settings) -> None:
             if address.is_unix:
                 raise ConfigError(f"{name}: a unix socket is for --listen alone; give host:port")
             _assert_may_listen(name, address, settings)
+    _assert_metrics_tls_consistent(settings)
     if settings.http_open and settings.http_listen is None:
         raise ConfigError("http_open: needs http_listen")
     if settings.http_open and not settings.http_account:
-        raise ConfigError("http_open: needs http_account, the account that is opened")
-    if settings.http_account and not settings.http_open:
-        raise ConfigError("http_account: is for http_open; gateways name accounts themselves")
+        raise ConfigError("http_open: needs http_account, the account that is opened, or *")
+    if settings.http_account and settings.http_listen is None:
+        raise ConfigError("http_account: needs http_listen")
+    if settings.http_account not in ("", "*") and not is_id(settings.http_account):
+        raise ConfigError("http_account: the id of an account, or * for all")
+
+
+def _assert_metrics_tls_consistent(settings: Settings) -> None:
+    wanted = settings.metrics_tls
+    if wanted is not None and settings.metrics_listen is None:
+        raise ConfigError("metrics_tls: needs metrics_listen")
+    if wanted == "server" and settings.tls is None:
+        raise ConfigError("metrics_tls: server needs tls_cert and tls_key")
+    if wanted == "mutual" and settings.tls_client_ca is None:
+        raise ConfigError("metrics_tls: mutual needs tls_cert, tls_key and tls_client_ca")
 
 
 def _assert_may_listen(name: str, address: Address, settings: Settings) -> None:
+    if name == "metrics_listen" and settings.metrics_tls == "off":
+        return  # said for this port; metrics and health hold no secret
     if settings.tls is None and not settings.insecure and not address.is_loopback:
         raise ConfigError(
             f"{name}: {address} would send tokens in plain text; give --tls-cert and --tls-key, "

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
@@ -23,7 +24,7 @@ from keybearer_service.usecases.pagination import PageTokens
 from keybearer_service.usecases.users import UserManager
 from keybearer_service.validation.usage import UsageRecorder
 from keybearer_service.validation.validator import Validator
-from keybearer_service.watch.hub import WatchHub
+from keybearer_service.watch.hub import MAX_WATCHERS, WatchHub
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,18 @@ def open_store(path: Path, *, shared: bool = False) -> FileStore:
     return SqliteStore(path, shared=shared)
 
 
+class StoreOpener(Protocol):
+    """What opens the store of an installation, as `open_store` does."""
+
+    def __call__(self, path: Path, /, *, shared: bool) -> Store:
+        """Open a store; `shared` when other processes have it open too.
+
+        Raises:
+            StoreError: It cannot be used; the text says why.
+        """
+        ...
+
+
 def open_container(
     data_dir: DataDir,
     clock: Clock,
@@ -85,17 +98,35 @@ def open_container(
     *,
     shared: bool = False,
     with_metrics: bool = False,
+    max_watchers: int = MAX_WATCHERS,
+    opener: StoreOpener = open_store,
 ) -> Container:
     """Open an installation, that other servers may have open too when it is `shared`.
+
+    Args:
+        data_dir: The installation.
+        clock: The time.
+        entropy: The randomness.
+        shared: Whether other servers write to the store too.
+        with_metrics: Whether a port shows metrics.
+        max_watchers: The most watch streams that are open at a time.
+        opener: What opens the store.
 
     Raises:
         DataDirError, StoreError, KeyringError: It cannot be used; the text says why.
     """
     data_dir.assert_initialised()
     keyring = Keyring(data_dir.peppers)
-    store = open_store(data_dir.database, shared=shared)
+    store = opener(data_dir.database, shared=shared)
     try:
-        return build_container(store, keyring, clock, entropy, with_metrics=with_metrics)
+        return build_container(
+            store,
+            keyring,
+            clock,
+            entropy,
+            with_metrics=with_metrics,
+            max_watchers=max_watchers,
+        )
     except BaseException:
         store.close()
         raise
@@ -108,6 +139,7 @@ def build_container(
     entropy: Entropy,
     *,
     with_metrics: bool = False,
+    max_watchers: int = MAX_WATCHERS,
 ) -> Container:
     """Put the parts together over an open store.
 
@@ -125,7 +157,7 @@ def build_container(
     page_tokens = PageTokens(keyring.derived_key(b"page tokens"))
     prefixes = frozenset((installation.prefix, *installation.retired_prefixes))
     validator = Validator(store, keyring, usage, clock, entropy, prefixes)
-    watches = WatchHub(store, usage, clock, entropy)
+    watches = WatchHub(store, usage, clock, entropy, max_watchers=max_watchers)
     mutations = Mutations(store, audit, clock)
     return Container(
         installation=installation,

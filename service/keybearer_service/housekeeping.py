@@ -1,4 +1,4 @@
-"""What a running service does once a minute, whoever calls."""
+"""What a running service does once a minute, without a call."""
 
 import threading
 from collections.abc import Sequence
@@ -28,7 +28,6 @@ class Housekeeper:
     """Flushes counts, prunes the store and logs the audit head, on a thread of its own."""
 
     def __init__(self, store: Store, flushables: Sequence[Flushable], clock: Clock) -> None:
-        """Take what is flushed. `start` begins."""
         self._store = store
         self._clock = clock
         self._flushables = flushables

@@ -26,7 +26,9 @@ from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.ownership import give
+from keybearer_service.net import descriptors
 from keybearer_service.net.addresses import Address, Listener, ListenError
+from keybearer_service.net.tls import TlsFiles
 from keybearer_service.net.unix_sockets import UnixSocketFile
 from keybearer_service.storage import files
 from keybearer_service.telemetry import logs, metrics
@@ -54,7 +56,7 @@ def serve(settings: Settings, on_serving: Callable[[Address], None] = lambda _ad
 
     Raises:
         ConfigError, DataDirError, StoreError, KeyringError, TlsError, ListenError, RuleError: It
-            cannot start; the text says why.
+            cannot start; the text names the reason.
     """
     directory = DataDir(settings.data_dir)
     directory.assert_initialised()
@@ -62,6 +64,7 @@ def serve(settings: Settings, on_serving: Callable[[Address], None] = lambda _ad
     hazard = files.sharing_hazard()
     if settings.workers > 1 and hazard is not None:
         raise ConfigError(f"workers: {hazard}, or serve with one worker")
+    descriptors.raise_limit()
     with directory.locked():
         if settings.workers == 1:
             return _serve_alone(settings, settings.listen, on_serving, shared=False)
@@ -161,15 +164,14 @@ def _first_of(ends: SimpleQueue[int]) -> int:
 
 
 def _http(settings: Settings, *, shared: bool) -> HttpConfig:
-    def listener(address: Address | None) -> Listener | None:
-        if address is None:
-            return None
-        return Listener(address=address, tls=settings.tls, share_port=shared)
+    def listener(address: Address | None, tls: TlsFiles | None) -> Listener | None:
+        return None if address is None else Listener(address=address, tls=tls, share_port=shared)
 
     return HttpConfig(
-        gateway=listener(settings.http_listen),
-        metrics=listener(settings.metrics_listen),
-        open_account=settings.http_account,
+        gateway=listener(settings.http_listen, settings.tls),
+        metrics=listener(settings.metrics_listen, settings.tls_of_metrics),
+        accounts=settings.http_account,
+        is_open=settings.http_open,
     )
 
 

@@ -346,7 +346,7 @@ async def test_a_stream_that_never_pauses_ends_with_the_reason(style: str) -> No
 
     behaviour = generate if style == "generator" else write
     method = grpc.unary_stream_rpc_method_handler(behaviour, CODEC[1], CODEC[0])
-    interceptor = AsyncAuthInterceptor(Forgetful(), rejudge_after=0)
+    interceptor = AsyncAuthInterceptor(Forgetful(), rejudge_after=1e-9)
     async with (
         serving_async([interceptor], demo({"Lines": method})) as address,
         grpc.aio.insecure_channel(address) as channel,

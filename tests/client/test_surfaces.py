@@ -30,7 +30,9 @@ from keybearer import (
 from keybearer.testing import FakeKeybearer
 
 CHECK_TIMEOUT = 0.3
-"""Seconds a check may take here; a stalled keybearer must not stall the tests."""
+"""Seconds that a check may take where it fails; a stalled keybearer must not stall the tests."""
+PATIENCE = 10.0
+"""Seconds that a check may take elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,9 @@ class Case:
     trouble: Callable[[FakeKeybearer], contextlib.AbstractContextManager[None]] = lambda _: (
         contextlib.nullcontext()
     )
-    validator: Callable[[FakeKeybearer], str] = lambda keybearer: keybearer.validator_token
+    validator: Callable[[FakeKeybearer], str | Callable[[], str]] = lambda keybearer: (
+        keybearer.validator_token
+    )
     """The guard's own credential."""
 
 
@@ -200,7 +204,7 @@ CASES = {
     "no answer": Case("Any", UNAVAILABLE, ADMIN, lambda kb: kb.stall()),
     "connection refused": Case("Any", UNAVAILABLE, ADMIN, _stopped),
     "own credential unknown": Case("Any", UNAVAILABLE, ADMIN, validator=lambda _: "bad"),
-    "own credential empty": Case("Any", UNAVAILABLE, ADMIN, validator=lambda _: ""),
+    "own credential empty": Case("Any", UNAVAILABLE, ADMIN, validator=lambda _: lambda: ""),
     "own credential without the right": Case(
         "Any", UNAVAILABLE, ADMIN, validator=lambda kb: kb.issue(Role.DEVELOPER)
     ),
@@ -218,24 +222,25 @@ def call(
 ) -> Answer:
     """Make the call of a case at a surface."""
     validator = case.validator(keybearer)
+    timeout = CHECK_TIMEOUT if case.expected is UNAVAILABLE else PATIENCE
     if surface in SYNC:
         with (
             case.trouble(keybearer),
             KeybearerClient(keybearer.address, token=validator, tls=False) as client,
         ):
             if caching:
-                with CachingVerifier(client, timeout=CHECK_TIMEOUT) as caching_verifier:
+                with CachingVerifier(client, timeout=timeout) as caching_verifier:
                     return SYNC[surface](caching_verifier, case.method, headers, reached)
-            verifier = RemoteVerifier(client, timeout=CHECK_TIMEOUT)
+            verifier = RemoteVerifier(client, timeout=timeout)
             return SYNC[surface](verifier, case.method, headers, reached)
 
     async def run() -> Answer:
         async with AsyncKeybearerClient(keybearer.address, token=validator, tls=False) as client:
             with case.trouble(keybearer):
                 if caching:
-                    async with AsyncCachingVerifier(client, timeout=CHECK_TIMEOUT) as caching_one:
+                    async with AsyncCachingVerifier(client, timeout=timeout) as caching_one:
                         return await ASYNC[surface](caching_one, case.method, headers, reached)
-                verifier = AsyncRemoteVerifier(client, timeout=CHECK_TIMEOUT)
+                verifier = AsyncRemoteVerifier(client, timeout=timeout)
                 return await ASYNC[surface](verifier, case.method, headers, reached)
 
     return asyncio.run(run())

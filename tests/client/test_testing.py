@@ -48,14 +48,14 @@ def test_the_fixture_comes_with_the_plugin(tmp_path: Path) -> None:
 def test_keys_change_while_the_fake_runs(fake_keybearer: FakeKeybearer) -> None:
     """Keys can be disabled, enabled, changed and forced to an outcome."""
     verifier = fake_keybearer.verifier()
-    token = fake_keybearer.issue(Role.ADMIN)
+    token = fake_keybearer.issue(Role.DEVELOPER)
     fake_keybearer.disable(token)
     assert verifier.verify(Presented(token)).outcome is Outcome.DISABLED
     fake_keybearer.enable(token)
-    fake_keybearer.change(token, role=Role.DEVELOPER, scopes=["a"])
+    fake_keybearer.change(token, role=Role.VALIDATOR, scopes=["a"])
     identity = verifier.verify(Presented(token)).identity
     assert identity is not None
-    assert (identity.effective_role, identity.granted_role) == (Role.DEVELOPER, Role.ADMIN)
+    assert (identity.effective_role, identity.granted_role) == (Role.VALIDATOR, Role.DEVELOPER)
     assert identity.scopes == ("a",)
     fake_keybearer.force(token, Outcome.EXPIRED)
     assert verifier.verify(Presented(token)).outcome is Outcome.EXPIRED

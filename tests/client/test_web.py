@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from keybearer import AccessRule, NoIdentityError, Role, RuleError, current_identity
+from keybearer import AccessRule, NoIdentityError, Role, current_identity
 from keybearer.fastapi import KeyAuth
 from keybearer.testing import FakeKeybearer
 from keybearer.web import AuthMiddleware, WSGIAuthMiddleware
@@ -144,5 +144,5 @@ def test_a_verifier_of_the_wrong_flavour_is_refused(fake_keybearer: FakeKeybeare
 
 def test_scopes_are_a_list(fake_keybearer: FakeKeybearer) -> None:
     """A string instead of a list of scopes is rejected."""
-    with pytest.raises(RuleError, match="list"):
+    with pytest.raises(TypeError, match="scopes"):
         KeyAuth(fake_keybearer.async_verifier())(scopes="clusters.read")

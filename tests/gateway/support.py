@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 import httpx
-import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -22,13 +21,23 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from fakes import FakeClock, SeededEntropy
-from harness import Service, Stubs, initialise, make_app, message
+from harness import (
+    ReplaceableStore,
+    Service,
+    Stubs,
+    initialise,
+    make_app,
+    message,
+    raising,
+    store_of,
+)
 from keybearer.v1 import account_service_pb2, api_key_service_pb2, user_service_pb2
 from keybearer_service.app import App
 from keybearer_service.domain.clock import DAY, SECOND
 from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.net.addresses import Address, Listener
+from keybearer_service.net.bounds import HTTP, Bounds
 from keybearer_service.net.tls import TlsFiles
 from keybearer_service.storage import StoreLockedError
 
@@ -56,17 +65,15 @@ class Gated:
     def admin(self) -> Stubs:
         return self.service.admin
 
+    @property
+    def store(self) -> ReplaceableStore:
+        return store_of(self.service.app)
+
     @contextmanager
     def outage(self) -> Iterator[None]:
         """Take the store away for a while: nothing can be judged."""
-
-        def locked(*_: Any) -> Any:
-            raise StoreLockedError("locked by the test")
-
-        store: Any = self.service.app.container.store
-        with pytest.MonkeyPatch.context() as patch:
-            for name in ("lookup", "lookup_many", "version", "read"):
-                patch.setattr(store, name, locked)
+        locked = raising(StoreLockedError("locked by the test"))
+        with self.store.replacing(lookup=locked, lookup_many=locked, version=locked, read=locked):
             yield
 
 
@@ -78,18 +85,24 @@ def gated(
     *,
     tls: TlsFiles | None = None,
     metrics: bool = False,
+    metrics_tls: TlsFiles | Literal["as everywhere"] | None = "as everywhere",
     is_open: bool = False,
+    accounts: str = "",
+    bounds: Bounds = HTTP,
 ) -> Iterator[Gated]:
     """Run a fresh service with an HTTP port."""
     data_dir, created = initialise(path, clock, entropy)
+    of_metrics = tls if metrics_tls == "as everywhere" else metrics_tls
     app = started(
         data_dir,
         clock,
         entropy,
         HttpConfig(
             gateway=Listener(address=Address(LOOPBACK, 0), tls=tls),
-            metrics=Listener(address=Address(LOOPBACK, 0), tls=tls) if metrics else None,
-            open_account=created.account.id if is_open else "",
+            metrics=Listener(address=Address(LOOPBACK, 0), tls=of_metrics) if metrics else None,
+            gateway_bounds=bounds,
+            accounts=accounts or (created.account.id if is_open else ""),
+            is_open=is_open,
         ),
     )
     service = Service(
@@ -117,7 +130,7 @@ def ending(service: Service) -> Iterator[None]:
 
 def started(data_dir: DataDir, clock: FakeClock, entropy: SeededEntropy, http: HttpConfig) -> App:
     """Serve an installation on free ports."""
-    app = make_app(data_dir, clock, entropy, http=http)
+    app = make_app(data_dir, clock, entropy, http=http, opener=ReplaceableStore)
     app.start()
     return app
 
@@ -128,8 +141,14 @@ class Cast:
 
     gateway: str
     """A VALIDATOR of the operator account."""
+    wide_gateway: str
+    """The same, whose label lets it ask about every account over HTTP."""
+    naming_gateway: str
+    """The same, whose label names the tenant."""
     tenant_gateway: str
     """A VALIDATOR of the tenant."""
+    wide_tenant_gateway: str
+    """The same, with a label that would let it ask about every account."""
     tenant_account: str
     developer_gateway: str
     """A DEVELOPER of the operator account: no gateway."""
@@ -193,7 +212,10 @@ def cast(world: Gated) -> Cast:
     world.clock.advance(2 * DAY)
     return Cast(
         gateway=admin.create_key(role="ROLE_VALIDATOR", name="gateway").token,
+        wide_gateway=gateway_key(admin, "*"),
+        naming_gateway=gateway_key(admin, f"{'A' * 16}, {created.account.id}"),
         tenant_gateway=tenant.create_key(role="ROLE_VALIDATOR", name="gateway").token,
+        wide_tenant_gateway=gateway_key(tenant, "*"),
         tenant_account=created.account.id,
         developer_gateway=admin.create_key(role="ROLE_DEVELOPER").token,
         good=good.token,
@@ -207,6 +229,12 @@ def cast(world: Gated) -> Cast:
         superseded=superseded.token,
         demoted=demoted,
     )
+
+
+def gateway_key(stubs: Stubs, accounts: str) -> str:
+    """Make a VALIDATOR whose label names accounts."""
+    labels = {"keybearer/gateway-accounts": accounts}
+    return stubs.create_key(role="ROLE_VALIDATOR", name="gateway", labels=labels).token
 
 
 # --- upstreams ------------------------------------------------------------------------------------

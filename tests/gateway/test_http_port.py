@@ -1,9 +1,13 @@
 """The HTTP port: methods, paths, introspection, health, outages, TLS, and what is refused."""
 
+import base64
+import itertools
 import json
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from urllib.parse import quote_plus
 
 import httpx
 import pytest
@@ -17,13 +21,12 @@ from gateway.gateway_clients import (
     send_check,
 )
 from gateway.support import Cast, Gated, cast, gated, tls_files
-from harness import initialise, make_app, refused
-from keybearer.models import Presented
+from harness import initialise, make_app, raising, refused
 from keybearer_service.config import ConfigError, load
-from keybearer_service.domain.errors import StoreUnavailable
 from keybearer_service.http.listeners import HttpConfig, HttpListeners
 from keybearer_service.net.addresses import Address, Listener, ListenError
 from keybearer_service.net.tls import TlsFiles
+from keybearer_service.storage import StoreLockedError
 
 
 @pytest.mark.parametrize("path", ["/v1/auth", "/v1/auth/", "/v1/auth/orders/7?page=2"])
@@ -177,6 +180,91 @@ def test_a_resource_server_may_authenticate_as_the_rfc_has_it(world: Gated, keys
     assert refusal.headers["www-authenticate"] == 'Bearer realm="keybearer"'
 
 
+def ways_to_authenticate(keys: Cast, secret: str) -> dict[str, dict[str, Any]]:
+    """Return every way in which a resource server may present a credential."""
+    form = {"token": keys.good}
+    pair = base64.b64encode(f"{'A' * 16}:{quote_plus(secret)}".encode()).decode()
+    return {
+        "our header": {"headers": {"x-keybearer-caller": f"Bearer {secret}"}, "data": form},
+        "a bearer": {"headers": {"authorization": f"Bearer {secret}"}, "data": form},
+        "client_secret_basic": {"headers": {"authorization": f"Basic {pair}"}, "data": form},
+        "client_secret_post": {
+            "headers": {},
+            "data": {**form, "client_id": "A" * 16, "client_secret": secret},
+        },
+    }
+
+
+WAYS = ("our header", "a bearer", "client_secret_basic", "client_secret_post")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_resource_server_authenticates_in_any_one_way(world: Gated, keys: Cast, way: str) -> None:
+    """With the token of a VALIDATOR as the secret; who has none is told the scheme it has used."""
+    answer = introspect(world, keys, **ways_to_authenticate(keys, keys.gateway)[way])
+    assert (answer.status_code, answer.json()["active"]) == (200, True)
+    for secret in (keys.unknown, keys.expired, keys.revoked):
+        refusal = introspect(world, keys, **ways_to_authenticate(keys, secret)[way])
+        assert refusal.status_code == 401
+        scheme = "Basic" if way == "client_secret_basic" else "Bearer"
+        assert refusal.headers["www-authenticate"].startswith(f'{scheme} realm="keybearer"')
+    developer = introspect(world, keys, **ways_to_authenticate(keys, keys.good)[way])
+    assert (developer.status_code, developer.json()["error"]) == (403, "ROLE_INSUFFICIENT")
+
+
+@pytest.mark.parametrize("ways", [*itertools.combinations(WAYS, 2)], ids=" and ".join)
+def test_two_ways_at_once_are_none(world: Gated, keys: Cast, ways: tuple[str, str]) -> None:
+    """RFC 6749 section 2.3: a client must not use more than one, not even with the same secret."""
+    one, other = (ways_to_authenticate(keys, keys.gateway)[way] for way in ways)
+    headers = [*one["headers"].items(), *other["headers"].items()]
+    answer = introspect(world, keys, headers=headers, data={**one["data"], **other["data"]})
+    assert (answer.status_code, answer.json()["error"]) == (401, "CREDENTIALS_MISSING")
+
+
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        "Basic",
+        "Basic {token}",
+        "Basic !{pair}",
+        "Basic {bare}",
+        "Basic {empty}",
+        "Basic {pair}, Basic {pair}",
+        "Basic {latin}",
+        "Digest {pair}",
+    ],
+)
+def test_an_ill_formed_basic_credential_is_none(
+    world: Gated, keys: Cast, authorization: str
+) -> None:
+    """And it is no server error."""
+    value = authorization.format(
+        token=keys.gateway,
+        pair=base64.b64encode(f"a:{keys.gateway}".encode()).decode(),
+        bare=base64.b64encode(keys.gateway.encode()).decode(),
+        empty=base64.b64encode(b"a:").decode(),
+        latin=base64.b64encode(f"\xe9:{keys.gateway}".encode("latin-1")).decode(),
+    )
+    answer = introspect(world, keys, headers={"authorization": value}, data={"token": keys.good})
+    assert (answer.status_code, answer.json()["error"]) == (401, "CREDENTIALS_MISSING")
+
+
+@pytest.mark.parametrize("secrets", [["", "x"], ["x", ""], [""]], ids=str)
+def test_an_ill_formed_secret_in_the_form_is_none(
+    world: Gated, keys: Cast, secrets: list[str]
+) -> None:
+    """Neither an empty one, nor one of two."""
+    given = [keys.gateway if one else "" for one in secrets]
+    answer = introspect(world, keys, headers={}, data={"token": keys.good, "client_secret": given})
+    assert (answer.status_code, answer.json()["error"]) == (401, "CREDENTIALS_MISSING")
+
+
+def test_a_secret_in_the_form_is_not_the_token_in_question(world: Gated, keys: Cast) -> None:
+    """And the other way round: only VALIDATORs learn anything."""
+    form = {"token": keys.gateway, "client_secret": keys.good}
+    assert introspect(world, keys, headers={}, data=form).status_code == 403
+
+
 def test_a_requirement_in_the_form_counts(world: Gated, keys: Cast) -> None:
     """It would be sad to have it ignored."""
     for name, value in (
@@ -228,43 +316,55 @@ def test_an_outage_is_no_verdict_at_any_door(world: Gated, keys: Cast, entry_poi
         assert world.http.get("/healthz").status_code == 200
 
 
+def key_id_of(token: str) -> str:
+    """Return the id of the key that a token names."""
+    return token.split("_")[1]
+
+
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 def test_an_outage_between_gateway_and_client_is_no_verdict(
-    world: Gated, keys: Cast, monkeypatch: pytest.MonkeyPatch, entry_point: str
+    world: Gated, keys: Cast, entry_point: str
 ) -> None:
     """The same when the gateway is still known and its client cannot be looked up."""
-    validator = world.service.app.container.validator
-    known = validator.authenticate(Presented(keys.gateway))
-    monkeypatch.setattr(validator, "authenticate", lambda _token: known)
-    with world.outage():
+    look_up, look_up_many = world.store.lookup, world.store.lookup_many
+
+    def look_up_gateway(key_id: str) -> Any:
+        if key_id == key_id_of(keys.good):
+            raise StoreLockedError("locked by the test")
+        return look_up(key_id)
+
+    def look_up_gateways(key_ids: Sequence[str]) -> Any:
+        if key_id_of(keys.good) in key_ids:
+            raise StoreLockedError("locked by the test")
+        return look_up_many(key_ids)
+
+    with world.store.replacing(lookup=look_up_gateway, lookup_many=look_up_gateways):
         answer = ENTRY_POINTS[entry_point](world, keys.gateway, keys.good, ())
     assert (answer.kind, answer.reason) == ("unavailable", "STORE_UNAVAILABLE")
 
 
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS)
-def test_a_pepper_that_is_missing_is_no_verdict(
-    world: Gated, keys: Cast, monkeypatch: pytest.MonkeyPatch, entry_point: str
-) -> None:
-    """What the use case itself calls unavailable is so at every entry point."""
+def test_a_pepper_that_is_missing_is_no_verdict(world: Gated, keys: Cast, entry_point: str) -> None:
+    """A key whose digest cannot be computed is neither good nor bad, at every entry point."""
+    look_up = world.store.lookup
 
-    def unavailable(_question: object) -> None:
-        raise StoreUnavailable
+    def look_up_without_pepper(key_id: str) -> Any:
+        record, revision = look_up(key_id)
+        if record is not None and key_id == key_id_of(keys.good):
+            record = record._replace(pepper_id="NoSuchPepper0001")
+        return record, revision
 
-    monkeypatch.setattr(world.service.app.container.validator, "judge", unavailable)
-    answer = ENTRY_POINTS[entry_point](world, keys.gateway, keys.good, ())
+    with world.store.replacing(lookup=look_up_without_pepper):
+        answer = ENTRY_POINTS[entry_point](world, keys.gateway, keys.good, ())
     assert (answer.kind, answer.reason) == ("unavailable", "STORE_UNAVAILABLE")
 
 
-def test_what_nobody_foresaw_is_no_verdict_and_tells_nothing(
-    world: Gated, keys: Cast, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_nobody_foresaw_is_no_verdict_and_tells_nothing(world: Gated, keys: Cast) -> None:
     """A fault of ours is 500 with a reference, never 401, and never an exception's text."""
-
-    def broken(_question: object) -> None:
-        raise ValueError(keys.good)
-
-    monkeypatch.setattr(world.service.app.container.validator, "judge", broken)
-    answer = world.http.get("/v1/auth", headers=forward_auth_request(keys.gateway, keys.good, ()))
+    with world.store.replacing(lookup=raising(ValueError(keys.good))):
+        answer = world.http.get(
+            "/v1/auth", headers=forward_auth_request(keys.gateway, keys.good, ())
+        )
     assert answer.status_code == 500
     assert answer.json()["error"] == "INTERNAL"
     assert keys.good not in answer.text
@@ -285,7 +385,7 @@ def test_a_server_that_ends_says_so_to_probes(
 
 @pytest.mark.parametrize("name", ["listen", "http_listen", "metrics_listen"])
 def test_plaintext_off_loopback_is_refused_on_every_port(name: str) -> None:
-    """Tokens, and figures, do not go over a network in plain text by accident."""
+    """Tokens and metrics do not go over a network in plain text by accident."""
     with pytest.raises(ConfigError, match=f"^{name}: .*plain text"):
         load(None, {name: "0.0.0.0:8081"})
     load(None, {name: "0.0.0.0:8081", "insecure": True})
@@ -297,14 +397,16 @@ def test_plaintext_off_loopback_is_refused_on_every_port(name: str) -> None:
     [
         {"http_open": True, "http_account": "A" * 16},
         {"http_open": True, "http_listen": "127.0.0.1:0"},
-        {"http_account": "A" * 16, "http_listen": "127.0.0.1:0"},
+        {"http_account": "A" * 16},
+        {"http_account": "A" * 15, "http_listen": "127.0.0.1:0"},
+        {"http_account": "-", "http_listen": "127.0.0.1:0"},
         {"http_listen": "unix:/tmp/keybearer"},
         {"http_listen": "8081"},
     ],
     ids=str,
 )
 def test_contradicting_flags_are_refused(flags: dict[str, Any]) -> None:
-    """An open port is opened for one account, said twice."""
+    """An open port is opened for somebody, and an account is an id or `*`."""
     with pytest.raises(ConfigError, match=r"^http_(open|account|listen): "):
         load(None, flags)
 
@@ -329,7 +431,7 @@ def test_an_account_that_does_not_exist_cannot_be_opened(
 ) -> None:
     """A typing error in --http-account is reported at the start."""
     data_dir, _ = initialise(tmp_path / "data", clock, entropy)
-    http = HttpConfig(gateway=Listener(address=Address("127.0.0.1", 0)), open_account="B" * 16)
+    http = HttpConfig(gateway=Listener(address=Address("127.0.0.1", 0)), accounts="B" * 16)
     with pytest.raises(ListenError, match="http-account"):
         make_app(data_dir, clock, entropy, http=http)
 
@@ -343,7 +445,7 @@ def test_an_open_port_answers_for_its_one_account_and_warns(
     entropy: SeededEntropy,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """No credential is asked, no other account is reached, a wrong credential is still wrong."""
+    """No credential is asked, and no other account is reached."""
     with gated(tmp_path / "data", clock, entropy, is_open=True) as world:
         keys = cast(world)
 
@@ -353,13 +455,70 @@ def test_an_open_port_answers_for_its_one_account_and_warns(
 
         assert status(keys.good) == 200
         assert status(keys.tenant) == 401
-        assert status(keys.tenant, ("x-keybearer-account", "-")) == 403
-        assert status(keys.tenant, ("x-keybearer-account", keys.tenant_account)) == 403
-        assert status(keys.good, ("x-keybearer-caller", f"Bearer {keys.unknown}")) == 403
-        assert status(keys.tenant, ("x-keybearer-caller", f"Bearer {keys.tenant_gateway}")) == 200
+        assert status(keys.good, ("x-keybearer-account", world.service.account_id)) == 200
+        for account in ("-", keys.tenant_account):
+            assert status(keys.tenant, ("x-keybearer-account", account)) == 403
         request = check_request({"authorization": f"Bearer {keys.good}"}, {})
         assert refused(lambda: send_check(world, None, request)).reason == "CREDENTIALS_MISSING"
     assert "http_port_open" in capfd.readouterr().out
+
+
+def test_a_credential_changes_nothing_on_an_open_port(
+    tmp_path: Path, clock: FakeClock, entropy: SeededEntropy
+) -> None:
+    """A client that sends one itself cannot choose the account that it is judged in."""
+    with gated(tmp_path / "data", clock, entropy, is_open=True) as world:
+        keys = cast(world)
+        tenants_admin = world.admin.create_account("other").token
+        for credential in (
+            keys.unknown,
+            keys.revoked,
+            keys.admin,
+            keys.wide_gateway,
+            keys.tenant_gateway,
+            tenants_admin,
+        ):
+            mine = [("x-keybearer-caller", f"Bearer {credential}")]
+            for token, expected in ((keys.good, 200), (keys.tenant, 401)):
+                headers = [("authorization", f"Bearer {token}"), *mine]
+                for sent in (headers, [*headers, *mine]):
+                    assert world.http.get("/v1/auth", headers=sent).status_code == expected
+                for way in (mine, [("authorization", f"Bearer {credential}")]):
+                    response = world.http.post(
+                        "/oauth2/introspect", data={"token": token}, headers=way
+                    )
+                    assert response.json()["active"] is (expected == 200)
+
+
+def test_a_port_may_be_opened_for_every_account(
+    tmp_path: Path, clock: FakeClock, entropy: SeededEntropy
+) -> None:
+    """With `*`; an account in a request narrows that."""
+    with gated(tmp_path / "data", clock, entropy, is_open=True, accounts="*") as world:
+        keys = cast(world)
+        mine = {"x-keybearer-account": world.service.account_id}
+        for token in (keys.good, keys.tenant):
+            headers = {"authorization": f"Bearer {token}"}
+            assert world.http.get("/v1/auth", headers=headers).status_code == 200
+            narrowed = world.http.get("/v1/auth", headers={**headers, **mine})
+            assert narrowed.status_code == (200 if token == keys.good else 401)
+
+
+def test_the_settings_may_widen_what_operators_gateways_ask_about(
+    tmp_path: Path, clock: FakeClock, entropy: SeededEntropy
+) -> None:
+    """With --http-account and without --http-open, and never for a tenant's gateway."""
+    with gated(tmp_path / "data", clock, entropy, accounts="*") as world:
+        keys = cast(world)
+        for gateway, token, expected in (
+            (keys.gateway, keys.good, 200),
+            (keys.gateway, keys.tenant, 200),
+            (keys.tenant_gateway, keys.good, 401),
+            (keys.tenant_gateway, keys.tenant, 200),
+        ):
+            headers = forward_auth_request(gateway, token, ())
+            assert world.http.get("/v1/auth", headers=headers).status_code == expected
+        assert world.http.get("/v1/auth").status_code == 403
 
 
 # --- TLS ------------------------------------------------------------------------------------------
@@ -390,7 +549,7 @@ def trusting(files: TlsFiles) -> ssl.SSLContext:
 def test_a_client_certificate_is_asked_for_on_the_http_port_too(
     tmp_path: Path, clock: FakeClock, entropy: SeededEntropy
 ) -> None:
-    """With --tls-client-ca nobody reaches any port without one."""
+    """With --tls-client-ca and nothing else nobody reaches any port without one."""
     files = tls_files(tmp_path / "tls", "localhost", with_client_ca=True)
     with gated(tmp_path / "data", clock, entropy, tls=files, metrics=True) as world:
         for port in (world.service.app.http_port, world.service.app.metrics_port):
@@ -400,3 +559,82 @@ def test_a_client_certificate_is_asked_for_on_the_http_port_too(
             context.load_cert_chain(files.certificate, files.key)
             answer = httpx.get(f"https://localhost:{port}/healthz", verify=context)
             assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("metrics_tls", "scheme"), [("off", "http"), ("server", "https"), ("mutual", "")]
+)
+def test_metrics_may_have_another_tls_than_tokens(
+    tmp_path: Path,
+    clock: FakeClock,
+    entropy: SeededEntropy,
+    metrics_tls: Literal["off", "server", "mutual"],
+    scheme: str,
+) -> None:
+    """A kubelet and Prometheus have no client certificate, and ask where none is asked for."""
+    files = tls_files(tmp_path / "tls", "localhost", with_client_ca=True)
+    settings = load(
+        None,
+        {
+            "metrics_listen": "0.0.0.0:9464",
+            "metrics_tls": metrics_tls,
+            "tls_cert": files.certificate,
+            "tls_key": files.key,
+            "tls_client_ca": files.client_ca,
+        },
+    )
+    with gated(
+        tmp_path / "data",
+        clock,
+        entropy,
+        tls=files,
+        metrics=True,
+        metrics_tls=settings.tls_of_metrics,
+    ) as world:
+        reached = {
+            f"{tried}:{path}"
+            for tried in ("http", "https")
+            for path in ("/healthz", "/readyz", "/metrics")
+            if is_answered(f"{tried}://localhost:{world.service.app.metrics_port}{path}", files)
+        }
+        assert reached == {
+            f"{scheme}:{path}" for path in ("/healthz", "/readyz", "/metrics") if scheme
+        }
+        assert not is_answered(f"https://localhost:{world.service.app.http_port}/healthz", files)
+
+
+def is_answered(url: str, files: TlsFiles) -> bool:
+    """Return whether a client without a certificate gets an answer."""
+    try:
+        return httpx.get(url, verify=trusting(files)).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def test_plaintext_metrics_off_loopback_are_allowed_where_they_are_meant() -> None:
+    """Said for that port, and for no other."""
+    meant = {"metrics_listen": "0.0.0.0:9464", "metrics_tls": "off"}
+    assert load(None, meant).tls_of_metrics is None
+    with pytest.raises(ConfigError, match=r"^http_listen: .*plain text"):
+        load(None, {**meant, "http_listen": "0.0.0.0:8081"})
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ({"metrics_tls": "off"}, "needs metrics_listen"),
+        ({"metrics_tls": "server"}, "server needs tls_cert"),
+        ({"metrics_tls": "mutual"}, "mutual needs .* tls_client_ca"),
+        (
+            {"metrics_tls": "mutual", "tls_cert": "cert.pem", "tls_key": "key.pem"},
+            "mutual needs .* tls_client_ca",
+        ),
+        ({"metrics_tls": "on"}, "'off', 'server' or 'mutual'"),
+    ],
+    ids=str,
+)
+def test_a_tls_of_metrics_that_cannot_be_is_refused(flags: dict[str, Any], why: str) -> None:
+    """By name, with what would be right."""
+    given = flags if "listen" in why else {**flags, "metrics_listen": "127.0.0.1:0"}
+    with pytest.raises(ConfigError, match=f"^metrics_tls: .*{why}"):
+        load(None, given)

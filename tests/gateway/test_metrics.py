@@ -1,4 +1,4 @@
-"""Figures: what they count, that their labels are bounded, and that several processes are one."""
+"""Metrics: what they count, that their labels are bounded, and that several processes are one."""
 
 import json
 import os
@@ -26,10 +26,10 @@ from keybearer_service.telemetry import metrics
 from keybearer_service.telemetry.metrics import LATENCY_BOUNDS, PrometheusMetrics
 from keybearer_service.telemetry.recorder import EntryPoint
 
-Figures = dict[tuple[str, frozenset[tuple[str, str]]], float]
+Values = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
-def figures_of(text: str) -> Figures:
+def values_of(text: str) -> Values:
     """Read Prometheus' text format."""
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
@@ -38,28 +38,28 @@ def figures_of(text: str) -> Figures:
     }
 
 
-def figure(figures: Figures, name: str, **labels: str) -> float:
-    """Answer one figure; 0 for one that was never counted."""
-    return figures.get((name, frozenset(labels.items())), 0.0)
+def value(values: Values, name: str, **labels: str) -> float:
+    """Return one value; 0 for one that was never counted."""
+    return values.get((name, frozenset(labels.items())), 0.0)
 
 
 @pytest.fixture
 def counted(
     tmp_path: Path, clock: FakeClock, entropy: SeededEntropy
 ) -> Iterator[tuple[Gated, Cast]]:
-    """A service of its own, whose figures no other test moves."""
+    """A service of its own, whose metrics no other test moves."""
     with gated(tmp_path / "data", clock, entropy, metrics=True) as world:
         yield world, cast(world)
 
 
-def scrape(world: Gated) -> Figures:
+def scrape(world: Gated) -> Values:
     """Ask as Prometheus does."""
     answer = httpx.get(f"http://127.0.0.1:{world.service.app.metrics_port}/metrics")
     assert answer.headers["content-type"].startswith("text/plain; version=")
-    return figures_of(answer.text)
+    return values_of(answer.text)
 
 
-def test_verdicts_are_counted_by_door_and_outcome(counted: tuple[Gated, Cast]) -> None:
+def test_verdicts_are_counted_by_entry_point_and_outcome(counted: tuple[Gated, Cast]) -> None:
     """Exactly, as soon as they are given."""
     world, keys = counted
     names = {
@@ -72,12 +72,12 @@ def test_verdicts_are_counted_by_door_and_outcome(counted: tuple[Gated, Cast]) -
         ENTRY_POINTS[entry_point](world, keys.gateway, keys.good, ())
         for _ in range(2):
             ENTRY_POINTS[entry_point](world, keys.gateway, keys.revoked, ())
-    figures = scrape(world)
+    values = scrape(world)
     for name in names.values():
         count = "keybearer_validations_total"
-        assert figure(figures, count, entry_point=name, outcome="VALID") == 1
-        assert figure(figures, count, entry_point=name, outcome="REVOKED") == 2
-        assert figure(figures, "keybearer_validation_duration_seconds_count", entry_point=name) == 3
+        assert value(values, count, entry_point=name, outcome="VALID") == 1
+        assert value(values, count, entry_point=name, outcome="REVOKED") == 2
+        assert value(values, "keybearer_validation_duration_seconds_count", entry_point=name) == 3
 
 
 def test_calls_and_refusals_are_counted(counted: tuple[Gated, Cast]) -> None:
@@ -91,7 +91,7 @@ def test_calls_and_refusals_are_counted(counted: tuple[Gated, Cast]) -> None:
     after = scrape(world)
 
     def grown(name: str, **labels: str) -> float:
-        return figure(after, name, **labels) - figure(before, name, **labels)
+        return value(after, name, **labels) - value(before, name, **labels)
 
     calls, refusals = "keybearer_management_calls_total", "keybearer_refusals_total"
     assert grown(calls, method="CreateApiKey", code="OK") == 1
@@ -125,18 +125,18 @@ def test_live_keys_are_counted_by_days_to_expiry(counted: tuple[Gated, Cast]) ->
     }
 
 
-def test_the_state_of_store_and_queues_is_told(counted: tuple[Gated, Cast]) -> None:
+def test_the_state_of_store_and_queues_is_shown(counted: tuple[Gated, Cast]) -> None:
     """What an operator looks at first."""
     world, _ = counted
-    figures = scrape(world)
-    assert figure(figures, "keybearer_store_bytes") > 0
-    assert figure(figures, "keybearer_store_revision") > 0
+    values = scrape(world)
+    assert value(values, "keybearer_store_bytes") > 0
+    assert value(values, "keybearer_store_revision") > 0
     for name in ("watch_streams", "watch_lag_revisions", "queued_calls", "queued_uses"):
-        assert (f"keybearer_{name}", frozenset()) in figures
+        assert (f"keybearer_{name}", frozenset()) in values
 
 
 def test_no_label_holds_what_a_caller_can_choose(counted: tuple[Gated, Cast]) -> None:
-    """Neither secrets, nor ids, nor names, nor paths: the figures of a year fit into memory."""
+    """Neither secrets, nor ids, nor names, nor paths: the metrics of a year fit into memory."""
     world, keys = counted
     headers = forward_auth_request(keys.gateway, keys.good, ())
     for number in range(20):
@@ -153,7 +153,7 @@ def test_no_label_holds_what_a_caller_can_choose(counted: tuple[Gated, Cast]) ->
         assert secret not in told
 
 
-def test_figures_on_their_own_port_are_not_on_the_gateways(counted: tuple[Gated, Cast]) -> None:
+def test_metrics_on_their_own_port_are_not_on_the_gateways(counted: tuple[Gated, Cast]) -> None:
     """--metrics-listen takes them away from --http-listen, and serves no entry point."""
     world, keys = counted
     assert world.http.get("/metrics").status_code == 404
@@ -163,13 +163,13 @@ def test_figures_on_their_own_port_are_not_on_the_gateways(counted: tuple[Gated,
     assert httpx.get(f"{url}/v1/auth", headers=headers).status_code == 404
 
 
-def test_without_a_port_of_their_own_figures_are_on_the_gateways(world: Gated) -> None:
+def test_without_a_port_of_their_own_metrics_are_on_the_gateways(world: Gated) -> None:
     """One port is enough to begin with."""
     assert "keybearer_store_bytes" in world.http.get("/metrics").text
 
 
 def test_every_note_is_folded_once_and_into_its_bucket() -> None:
-    """Many threads note, the figures are exact, and the buckets are those of the library."""
+    """Many threads note, the counts are exact, and the buckets are those of the library."""
     one = PrometheusMetrics()
     samples = [0.0, 0.00001, 0.000011, 0.3, 1.0, 9.0]
 
@@ -185,20 +185,37 @@ def test_every_note_is_folded_once_and_into_its_bucket() -> None:
         one.render()
     for thread in threads:
         thread.join()
-    figures = figures_of(one.render()[0].decode())
+    values = values_of(one.render()[0].decode())
 
     count = 8 * 1000
-    assert figure(
-        figures, "keybearer_validations_total", entry_point="validate", outcome="VALID"
+    assert value(
+        values, "keybearer_validations_total", entry_point="validate", outcome="VALID"
     ) == (count * len(samples))
     name = "keybearer_validation_duration_seconds_bucket"
     for bound in LATENCY_BOUNDS:
         expected = count * sum(seconds <= bound for seconds in samples)
-        assert figure(figures, name, entry_point="validate", le=str(bound)) == expected
+        assert value(values, name, entry_point="validate", le=str(bound)) == expected
 
 
-def test_a_figure_that_cannot_be_had_harms_nothing() -> None:
-    """A probe that fails costs its figures, not the thread."""
+def test_latency_is_one_histogram() -> None:
+    """What it is put together from is not shown, and its sum and count belong to its buckets."""
+    one = PrometheusMetrics()
+    for seconds in (0.001, 0.002, 99.0):
+        one.judged(EntryPoint.BATCH, Outcome.REVOKED, seconds)
+    text = one.render()[0].decode()
+    kinds = {family.name: family.type for family in text_string_to_metric_families(text)}
+    assert kinds["keybearer_validation_duration_seconds"] == "histogram"
+    assert not [name for name in kinds if name.startswith("keybearer_latency")]
+    values = values_of(text)
+    name = "keybearer_validation_duration_seconds"
+    assert value(values, f"{name}_sum", entry_point="batch") == pytest.approx(99.003)
+    assert value(values, f"{name}_count", entry_point="batch") == 3
+    assert value(values, f"{name}_bucket", entry_point="batch", le="+Inf") == 3
+    assert value(values, f"{name}_bucket", entry_point="batch", le="5.0") == 2
+
+
+def test_a_gauge_that_cannot_be_read_harms_nothing() -> None:
+    """A probe that fails costs its values, not the thread."""
     one = PrometheusMetrics()
     failed = threading.Event()
 
@@ -237,7 +254,7 @@ def workers(path: Path, http_port: int) -> Iterator[None]:
             assert process.wait(30) == 0
 
 
-def test_two_workers_answer_with_the_figures_of_both(tmp_path: Path) -> None:
+def test_two_workers_answer_with_the_values_of_both(tmp_path: Path) -> None:
     """Whichever is scraped: counters are sums, also of a start before this one's are gone."""
     path = tmp_path / "data"
     command = [sys.executable, "-m", "keybearer_service", "init", "--data-dir", str(path)]
@@ -259,7 +276,7 @@ def test_two_workers_answer_with_the_figures_of_both(tmp_path: Path) -> None:
             assert client.get("/v1/auth", headers=headers).status_code == 200
         verdicts = frozenset({("entry_point", "forward_auth"), ("outcome", "VALID")})
         for _ in range(200):
-            answers = [figures_of(client.get("/metrics").text) for _ in range(4)]
+            answers = [values_of(client.get("/metrics").text) for _ in range(4)]
             counts = {one.get(("keybearer_validations_total", verdicts)) for one in answers}
             if counts == {40.0}:
                 break
@@ -282,12 +299,21 @@ def test_a_worker_that_has_ended_leaves_the_gauges(tmp_path: Path) -> None:
         "from keybearer_service.telemetry.recorder import EntryPoint\n"
         "one = PrometheusMetrics()\n"
         "one.judged(EntryPoint.VALIDATE, Outcome.VALID, 0.1)\n"
-        "one._look(lambda: {'watch_streams': 3})\n"
+        "import threading\n"
+        "read = threading.Event()\n"
+        "def probe():\n"
+        "    return {'watch_streams': 3}\n"
+        "def expiries():\n"  # read after the gauges
+        "    read.set()\n"
+        "    return {}\n"
+        "one.start(probe, expiries)\n"
+        "read.wait(10)\n"
+        "one.stop()\n"
         "print(os.getpid())\n"
         "print(one.render()[0].decode())\n"
     )
 
-    def run() -> tuple[int, Figures]:
+    def run() -> tuple[int, Values]:
         done = subprocess.run(
             [sys.executable, "-c", program],
             env={**os.environ, **environment},
@@ -296,17 +322,17 @@ def test_a_worker_that_has_ended_leaves_the_gauges(tmp_path: Path) -> None:
             check=True,
         )
         pid, _, text = done.stdout.partition("\n")
-        return int(pid), figures_of(text)
+        return int(pid), values_of(text)
 
-    first, figures = run()
-    assert figure(figures, "keybearer_watch_streams") == 3
-    _, figures = run()
-    assert figure(figures, "keybearer_watch_streams") == 6
+    first, values = run()
+    assert value(values, "keybearer_watch_streams") == 3
+    _, values = run()
+    assert value(values, "keybearer_watch_streams") == 6
     metrics.forget(tmp_path / "metrics", first)
-    _, figures = run()
-    assert figure(figures, "keybearer_watch_streams") == 6
+    _, values = run()
+    assert value(values, "keybearer_watch_streams") == 6
     name = "keybearer_validations_total"
-    assert figure(figures, name, entry_point="validate", outcome="VALID") == 3
+    assert value(values, name, entry_point="validate", outcome="VALID") == 3
 
 
 def test_a_refused_port_is_told_in_one_line(tmp_path: Path) -> None:

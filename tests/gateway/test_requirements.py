@@ -4,7 +4,13 @@ from typing import Any
 
 import pytest
 
-from gateway.gateway_clients import check_request, forward_auth_request, of_response, send_check
+from gateway.gateway_clients import (
+    ENTRY_POINTS,
+    check_request,
+    forward_auth_request,
+    of_response,
+    send_check,
+)
 from gateway.support import Cast, Gated
 
 ROLE = "x-keybearer-required-role"
@@ -19,11 +25,11 @@ def ask(
     headers: list[tuple[str, str]],
     query: str = "",
     path: str = "/v1/auth",
+    gateway: str = "",
 ) -> tuple[int, str]:
-    """Ask for a verdict; answer the status, and the reason of a denial."""
-    response = world.http.get(
-        path + query, headers=[*forward_auth_request(keys.gateway, token, ()), *headers]
-    )
+    """Ask for a verdict; return the status, and the reason of a denial."""
+    mine = forward_auth_request(gateway or keys.gateway, token, ())
+    response = world.http.get(path + query, headers=[*mine, *headers])
     return response.status_code, of_response(response).reason
 
 
@@ -73,7 +79,8 @@ def test_conflicting_accounts_admit_nobody(world: Gated, keys: Cast) -> None:
     headers = [(ACCOUNT, world.service.account_id)]
     query = f"?account_id={keys.tenant_account}"
     for token in (keys.good, keys.tenant, keys.admin):
-        assert ask(world, keys, token, headers, query) == (403, "ROLE_INSUFFICIENT")
+        answer = ask(world, keys, token, headers, query, gateway=keys.wide_gateway)
+        assert answer == (403, "ROLE_INSUFFICIENT")
 
 
 def test_any_account_does_not_relax_a_named_one(world: Gated, keys: Cast) -> None:
@@ -82,8 +89,10 @@ def test_any_account_does_not_relax_a_named_one(world: Gated, keys: Cast) -> Non
         ([(ACCOUNT, "-")], f"?account_id={keys.tenant_account}"),
         ([(ACCOUNT, keys.tenant_account)], "?account_id=-"),
     ):
-        assert ask(world, keys, keys.good, headers, query) == (401, "CREDENTIALS_INVALID")
-        assert ask(world, keys, keys.tenant, headers, query)[0] == 200
+        wide = keys.wide_gateway
+        answer = ask(world, keys, keys.good, headers, query, gateway=wide)
+        assert answer == (401, "CREDENTIALS_INVALID")
+        assert ask(world, keys, keys.tenant, headers, query, gateway=wide)[0] == 200
 
 
 @pytest.mark.parametrize("path", ["/v1/auth/", "/v1/auth/orders", "/v1/auth/v1/auth"])
@@ -92,6 +101,85 @@ def test_the_query_behind_a_longer_path_is_the_clients(world: Gated, keys: Cast,
     for query in ("?required_role=ADMIN", "?account_id=-", "?anything=%zz", "?"):
         assert ask(world, keys, keys.good, [], query, path)[0] == 200
     assert ask(world, keys, keys.tenant, [], "?account_id=-", path)[0] == 401
+
+
+# Whose keys pass over HTTP, by gateway: without an account in the request, with `-`, with the
+# operator's account, with the tenant's. O is a key of the operator account, T one of the tenant's;
+# "x" stands for 403.
+ACCOUNTS = {
+    "gateway": ("O", "x", "O", "x"),
+    "wide_gateway": ("OT", "OT", "O", "T"),
+    "naming_gateway": ("OT", "x", "O", "T"),
+    "tenant_gateway": ("T", "x", "x", "T"),
+    "wide_tenant_gateway": ("T", "x", "x", "T"),
+}
+
+
+@pytest.mark.parametrize("gateway", ACCOUNTS)
+@pytest.mark.parametrize("source", ["header", "query", "both"])
+def test_a_request_narrows_what_its_gateway_may_ask_about_and_never_widens_it(
+    world: Gated, keys: Cast, gateway: str, source: str
+) -> None:
+    """What widens it stands in the gateway's own key, and counts in the operator account alone."""
+    accounts = ("", "-", world.service.account_id, keys.tenant_account)
+    found = []
+    for account in accounts:
+        headers = [(ACCOUNT, account)] if account and source != "query" else []
+        query = f"?account_id={account}" if account and source != "header" else ""
+        mine = getattr(keys, gateway)
+        answers = [ask(world, keys, one, headers, query, gateway=mine) for one in pair(keys)]
+        if (403, "OPERATOR_ONLY") in answers:
+            assert len(set(answers)) == 1
+            found.append("x")
+        else:
+            assert {status for status, _ in answers} <= {200, 401}
+            found.append(
+                "".join(
+                    name for name, (status, _) in zip("OT", answers, strict=True) if status == 200
+                )
+            )
+    assert tuple(found) == ACCOUNTS[gateway]
+
+
+def pair(keys: Cast) -> tuple[str, str]:
+    """Return a key of the operator account and one of the tenant's."""
+    return keys.good, keys.tenant
+
+
+@pytest.mark.parametrize("gateway", ["gateway", "naming_gateway", "tenant_gateway"])
+def test_introspection_is_narrowed_alike(world: Gated, keys: Cast, gateway: str) -> None:
+    """By header and by form."""
+    mine = getattr(keys, gateway)
+    for account, column in (("", 0), ("-", 1), (keys.tenant_account, 3)):
+        expected = ACCOUNTS[gateway][column]
+        for name, token in zip("OT", pair(keys), strict=True):
+            asked = [("account_id", account)] if account else []
+            answer = ENTRY_POINTS["introspection"](world, mine, token, asked)
+            assert answer.kind == ("admitted" if name in expected else "inactive")
+            form = {"token": token, **dict(asked)}
+            headers = forward_auth_request(mine, None, ())
+            response = world.http.post("/oauth2/introspect", data=form, headers=headers)
+            assert response.json()["active"] is (name in expected)
+
+
+def test_a_label_is_none_of_envoys_business(world: Gated, keys: Cast) -> None:
+    """Its requirements come from its own file, and without one it means its own account."""
+    for extensions, status in (({}, 16), ({"account_id": keys.tenant_account}, 0)):
+        request = check_request({"authorization": f"Bearer {keys.tenant}"}, extensions)
+        for gateway in (keys.gateway, keys.wide_gateway):
+            assert send_check(world, gateway, request).status.code == status
+
+
+def test_an_account_that_may_not_be_asked_about_is_in_the_log(
+    world: Gated, keys: Cast, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A gateway that lost the right with an update finds out why all of its clients are denied."""
+    world.clock.advance(61_000_000)
+    world.service.app.housekeeper.flush()
+    ask(world, keys, keys.tenant, [(ACCOUNT, "-")])
+    told = capfd.readouterr().out
+    assert "requirement_invalid" in told
+    assert "the gateway may not ask about the keys of this account" in told
 
 
 UNREADABLE: dict[str, tuple[list[tuple[str, str]], str]] = {

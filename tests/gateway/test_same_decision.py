@@ -60,15 +60,19 @@ SITUATIONS = {
     ),
     "state before role": Situation("revoked", "REVOKED", _with(("required_role", "ADMIN"))),
     "another account's key": Situation("tenant", "NOT_FOUND"),
-    "another account's key, asked for": Situation("tenant", "VALID", _with(TENANT)),
-    "any account's key, asked for": Situation("tenant", "VALID", _with(ANY)),
-    "our key, asked for in another account": Situation("good", "NOT_FOUND", _with(TENANT)),
+    "another account's key, asked for": Situation("tenant", "VALID", _with(TENANT), "wide_gateway"),
+    "any account's key, asked for": Situation("tenant", "VALID", _with(ANY), "wide_gateway"),
+    "our key, asked for in another account": Situation(
+        "good", "NOT_FOUND", _with(TENANT), "wide_gateway"
+    ),
     "a tenant's gateway and its own": Situation("tenant", "VALID", gateway="tenant_gateway"),
     "a tenant's gateway names its own": Situation(
         "tenant", "VALID", _with(TENANT), "tenant_gateway"
     ),
     "a tenant's gateway and another's": Situation("good", "NOT_FOUND", gateway="tenant_gateway"),
-    "an account that is not there": Situation("good", "NOT_FOUND", _with(("account_id", "A" * 16))),
+    "an account that is not there": Situation(
+        "good", "NOT_FOUND", _with(("account_id", "A" * 16)), "wide_gateway"
+    ),
 }
 
 

@@ -91,17 +91,6 @@ def names_other_path(scene: Scene) -> bool:
     return answer.received is not None and "/admin" in values_of(answer.received)
 
 
-def crosses_accounts(scene: Scene) -> bool:
-    """Ask for any account in a header of one's own, behind an operator's gateway."""
-    headers = [("x-keybearer-account", "-"), bearer(scene.keys.tenant)]
-    return is_served(send(scene.proxy, "/x", headers))
-
-
-def crosses_accounts_by_query(scene: Scene) -> bool:
-    """Ask for it in a query."""
-    return is_served(send(scene.proxy, "/x?account_id=-", [bearer(scene.keys.tenant)]))
-
-
 def spells_path_otherwise(scene: Scene) -> bool:
     """Reach what an application may read as a protected path, as a DEVELOPER."""
     for target in path_spellings():
@@ -281,13 +270,6 @@ TRAPS = {
         "        include keybearer-errors.conf; # a gRPC client",
         passes_grpc_in_outage,
     ),
-    "nginx passes a client's account on": Trap(
-        "nginx",
-        "keybearer-check.conf",
-        'proxy_set_header X-Keybearer-Account "";',
-        "",
-        crosses_accounts,
-    ),
     "nginx passes the token on": Trap(
         "nginx", "keybearer-identity.conf", 'proxy_set_header Authorization "";', "", sees_token
     ),
@@ -353,12 +335,6 @@ TRAPS = {
     # --- Caddy
     "caddy keeps Connection": Trap(
         "caddy", "Caddyfile", "request_header @hop -Connection", "", removes_identity
-    ),
-    "caddy passes a client's account on": Trap(
-        "caddy", "Caddyfile", "request_header -*keybearer*", "", crosses_accounts
-    ),
-    "caddy asks where the query is read": Trap(
-        "caddy", "Caddyfile", "uri /v1/auth/check", "uri /v1/auth", crosses_accounts_by_query
     ),
     "caddy passes the token on": Trap(
         "caddy", "Caddyfile", "request_header -Authorization", "", sees_token

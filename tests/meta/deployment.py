@@ -9,7 +9,7 @@ import typer.main
 import yaml
 
 from keybearer_service.cli import app
-from keybearer_service.config import load
+from keybearer_service.config import Settings, load
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -72,8 +72,13 @@ def parsed(arguments: list[str]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if value is not None}
 
 
-def assert_serves(arguments: list[str]) -> None:
-    """Check that `serve` takes a command line and its settings agree with each other."""
+def settings_of(arguments: list[str]) -> Settings:
+    """Return the settings of a command line of `keybearer-server serve`."""
     flags = parsed(arguments)
     flags.pop("config", None)
-    load(None, flags)
+    return load(None, flags)
+
+
+def assert_serves(arguments: list[str]) -> None:
+    """Check that `serve` takes a command line and its settings agree with each other."""
+    settings_of(arguments)

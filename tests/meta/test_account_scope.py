@@ -87,6 +87,7 @@ def test_scopes_are_made_where_authority_is_decided() -> None:
             "domain.account_scope.AccountScope",
             "usecases.access.authorize",
             "usecases.access.authorize_question",
+            "usecases.access.gateway_scopes",
             "usecases.access.question_reach_of",
             "usecases.access.reach_of",
             "usecases.access.scope_of_holder",

@@ -31,6 +31,7 @@ from meta.deployment import (
     documents,
     objects,
     parsed,
+    settings_of,
 )
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -178,6 +179,7 @@ EXAMPLE = (DEPLOY / "keybearer.toml").read_text("utf-8")
 _SETTING = re.compile(r"^(# )?([a-z_]+) = (.+)$", re.MULTILINE)
 _DEPENDENT: dict[str, dict[str, Any]] = {
     "http_account": {"http_open": True, "http_listen": "127.0.0.1:8081"},
+    "metrics_tls": {"metrics_listen": "127.0.0.1:9464"},
     "tls_cert": {"tls_key": "key.pem"},
     "tls_key": {"tls_cert": "cert.pem"},
     "tls_client_ca": {"tls_key": "key.pem", "tls_cert": "cert.pem"},
@@ -299,12 +301,42 @@ def test_only_named_ports_are_reached_and_nothing_is_called() -> None:
 
 
 def test_a_failing_store_makes_the_pod_unready_and_does_not_restart_it() -> None:
-    """Readiness asks the gRPC port; liveness asks what needs no store."""
+    """Readiness asks for the store; liveness asks what needs none."""
     [container] = POD["containers"]
-    ports = {one["name"]: one["containerPort"] for one in container["ports"]}
     for probe in ("startupProbe", "readinessProbe"):
-        assert container[probe]["grpc"] == {"port": ports["grpc"]}
+        assert container[probe]["httpGet"] == {"path": "/readyz", "port": "metrics"}
     assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}
+
+
+def test_with_tls_the_same_probes_are_answered() -> None:
+    """The patch gives every port TLS but the one that the kubelet and Prometheus ask."""
+    [patch] = documents("kubernetes-tls.yaml")
+    pod = patch["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    [before] = POD["containers"]
+    assert (patch["kind"], patch["metadata"]["name"]) == ("StatefulSet", "keybearer")
+    assert container["name"] == before["name"]
+    assert not [name for name in container if name.endswith("Probe")]
+    plain, secured = (settings_of(one["args"]) for one in (before, container))
+    assert plain.metrics_tls == secured.metrics_tls == "off"
+    assert secured.tls_of_metrics is None
+    assert secured.tls is not None
+    assert secured.insecure is False
+    for name in ("listen", "http_listen", "metrics_listen"):
+        assert getattr(plain, name) == getattr(secured, name)
+
+
+def test_the_certificate_is_mounted_where_the_command_looks_for_it() -> None:
+    """As a whole directory: a file mounted by subPath is never replaced."""
+    [patch] = documents("kubernetes-tls.yaml")
+    pod = patch["spec"]["template"]["spec"]
+    [mount] = pod["containers"][0]["volumeMounts"]
+    assert mount["readOnly"] is True
+    assert "subPath" not in mount
+    assert mount["name"] in {one["name"] for one in pod["volumes"] if "secret" in one}
+    tls = settings_of(pod["containers"][0]["args"]).tls
+    assert tls is not None
+    assert {tls.certificate.parent, tls.key.parent} == {Path(mount["mountPath"])}
 
 
 # --- systemd --------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Clients that begin calls and never finish them do not stop the others: promise P8."""
 
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -159,3 +160,20 @@ def test_a_server_that_hires_no_stand_ins_is_found_out(tmp_path: Path) -> None:
         with pytest.raises(grpc.RpcError) as stopped:
             target.validate(200, timeout=3)
         assert stopped.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+def test_silent_connections_on_the_grpc_port_stop_nobody_who_is_connected(tmp_path: Path) -> None:
+    """With few descriptors too: beyond its bound the port takes no more, until some end."""
+    token = init(tmp_path / "data")["token"]
+    few = ("bash", "-c", 'ulimit -n 256; exec "$@"', "--")
+    with serving(tmp_path / "data", wrapper=few) as server:
+        connected = server.stubs(token)
+        assert connected.who_am_i().valid
+        host, _, port = server.address.rpartition(":")
+        with ExitStack() as silent:
+            for _ in range(400):
+                silent.enter_context(socket.create_connection((host, int(port))))
+            for _ in range(20):
+                assert connected.who_am_i().valid
+        assert server.stubs(token).who_am_i().valid
+        assert server.stop() == 0

@@ -1,10 +1,15 @@
 """What holds the write lock looks rows up, and never goes through a table that grows."""
 
 import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 
 import pytest
 
-from harness import Service, Stubs, message
+from backends import Connections
+from fakes import FakeClock, SeededEntropy
+from harness import Service, Stubs, message, running
 from keybearer.v1 import api_key_service_pb2, token_service_pb2, user_service_pb2
 from keybearer_service.storage import dbapi
 from keybearer_service.storage.sqlite import SqliteStore
@@ -64,17 +69,26 @@ def change_everything(admin: Stubs) -> None:
     admin.users.DeleteUser(user_service_pb2.DeleteUserRequest(id=user.id, revoke_created=True))
 
 
-def writer_of(service: Service) -> dbapi.Connection:
-    """Answer the connection that changes go through."""
-    store = service.app.container.store
-    assert isinstance(store, SqliteStore)
-    return store._writer
+@pytest.fixture
+def connections() -> Connections:
+    """The connections of the service's store."""
+    return Connections()
 
 
-def test_no_change_goes_through_a_table(service: Service, admin: Stubs) -> None:
+@pytest.fixture
+def service(
+    tmp_path: Path, clock: FakeClock, entropy: SeededEntropy, connections: Connections
+) -> Iterator[Service]:
+    """A running service whose connections to the database can be looked at."""
+    opener = partial(SqliteStore, connect=connections)
+    with running(tmp_path / "data", clock, entropy, opener=opener) as running_service:
+        yield running_service
+
+
+def test_no_change_goes_through_a_table(admin: Stubs, connections: Connections) -> None:
     """Every statement of every change finds its rows by an index."""
     statements: list[str] = []
-    writer = writer_of(service)
+    writer = connections.writer
     writer.set_trace_callback(statements.append)
     change_everything(admin)
     writer.set_trace_callback(None)
@@ -83,6 +97,7 @@ def test_no_change_goes_through_a_table(service: Service, admin: Stubs) -> None:
 
 
 @pytest.mark.parametrize("table", sorted(GROWING))
-def test_a_scan_is_found(service: Service, table: str) -> None:
+@pytest.mark.usefixtures("service")
+def test_a_scan_is_found(connections: Connections, table: str) -> None:
     """Going through a table is noticed."""
-    assert scans(writer_of(service), [f"SELECT count(*) FROM {table} WHERE rowid % 2"])  # noqa: S608
+    assert scans(connections.writer, [f"SELECT count(*) FROM {table} WHERE rowid % 2"])  # noqa: S608

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from unittest import mock
 
 import grpc
 import pytest
@@ -20,7 +19,6 @@ from keybearer.v1 import (
     token_service_pb2,
     user_service_pb2,
 )
-from keybearer_service import container
 from keybearer_service.domain.clock import HOUR
 from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.domain.token_format import draw_secret, write
@@ -160,10 +158,7 @@ def dead_digests(
     path: Path, clock: FakeClock, seed: int, store: type[SqliteStore]
 ) -> tuple[int, int]:
     """Rotate many keys; answers how many digests died, and how many are still in the file."""
-    with (
-        mock.patch.object(container, "SqliteStore", store),
-        running(path, clock, SeededEntropy(seed)) as service,
-    ):
+    with running(path, clock, SeededEntropy(seed), opener=store) as service:
         admin, database = service.admin, service.data_dir.database
         ids = [admin.create_key(name=f"key {number}").api_key.id for number in range(40)]
         before = digests(database)

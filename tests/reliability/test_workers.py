@@ -2,13 +2,14 @@
 
 import os
 import signal
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from harness import Stubs, refused
-from reliability.processes import ServerProcess, init
+from reliability.processes import ServerProcess, command, init
 
 CONNECTIONS = 8
 """Each is taken by one of the two processes; that all eight go to one happens once in 128 runs."""
@@ -95,3 +96,45 @@ def _children_of(pid: int) -> list[str]:
     return [
         child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
     ]
+
+
+# --- without a current SQLite ---------------------------------------------------------------------
+
+_WITHOUT = """
+import sys
+sys.modules["pysqlite3"] = None
+from keybearer_service.cli import main
+main()
+"""
+WITHOUT_PYSQLITE3 = ("-c", _WITHOUT)
+"""As on platforms for which pysqlite3 has no wheel."""
+needs_the_bug = pytest.mark.skipif(
+    sqlite3.sqlite_version_info >= (3, 51, 3), reason="this interpreter's SQLite is sound"
+)
+
+
+@needs_the_bug
+def test_workers_are_refused_with_what_to_do(tmp_path: Path, installation: dict[str, str]) -> None:
+    """On platforms with and without a wheel."""
+    serve = ("serve", "--data-dir", str(tmp_path / "data"), "--workers", "2")
+    done = command(*serve, entry=WITHOUT_PYSQLITE3)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"keybearer-server: workers: SQLite {sqlite3.sqlite_version} can")
+    for advice in ("Serve with one", "install pysqlite3", "SQLite 3.51.3 or newer"):
+        assert advice in done.stderr
+
+
+@needs_the_bug
+def test_a_command_beside_a_server_is_refused_with_the_reason(
+    tmp_path: Path, installation: dict[str, str]
+) -> None:
+    """It would work with another SQLite, so the refusal says so."""
+    server = ServerProcess(tmp_path / "data", entry=WITHOUT_PYSQLITE3)
+    try:
+        server.wait_until_serving()
+        done = command("check", "--data-dir", str(tmp_path / "data"), entry=WITHOUT_PYSQLITE3)
+    finally:
+        server.close()
+    assert done.returncode == 1
+    assert "stop that one first: SQLite" in done.stderr
+    assert "can damage a database that two processes write" in done.stderr

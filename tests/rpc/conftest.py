@@ -1,10 +1,12 @@
 """The check of documented errors comes after all calls of this directory."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from harness import SEEN_ERRORS
+from fakes import FakeClock, SeededEntropy
+from harness import SEEN_ERRORS, ReplaceableStore, Service, running, store_of
 
 HERE = Path(__file__).parent
 LAST = HERE / "test_documented_errors.py"
@@ -14,6 +16,19 @@ LAST = HERE / "test_documented_errors.py"
 def _errors_of_this_directory() -> None:
     """Forget the errors that the tests of other directories saw."""
     SEEN_ERRORS.clear()
+
+
+@pytest.fixture
+def service(tmp_path: Path, clock: FakeClock, entropy: SeededEntropy) -> Iterator[Service]:
+    """A running service over a store whose methods may be replaced."""
+    with running(tmp_path / "data", clock, entropy, opener=ReplaceableStore) as running_service:
+        yield running_service
+
+
+@pytest.fixture
+def store(service: Service) -> ReplaceableStore:
+    """The store of the running service."""
+    return store_of(service.app)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

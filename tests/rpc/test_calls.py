@@ -15,7 +15,19 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
 from fakes import FakeClock, SeededEntropy
-from harness import Service, Stubs, initialise, make_app, message, refusal_of, refused, running
+from harness import (
+    ReplaceableStore,
+    Service,
+    Stubs,
+    initialise,
+    make_app,
+    message,
+    raising,
+    refusal_of,
+    refused,
+    running,
+    store_of,
+)
 from keybearer.v1 import api_key_service_pb2, token_service_pb2, user_service_pb2
 from keybearer_service.domain.clock import SECOND
 from keybearer_service.storage import (
@@ -154,6 +166,39 @@ def test_the_holder_of_an_expired_key_is_told(
     assert refused(service.as_token(other).who_am_i).reason == "CREDENTIALS_INVALID"
 
 
+def remembered(caller: Stubs) -> None:
+    """Call until every thread that serves the method has met the caller."""
+    for _ in range(20):
+        caller.validate("x")
+
+
+def test_a_remembered_caller_ends_with_its_key(
+    service: Service, admin: Stubs, clock: FakeClock
+) -> None:
+    """Nothing is committed when a key expires, so nothing but the clock says so."""
+    made = admin.create_key(role="ROLE_VALIDATOR", ttl={"seconds": 5})
+    caller = service.as_token(made.token)
+    remembered(caller)
+    clock.advance(5 * SECOND - 1)
+    remembered(caller)
+    clock.advance(1)
+    for _ in range(20):
+        assert refused(lambda: caller.validate("x")).reason == "CREDENTIALS_EXPIRED"
+
+
+def test_a_remembered_caller_ends_with_the_overlap_of_its_secret(
+    service: Service, admin: Stubs, clock: FakeClock
+) -> None:
+    """The old secret of a rotation dies by the clock alone, too."""
+    made = admin.create_key(role="ROLE_VALIDATOR")
+    admin.rotate(made.api_key.id, overlap={"seconds": 5})
+    caller = service.as_token(made.token)
+    remembered(caller)
+    clock.advance(5 * SECOND)
+    for _ in range(20):
+        assert refused(lambda: caller.validate("x")).reason == "CREDENTIALS_INVALID"
+
+
 def test_a_caller_is_refused_from_the_moment_revoke_returns(service: Service, admin: Stubs) -> None:
     """Also one that has just been accepted many times, on every thread of the server."""
     made = admin.create_key(role="ROLE_ADMIN")
@@ -262,47 +307,27 @@ def test_who_one_is_belongs_to_the_revision_that_is_told(service: Service, admin
 # --- errors ---------------------------------------------------------------------------------------
 
 
-class BrokenStore:
-    """A store out of which everything comes as the given exception, in reads or in writes."""
-
-    def __init__(self, store: Any, error: BaseException, *, breaks: str) -> None:
-        self._store = store
-        self._error = error
-        self._breaks = breaks
-
-    def __getattr__(self, name: str) -> Any:
-        if name == self._breaks:
-            raise self._error
-        return getattr(self._store, name)
-
-
 SECRET_TEXT = "a text that nobody outside may read"
 
 
-def _break(service: Service, error: BaseException, breaks: str) -> None:
-    container = service.app.container
-    broken: Any = BrokenStore(container.store, error, breaks=breaks)
-    container.keys._store = broken
-    container.keys._mutations._store = broken
-    container.refusals._store = broken
-
-
 @pytest.mark.parametrize("breaks", ["read", "write"])
-def test_an_exceptions_text_never_leaves(service: Service, admin: Stubs, breaks: str) -> None:
+def test_an_exceptions_text_never_leaves(
+    store: ReplaceableStore, admin: Stubs, breaks: str
+) -> None:
     """What is unforeseen is "internal error" with a reference, nothing else."""
-    _break(service, RuntimeError(SECRET_TEXT), breaks)
-    refusal = refused(admin.list_keys if breaks == "read" else admin.create_key)
+    with store.replacing(**{breaks: raising(RuntimeError(SECRET_TEXT))}):
+        refusal = refused(admin.list_keys if breaks == "read" else admin.create_key)
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert refusal.message == f"internal error (reference {refusal.metadata['reference']})"
     assert len(refusal.metadata["reference"]) == 16
 
 
 def test_an_exception_while_a_refusal_is_audited_changes_nothing_of_the_refusal(
-    service: Service, admin: Stubs
+    service: Service, store: ReplaceableStore
 ) -> None:
     """Not even then does a text leave, and the refused call stays refused."""
-    _break(service, RuntimeError(SECRET_TEXT), "write")
-    refusal = refused(service.as_token("garbage").list_keys)
+    with store.replacing(write=raising(RuntimeError(SECRET_TEXT))):
+        refusal = refused(service.as_token("garbage").list_keys)
     assert refusal.reason == "CREDENTIALS_INVALID"
     assert SECRET_TEXT not in refusal.message
 
@@ -317,11 +342,11 @@ def test_an_exception_while_a_refusal_is_audited_changes_nothing_of_the_refusal(
     ],
 )
 def test_trouble_of_the_store_has_its_own_words(
-    service: Service, admin: Stubs, error: Exception, code: grpc.StatusCode, reason: str
+    store: ReplaceableStore, admin: Stubs, error: Exception, code: grpc.StatusCode, reason: str
 ) -> None:
     """With the time to wait, and nothing that looks like a bad key."""
-    _break(service, error, "write")
-    refusal = refused(admin.create_key)
+    with store.replacing(write=raising(error)):
+        refusal = refused(admin.create_key)
     assert (refusal.code, refusal.reason) == (code, reason)
     assert refusal.retry_after
 
@@ -361,7 +386,7 @@ def test_a_failed_commit_ends_the_process_when_only_a_fresh_one_can_go_on(
     """The service asks to be ended, once it has answered."""
     data_dir, created = initialise(tmp_path / "data", clock, SeededEntropy(1))
     ended = threading.Event()
-    app = make_app(data_dir, clock, SeededEntropy(2), on_fatal=ended.set)
+    app = make_app(data_dir, clock, SeededEntropy(2), on_fatal=ended.set, opener=ReplaceableStore)
     app.start()
     service = Service(
         app=app,
@@ -371,25 +396,26 @@ def test_a_failed_commit_ends_the_process_when_only_a_fresh_one_can_go_on(
         admin_user_id=created.user.id,
         admin_key_id=created.issued.key.id,
     )
-    _break(service, CommitFailedError("x", is_fatal=is_fatal), "write")
+    failing = raising(CommitFailedError("x", is_fatal=is_fatal))
     try:
-        assert refused(service.admin.create_key).reason == "OUTCOME_UNKNOWN"
+        with store_of(app).replacing(write=failing):
+            assert refused(service.admin.create_key).reason == "OUTCOME_UNKNOWN"
         assert ended.is_set() == is_fatal
     finally:
         service.close()
 
 
-def test_validation_goes_on_while_nothing_can_be_written(service: Service, admin: Stubs) -> None:
+def test_validation_goes_on_while_nothing_can_be_written(
+    service: Service, store: ReplaceableStore, admin: Stubs
+) -> None:
     """Neither use nor refusal nor mutation is needed for a verdict."""
     made = admin.create_key()
-    container = service.app.container
-    broken: Any = BrokenStore(container.store, StoreFullError("x"), breaks="add_uses")
-    container.usage._store = broken
-    _break(service, StoreFullError("x"), "write")
-    assert refused(admin.create_key).reason == "STORE_FULL"
-    for _ in range(20):
-        assert admin.outcome(made.token) == "VALID"
-    refused(service.as_token("garbage").list_keys)
+    full = raising(StoreFullError("x"))
+    with store.replacing(add_uses=full, write=full):
+        assert refused(admin.create_key).reason == "STORE_FULL"
+        for _ in range(20):
+            assert admin.outcome(made.token) == "VALID"
+        refused(service.as_token("garbage").list_keys)
 
 
 def test_a_call_that_is_given_up_begins_no_change(service: Service, admin: Stubs) -> None:
@@ -531,20 +557,18 @@ def test_a_shutdown_writes_the_uses_that_were_only_counted(tmp_path: Any, clock:
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Callable[[], str]]:
-    """The log at debug level; call it for all that was logged so far."""
+    """The log at debug level, as it is written; call it for its text."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    file = tmp_path / "log"
-    with file.open("ab", buffering=0) as stream:
-        logs.configure("debug", descriptor=stream.fileno())
+    with (tmp_path / "log").open("wb") as file:
+        logs.configure("debug", descriptor=file.fileno())
 
-        def text() -> str:
-            # The end of a handler writes all that it has; the next one goes on in the same file.
-            logs.configure("debug", descriptor=stream.fileno())
-            return file.read_text("utf-8")
+    def text() -> str:
+        root.handlers[0].flush()
+        return (tmp_path / "log").read_text("utf-8")
 
-        yield text
-        logging.shutdown()
+    yield text
+    root.handlers[0].close()
     root.handlers[:] = handlers
     root.setLevel(level)
     structlog.reset_defaults()
@@ -617,12 +641,12 @@ def test_failed_calls_of_a_known_caller_are_not_logged_without_end(
 
 
 def test_an_outage_is_not_logged_without_end(
-    log: Callable[[], str], service: Service, admin: Stubs
+    log: Callable[[], str], store: ReplaceableStore, admin: Stubs
 ) -> None:
     """Every call meets it; the log says so ten times a minute."""
-    _break(service, StoreLockedError("x"), "write")
-    for _ in range(15):
-        assert refused(admin.create_key).reason == "STORE_UNAVAILABLE"
+    with store.replacing(write=raising(StoreLockedError("x"))):
+        for _ in range(15):
+            assert refused(admin.create_key).reason == "STORE_UNAVAILABLE"
     assert log().count('"store_unavailable"') == 10
 
 

@@ -11,7 +11,7 @@ import pytest
 from grpc_health.v1 import health_pb2 as pb
 
 from fakes import FakeClock, SeededEntropy
-from harness import Service, Stubs, running
+from harness import ReplaceableStore, Service, Stubs, raising, running
 from keybearer_service.rpc import health
 from keybearer_service.storage import StoreLockedError
 
@@ -95,26 +95,23 @@ def test_watchers_that_leave_when_they_hear_of_the_end_do_not_stop_it(
 
 
 def test_a_watch_hears_of_a_store_that_fails_and_comes_back(
-    service: Service, monkeypatch: pytest.MonkeyPatch
+    service: Service, store: ReplaceableStore
 ) -> None:
     """SERVING, NOT_SERVING, SERVING: each sent once, when it changes."""
     stream = watch(service.channel(), "keybearer.v1.TokenService")
     assert next(stream).status == SERVING
-    with monkeypatch.context() as patch:
-        patch.setattr(service.app.container.store, "lookup", _locked)
+    with store.replacing(lookup=raising(StoreLockedError("locked"))):
         assert next(stream).status == NOT_SERVING
     assert next(stream).status == SERVING
     stream.cancel()
 
 
-def test_liveness_does_not_look_at_the_store(
-    service: Service, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_liveness_does_not_look_at_the_store(service: Service, store: ReplaceableStore) -> None:
     """A locked file makes the service unready; it must not have it restarted."""
-    monkeypatch.setattr(service.app.container.store, "lookup", _locked)
     channel = service.channel()
-    assert check(channel) == NOT_SERVING
-    assert check(channel, health.LIVENESS) == SERVING
+    with store.replacing(lookup=raising(StoreLockedError("locked"))):
+        assert check(channel) == NOT_SERVING
+        assert check(channel, health.LIVENESS) == SERVING
 
 
 def test_a_service_nobody_knows_is_told_so_and_kept_open(service: Service) -> None:
@@ -148,7 +145,3 @@ def test_one_peer_cannot_take_all_watches(service: Service) -> None:
             continue
         again.cancel()
         break
-
-
-def _locked(_key_id: str) -> Any:
-    raise StoreLockedError("locked")

@@ -5,7 +5,7 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,16 +17,26 @@ import pytest
 
 from backends import append_changes
 from fakes import FakeClock, SeededEntropy
-from harness import Refusal, Service, Stubs, initialise, make_app, message, refusal_of, running
+from harness import (
+    Refusal,
+    ReplaceableStore,
+    Service,
+    Stubs,
+    initialise,
+    make_app,
+    message,
+    raising,
+    refusal_of,
+    running,
+    store_of,
+)
 from keybearer.v1 import account_service_pb2, api_key_service_pb2, user_service_pb2
 from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service.domain.clock import MINUTE, SECOND
 from keybearer_service.domain.model import SubjectKind
-from keybearer_service.domain.verdict import Caller
 from keybearer_service.endpoints import STREAM_THREADS
 from keybearer_service.storage import StoreLockedError, dbapi
 from keybearer_service.watch import hub as watch_module
-from keybearer_service.watch.usage_reports import UsageReport
 
 TIMEOUT_S = 10.0
 WATCH = "/keybearer.v1.TokenService/WatchInvalidations"
@@ -68,6 +78,18 @@ class Watch:
             if isinstance(item, grpc.RpcError):
                 return refusal_of(item)
             assert item is not None, "the stream ended with OK"
+
+    def is_over(self) -> bool:
+        """Return whether the end is what comes next."""
+        return isinstance(self._incoming.get(timeout=TIMEOUT_S), grpc.RpcError)
+
+    def is_open(self) -> bool:
+        """Ping and see whether the stream goes on; a turn after the first pong may end it."""
+        for _ in range(2):
+            self.send(ping={"sent_at": 1})
+            if isinstance(self._incoming.get(timeout=TIMEOUT_S), grpc.RpcError):
+                return False
+        return True
 
     def subscribe(self, epoch: str = "", from_revision: int = 0) -> pb.WatchInvalidationsResponse:
         self.send(subscribe={"epoch": epoch, "from_revision": from_revision})
@@ -445,25 +467,21 @@ def test_the_head_of_a_pong_is_read_after_its_ping_arrived(
 
 
 def test_a_remembered_head_would_be_seen(
-    service: Service, watcher: Stubs, monkeypatch: pytest.MonkeyPatch
+    service: Service, store: ReplaceableStore, watcher: Stubs
 ) -> None:
     """The planted bug: a hub that answers with what it knows instead of reading the store."""
-    store = service.app.container.store
     with watching(watcher) as stream:
         stream.subscribe()
         stream.ping()
         remembered = store.changes_since(*head(service)[1:], 0)
-        monkeypatch.setattr(store, "changes_since", lambda *_: remembered)
         _append(service, SubjectKind.KEY, "ElsewhereKey0001", service.account_id)
-        before, _ = stream.ping()
+        with store.replacing(changes_since=lambda *_: remembered):
+            before, _ = stream.ping()
         assert told(before) == [], "the pong overtook the change, which the test above would see"
 
 
-def test_no_store_no_pong(
-    service: Service, watcher: Stubs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_store_no_pong(store: ReplaceableStore, watcher: Stubs) -> None:
     """A ping that meets a store out of order is never answered; the stream goes on afterwards."""
-    store = service.app.container.store
     tried = threading.Event()
 
     def fail(*_: Any) -> Any:
@@ -472,8 +490,7 @@ def test_no_store_no_pong(
 
     with watching(watcher) as stream:
         stream.subscribe()
-        with monkeypatch.context() as broken:
-            broken.setattr(store, "changes_since", fail)
+        with store.replacing(changes_since=fail):
             stream.send(ping={"sent_at": 1})
             assert tried.wait(TIMEOUT_S)
             tried.clear()
@@ -483,10 +500,9 @@ def test_no_store_no_pong(
 
 
 def test_a_change_that_could_not_be_read_is_told_once_it_can(
-    service: Service, watcher: Stubs, monkeypatch: pytest.MonkeyPatch
+    service: Service, store: ReplaceableStore, watcher: Stubs
 ) -> None:
     """A store that fails when it is asked for changes must not make them be passed over."""
-    store = service.app.container.store
     failed = threading.Event()
 
     def fail(*_: Any) -> Any:
@@ -496,24 +512,17 @@ def test_a_change_that_could_not_be_read_is_told_once_it_can(
     with watching(watcher) as stream:
         stream.subscribe()
         stream.ping()
-        with monkeypatch.context() as broken:
-            broken.setattr(store, "changes_since", fail)
+        with store.replacing(changes_since=fail):
             _append(service, SubjectKind.KEY, "ElsewhereKey0001", service.account_id)
             assert failed.wait(TIMEOUT_S)
         before, _ = stream.ping()
         assert told(before) == [("key_id", "ElsewhereKey0001")]
 
 
-def test_a_stream_cannot_be_opened_without_a_store(
-    service: Service, watcher: Stubs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stream_cannot_be_opened_without_a_store(store: ReplaceableStore, watcher: Stubs) -> None:
     """The status says so; it is no verdict about the credential."""
-
-    def fail(*_: Any) -> Any:
-        raise StoreLockedError("locked")
-
-    monkeypatch.setattr(service.app.container.store, "changes_since", fail)
-    with watching(watcher) as stream:
+    failing = raising(StoreLockedError("locked"))
+    with store.replacing(changes_since=failing), watching(watcher) as stream:
         stream.send(subscribe={})
         assert stream.end().reason == "STORE_UNAVAILABLE"
 
@@ -591,6 +600,52 @@ def test_a_stream_opened_with_an_old_secret_ends_with_its_overlap(
         assert stream.end().reason == "CREDENTIALS_INVALID"
 
 
+def test_a_ping_in_a_turn_with_changes_is_judged_too(
+    store: ReplaceableStore, admin: Stubs, service: Service
+) -> None:
+    """The change that ends the credential is read in the turn of the ping: no pong."""
+    created = admin.create_key(role="ROLE_VALIDATOR")
+    began, goes_on = threading.Event(), threading.Event()
+    changes_since = store.changes_since
+
+    def held(*arguments: Any) -> Any:
+        began.set()
+        assert goes_on.wait(TIMEOUT_S)
+        return changes_since(*arguments)
+
+    with watching(service.as_token(created.token)) as stream:
+        stream.subscribe()
+        stream.ping()
+        with store.replacing(changes_since=held):
+            stream.send(ping={"sent_at": 2})
+            assert began.wait(TIMEOUT_S)
+            admin.revoke(created.api_key.id)
+            goes_on.set()
+            assert stream.next().WhichOneof("message") == "invalidation"
+            assert stream.is_over()
+
+
+def test_deleting_the_creator_tells_watchers_of_the_keys_made_for_others(
+    service: Service, admin: Stubs
+) -> None:
+    """Caches forget them at once; else they would stay good for a minute."""
+    user = admin.create_user("user@example.com")
+    users = service.as_token(admin.create_key(role="ROLE_ADMIN", owner_id=user.id).token)
+    made = users.create_key(owner_id=service.admin_user_id)
+    with watching(admin) as stream:
+        stream.subscribe()
+        admin.delete_user(user.id, revoke_created=True)
+        changes, _ = stream.ping()
+    told = [change.invalidation for change in changes]
+    assert any(
+        one.key_id == made.api_key.id
+        or one.owner_id == service.admin_user_id
+        or one.account_id
+        or one.everything
+        for one in told
+    )
+
+
 def test_a_silent_stream_is_judged_too(service: Service, admin: Stubs, clock: FakeClock) -> None:
     """Who does not ping does not listen on with a dead key."""
     created = admin.create_key(role="ROLE_VALIDATOR")
@@ -637,33 +692,37 @@ def refused_stream(stubs: Stubs) -> Refusal:
 
 
 def test_streams_beyond_the_cap_are_refused_and_a_place_becomes_free(
-    service: Service, watcher: Stubs
+    tmp_path: Path, clock: FakeClock, entropy: SeededEntropy
 ) -> None:
     """RESOURCE_EXHAUSTED, OVERLOADED, with a time to try again."""
-    hub = service.app.container.watches
-    hub._max_watchers = 2
-    tenant = service.tenant().stubs
-    with watching(watcher) as first, watching(tenant) as second:
-        first.subscribe()
-        second.subscribe()
-        end = refused_stream(service.with_role("ROLE_VALIDATOR"))
-        assert (end.code, end.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
-        assert end.retry_after is not None
-    eventually(lambda: hub.watchers == 0, "the places are free again")
-    with watching(watcher) as fourth:
-        fourth.subscribe()
+    with running(tmp_path / "data", clock, entropy, max_watchers=2) as service:
+        watcher, tenant = service.with_role("ROLE_VALIDATOR"), service.tenant().stubs
+        with watching(watcher) as first, watching(tenant) as second:
+            first.subscribe()
+            second.subscribe()
+            end = refused_stream(service.with_role("ROLE_VALIDATOR"))
+            assert (end.code, end.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+            assert end.retry_after is not None
+        hub = service.app.container.watches
+        eventually(lambda: hub.watchers == 0, "the places are free again")
+        with watching(watcher) as fourth:
+            fourth.subscribe()
 
 
-def test_neither_a_key_nor_an_account_takes_every_stream(service: Service, watcher: Stubs) -> None:
+def test_neither_a_key_nor_an_account_takes_every_stream(
+    tmp_path: Path, clock: FakeClock, entropy: SeededEntropy
+) -> None:
     """Half of the streams for one key, four in five for one account; the others get in."""
-    service.app.container.watches._max_watchers = 10
-    second, tenant = service.with_role("ROLE_VALIDATOR"), service.tenant().stubs
-    with contextlib.ExitStack() as streams:
-        for stubs in [watcher] * 5 + [second] * 3:
+    with (
+        running(tmp_path / "data", clock, entropy, max_watchers=10) as service,
+        contextlib.ExitStack() as streams,
+    ):
+        first, second = service.with_role("ROLE_VALIDATOR"), service.with_role("ROLE_VALIDATOR")
+        for stubs in [first] * 5 + [second] * 3:
             streams.enter_context(watching(stubs)).subscribe()
-        assert "of this key" in refused_stream(watcher).message
+        assert "of this key" in refused_stream(first).message
         assert "of this account" in refused_stream(second).message
-        streams.enter_context(watching(tenant)).subscribe()
+        streams.enter_context(watching(service.tenant().stubs)).subscribe()
 
 
 def test_a_refused_stream_leaves_nothing_behind(
@@ -795,15 +854,18 @@ def test_streams_end_after_a_quarter_of_an_hour(
         assert end.retry_after is not None
 
 
-def test_the_ages_of_streams_are_spread(service: Service, watcher: Stubs) -> None:
-    """So that not all of them come back at once."""
-    hub = service.app.container.watches
-    with watching(watcher) as one, watching(watcher) as two, watching(watcher) as three:
-        for stream in (one, two, three):
+def test_the_ages_of_streams_are_spread(service: Service, watcher: Stubs, clock: FakeClock) -> None:
+    """So that not all of them come back at once: after 15 minutes some have ended, some have not.
+
+    Ages are drawn: one in half a million runs draws all 20 on the same side of 15 minutes.
+    """
+    with contextlib.ExitStack() as opened:
+        streams = [opened.enter_context(watching(watcher)) for _ in range(20)]
+        for stream in streams:
             stream.subscribe()
-        ages = {watcher.ends_at - hub.clock.monotonic() for watcher in hub._open}
-        assert len(ages) > 1
-        assert all(720 <= age <= 1080 for age in ages)
+        clock.advance(15 * MINUTE)
+        still_open = [stream.is_open() for stream in streams]
+        assert 0 < sum(still_open) < len(streams)
 
 
 def test_streams_end_when_the_service_stops(
@@ -833,25 +895,29 @@ def _item(key_id: str, **fields: Any) -> dict[str, Any]:
     return {"key_id": key_id, **fields}
 
 
+LAST_REPORTED = "TheLastReported1"
+
+
 def _reported(service: Service, stubs: Stubs, items: list[dict[str, Any]]) -> None:
-    """Report uses and wait until they are stored."""
-    hub = service.app.container.watches
-    counted = threading.Event()
-    count = hub._uses._count
+    """Report uses and wait until they are stored.
 
-    def counting(caller: Caller, report: UsageReport) -> None:
-        count(caller, report)
-        counted.set()
+    Reports are counted one after the other, so the ones before were once the last one is begun.
+    """
+    store = store_of(service.app)
+    is_last_begun = threading.Event()
+    look_up = store.lookup_many
 
-    hub._uses._count = counting  # type: ignore[method-assign]
-    try:
-        with watching(stubs) as stream:
-            stream.subscribe()
-            stream.send(usage={"items": items})
-            assert counted.wait(TIMEOUT_S)
-            stream.ping()
-    finally:
-        hub._uses._count = count  # type: ignore[method-assign]
+    def look_up_and_notice(key_ids: Sequence[str]) -> Any:
+        if LAST_REPORTED in key_ids:
+            is_last_begun.set()
+        return look_up(key_ids)
+
+    with store.replacing(lookup_many=look_up_and_notice), watching(stubs) as stream:
+        stream.subscribe()
+        stream.send(usage={"items": items})
+        stream.send(usage={"items": [_item(LAST_REPORTED)]})
+        assert is_last_begun.wait(TIMEOUT_S)
+        stream.ping()
     service.app.container.usage.flush()
 
 

@@ -5,12 +5,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from backends import Connections
 from fakes import START
 from keybearer_service.domain.model import SubjectKind, Use
 from keybearer_service.storage import (
@@ -35,9 +35,15 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def store(path: Path) -> Iterator[SqliteStore]:
+def connections() -> Connections:
+    """The connections of `store`."""
+    return Connections()
+
+
+@pytest.fixture
+def store(path: Path, connections: Connections) -> Iterator[SqliteStore]:
     """An open database with one account, user and key."""
-    opened = SqliteStore.create(path)
+    opened = SqliteStore.create(path, connect=connections)
     fill(opened)
     yield opened
     opened.close()
@@ -61,11 +67,13 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("name", sorted(SETTINGS))
-def test_every_connection_is_set_up_alike(store: SqliteStore, name: str) -> None:
+def test_every_connection_is_set_up_alike(
+    store: SqliteStore, connections: Connections, name: str
+) -> None:
     """The writer's and the readers' connections have the settings that durability rests on."""
     store.lookup(KEY)
-    assert len(store._connections) == 2
-    assert [pragma(one, name) for one in store._connections] == [SETTINGS[name]] * 2
+    assert len(connections.opened) == 2
+    assert [pragma(one, name) for one in connections.opened] == [SETTINGS[name]] * 2
 
 
 class _HalfDeafConnection(dbapi.Connection):  # type: ignore[misc]  # the driver has no types
@@ -77,18 +85,15 @@ class _HalfDeafConnection(dbapi.Connection):  # type: ignore[misc]  # the driver
         return super().execute(sql, *values)
 
 
-def test_a_driver_that_does_not_sync_every_commit_is_refused(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_driver_that_does_not_sync_every_commit_is_refused(path: Path) -> None:
     """With less than FULL acknowledged writes get lost, so the store does not open."""
-    monkeypatch.setattr(dbapi, "connect", partial(dbapi.connect, factory=_HalfDeafConnection))
     with pytest.raises(StoreUnusableError, match="synchronous"):
-        SqliteStore.create(path)
+        SqliteStore.create(path, connect=Connections(_HalfDeafConnection))
 
 
-def test_every_table_is_strict(store: SqliteStore) -> None:
+def test_every_table_is_strict(store: SqliteStore, connections: Connections) -> None:
     """No column takes a value of another type."""
-    loose = store._writer.execute(
+    loose = connections.writer.execute(
         "SELECT name FROM pragma_table_list"
         " WHERE schema = 'main' AND type = 'table' AND NOT strict"
         " AND name NOT LIKE 'sqlite_%' AND name NOT LIKE '\\_%' ESCAPE '\\'"
@@ -96,21 +101,23 @@ def test_every_table_is_strict(store: SqliteStore) -> None:
     assert loose == []
 
 
-def test_readers_cannot_write(store: SqliteStore) -> None:
+def test_readers_cannot_write(store: SqliteStore, connections: Connections) -> None:
     """A reader's connection refuses every change."""
     store.lookup(KEY)
     with pytest.raises(dbapi.OperationalError, match=r"readonly|read-only|attempt to write"):
-        store._connections[1].execute("DELETE FROM api_keys")
+        connections.opened[1].execute("DELETE FROM api_keys")
 
 
 @pytest.mark.parametrize("name", [b"of a key", b"no UTF-8 \xff"])
-def test_a_lookup_leaves_no_snapshot_open(store: SqliteStore, path: Path, name: bytes) -> None:
+def test_a_lookup_leaves_no_snapshot_open(
+    store: SqliteStore, connections: Connections, path: Path, name: bytes
+) -> None:
     """Whether it answers or fails, an idle reader is in the way of no checkpoint."""
-    store._writer.execute("UPDATE api_keys SET name = CAST(? AS TEXT)", (name,))
+    connections.writer.execute("UPDATE api_keys SET name = CAST(? AS TEXT)", (name,))
     with suppress(StoreError):
         store.lookup(KEY)
-    store._writer.execute("UPDATE api_keys SET name = 'another'")
-    assert store._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
+    connections.writer.execute("UPDATE api_keys SET name = 'another'")
+    assert connections.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0] == 0
     assert Path(f"{path}-wal").stat().st_size == 0
 
 
@@ -166,9 +173,11 @@ def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
         SqliteStore(path)
 
 
-def test_a_newer_schema_is_refused(store: SqliteStore, path: Path) -> None:
+def test_a_newer_schema_is_refused(
+    store: SqliteStore, connections: Connections, path: Path
+) -> None:
     """An older version does not write into what it does not understand, and says what would."""
-    store._writer.execute(
+    connections.writer.execute(
         "INSERT INTO _sqlite_migrations (migration_set, name, applied_at)"
         " VALUES ('keybearer', 'm999_from_the_future', '')"
     )
@@ -191,9 +200,11 @@ def test_a_damaged_page_is_no_verdict(store: SqliteStore, path: Path) -> None:
         SqliteStore(path).lookup(KEY)
 
 
-def test_damage_that_is_met_later_is_no_verdict_either(store: SqliteStore, path: Path) -> None:
+def test_damage_that_is_met_later_is_no_verdict_either(
+    store: SqliteStore, connections: Connections, path: Path
+) -> None:
     """Reading a damaged row raises a StoreError, and `check_file` finds the damage."""
-    root = store._writer.execute(
+    root = connections.writer.execute(
         "SELECT rootpage FROM sqlite_schema WHERE name = 'api_keys'"
     ).fetchone()[0]
     store.close()
@@ -215,17 +226,15 @@ def test_a_whole_file_has_no_findings(store: SqliteStore) -> None:
     assert list(store.check_file()) == []
 
 
-def test_it_is_a_file_store(store: SqliteStore, path: Path) -> None:
+def test_it_is_a_file_store(store: SqliteStore, connections: Connections, path: Path) -> None:
     """It has a size, its log included, and the number that marks its file."""
     assert isinstance(store, FileStore)
     beside = path.with_name(f"{path.name}-wal")
     assert store.size_bytes == path.stat().st_size + beside.stat().st_size > 0
-    assert store.application_id == pragma(store._writer, "application_id")
+    assert store.application_id == pragma(connections.writer, "application_id")
 
 
-def test_a_backup_does_not_start_over_when_others_write(
-    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_backup_does_not_start_over_when_others_write(store: SqliteStore, path: Path) -> None:
     """A commit after each of its steps changes nothing of the copy and makes it no longer."""
     _write_much(store, "big")
     with store.read() as reader:
@@ -243,10 +252,8 @@ def test_a_backup_does_not_start_over_when_others_write(
 
             super().backup(target, pages=1, progress=write)
 
-    monkeypatch.setattr(dbapi, "connect", partial(dbapi.connect, factory=Stepwise))
-    copied = SqliteStore(path)
+    copied = SqliteStore(path, connect=Connections(Stepwise))
     copied.backup(path.with_name("copy"))
-    monkeypatch.undo()
     copy = SqliteStore(path.with_name("copy"))
     with copy.read() as reader:
         assert reader.key_count() == keys
@@ -256,17 +263,14 @@ def test_a_backup_does_not_start_over_when_others_write(
         one.close()
 
 
-def test_a_backup_that_fails_leaves_no_file(
-    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_backup_that_fails_leaves_no_file(store: SqliteStore, path: Path) -> None:
     """What is there under the name of a backup is whole."""
 
     class Failing(dbapi.Connection):  # type: ignore[misc]  # the driver has no types
         def backup(self, _target: Any, **_: Any) -> None:
             raise dbapi.OperationalError("disk I/O error")
 
-    monkeypatch.setattr(dbapi, "connect", partial(dbapi.connect, factory=Failing))
-    failing = SqliteStore(path)
+    failing = SqliteStore(path, connect=Connections(Failing))
     with pytest.raises(StoreError):
         failing.backup(path.with_name("copy"))
     failing.close()
@@ -372,9 +376,9 @@ def test_a_write_of_another_thread_is_waited_for_no_longer_either(
 # --- a full disk ----------------------------------------------------------------------------------
 
 
-def _fill_up(store: SqliteStore, room: int) -> None:
-    pages = pragma(store._writer, "page_count")
-    store._writer.execute(f"PRAGMA max_page_count = {pages + room}")
+def _fill_up(connections: Connections, room: int) -> None:
+    pages = pragma(connections.writer, "page_count")
+    connections.writer.execute(f"PRAGMA max_page_count = {pages + room}")
 
 
 def _write_much(store: SqliteStore, name: str) -> None:
@@ -384,9 +388,11 @@ def _write_much(store: SqliteStore, name: str) -> None:
             tx.append_change(kind=SubjectKind.KEY, subject_id=KEY, account_id="", now=START)
 
 
-def test_a_full_disk_is_told_and_changes_nothing(store: SqliteStore) -> None:
+def test_a_full_disk_is_told_and_changes_nothing(
+    store: SqliteStore, connections: Connections
+) -> None:
     """The write is undone as a whole and lookups go on."""
-    _fill_up(store, 4)
+    _fill_up(connections, 4)
     with pytest.raises(StoreFullError):
         _write_much(store, "big")
     record, revision = store.lookup(KEY)
@@ -396,13 +402,15 @@ def test_a_full_disk_is_told_and_changes_nothing(store: SqliteStore) -> None:
         assert reader.key_count() == 1
 
 
-def test_writes_go_on_when_there_is_room_again(store: SqliteStore) -> None:
+def test_writes_go_on_when_there_is_room_again(
+    store: SqliteStore, connections: Connections
+) -> None:
     """Nothing has to be restarted after a full disk."""
-    _fill_up(store, 4)
+    _fill_up(connections, 4)
     for _ in range(3):
         with pytest.raises(StoreFullError):
             _write_much(store, "big")
-    store._writer.execute("PRAGMA max_page_count = 4294967294")
+    connections.writer.execute("PRAGMA max_page_count = 4294967294")
     _write_much(store, "big")
     assert store.lookup(KEY)[1] == 40
     assert list(store.check()) == []
@@ -429,17 +437,24 @@ class FaultyConnection(dbapi.Connection):  # type: ignore[misc]  # the driver ha
 
 
 @pytest.fixture
-def faulty(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[SqliteStore]:
+def faulty_connections() -> Connections:
+    """The connections of `faulty`."""
+    return Connections(FaultyConnection)
+
+
+@pytest.fixture
+def faulty(path: Path, faulty_connections: Connections) -> Iterator[SqliteStore]:
     """A store whose connections are faulty ones."""
-    monkeypatch.setattr(dbapi, "connect", partial(dbapi.connect, factory=FaultyConnection))
-    opened = SqliteStore.create(path)
+    opened = SqliteStore.create(path, connect=faulty_connections)
     fill(opened)
     yield opened
     opened.close()
 
 
-def _fail_next_commit(store: SqliteStore, failure: str, *, commits_first: bool = False) -> None:
-    writer = store._writer
+def _fail_next_commit(
+    connections: Connections, failure: str, *, commits_first: bool = False
+) -> None:
+    writer = connections.writer
     assert isinstance(writer, FaultyConnection)
     writer.failure, writer.commits_first = failure, commits_first
 
@@ -450,18 +465,20 @@ FAILURES = ["SQLITE_IOERR_FSYNC", "SQLITE_IOERR_WRITE", "SQLITE_BUSY", "SQLITE_C
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("commits_first", [False, True])
 def test_a_commit_that_fails_has_an_unknown_outcome(
-    faulty: SqliteStore, failure: str, *, commits_first: bool
+    faulty: SqliteStore, faulty_connections: Connections, failure: str, *, commits_first: bool
 ) -> None:
     """Whatever the reason, if it is not a full disk nobody may say that nothing changed."""
-    _fail_next_commit(faulty, failure, commits_first=commits_first)
+    _fail_next_commit(faulty_connections, failure, commits_first=commits_first)
     with pytest.raises(CommitFailedError) as caught:
         add_keys(faulty, sample_key("maybe"))
     assert caught.value.is_fatal
 
 
-def test_after_a_failed_commit_every_write_has_an_unknown_outcome(faulty: SqliteStore) -> None:
+def test_after_a_failed_commit_every_write_has_an_unknown_outcome(
+    faulty: SqliteStore, faulty_connections: Connections
+) -> None:
     """The process is to end, whoever's commit it was that failed; lookups go on until then."""
-    _fail_next_commit(faulty, "SQLITE_IOERR_FSYNC")
+    _fail_next_commit(faulty_connections, "SQLITE_IOERR_FSYNC")
     with pytest.raises(CommitFailedError):
         faulty.add_uses([Use(KEY, 1, START, 1)])
     for _ in range(2):
@@ -470,9 +487,11 @@ def test_after_a_failed_commit_every_write_has_an_unknown_outcome(faulty: Sqlite
     assert faulty.lookup(KEY)[0] is not None
 
 
-def test_a_fresh_process_can_write_after_a_failed_commit(faulty: SqliteStore, path: Path) -> None:
+def test_a_fresh_process_can_write_after_a_failed_commit(
+    faulty: SqliteStore, faulty_connections: Connections, path: Path
+) -> None:
     """The failed process leaves nothing that keeps the next one out."""
-    _fail_next_commit(faulty, "SQLITE_IOERR_FSYNC")
+    _fail_next_commit(faulty_connections, "SQLITE_IOERR_FSYNC")
     with pytest.raises(CommitFailedError):
         add_keys(faulty, sample_key("maybe"))
     faulty.close()
@@ -482,9 +501,11 @@ def test_a_fresh_process_can_write_after_a_failed_commit(faulty: SqliteStore, pa
     fresh.close()
 
 
-def test_a_commit_on_a_full_disk_changed_nothing(faulty: SqliteStore) -> None:
+def test_a_commit_on_a_full_disk_changed_nothing(
+    faulty: SqliteStore, faulty_connections: Connections
+) -> None:
     """With a WAL the pages are written at COMMIT; a full disk there is a sure rollback."""
-    _fail_next_commit(faulty, "SQLITE_FULL")
+    _fail_next_commit(faulty_connections, "SQLITE_FULL")
     with pytest.raises(StoreFullError):
         add_keys(faulty, sample_key("never"))
     assert faulty.lookup(sample_id("never"))[0] is None
@@ -492,9 +513,11 @@ def test_a_commit_on_a_full_disk_changed_nothing(faulty: SqliteStore) -> None:
     assert faulty.lookup(sample_id("next"))[0] is not None
 
 
-def test_a_failed_use_is_not_a_failed_verdict(faulty: SqliteStore) -> None:
+def test_a_failed_use_is_not_a_failed_verdict(
+    faulty: SqliteStore, faulty_connections: Connections
+) -> None:
     """Lookups need nothing of the writer."""
-    _fail_next_commit(faulty, "SQLITE_FULL")
+    _fail_next_commit(faulty_connections, "SQLITE_FULL")
     with pytest.raises(StoreFullError):
         faulty.add_uses([Use(KEY, 1, START, 1)])
     record, _ = faulty.lookup(KEY)

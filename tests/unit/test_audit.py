@@ -5,7 +5,7 @@ import hmac
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -24,7 +24,6 @@ from keybearer_service.domain.audit_event import (
 from keybearer_service.domain.clock import Micros, after
 from keybearer_service.storage import Reader
 from keybearer_service.storage.sqlite import SqliteStore
-from keybearer_service.usecases import audit
 from keybearer_service.usecases.audit import AuditLog, ids_change
 from samples import fill
 
@@ -299,9 +298,21 @@ def test_a_cascade_lists_up_to_a_thousand_ids(count: int, listed: int) -> None:
     assert len([one for one in changes.get("revoked", "").split(",") if one]) == listed
 
 
-def test_the_chain_is_read_in_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class ShortPages:
+    """A reader that returns at most seven events of the chain at a time."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def audit_chain(self, after_seq: int, limit: int) -> Sequence[AuditEvent]:
+        return self._reader.audit_chain(after_seq, min(limit, 7))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reader, name)
+
+
+def test_the_chain_is_read_in_batches(tmp_path: Path) -> None:
     """However long it is, it is checked whole."""
-    monkeypatch.setattr(audit, "_CHAIN_BATCH", 7)
     log = AuditLog(KEY, SeededEntropy(2))
     store = SqliteStore.create(tmp_path / "store.db")
     fill(store)
@@ -318,6 +329,6 @@ def test_the_chain_is_read_in_batches(tmp_path: Path, monkeypatch: pytest.Monkey
                     target_id="t",
                 )
     with store.read() as reader:
-        report = log.verify(reader)
+        report = log.verify(cast("Reader", ShortPages(reader)))
     store.close()
     assert (report.events, report.head_seq) == (14, 14)

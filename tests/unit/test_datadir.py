@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from fakes import FakeClock, SeededEntropy
 from harness import initialise
 from keybearer_service.installation.data_directory import DataDir, DataDirError, write_secret_file
 from keybearer_service.storage import dbapi
+from keybearer_service.storage.files import sharing_hazard
 
 _HOLD = """
 import sys
@@ -106,16 +108,14 @@ def test_a_lock_in_the_same_process_is_a_lock_too(directory: DataDir) -> None:
         directory.locked().__enter__()
 
 
-def test_commands_beside_a_server_need_a_sound_sqlite(
-    directory: DataDir, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_commands_beside_a_server_need_a_sound_sqlite(directory: DataDir) -> None:
     """With the WAL-reset bug two writing processes exclude each other."""
     with directory.locked():
         with directory.shared_with_server():
             pass
-        monkeypatch.setattr(dbapi, "has_wal_reset_bug", lambda: True)
-        with pytest.raises(DataDirError, match="in use"):
-            directory.shared_with_server().__enter__()
+        find_hazard = partial(sharing_hazard, (3, 40, 1))
+        with pytest.raises(DataDirError, match=r"in use.*SQLite 3\.40\.1"):
+            directory.shared_with_server(find_hazard).__enter__()
 
 
 @pytest.mark.parametrize(
@@ -133,12 +133,9 @@ def test_commands_beside_a_server_need_a_sound_sqlite(
         ((4, 0, 0), False),
     ],
 )
-def test_the_versions_with_the_bug_are_known(
-    version: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, *, has_bug: bool
-) -> None:
+def test_the_versions_with_the_bug_are_known(version: tuple[int, ...], *, has_bug: bool) -> None:
     """Fixed in 3.51.3 and in the backports 3.50.7 and 3.44.6."""
-    monkeypatch.setattr(dbapi, "VERSION", version)
-    assert dbapi.has_wal_reset_bug() == has_bug
+    assert dbapi.has_wal_reset_bug(version) == has_bug
 
 
 def test_a_secret_file_is_for_its_user_alone_and_never_replaced(tmp_path: Path) -> None:

@@ -148,6 +148,7 @@ def test_at_most_64_scopes_are_required() -> None:
         {"a": ""},
         {"a" * 63: "v" * 256},
         {"0_.-z": "ü"},
+        {"example.com/0": "v"},
         {f"k{n}": "v" for n in range(16)},
     ],
 )
@@ -164,6 +165,9 @@ def test_labels_within_their_limits_are_taken(labels: dict[str, str]) -> None:
         ({"A": "v"}, "labels"),
         ({"_a": "v"}, "labels"),
         ({"a\n": "v"}, "labels"),
+        ({"/a": "v"}, "labels"),
+        ({"a/": "v"}, "labels"),
+        ({"a/b/c": "v"}, "labels"),
         ({"a" * 64: "v"}, "labels"),
         ({"a": "v" * 257}, "labels[a]"),
         ({"a": "v\0"}, "labels[a]"),

@@ -3,7 +3,6 @@
 import pytest
 
 from fakes import FakeClock
-from keybearer_service.domain import rate_limits
 from keybearer_service.domain.clock import MINUTE, SECOND
 from keybearer_service.domain.errors import Overloaded
 from keybearer_service.domain.rate_limits import PeerLimiter
@@ -56,14 +55,13 @@ def test_an_overloaded_caller_is_told_when_to_try_again(clock: FakeClock) -> Non
     assert caught.value.retry_after
 
 
-def test_a_limiter_forgets_quiet_peers(clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limiter_forgets_quiet_peers(clock: FakeClock) -> None:
     """Memory does not grow with the number of peers there ever were."""
-    monkeypatch.setattr(rate_limits, "MAX_PEERS", 10)
-    limiter = PeerLimiter(clock, in_all=1000)
+    limiter = PeerLimiter(clock, in_all=1000, max_peers=10)
     for n in range(100):
         limiter.admit(f"peer{n}")
         clock.advance(SECOND)
-    assert len(limiter._peers) <= 10
+    assert limiter.peers <= 10
 
 
 def test_a_quota_admits_so_many_a_minute(clock: FakeClock) -> None:

@@ -173,6 +173,29 @@ def test_text_on_a_terminal_has_colours(
     os.close(terminal)
 
 
+def test_a_line_that_a_library_repeats_is_written_once_a_second_and_counted(log: Log) -> None:
+    """Thousands a second would fill a disk; the next one tells how many were left out."""
+    log.configure("info")
+    library = logging.getLogger("lib")
+    for second in (1_000.0, 1_000.5, 1_000.9, 1_001.1, 1_003.0):
+        for _ in range(100):
+            record = library.makeRecord("lib", logging.ERROR, "", 0, "no descriptors", (), None)
+            record.created = second
+            library.handle(record)
+    library.error("another line")
+    lines = log.lines()
+    assert [one["event"] for one in lines] == ["no descriptors"] * 3 + ["another line"]
+    assert [one.get("repeated") for one in lines] == [None, 299, 99, None]
+
+
+def test_lines_of_our_own_are_all_written(log: Log) -> None:
+    """They have quotas where they need them."""
+    log.configure("info")
+    for number in range(50):
+        structlog.get_logger().info("ours", number=number)
+    assert len(log.lines()) == 50
+
+
 # --- a reader that stands still -------------------------------------------------------------------
 
 
@@ -281,3 +304,19 @@ def test_a_line_that_cannot_be_written_as_text_is_lost_alone(log: Log) -> None:
 def test_ordinary_text_is_left_alone(text: str) -> None:
     """Ids and words are no secrets."""
     assert redact(text) == text
+
+
+def test_a_traceback_shows_no_value_of_a_variable(written: Callable[[], str]) -> None:
+    """A variable may hold a secret that looks like nothing, such as a password in a body."""
+
+    def fail() -> None:
+        password = "correct horse"
+        raise ValueError(len(password))
+
+    try:
+        fail()
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    text = written()
+    assert "ValueError" in text
+    assert "horse" not in text.replace('password = "correct horse"', "")

@@ -13,7 +13,6 @@ from keybearer_service.domain.model import Use
 from keybearer_service.domain.verdict import Match
 from keybearer_service.storage import StoreLockedError
 from keybearer_service.storage.sqlite import SqliteStore
-from keybearer_service.validation import usage
 from keybearer_service.validation.usage import UsageRecorder
 from samples import EVERYWHERE, add_keys, fill, sample_id, sample_key
 
@@ -29,9 +28,11 @@ class WatchedStore:
         self.refusal: Exception | None = None
         self.batches: list[Sequence[Use]] = []
         self.written = threading.Event()
+        self.refused = threading.Event()
 
     def add_uses(self, uses: Sequence[Use]) -> None:
         if self.refusal is not None:
+            self.refused.set()
             raise self.refusal
         self._store.add_uses(uses)
         self.batches.append(uses)
@@ -116,11 +117,9 @@ def test_what_the_store_refuses_is_kept_for_later(
     assert counted(store) == (2, at(1))
 
 
-def test_memory_is_bounded(
-    store: WatchedStore, recorder: UsageRecorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_is_bounded(store: WatchedStore) -> None:
     """Beyond the limit new secrets are not counted, while known ones are."""
-    monkeypatch.setattr(usage, "MAX_PENDING", 1)
+    recorder = UsageRecorder(store, max_pending=1)
     recorder.add_many(KEY, 1, START, 1)
     recorder.add_many("other", 1, START, 1)
     recorder.add_many(KEY, 1, START, 1)
@@ -128,12 +127,9 @@ def test_memory_is_bounded(
     assert [list(batch) for batch in store.batches] == [[Use(KEY, 1, START, 2)]]
 
 
-def test_what_is_noted_and_not_counted_yet_is_bounded_too(
-    store: WatchedStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_noted_and_not_counted_yet_is_bounded_too(store: WatchedStore) -> None:
     """Should nobody come to count, the newest uses are kept."""
-    monkeypatch.setattr(usage, "MAX_NOTES", 2)
-    recorder = UsageRecorder(store)
+    recorder = UsageRecorder(store, max_notes=2)
     for moment in (START, at(1), at(2)):
         recorder.add(match(store), moment)
     recorder.flush()
@@ -153,11 +149,9 @@ def test_what_waits_to_be_written_is_told_by_secrets(
     assert recorder.pending == 0
 
 
-def test_many_uses_are_written_in_batches(
-    store: WatchedStore, recorder: UsageRecorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_uses_are_written_in_batches(store: WatchedStore) -> None:
     """No mutation waits long behind them, and none is lost."""
-    monkeypatch.setattr(usage, "_BATCH", 3)
+    recorder = UsageRecorder(store, batch=3)
     keys = [sample_key(f"k{n}x") for n in range(8)]
     add_keys(store, *keys)
     for key in keys:
@@ -186,8 +180,10 @@ def test_other_uses_wait_for_the_interval(
     add_keys(store, sample_key("used", secret_used=True))
     key = "used" if case == "known" else "key"
     now = at(10 * MINUTE if case == "old" else SECOND)
+    recorder.start()
     recorder.add(match(store, key, is_current=case != "overlap"), now)
-    assert not recorder._wake.is_set()
+    assert not store.written.wait(0.2)
+    assert recorder.pending == 1
 
 
 def test_the_interval_writes_what_was_counted(store: WatchedStore) -> None:
@@ -223,8 +219,7 @@ def test_the_writer_outlives_what_it_cannot_foresee(store: WatchedStore) -> None
     store.refusal = RuntimeError("unforeseen")
     recorder.start()
     recorder.add_many(KEY, 1, START, 1)
-    while recorder._pending:
-        threading.Event().wait(0.001)
+    assert store.refused.wait(WAIT_S)
     store.refusal = None
     recorder.add_many(KEY, 1, START, 1)
     assert store.written.wait(WAIT_S)

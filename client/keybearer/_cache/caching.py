@@ -19,8 +19,9 @@ from typing import Any, Final, Self
 
 from keybearer._cache.engine import CacheStats, Engine, Metadata
 from keybearer._client.client import AsyncKeybearerClient, KeybearerClient
-from keybearer._client.remote import DEFAULT_TIMEOUT
+from keybearer._client.remote import DEFAULT_TIMEOUT, assert_client
 from keybearer._client.token_source import AsyncTokenSource, current_token, current_token_async
+from keybearer._wire.arguments import count, seconds, text
 from keybearer._wire.bearer import authorization_of
 from keybearer.errors import VerifierUnavailableError
 from keybearer.models import Outcome, Presented, Verdict
@@ -49,6 +50,9 @@ class CachingVerifier:
         timeout: Seconds that a check may take when it has to validate the token.
         max_entries: How many positive verdicts are kept, at about a kilobyte each.
         clock: For tests: returns nanoseconds of a clock that never steps.
+
+    Raises:
+        TypeError, ValueError: An argument has a wrong type or form; the message names it.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class CachingVerifier:
         max_entries: int = DEFAULT_MAX_ENTRIES,
         clock: Callable[[], int] = now_ns,
     ) -> None:
+        assert_client(self, client, KeybearerClient)
         source = client.token_source
 
         def authorize() -> Metadata:
@@ -68,9 +73,9 @@ class CachingVerifier:
         self._authorize = authorize
         self._engine = Engine(
             client.endpoint,
-            account_id=account_id,
-            timeout=timeout,
-            max_entries=max_entries,
+            account_id=text("account_id", account_id),
+            timeout=seconds("timeout", timeout),
+            max_entries=count("max_entries", max_entries, least=1),
             authorize=authorize,
             clock=clock,
         )
@@ -145,12 +150,13 @@ class AsyncCachingVerifier:
         max_entries: int = DEFAULT_MAX_ENTRIES,
         clock: Callable[[], int] = now_ns,
     ) -> None:
+        assert_client(self, client, AsyncKeybearerClient)
         self._credential = _LoopCredential(client.token_source)
         self._engine = Engine(
             client.endpoint,
-            account_id=account_id,
-            timeout=timeout,
-            max_entries=max_entries,
+            account_id=text("account_id", account_id),
+            timeout=seconds("timeout", timeout),
+            max_entries=count("max_entries", max_entries, least=1),
             authorize=self._credential.authorize,
             clock=clock,
         )

@@ -20,10 +20,10 @@ from keybearer._cache.stream import Stream
 from keybearer._cache.verdict_cache import SECOND, OutOfOrderError, Pending, VerdictCache
 from keybearer._client import convert, requests
 from keybearer._client.channel import Endpoint
-from keybearer._client.outage_log import OutageLog
+from keybearer._client.outages import PROBE_TIMEOUT, PROBE_TOKEN, OutageGate, probe_in_thread
 from keybearer._client.remote import restrict_to_account
 from keybearer._wire.token_format import may_be_token
-from keybearer.errors import from_rpc_error
+from keybearer.errors import KeybearerError, from_rpc_error
 from keybearer.models import Outcome, Verdict
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,8 @@ class _Flight:
     pending: Pending
     authorization: Metadata = field(repr=False)
     verdict: Future[Verdict]
-    is_retry: bool = False
+    first_error: KeybearerError | None = None
+    """Why the first attempt failed, when this is the second one."""
 
 
 class Engine:
@@ -114,7 +115,7 @@ class Engine:
         self._lock = threading.Lock()
         self._connection = Connection(self._endpoint)
         self._flights: dict[bytes, _Flight] = {}
-        self._outages = OutageLog()
+        self._gate = OutageGate(self._endpoint.address)
         self._stop = threading.Event()
         self._leased = threading.Event()
         self._thread: threading.Thread | None = None
@@ -146,11 +147,15 @@ class Engine:
 
         Returns:
             The verdict. An exception of the future is a VerifierUnavailableError.
+
+        Raises:
+            VerifierUnavailableError: It is known that no validation succeeds now.
         """
         if not may_be_token(token):
             known: Future[Verdict] = Future()
             known.set_result(Verdict(outcome=Outcome.NOT_FOUND))
             return known
+        self._gate.assert_closed()
         with self._lock:
             mac = self.verdicts.mac(token)
             flight = self._flights.get(mac)
@@ -172,18 +177,18 @@ class Engine:
         remaining = max(0.0, self.timeout - spent)
         call = validate_token.future(
             requests.validate_token(flight.token, account_id=self._account_id).message,
-            timeout=min(RETRY_TIMEOUT, remaining) if flight.is_retry else remaining,
+            timeout=min(RETRY_TIMEOUT, remaining) if flight.first_error else remaining,
             metadata=flight.authorization,
             # A connection that broke under the first attempt may be back in a moment.
-            wait_for_ready=flight.is_retry,
+            wait_for_ready=flight.first_error is not None,
         )
         call.add_done_callback(functools.partial(self._completed, flight))
 
     def _completed(self, flight: _Flight, call: Any) -> None:
         """Handle the end of a call. grpc calls this on a thread of its own."""
         try:
-            if call.code() in _BROKEN and not flight.is_retry and not self._stop.is_set():
-                flight.is_retry = True
+            if call.code() in _BROKEN and flight.first_error is None and not self._stop.is_set():
+                flight.first_error = from_rpc_error(call)
                 self._send(flight)
                 return
             response = call.result()
@@ -191,7 +196,8 @@ class Engine:
             self.verdicts.store(flight.pending, verdict)
             self._settle(flight, verdict, None)
         except grpc.RpcError as error:
-            self._settle(flight, None, from_rpc_error(error))
+            # The second attempt waits for a connection, so its own error would not say the cause.
+            self._settle(flight, None, flight.first_error or from_rpc_error(error))
         except Exception as error:  # noqa: BLE001 - whatever happened, there is no verdict
             self._settle(flight, None, error)
 
@@ -200,12 +206,28 @@ class Engine:
             if self._flights.get(flight.pending.mac) is flight:
                 del self._flights[flight.pending.mac]
         if verdict is not None:
-            self._outages.recovered()
+            self._gate.recovered()
             flight.verdict.set_result(verdict)
             return
-        unavailable = self._outages.failed(error or TimeoutError())
+        unavailable = self._gate.failed(error or TimeoutError())
         unavailable.__cause__ = error
+        if not self._stop.is_set():
+            probe_in_thread(self._gate, self._probe)
         flight.verdict.set_exception(unavailable)
+
+    def _probe(self) -> None:
+        """Validate no caller's token.
+
+        Raises:
+            Exception: There is no answer.
+        """
+        validate_token, _ = self._connection.stubs()
+        validate_token(
+            requests.validate_token(PROBE_TOKEN, account_id=self._account_id).message,
+            timeout=min(PROBE_TIMEOUT, self.timeout),
+            metadata=self._authorize(),
+            wait_for_ready=True,
+        )
 
     # --- the stream -------------------------------------------------------------------------------
 
@@ -257,7 +279,7 @@ class Engine:
     def _log_end(self, problem: str) -> None:
         """Log why the stream ended, unless the last one ended for the same reason."""
         if problem and problem != self._last_problem and not self._stop.is_set():
-            log.info("the stream of changes ended: %s", problem)
+            log.info("the stream of changes from %s ended: %s", self._endpoint.address, problem)
         self._last_problem = problem
 
     def wait_for_lease(self, timeout: float) -> bool:

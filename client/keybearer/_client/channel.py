@@ -13,7 +13,9 @@ import grpc.aio
 
 from keybearer._client.version import VERSION
 from keybearer._wire import limits
+from keybearer._wire.arguments import kind_of, text
 
+_URL_SCHEMES = frozenset({"http", "https", "grpc", "grpcs", "tcp", "tls"})
 ChannelOptions = Sequence[tuple[str, Any]]
 
 
@@ -29,6 +31,25 @@ class TLSConfig:
     """The private key of `cert`."""
     server_name: str | None = None
     """The name in the server's certificate, when it is not the one in the address."""
+
+    def __post_init__(self) -> None:
+        """Check the fields.
+
+        Raises:
+            TypeError: A field that holds PEM is no bytes; `from_files` reads files.
+            ValueError: There is a certificate without its key, or a key without its certificate.
+        """
+        for name in ("ca", "cert", "key"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, bytes):
+                raise TypeError(
+                    f"{name} must be bytes in PEM, not {kind_of(value)}; "
+                    "TLSConfig.from_files reads files"
+                )
+        if (self.cert is None) != (self.key is None):
+            raise ValueError("cert and key belong together: give both or neither")
+        if self.server_name is not None:
+            text("server_name", self.server_name)
 
     @classmethod
     def from_files(
@@ -59,6 +80,20 @@ class Endpoint:
     address: str
     tls: bool | TLSConfig
     options: ChannelOptions
+
+    def __post_init__(self) -> None:
+        """Check the address and the TLS settings; see `KeybearerClient`."""
+        address = text("address", self.address)
+        scheme, separator, rest = address.partition("://")
+        if separator and scheme.lower() in _URL_SCHEMES:
+            raise ValueError(
+                f"address must be host:port, such as {rest.strip('/')!r}, "
+                f"not the URL {address!r}; TLS is the default, and tls=False is plaintext"
+            )
+        if not address or any(one.isspace() for one in address):
+            raise ValueError(f"address must be host:port, not {address!r}")
+        if not isinstance(self.tls, bool | TLSConfig):
+            raise TypeError(f"tls must be True, False or a TLSConfig, not {kind_of(self.tls)}")
 
     def open(self, more: ChannelOptions = ()) -> grpc.Channel:
         """Return a new channel with further channel arguments."""

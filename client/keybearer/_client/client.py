@@ -9,6 +9,7 @@ import functools
 import os
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -30,9 +31,11 @@ from keybearer._client.retries import DEFAULT_TIMEOUT, DEFAULT_TRY_TIMEOUT, Atte
 from keybearer._client.token_source import (
     AsyncTokenSource,
     TokenSource,
+    assert_token_source,
     current_token,
     current_token_async,
 )
+from keybearer._wire.arguments import seconds
 from keybearer._wire.bearer import authorization_of
 from keybearer.errors import KeybearerError, from_rpc_error
 
@@ -54,6 +57,9 @@ class KeybearerClient:
         try_timeout: Seconds that one attempt may take. Reads are repeated, and so are create and
             rotate, in a way that creates one key; other changes are attempted once.
         options: Raw channel arguments; they override the defaults.
+
+    Raises:
+        TypeError, ValueError: An argument has a wrong type or form; the message names it.
     """
 
     def __init__(
@@ -68,11 +74,13 @@ class KeybearerClient:
     ) -> None:
         self.endpoint = Endpoint(address=address, tls=tls, options=options)
         """Where the client connects to."""
+        if token is not None:
+            assert_token_source(token)
         self.token_source = token
         """Where the credential of the client comes from."""
         self._open = functools.partial(open_channel, address, tls=tls, options=options)
-        self._timeout = timeout
-        self._try_timeout = try_timeout
+        self._timeout = seconds("timeout", timeout)
+        self._try_timeout = seconds("try_timeout", try_timeout)
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._stubs: dict[str, Any] = {}
@@ -110,7 +118,12 @@ class KeybearerClient:
         Raises:
             KeybearerError: The call failed.
         """
-        attempts = Attempts(request, timeout or self._timeout, self._try_timeout, time.monotonic())
+        attempts = Attempts(
+            request,
+            self._timeout if timeout is None else timeout,
+            self._try_timeout,
+            time.monotonic(),
+        )
         while True:
             try:
                 response = self._try(request, attempts.begin(time.monotonic()))
@@ -180,7 +193,7 @@ class KeybearerClient:
 
 
 class AsyncKeybearerClient:
-    """The same as KeybearerClient for asyncio. Use it within one event loop.
+    """The same as KeybearerClient for asyncio. Each event loop gets a connection of its own.
 
     The methods that list return asynchronous iterators: `async for key in client.list_api_keys()`.
     `token` may also be a coroutine function.
@@ -198,13 +211,16 @@ class AsyncKeybearerClient:
     ) -> None:
         self.endpoint = Endpoint(address=address, tls=tls, options=options)
         """Where the client connects to."""
+        if token is not None:
+            assert_token_source(token)
         self.token_source = token
         """Where the credential of the client comes from."""
         self._open = functools.partial(open_async_channel, address, tls=tls, options=options)
-        self._timeout = timeout
-        self._try_timeout = try_timeout
-        self._channel: grpc.aio.Channel | None = None
-        self._stubs: dict[str, Any] = {}
+        self._timeout = seconds("timeout", timeout)
+        self._try_timeout = seconds("try_timeout", try_timeout)
+        self._connections: weakref.WeakKeyDictionary[
+            asyncio.AbstractEventLoop, tuple[grpc.aio.Channel, dict[str, Any]]
+        ] = weakref.WeakKeyDictionary()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.endpoint.address!r})"
@@ -221,14 +237,19 @@ class AsyncKeybearerClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection. A later call opens a new one."""
-        channel, self._channel, self._stubs = self._channel, None, {}
-        if channel is not None:
-            await channel.close()
+        """Close the connection of this event loop. A later call opens a new one."""
+        connection = self._connections.pop(asyncio.get_running_loop(), None)
+        if connection is not None:
+            await connection[0].close()
 
     async def run(self, request: Request[ResultT], *, timeout: float | None = None) -> ResultT:  # noqa: ASYNC109 - the deadline travels with the call
         """Make a call and return its result, as KeybearerClient.run does."""
-        attempts = Attempts(request, timeout or self._timeout, self._try_timeout, time.monotonic())
+        attempts = Attempts(
+            request,
+            self._timeout if timeout is None else timeout,
+            self._try_timeout,
+            time.monotonic(),
+        )
         while True:
             try:
                 response = await self._try(request, attempts.begin(time.monotonic()))
@@ -261,15 +282,19 @@ class AsyncKeybearerClient:
         return await self._stub(request)(request.message, timeout=seconds, metadata=metadata)
 
     def _stub(self, request: Request[Any]) -> Callable[..., Any]:
-        if self._channel is None:
-            self._channel = self._open()
-        if request.path not in self._stubs:
-            self._stubs[request.path] = self._channel.unary_unary(
+        # A channel belongs to the event loop in which it was opened, and test clients use several.
+        loop = asyncio.get_running_loop()
+        connection = self._connections.get(loop)
+        if connection is None:
+            connection = self._connections[loop] = (self._open(), {})
+        channel, stubs = connection
+        if request.path not in stubs:
+            stubs[request.path] = channel.unary_unary(
                 request.path,
                 request_serializer=type(request.message).SerializeToString,
                 response_deserializer=request.response_type.FromString,
             )
-        stub: Callable[..., Any] = self._stubs[request.path]
+        stub: Callable[..., Any] = stubs[request.path]
         return stub
 
     create_account = async_method(requests.create_account)

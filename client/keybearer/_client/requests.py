@@ -1,7 +1,8 @@
 """Every method of the API: how its request is built and how its response is read.
 
 The two clients offer these functions as their methods and differ only in how they make a call. The
-protos describe what each method does.
+protos describe what each method does. An argument of a wrong type or form is a TypeError or a
+ValueError that names it, and nothing is sent.
 """
 
 import enum
@@ -11,11 +12,24 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from keybearer._client import convert
+from keybearer._wire.arguments import (
+    count,
+    duration,
+    flag,
+    kind_of,
+    member,
+    members,
+    moment,
+    strings,
+    text,
+)
+from keybearer._wire.arguments import labels as check_labels
 from keybearer.access import Role
 from keybearer.models import (
     Account,
@@ -112,7 +126,7 @@ def create_account(
     *,
     admin_email: str,
     admin_display_name: str,
-    ttl: timedelta | None = None,
+    ttl: timedelta | NeverExpires = NEVER_EXPIRES,
     request_id: str = "",
     attempt: int = 1,
 ) -> Request[IssuedAccount]:
@@ -124,17 +138,17 @@ def create_account(
         name: 1 to 100 characters.
         admin_email: The address of the first administrator.
         admin_display_name: The name of the first administrator.
-        ttl: How long the first key is accepted; None means that it never expires.
+        ttl: How long the first key is accepted; a duration or NEVER_EXPIRES.
         request_id: From an error whose outcome is unknown, to continue that request.
         attempt: With `request_id`: greater than the `attempt` of the error.
     """
     request = account_service_pb2.CreateAccountRequest(
-        name=name,
-        admin_email=admin_email,
-        admin_display_name=admin_display_name,
-        request_id=request_id or _new_request_id(),
-        attempt=attempt,
-        ttl=None if ttl is None else convert.duration_of(ttl),
+        name=text("name", name),
+        admin_email=text("admin_email", admin_email),
+        admin_display_name=text("admin_display_name", admin_display_name),
+        request_id=text("request_id", request_id) or _new_request_id(),
+        attempt=count("attempt", attempt),
+        ttl=_ttl_of(ttl),
     )
     return _request(
         "AccountService/CreateAccount",
@@ -149,7 +163,7 @@ def get_account(account_id: str) -> Request[Account]:
     """Return one account."""
     return _request(
         "AccountService/GetAccount",
-        account_service_pb2.GetAccountRequest(id=account_id),
+        account_service_pb2.GetAccountRequest(id=text("account_id", account_id)),
         account_service_pb2.GetAccountResponse,
         lambda response: convert.account_of(response.account),
     )
@@ -157,18 +171,14 @@ def get_account(account_id: str) -> Request[Account]:
 
 def list_accounts(*, name_contains: str = "", page_size: int = 0) -> Pages[Account]:
     """Iterate over accounts, the newest first."""
-    return Pages(
-        lambda page_token: _request(
-            "AccountService/ListAccounts",
-            account_service_pb2.ListAccountsRequest(
-                name_contains=name_contains, page_size=page_size, page_token=page_token
-            ),
-            account_service_pb2.ListAccountsResponse,
-            lambda page: (
-                [convert.account_of(account) for account in page.accounts],
-                page.next_page_token,
-            ),
-        )
+    return _pages(
+        "AccountService/ListAccounts",
+        account_service_pb2.ListAccountsRequest(
+            name_contains=text("name_contains", name_contains),
+            page_size=count("page_size", page_size),
+        ),
+        account_service_pb2.ListAccountsResponse,
+        lambda page: [convert.account_of(account) for account in page.accounts],
     )
 
 
@@ -176,7 +186,7 @@ def disable_account(account_id: str) -> Request[Account]:
     """Disable an account: its keys validate as DISABLED from now on. This can be undone."""
     return _request(
         "AccountService/DisableAccount",
-        account_service_pb2.DisableAccountRequest(id=account_id),
+        account_service_pb2.DisableAccountRequest(id=text("account_id", account_id)),
         account_service_pb2.DisableAccountResponse,
         lambda response: convert.account_of(response.account),
         Kind.WRITE,
@@ -187,7 +197,7 @@ def enable_account(account_id: str) -> Request[Account]:
     """Enable an account that was disabled."""
     return _request(
         "AccountService/EnableAccount",
-        account_service_pb2.EnableAccountRequest(id=account_id),
+        account_service_pb2.EnableAccountRequest(id=text("account_id", account_id)),
         account_service_pb2.EnableAccountResponse,
         lambda response: convert.account_of(response.account),
         Kind.WRITE,
@@ -214,11 +224,11 @@ def create_user(
     return _request(
         "UserService/CreateUser",
         user_service_pb2.CreateUserRequest(
-            email=email,
-            display_name=display_name,
-            role=_number(role),
-            type=_number(type),
-            account_id=account_id,
+            email=text("email", email),
+            display_name=text("display_name", display_name),
+            role=member("role", Role, role),
+            type=member("type", UserType, type),
+            account_id=text("account_id", account_id),
         ),
         user_service_pb2.CreateUserResponse,
         lambda response: convert.user_of(response.user),
@@ -230,7 +240,7 @@ def get_user(user_id: str) -> Request[User]:
     """Return one user, also a deleted one."""
     return _request(
         "UserService/GetUser",
-        user_service_pb2.GetUserRequest(id=user_id),
+        user_service_pb2.GetUserRequest(id=text("user_id", user_id)),
         user_service_pb2.GetUserResponse,
         lambda response: convert.user_of(response.user),
     )
@@ -246,22 +256,18 @@ def list_users(
     account_id: str = "",
 ) -> Pages[User]:
     """Iterate over users, the newest first."""
-    role_numbers, type_numbers = _numbers(roles), _numbers(types)
-    return Pages(
-        lambda page_token: _request(
-            "UserService/ListUsers",
-            user_service_pb2.ListUsersRequest(
-                roles=role_numbers,
-                types=type_numbers,
-                email_contains=email_contains,
-                show_deleted=show_deleted,
-                page_size=page_size,
-                page_token=page_token,
-                account_id=account_id,
-            ),
-            user_service_pb2.ListUsersResponse,
-            lambda page: ([convert.user_of(user) for user in page.users], page.next_page_token),
-        )
+    return _pages(
+        "UserService/ListUsers",
+        user_service_pb2.ListUsersRequest(
+            roles=members("roles", Role, roles),
+            types=members("types", UserType, types),
+            email_contains=text("email_contains", email_contains),
+            show_deleted=flag("show_deleted", show_deleted),
+            page_size=count("page_size", page_size),
+            account_id=text("account_id", account_id),
+        ),
+        user_service_pb2.ListUsersResponse,
+        lambda page: [convert.user_of(user) for user in page.users],
     )
 
 
@@ -276,17 +282,17 @@ def update_user(
         role: None leaves it as it is.
         etag: When given, the change is rejected if the user has changed since.
     """
-    user = user_pb2.User(id=user_id)
+    user = user_pb2.User(id=text("user_id", user_id))
     mask = FieldMask()
     if display_name is not None:
-        user.display_name = display_name
+        user.display_name = text("display_name", display_name)
         mask.paths.append("display_name")
     if role is not None:
-        user.role = _number(role)
+        user.role = member("role", Role, role)
         mask.paths.append("role")
     return _request(
         "UserService/UpdateUser",
-        user_service_pb2.UpdateUserRequest(user=user, update_mask=mask, etag=etag),
+        user_service_pb2.UpdateUserRequest(user=user, update_mask=mask, etag=text("etag", etag)),
         user_service_pb2.UpdateUserResponse,
         lambda response: convert.user_of(response.user),
         Kind.WRITE,
@@ -306,7 +312,9 @@ def delete_user(
     return _request(
         "UserService/DeleteUser",
         user_service_pb2.DeleteUserRequest(
-            id=user_id, validate_only=validate_only, revoke_created=revoke_created
+            id=text("user_id", user_id),
+            validate_only=flag("validate_only", validate_only),
+            revoke_created=flag("revoke_created", revoke_created),
         ),
         user_service_pb2.DeleteUserResponse,
         convert.deleted_user_of,
@@ -345,15 +353,15 @@ def create_api_key(
         attempt: With `request_id`: greater than the `attempt` of the error.
     """
     request = api_key_service_pb2.CreateApiKeyRequest(
-        name=name,
-        description=description,
-        owner_id=owner_id,
-        role=_number(role),
-        scopes=tuple(scopes),
-        labels=labels or {},
-        request_id=request_id or _new_request_id(),
-        attempt=attempt,
-        account_id=account_id,
+        name=text("name", name),
+        description=text("description", description),
+        owner_id=text("owner_id", owner_id),
+        role=member("role", Role, role),
+        scopes=strings("scopes", scopes),
+        labels={} if labels is None else check_labels("labels", labels),
+        request_id=text("request_id", request_id) or _new_request_id(),
+        attempt=count("attempt", attempt),
+        account_id=text("account_id", account_id),
     )
     _set_expiration(request, expiration)
     return _request(
@@ -369,7 +377,7 @@ def get_api_key(key_id: str) -> Request[ApiKey]:
     """Return one key, without its secret."""
     return _request(
         "ApiKeyService/GetApiKey",
-        api_key_service_pb2.GetApiKeyRequest(id=key_id),
+        api_key_service_pb2.GetApiKeyRequest(id=text("key_id", key_id)),
         api_key_service_pb2.GetApiKeyResponse,
         lambda response: convert.api_key_of(response.api_key),
     )
@@ -399,27 +407,20 @@ def list_api_keys(
         page_size: How many are fetched at a time; 0 leaves the choice to the service.
         account_id: Another account than the caller's; operators only.
     """
-    state_numbers = _numbers(states)
-    return Pages(
-        lambda page_token: _request(
-            "ApiKeyService/ListApiKeys",
-            api_key_service_pb2.ListApiKeysRequest(
-                states=state_numbers,
-                owner_id=owner_id,
-                name_contains=name_contains,
-                expires_before=_optional_timestamp(expires_before),
-                unused_since=_optional_timestamp(unused_since),
-                order_by=order_by,
-                page_size=page_size,
-                page_token=page_token,
-                account_id=account_id,
-            ),
-            api_key_service_pb2.ListApiKeysResponse,
-            lambda page: (
-                [convert.api_key_of(api_key) for api_key in page.api_keys],
-                page.next_page_token,
-            ),
-        )
+    return _pages(
+        "ApiKeyService/ListApiKeys",
+        api_key_service_pb2.ListApiKeysRequest(
+            states=members("states", ApiKeyState, states),
+            owner_id=text("owner_id", owner_id),
+            name_contains=text("name_contains", name_contains),
+            expires_before=_optional_timestamp("expires_before", expires_before),
+            unused_since=_optional_timestamp("unused_since", unused_since),
+            order_by=text("order_by", order_by),
+            page_size=count("page_size", page_size),
+            account_id=text("account_id", account_id),
+        ),
+        api_key_service_pb2.ListApiKeysResponse,
+        lambda page: [convert.api_key_of(api_key) for api_key in page.api_keys],
     )
 
 
@@ -448,29 +449,31 @@ def update_api_key(
         overlap_end_time: When the old secret of a rotation stops working; earlier than planned now.
         etag: When given, the change is rejected if the key has changed since.
     """
-    api_key = api_key_pb2.ApiKey(id=key_id)
-    request = api_key_service_pb2.UpdateApiKeyRequest(etag=etag)
+    api_key = api_key_pb2.ApiKey(id=text("key_id", key_id))
+    request = api_key_service_pb2.UpdateApiKeyRequest(etag=text("etag", etag))
     mask = request.update_mask.paths
     if name is not None:
-        api_key.name = name
+        api_key.name = text("name", name)
         mask.append("name")
     if description is not None:
-        api_key.description = description
+        api_key.description = text("description", description)
         mask.append("description")
     if labels is not None:
-        api_key.labels.update(labels)
+        api_key.labels.update(check_labels("labels", labels))
         mask.append("labels")
     if scopes is not None:
-        api_key.scopes.extend(scopes)
+        api_key.scopes.extend(strings("scopes", scopes))
         mask.append("scopes")
     if role is not None:
-        api_key.role = _number(role)
+        api_key.role = member("role", Role, role)
         mask.append("role")
     if expiration is not None:
         _set_expiration(request, expiration)
         mask.append("expiration")
     if overlap_end_time is not None:
-        api_key.overlap_end_time.CopyFrom(convert.timestamp_of(overlap_end_time))
+        api_key.overlap_end_time.CopyFrom(
+            convert.timestamp_of(moment("overlap_end_time", overlap_end_time))
+        )
         mask.append("overlap_end_time")
     request.api_key.CopyFrom(api_key)
     return _request(
@@ -486,7 +489,7 @@ def disable_api_key(key_id: str) -> Request[ApiKey]:
     """Disable a key. This can be undone."""
     return _request(
         "ApiKeyService/DisableApiKey",
-        api_key_service_pb2.DisableApiKeyRequest(id=key_id),
+        api_key_service_pb2.DisableApiKeyRequest(id=text("key_id", key_id)),
         api_key_service_pb2.DisableApiKeyResponse,
         lambda response: convert.api_key_of(response.api_key),
         Kind.WRITE,
@@ -497,7 +500,7 @@ def enable_api_key(key_id: str) -> Request[ApiKey]:
     """Enable a key that was disabled."""
     return _request(
         "ApiKeyService/EnableApiKey",
-        api_key_service_pb2.EnableApiKeyRequest(id=key_id),
+        api_key_service_pb2.EnableApiKeyRequest(id=text("key_id", key_id)),
         api_key_service_pb2.EnableApiKeyResponse,
         lambda response: convert.api_key_of(response.api_key),
         Kind.WRITE,
@@ -523,10 +526,10 @@ def rotate_api_key(
         attempt: With `request_id`: greater than the `attempt` of the error.
     """
     request = api_key_service_pb2.RotateApiKeyRequest(
-        id=key_id,
-        overlap=convert.duration_of(overlap),
-        request_id=request_id or _new_request_id(),
-        attempt=attempt,
+        id=text("key_id", key_id),
+        overlap=convert.duration_of(duration("overlap", overlap)),
+        request_id=text("request_id", request_id) or _new_request_id(),
+        attempt=count("attempt", attempt),
     )
     return _request(
         "ApiKeyService/RotateApiKey",
@@ -547,7 +550,11 @@ def revoke_api_key(key_id: str, *, reason: RevocationReason, note: str = "") -> 
     """
     return _request(
         "ApiKeyService/RevokeApiKey",
-        api_key_service_pb2.RevokeApiKeyRequest(id=key_id, reason=_number(reason), note=note),
+        api_key_service_pb2.RevokeApiKeyRequest(
+            id=text("key_id", key_id),
+            reason=member("reason", RevocationReason, reason),
+            note=text("note", note),
+        ),
         api_key_service_pb2.RevokeApiKeyResponse,
         lambda response: convert.api_key_of(response.api_key),
         Kind.WRITE,
@@ -589,9 +596,12 @@ def batch_validate_tokens(
 
     The other arguments are those of `validate_token`, for each of the tokens.
     """
-    scopes = tuple(required_scopes)
+    scopes = strings("required_scopes", required_scopes)
     request = token_service_pb2.BatchValidateTokensRequest(
-        requests=[_validate_request(token, account_id, required_role, scopes) for token in tokens]
+        requests=[
+            _validate_request(token, account_id, required_role, scopes)
+            for token in strings("tokens", tokens)
+        ]
     )
     return _request(
         "TokenService/BatchValidateTokens",
@@ -623,9 +633,9 @@ def rotate_self(
         attempt: With `request_id`: greater than the `attempt` of the error.
     """
     request = token_service_pb2.RotateSelfRequest(
-        overlap=convert.duration_of(overlap),
-        request_id=request_id or _new_request_id(),
-        attempt=attempt,
+        overlap=convert.duration_of(duration("overlap", overlap)),
+        request_id=text("request_id", request_id) or _new_request_id(),
+        attempt=count("attempt", attempt),
     )
     return _request(
         "TokenService/RotateSelf",
@@ -640,7 +650,7 @@ def revoke_token(token: str) -> Request[None]:
     """Revoke the key of a token. Holding the token is the proof; no other credential is sent."""
     return Request(
         "/keybearer.v1.TokenService/RevokeToken",
-        token_service_pb2.RevokeTokenRequest(token=token),
+        token_service_pb2.RevokeTokenRequest(token=text("token", token)),
         token_service_pb2.RevokeTokenResponse,
         lambda _: None,
         Kind.WRITE,
@@ -669,26 +679,19 @@ def list_audit_events(
         page_size: How many are fetched at a time; 0 leaves the choice to the service.
         account_id: Another account than the caller's; operators only.
     """
-    action_numbers = _numbers(actions)
-    return Pages(
-        lambda page_token: _request(
-            "AuditService/ListAuditEvents",
-            audit_service_pb2.ListAuditEventsRequest(
-                actor_id=actor_id,
-                target_id=target_id,
-                actions=action_numbers,
-                after=_optional_timestamp(after),
-                before=_optional_timestamp(before),
-                page_size=page_size,
-                page_token=page_token,
-                account_id=account_id,
-            ),
-            audit_service_pb2.ListAuditEventsResponse,
-            lambda page: (
-                [convert.audit_event_of(event) for event in page.audit_events],
-                page.next_page_token,
-            ),
-        )
+    return _pages(
+        "AuditService/ListAuditEvents",
+        audit_service_pb2.ListAuditEventsRequest(
+            actor_id=text("actor_id", actor_id),
+            target_id=text("target_id", target_id),
+            actions=members("actions", AuditAction, actions),
+            after=_optional_timestamp("after", after),
+            before=_optional_timestamp("before", before),
+            page_size=count("page_size", page_size),
+            account_id=text("account_id", account_id),
+        ),
+        audit_service_pb2.ListAuditEventsResponse,
+        lambda page: [convert.audit_event_of(event) for event in page.audit_events],
     )
 
 
@@ -702,37 +705,61 @@ def _request(
     return Request(f"/keybearer.v1.{method}", message, response_type, read, kind)
 
 
+def _pages(
+    method: str,
+    message: Message,
+    response_type: type[ResponseT],
+    read: Callable[[ResponseT], list[ItemT]],
+) -> Pages[ItemT]:
+    def at(page_token: str) -> Request[tuple[list[ItemT], str]]:
+        page = type(message)()
+        page.CopyFrom(message)
+        page.page_token = page_token  # type: ignore[attr-defined]  # every list has one
+        return _request(
+            method,
+            page,
+            response_type,
+            lambda response: (read(response), response.next_page_token),  # type: ignore[attr-defined]
+        )
+
+    return Pages(at)
+
+
 def _validate_request(
     token: str, account_id: str, required_role: Role, required_scopes: Iterable[str]
 ) -> token_service_pb2.ValidateTokenRequest:
     return token_service_pb2.ValidateTokenRequest(
-        token=token,
-        account_id=account_id,
-        required_role=_number(required_role),
-        required_scopes=tuple(required_scopes),
+        token=text("token", token),
+        account_id=text("account_id", account_id),
+        required_role=member("required_role", Role, required_role),
+        required_scopes=strings("required_scopes", required_scopes),
     )
 
 
 def _set_expiration(request: _Expiring, expiration: Expiration) -> None:
-    if isinstance(expiration, datetime):
-        request.expire_time.CopyFrom(convert.timestamp_of(expiration))
+    if expiration is NEVER_EXPIRES:
+        request.never_expires = True
     elif isinstance(expiration, timedelta):
         request.ttl.CopyFrom(convert.duration_of(expiration))
+    elif isinstance(expiration, datetime):
+        request.expire_time.CopyFrom(convert.timestamp_of(moment("expiration", expiration)))
     else:
-        request.never_expires = True
+        raise TypeError(
+            "expiration must be a datetime with a timezone, a timedelta or NEVER_EXPIRES, "
+            f"not {kind_of(expiration)}"
+        )
 
 
-def _optional_timestamp(moment: datetime | None) -> Timestamp | None:
-    return None if moment is None else convert.timestamp_of(moment)
+def _ttl_of(ttl: timedelta | NeverExpires) -> Duration | None:
+    if ttl is NEVER_EXPIRES:
+        return None
+    if not isinstance(ttl, timedelta):
+        raise TypeError(f"ttl must be a timedelta or NEVER_EXPIRES, not {kind_of(ttl)}")
+    return convert.duration_of(ttl)
 
 
-def _number(member: enum.IntEnum) -> Any:
-    """Return the number of an enum member; the generated code has a type of its own for it."""
-    return int(member)
-
-
-def _numbers(members: Iterable[enum.IntEnum]) -> Any:
-    return [int(member) for member in members]
+def _optional_timestamp(name: str, value: datetime | None) -> Timestamp | None:
+    return None if value is None else convert.timestamp_of(moment(name, value))
 
 
 def _new_request_id() -> str:

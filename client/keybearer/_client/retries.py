@@ -42,6 +42,7 @@ class Attempts:
         self._try_timeout = try_timeout
         self._end = now + timeout
         self._made = 0
+        self._first: KeybearerError | None = None
 
     def begin(self, now: float) -> float:
         """Count an attempt and return the seconds that it may take."""
@@ -54,8 +55,12 @@ class Attempts:
         """Return the seconds to wait before the next attempt.
 
         Raises:
-            KeybearerError: `error` itself, when no further attempt is made.
+            KeybearerError: No further attempt is made: `error` itself, or that of the first attempt
+                of a read which then ran out of time, since that one says the cause.
         """
+        first = self._first = self._first or error
+        if self._request.kind is Kind.READ and _is_out_of_time(error):
+            error = first
         pause = random.uniform(0.5, 1) * min(1.0, 0.05 * 2.0**self._made)
         pause = max(pause, error.retry_after or 0)
         if self._request.kind is Kind.READ and pause > MAX_READ_PAUSE:
@@ -75,3 +80,7 @@ class Attempts:
         if self._request.kind is Kind.READ:
             return False
         return error.reason == "OVERLOADED" or (error.code in _LOST and not error.reason)
+
+
+def _is_out_of_time(error: KeybearerError) -> bool:
+    return error.code is grpc.StatusCode.DEADLINE_EXCEEDED and not error.reason

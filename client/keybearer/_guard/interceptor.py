@@ -9,7 +9,6 @@ own, which ends with the call, so the identity that is set there is never reset.
 """
 
 import functools
-import inspect
 import logging
 import threading
 import time
@@ -31,7 +30,8 @@ from keybearer._guard.handlers import (
 )
 from keybearer._guard.identity import enter_identity
 from keybearer._guard.rules import HEALTH_AND_REFLECTION, Rules
-from keybearer._guard.verifier import Verifier
+from keybearer._guard.verifier import Verifier, assert_verifier
+from keybearer._wire.arguments import seconds
 from keybearer._wire.denial import MALFORMED_MESSAGE, Denial
 from keybearer.access import AccessRule
 from keybearer.models import Identity
@@ -60,8 +60,9 @@ class AuthInterceptor(grpc.ServerInterceptor):
             on its way, and cancelled when the stream is silent.
 
     Raises:
-        RuleError: A method of `services` has no rule, or a rule cannot be judged here.
-        TypeError: The verifier is one for asyncio.
+        RuleError: A method of `services` has no rule, a rule cannot be judged here, or a path names
+            no method.
+        TypeError, ValueError: Another argument has a wrong type or form; the message names it.
     """
 
     def __init__(
@@ -73,11 +74,10 @@ class AuthInterceptor(grpc.ServerInterceptor):
         public_methods: Collection[str] = HEALTH_AND_REFLECTION,
         rejudge_after: float = DEFAULT_REJUDGE_AFTER,
     ) -> None:
-        if inspect.iscoroutinefunction(verifier.verify):
-            raise TypeError("AuthInterceptor needs a verifier for threads, this one is for asyncio")
+        assert_verifier(self, verifier, is_async=False)
         self._verifier = verifier
         self._rules = Rules(services, rules, public_methods)
-        self._watchdog = _Watchdog(rejudge_after)
+        self._watchdog = _Watchdog(seconds("rejudge_after", rejudge_after))
         self._handlers = GuardedHandlers(self._guard)
 
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:

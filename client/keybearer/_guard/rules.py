@@ -1,15 +1,19 @@
 """The access rules of gRPC methods, by path."""
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from google.protobuf import descriptor_pool
-from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 
+from keybearer._wire.arguments import kind_of, strings, text
 from keybearer.access import AccessRule, RuleError, method_path, rule_of
 
 log = logging.getLogger(__name__)
+
+_PATH: Final = re.compile(r"/[^/\s]+/[^/\s]+")
 
 HEALTH_AND_REFLECTION: Final = frozenset(
     {
@@ -33,7 +37,9 @@ class Rules:
         public_methods: Paths that need no credential. A path must match exactly.
 
     Raises:
-        RuleError: A method of `services` has no rule, or a rule cannot be judged here.
+        RuleError: A method of `services` has no rule, a rule cannot be judged here, or a path names
+            no method.
+        TypeError: An argument has another type.
     """
 
     def __init__(
@@ -42,8 +48,8 @@ class Rules:
         rules: Mapping[str, AccessRule] | None,
         public_methods: Collection[str],
     ) -> None:
-        self._rules = dict(rules or {})
-        for method in (method for service in services for method in service.methods):
+        self._rules = dict(_checked_rules({} if rules is None else rules))
+        for method in _methods_of(services):
             path = method_path(method)
             rule = self._rules.get(path) or rule_of(method)
             if rule is None:
@@ -51,7 +57,9 @@ class Rules:
             self._rules[path] = rule
         for path, rule in self._rules.items():
             assert_judgeable(path, rule)
-        for path in public_methods:
+        for path in strings("public_methods", public_methods):
+            if path not in HEALTH_AND_REFLECTION:
+                _assert_names_method("public_methods", path)
             self._rules.setdefault(path, AccessRule(public=True))
 
     def of(self, path: str) -> AccessRule | None:
@@ -69,6 +77,48 @@ class Rules:
         if rule is None:
             log.error("%s is denied to everybody: it has no option (keybearer.v1.access)", path)
         return rule
+
+
+def _checked_rules(rules: object) -> Mapping[str, AccessRule]:
+    if not isinstance(rules, Mapping):
+        raise TypeError(f"rules must be a mapping from paths to AccessRule, not {kind_of(rules)}")
+    for path, rule in rules.items():
+        if not isinstance(rule, AccessRule):
+            raise TypeError(f"rules[{path!r}] must be an AccessRule, not {kind_of(rule)}")
+        _assert_names_method("rules", text("a path of rules", path))
+    return rules
+
+
+def _methods_of(services: object) -> Iterator[MethodDescriptor]:
+    if isinstance(services, ServiceDescriptor) or not isinstance(services, Iterable):
+        raise TypeError(f"services must be a list of descriptors, not {kind_of(services)}")
+    for service in services:
+        if not isinstance(service, ServiceDescriptor):
+            raise TypeError(
+                "services must be descriptors, such as "
+                f"x_pb2.DESCRIPTOR.services_by_name['X'], not {kind_of(service)}"
+            )
+        yield from service.methods
+
+
+def _assert_names_method(argument: str, path: str) -> None:
+    """Reject a path that no call can have.
+
+    Raises:
+        RuleError: It is not `/package.Service/Method`, or the service has no such method.
+    """
+    if _PATH.fullmatch(path) is None:
+        raise RuleError(f"{argument}: {path!r} is not /package.Service/Method")
+    service_name, _, method_name = path[1:].partition("/")
+    try:
+        service = descriptor_pool.Default().FindServiceByName(service_name)
+    except KeyError:
+        return
+    if method_name not in service.methods_by_name:
+        raise RuleError(
+            f"{argument}: {service_name} has no method {method_name!r}; it has "
+            f"{', '.join(sorted(service.methods_by_name))}"
+        )
 
 
 def assert_judgeable(name: str, rule: AccessRule) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from keybearer._client.client import KeybearerClient
+from keybearer._client.requests import NEVER_EXPIRES
 from keybearer._wire.limits import MAX_NAME, MAX_PAGE_SIZE
 from keybearer.cli import inputs, output
 from keybearer.cli.options import (
@@ -75,7 +76,7 @@ def create(
     attempt: AttemptOption = 1,
 ) -> None:
     """Create an account with its first administrator, and show that user's token once."""
-    life = None if ttl is None else inputs.duration("--ttl", ttl)
+    life = NEVER_EXPIRES if ttl is None else inputs.duration("--ttl", ttl)
     client = session.client
     with token_sink(token_file) as sink:
         with session.changing():

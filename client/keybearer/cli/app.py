@@ -8,7 +8,7 @@ import typer
 
 from keybearer._client.version import VERSION
 from keybearer.cli import accounts, audit, keys, token, users, whoami
-from keybearer.cli.refusals import ExitCode, Refusal, assert_no_token, usage
+from keybearer.cli.refusals import ExitCode, Refusal, assert_no_token, assert_utf8, usage
 
 app = typer.Typer(
     name="keybearer",
@@ -77,6 +77,7 @@ def run(arguments: list[str]) -> int:
     """Run the command and return its exit code. Every error is one line on standard error."""
     try:
         assert_no_token(arguments)
+        assert_utf8(arguments)
         if sys.stdout is None:
             # The connection would get file descriptor 1, and a token could not be written.
             raise usage("standard output is closed; send it to /dev/null if nobody reads it")

@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
+from keybearer._client.client import KeybearerClient
 from keybearer._wire.enums import REASONS_OF_CALLERS
 from keybearer._wire.limits import API_KEY_ORDERS
 from keybearer.access import Role
-from keybearer.cli import inputs, output
+from keybearer.cli import inputs, lockout, output
 from keybearer.cli.inputs import enum_option, word
 from keybearer.cli.options import (
     DEFAULT_LIMIT,
@@ -256,6 +257,7 @@ def update(
             help="Reject the change if the key has changed since this etag was shown.",
         ),
     ] = "",
+    yes: YesOption = False,
 ) -> None:
     """Change a key. Only what is given changes; scopes and labels are replaced as a whole."""
     if (scope and no_scopes) or (label and no_labels):
@@ -272,15 +274,25 @@ def update(
     if all(value is None for value in changes.values()):
         raise usage("keys update: give at least one change, as --name invoices")
     client = session.client
+    if role is not None and role is not Role.ADMIN:
+        before = client.get_api_key(key)
+        if role < before.effective_role:
+            warnings = lockout.of_keys(client, [before], "lower")
+            lockout.warn(session, f"Make {word(role)} of it?", warnings, yes=yes)
     with session.changing():
         api_key = client.update_api_key(key, etag=etag, **changes)  # type: ignore[arg-type]
     session.show({"api_key": api_key}, f"Updated the key:\n\n{_summary(api_key)}")
 
 
 @command(app, "disable", "keybearer keys disable 4f9QzVbT1xKc8LmN")
-def disable(session: Session, key: KeyArgument) -> None:
-    """Disable a key until it is enabled again."""
+def disable(session: Session, *, key: KeyArgument, yes: YesOption = False) -> None:
+    """Disable a key until it is enabled again.
+
+    You are asked first when it is the key that you are using, or the last ADMIN key.
+    """
     client = session.client
+    warnings = lockout.of_keys(client, [client.get_api_key(key)], "disable")
+    lockout.warn(session, "Disable it?", warnings, yes=yes)
     with session.changing():
         api_key = client.disable_api_key(key)
     session.show(
@@ -333,6 +345,7 @@ def rotate(
             lambda: [
                 *_warning("The old secret of this key stops working now:", client.get_api_key(key)),
                 "Everybody who still uses it is refused. --overlap 24h gives time to change.",
+                *_own_key(client, key),
             ],
             yes=yes,
         )
@@ -376,9 +389,12 @@ def revoke(
     to_revoke = [key for key in found if key.state is not ApiKeyState.REVOKED]
     if to_revoke:
         count = "this key" if len(to_revoke) == 1 else f"these {len(to_revoke)} keys"
+        warnings = lockout.of_keys(client, to_revoke, "revoke")
+        if yes:
+            lockout.show(session, warnings)
         confirm(
             f"Revoke {count}? It cannot be undone.",
-            lambda: [line for key in to_revoke for line in _warning("", key)],
+            lambda: [*(line for key in to_revoke for line in _warning("", key)), *warnings],
             yes=yes,
         )
     revoked = 0
@@ -439,6 +455,12 @@ def lines_of(key: ApiKey) -> str:
     owner = key.owner_email or key.owner_id
     state = "" if key.state is ApiKeyState.ACTIVE else f"{word(key.state)}, "
     return f"{key.name} ({key.id}): {state}owner {owner}, {used}"
+
+
+def _own_key(client: KeybearerClient, key_id: str) -> list[str]:
+    if client.who_am_i().identity.key_id != key_id:
+        return []
+    return ["This is the key that you are using: your next command needs the new token."]
 
 
 def _warning(title: str, key: ApiKey) -> list[str]:

@@ -1,11 +1,14 @@
 """How a command fails: one line for people or one object for programs, and an exit code."""
 
 import json
+import os
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, Final
 
 import grpc
 
+from keybearer._client.hints import Hint, hint_of
 from keybearer._wire.redaction import contains_token, redact
 from keybearer.errors import KeybearerError
 
@@ -40,6 +43,15 @@ _CODES: Final = {
 
 # The beginning of grpc's message when there was no connection, so that nothing was sent.
 _NEVER_SENT: Final = ("failed to connect", "errors resolving", "DNS resolution failed")
+
+_HINTS: Final[Mapping[Hint | None, str]] = {
+    Hint.PLAINTEXT_PORT: "; this port speaks plaintext: add --plaintext if the way is safe",
+    Hint.UNTRUSTED: "; the certificate is not trusted: add --ca FILE",
+    Hint.OTHER_NAME: "; the certificate has another name: add --server-name NAME",
+    Hint.NOT_GRPC: "; this is no gRPC port: is it the HTTP port?",
+    Hint.TLS_PORT: "; this port may speak TLS: write https://, or add --client-cert",
+    Hint.NO_SUCH_NAME: "; the address is wrong, or its name is not known here",
+}
 
 
 class Refusal(Exception):
@@ -112,6 +124,7 @@ def of_call(error: KeybearerError, where: str, credential: str, *, changing: boo
     for violation in error.field_violations:
         if f"{violation.field}: " not in message:
             message += f" ({violation.field}: {violation.description})"
+    message += _HINTS.get(hint_of(error), "")
     if error.code is grpc.StatusCode.UNAUTHENTICATED and credential:
         message += f" (it came from {credential})"
     if error.retry_after:
@@ -168,6 +181,25 @@ def assert_no_token(arguments: list[str]) -> None:
             "in the shell's history: give your own token in KEYBEARER_TOKEN or --credential-file, "
             "one to validate or revoke on standard input or in --token-file; and rotate this one"
         )
+
+
+def assert_utf8(arguments: list[str]) -> None:
+    """Reject arguments that are not UTF-8, in whatever encoding the process reads them.
+
+    Raises:
+        Refusal: One is not. The message shows its other bytes as escapes.
+    """
+    for position, argument in enumerate(arguments, 1):
+        try:
+            os.fsencode(argument).decode()
+        except UnicodeDecodeError:
+            shown = os.fsencode(argument).decode(errors="backslashreplace")
+            raise usage(f"argument {position} is not UTF-8: {shown}") from None
+
+
+def as_utf8(text: str) -> str:
+    """Return an argument or a variable as text; in the C locale Python reads them as ASCII."""
+    return os.fsencode(text).decode(errors="backslashreplace")
 
 
 def _one_line(text: str) -> str:

@@ -19,7 +19,7 @@ from keybearer._client.retries import DEFAULT_TIMEOUT, DEFAULT_TRY_TIMEOUT
 from keybearer._wire.bearer import authorization_of
 from keybearer.cli import connection, output
 from keybearer.cli.connection import Connection
-from keybearer.cli.refusals import ExitCode, Refusal, of_call, usage
+from keybearer.cli.refusals import ExitCode, Refusal, as_utf8, of_call, usage
 from keybearer.cli.terminal import ask_secret
 from keybearer.cli.token_files import read_token_file
 from keybearer.errors import KeybearerError
@@ -347,8 +347,9 @@ def command(
         ]
 
         def invoke(**values: Any) -> None:
-            flags = Flags(**{field.name: values.pop(field.name) for field in fields(Flags)})
-            _conduct(run, flags, values)
+            read = {name: _as_text(value) for name, value in values.items()}
+            flags = Flags(**{field.name: read.pop(field.name) for field in fields(Flags)})
+            _conduct(run, flags, read)
 
         invoke.__name__ = run.__name__
         # Typer keeps line breaks within a paragraph.
@@ -363,6 +364,13 @@ def command(
     return register
 
 
+def _as_text(value: Any) -> Any:
+    """Return the value of a parameter with its strings as text; paths stay what they are."""
+    if isinstance(value, list):
+        return [_as_text(one) for one in value]
+    return as_utf8(value) if type(value) is str else value
+
+
 def _conduct(run: Callable[..., None], flags: Flags, values: dict[str, Any]) -> None:
     session = Session(flags)
     try:
@@ -375,6 +383,11 @@ def _conduct(run: Callable[..., None], flags: Flags, values: dict[str, Any]) -> 
         failure = session.refusal_of(error)
         failure.as_json = session.as_json
         raise failure from error
+    except ValueError as error:
+        # The client rejects an argument before it sends anything, and its message names it.
+        rejected = usage(str(error))
+        rejected.as_json = session.as_json
+        raise rejected from error
     except (KeyboardInterrupt, typer.Abort):
         raise session.interruption() from None
     except BrokenPipeError:

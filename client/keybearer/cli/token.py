@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from keybearer.access import Role
-from keybearer.cli import inputs, output
+from keybearer.cli import inputs, lockout, output
 from keybearer.cli.inputs import enum_option, word
 from keybearer.cli.options import (
     AttemptOption,
@@ -82,12 +82,15 @@ def revoke(session: Session, *, token_file: TokenFileOption = None, yes: YesOpti
 
     def consequences() -> Iterator[str]:
         try:
-            identity = session.client_with(token).who_am_i().identity
+            client = session.client_with(token)
+            identity = client.who_am_i().identity
         except UnauthenticatedError:
             yield "The token is not accepted."
         else:
             owner = identity.owner_email or identity.owner_id
             yield f"The token belongs to {identity.key_name} ({identity.key_id}) of {owner}."
+            if identity.effective_role is Role.ADMIN:
+                yield from lockout.of_last_keys(client, [client.get_api_key(identity.key_id)])
 
     confirm("Revoke it? It cannot be undone.", consequences, yes=yes)
     client = session.client_with(None)

@@ -8,7 +8,7 @@ import typer
 from keybearer._client.client import KeybearerClient
 from keybearer._wire.limits import MAX_NAME
 from keybearer.access import Role
-from keybearer.cli import output
+from keybearer.cli import lockout, output
 from keybearer.cli.inputs import enum_argument, enum_option, word
 from keybearer.cli.keys import lines_of
 from keybearer.cli.options import (
@@ -145,12 +145,18 @@ def update(
         ),
     ] = "",
     account: AccountOption = "",
+    yes: YesOption = False,
 ) -> None:
-    """Change a user's name or role."""
+    """Change a user's name or role.
+
+    You are asked first when you lower your own role, or take away the last ADMIN key.
+    """
     if name is None and role is None:
         raise usage("users update: give at least one change, --name or --role")
     client = session.client
     user_id = user_id_of(client, user, account)
+    if role is not None:
+        _warn_of_role(session, user_id, role, yes=yes)
     with session.changing():
         updated = client.update_user(user_id, display_name=name, role=role, etag=etag)
     session.show({"user": updated}, f"Updated the user:\n\n{output.facts_text(_facts(updated))}")
@@ -163,10 +169,15 @@ def set_role(
     user: UserArgument,
     role: Annotated[Role, enum_argument(Role, "The new role.")],
     account: AccountOption = "",
+    yes: YesOption = False,
 ) -> None:
-    """Change a user's role. From the next validation on, no key of the user holds more."""
+    """Change a user's role. From the next validation on, no key of the user holds more.
+
+    You are asked first when you lower your own role, or take away the last ADMIN key.
+    """
     client = session.client
     user_id = user_id_of(client, user, account)
+    _warn_of_role(session, user_id, role, yes=yes)
     with session.changing():
         updated = client.update_user(user_id, role=role)
     session.show(
@@ -208,13 +219,13 @@ def delete(
         )
         session.show(_document(plan), f"{text}\nNothing was changed.")
         return
+    plan = client.delete_user(user_id, validate_only=True, revoke_created=revoke_created)
+    warnings = lockout.of_user(client, plan.user, "delete", with_created=revoke_created)
+    if yes:
+        lockout.show(session, warnings)
     confirm(
         "Delete this user? It cannot be undone.",
-        lambda: _plan(
-            client,
-            client.delete_user(user_id, validate_only=True, revoke_created=revoke_created),
-            revoke_created=revoke_created,
-        ),
+        lambda: [*_plan(client, plan, revoke_created=revoke_created), *warnings],
         yes=yes,
     )
     with session.changing():
@@ -227,6 +238,15 @@ def delete(
             f"{', '.join(done.created_for_others_key_ids[:_MAX_NAMED])}"
         )
     session.show(_document(done), text)
+
+
+def _warn_of_role(session: Session, user_id: str, role: Role, *, yes: bool) -> None:
+    client = session.client
+    if role is not Role.ADMIN:
+        user = client.get_user(user_id)
+        if role < user.role:
+            warnings = lockout.of_user(client, user, "lower")
+            lockout.warn(session, f"Make {word(role)} of this user?", warnings, yes=yes)
 
 
 def _document(deleted: DeletedUser) -> dict[str, object]:

@@ -214,7 +214,7 @@ class ApiKey(Message):
 
     @property
     def labels(self) -> ScalarMap[str, str]:
-        """At most 16; keys at most 63 characters of `[a-z0-9][a-z0-9_.-]*`, values at most 256."""
+        """At most 16; keys at most 63 characters, `name` or `prefix/name` of `[a-z0-9][a-z0-9_.-]*`, values at most 256."""
 
     @property
     def create_time(self) -> Timestamp:

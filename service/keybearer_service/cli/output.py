@@ -19,7 +19,7 @@ EXIT_FINDINGS = 2
 
 
 def print_result(result: dict[str, Any], text: str, output: Output) -> None:
-    """Print a result as JSON, or as the text that says the same."""
+    """Print a result as JSON, or as the text for people."""
     typer.echo(json.dumps(result) if output is Output.JSON else text)
 
 

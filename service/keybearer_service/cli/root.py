@@ -64,7 +64,7 @@ def main() -> None:
         TlsError,
     ) as error:
         _refuse(redact(str(error)))
-    except BrokenPipeError:  # whoever read our output has had enough
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         _abandon_output()
         sys.exit(EXIT_REFUSED)
     except OSError as error:

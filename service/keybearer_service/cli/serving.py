@@ -37,6 +37,7 @@ def serve(
     tls_cert: TlsCertOption = None,
     tls_key: TlsKeyOption = None,
     tls_client_ca: Annotated[str | None, setting("tls_client_ca")] = None,
+    metrics_tls: Annotated[str | None, setting("metrics_tls")] = None,
     insecure: Annotated[bool | None, setting("insecure")] = None,
     reflection: Annotated[bool | None, setting("reflection")] = None,
     log_level: LogLevelOption = None,

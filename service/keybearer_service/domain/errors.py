@@ -32,7 +32,6 @@ class ServiceError(Exception):
     """Seconds, for RetryInfo."""
 
     def __init__(self, message: str, **metadata: str) -> None:
-        """Take the sentence for people and the metadata for ErrorInfo."""
         super().__init__(message)
         self.message = message
         self.metadata = metadata
@@ -45,7 +44,6 @@ class CredentialsMissing(ServiceError):
     reason = "CREDENTIALS_MISSING"
 
     def __init__(self) -> None:
-        """Say what would be right."""
         super().__init__("exactly one `authorization: Bearer <token>` is needed")
 
 
@@ -56,7 +54,6 @@ class CredentialsExpired(ServiceError):
     reason = "CREDENTIALS_EXPIRED"
 
     def __init__(self) -> None:
-        """Say so."""
         super().__init__("the key has expired")
 
 
@@ -67,7 +64,6 @@ class CredentialsInvalid(ServiceError):
     reason = "CREDENTIALS_INVALID"
 
     def __init__(self) -> None:
-        """Say nothing more."""
         super().__init__("the credential is not accepted")
 
 
@@ -117,7 +113,6 @@ class FieldInvalid(ServiceError):
     reason = "FIELD_INVALID"
 
     def __init__(self, field: str, description: str) -> None:
-        """Name the field and say what would be right."""
         super().__init__(f"{field}: {description}", field=field)
         self.field = field
         self.description = description
@@ -130,7 +125,6 @@ class KeyRevoked(ServiceError):
     reason = "KEY_REVOKED"
 
     def __init__(self, key_id: str) -> None:
-        """Name the key."""
         super().__init__("the key is revoked; create a new one", api_key_id=key_id)
 
 
@@ -141,7 +135,6 @@ class KeyExpired(ServiceError):
     reason = "KEY_EXPIRED"
 
     def __init__(self, key_id: str) -> None:
-        """Name the key."""
         super().__init__("the key has expired; create a new one", api_key_id=key_id)
 
 
@@ -152,7 +145,6 @@ class LastAdmin(ServiceError):
     reason = "LAST_ADMIN"
 
     def __init__(self, user_id: str) -> None:
-        """Name the user."""
         super().__init__(
             "this is the last administrator of the account; make another one first",
             user_id=user_id,
@@ -166,7 +158,6 @@ class OperatorAccountProtected(ServiceError):
     reason = "OPERATOR_ACCOUNT_PROTECTED"
 
     def __init__(self, account_id: str) -> None:
-        """Name the account."""
         super().__init__("the operator account cannot be disabled", account_id=account_id)
 
 
@@ -177,7 +168,6 @@ class EtagMismatch(ServiceError):
     reason = "ETAG_MISMATCH"
 
     def __init__(self) -> None:
-        """Say what to do."""
         super().__init__("etag: changed since it was read; read it again and decide again")
 
 
@@ -188,7 +178,6 @@ class EmailTaken(ServiceError):
     reason = "EMAIL_TAKEN"
 
     def __init__(self) -> None:
-        """Say so."""
         super().__init__("email: another user of the account has this address")
 
 
@@ -199,7 +188,6 @@ class RequestIdReused(ServiceError):
     reason = "REQUEST_ID_REUSED"
 
     def __init__(self, key_id: str) -> None:
-        """Name the key made then."""
         super().__init__(
             "request_id: used before with another body; draw a new one", api_key_id=key_id
         )
@@ -212,7 +200,6 @@ class ReplayImpossible(ServiceError):
     reason = "REPLAY_IMPOSSIBLE"
 
     def __init__(self, key_id: str) -> None:
-        """Name the key made then."""
         super().__init__(
             "the request was carried out before and its token cannot be issued again; "
             "rotate or revoke the key",
@@ -228,7 +215,6 @@ class StoreFull(ServiceError):
     retry_after = 5.0
 
     def __init__(self) -> None:
-        """Say so."""
         super().__init__("the store is full; nothing was changed")
 
 
@@ -240,7 +226,6 @@ class Overloaded(ServiceError):
     retry_after = 1.0
 
     def __init__(self, message: str = "too many calls; try again later") -> None:
-        """Say what there are too many of."""
         super().__init__(message)
 
 
@@ -252,7 +237,6 @@ class StoreUnavailable(ServiceError):
     retry_after = 1.0
 
     def __init__(self) -> None:
-        """Say so."""
         super().__init__("the store cannot be used right now; nothing was changed")
 
 
@@ -264,7 +248,6 @@ class OutcomeUnknown(ServiceError):
     retry_after = 2.0
 
     def __init__(self) -> None:
-        """Say what to do."""
         super().__init__(
             "the change may or may not have happened; repeat it with the same request_id "
             "and a greater attempt, or look"
@@ -291,4 +274,4 @@ class Internal(ServiceError):
 
 
 class CallAbandoned(Exception):
-    """The caller has gone before the change began; nothing was changed and nobody is told."""
+    """The caller had gone before the change began; nothing was changed."""

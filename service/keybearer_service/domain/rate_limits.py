@@ -8,7 +8,8 @@ from keybearer_service.domain.errors import Overloaded
 
 PER_PEER = 20.0
 IN_ALL = 100.0
-"""RevokeToken calls a second, of one peer and of all: section 3 of the wire contract."""
+"""Well-formed tokens a second that open nothing at RevokeToken, of one peer and of all: section 3
+of the wire contract."""
 MAX_PEERS = 10_000
 """Peers remembered; beyond, those that have been quiet are forgotten."""
 
@@ -30,14 +31,34 @@ class _Bucket:
 class PeerLimiter:
     """A token bucket for each peer and one for all; bursts of one second's worth are fine."""
 
-    def __init__(self, clock: Clock, per_peer: float = PER_PEER, in_all: float = IN_ALL) -> None:
-        """Take the rates, in calls a second."""
+    def __init__(
+        self,
+        clock: Clock,
+        per_peer: float = PER_PEER,
+        in_all: float = IN_ALL,
+        *,
+        max_peers: int = MAX_PEERS,
+    ) -> None:
+        """Create the limiter.
+
+        Args:
+            clock: Measures the calls.
+            per_peer: Calls a second of one peer.
+            in_all: Calls a second of all peers.
+            max_peers: How many peers are remembered.
+        """
         self._clock = clock
         self._per_peer = per_peer
         self._in_all = in_all
+        self._max_peers = max_peers
         self._all = _Bucket(in_all, clock.monotonic())
         self._peers: dict[str, _Bucket] = {}
         self._lock = threading.Lock()
+
+    @property
+    def peers(self) -> int:
+        """How many peers are remembered."""
+        return len(self._peers)
 
     def admit(self, peer: str) -> None:
         """Count one call.
@@ -47,7 +68,7 @@ class PeerLimiter:
         """
         now = self._clock.monotonic()
         with self._lock:
-            if len(self._peers) >= MAX_PEERS:
+            if len(self._peers) >= self._max_peers:
                 self._peers = {
                     name: bucket
                     for name, bucket in self._peers.items()
@@ -62,7 +83,6 @@ class ConcurrencyLimit:
     """How many of something there may be at a time: in all, and of any one."""
 
     def __init__(self, *, in_all: int, of_one: int) -> None:
-        """Take the bounds."""
         self._in_all = in_all
         self._of_one = of_one
         self._held: dict[str, int] = {}

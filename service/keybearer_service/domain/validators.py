@@ -27,7 +27,7 @@ MAX_TIME = Micros(253_402_300_799_999_999)
 """The last microsecond of the year 9999, the greatest a Timestamp may hold."""
 
 _EMAIL = re.compile(r"[!-?A-~]+@[!-?A-~]+", re.ASCII)
-_LABEL_KEY = re.compile(r"[a-z0-9][a-z0-9_.-]*", re.ASCII)
+_LABEL_KEY = re.compile(r"([a-z0-9][a-z0-9_.-]*/)?[a-z0-9][a-z0-9_.-]*", re.ASCII)
 _REQUEST_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _UNSEEN_CATEGORIES = frozenset({"Cc", "Cs", "Zl", "Zp"})
@@ -148,7 +148,9 @@ def labels(field: str, values: Mapping[str, str]) -> dict[str, str]:
     for key, value in values.items():
         if len(key) > MAX_LABEL_KEY or _LABEL_KEY.fullmatch(key) is None:
             raise FieldInvalid(
-                field, f"keys are [a-z0-9][a-z0-9_.-]* of at most {MAX_LABEL_KEY} characters"
+                field,
+                "keys are name or prefix/name of [a-z0-9][a-z0-9_.-]* and of at most "
+                f"{MAX_LABEL_KEY} characters",
             )
         if len(value) > MAX_LABEL_VALUE:
             raise FieldInvalid(f"{field}[{key}]", f"at most {MAX_LABEL_VALUE} characters")

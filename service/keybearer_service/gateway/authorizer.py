@@ -8,6 +8,7 @@ error would open a path without a sound. It is the gateway's mistake, so its cli
 and the log says what is wrong with it.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
@@ -19,11 +20,11 @@ from keybearer._wire.enums import Outcome
 from keybearer.access import AccessRule, Role
 from keybearer.models import Presented
 from keybearer_service.domain import token_format, validators
-from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.errors import (
     CredentialsMissing,
     FieldInvalid,
+    OperatorOnly,
     RoleInsufficient,
     ServiceError,
 )
@@ -31,7 +32,7 @@ from keybearer_service.domain.model import ANY_ACCOUNT
 from keybearer_service.domain.verdict import Caller, Match
 from keybearer_service.telemetry.log_quotas import MinuteQuota
 from keybearer_service.telemetry.recorder import EntryPoint, Recorder
-from keybearer_service.usecases.access import authorize_question
+from keybearer_service.usecases.access import EVERY_ACCOUNT, gateway_scopes
 from keybearer_service.validation.validator import Question, Validator, denial_of
 
 log = structlog.get_logger(__name__)
@@ -40,6 +41,9 @@ ROLE = "required_role"
 SCOPES = "required_scopes"
 ACCOUNT = "account_id"
 """The names of the three requirements, in Envoy's context extensions and in a query."""
+
+ACCOUNTS_LABEL = "keybearer/gateway-accounts"
+"""The label of a gateway's key that names the other accounts it asks about over HTTP."""
 
 IDENTITY_HEADERS = (
     "x-keybearer-key-id",
@@ -59,17 +63,55 @@ _FAULTS_LOGGED_A_MINUTE = 10
 
 @dataclass(frozen=True, slots=True)
 class Gateway:
-    """Who asks at an entry point."""
+    """Who asks at an entry point, and about which accounts; ANY_ACCOUNT stands for all of them."""
 
-    account_id: str
-    """The account whose keys are meant when no source names one."""
-    is_operator: bool
-    """Whether the keys of other accounts may be asked for."""
+    accounts: frozenset[str]
+    """The accounts whose keys are meant when no source names one."""
+    may_name: frozenset[str]
+    """The accounts that a source may name."""
 
 
 def gateway_of(caller: Caller) -> Gateway:
-    """Return the gateway behind a caller that was judged."""
-    return Gateway(caller.account_id, caller.is_operator)
+    """Return the gateway behind a caller, where requirements are the gateway's own words.
+
+    It means its own account, and may name any when it is of the operator account.
+    """
+    own = frozenset({caller.account_id})
+    return Gateway(own, EVERY_ACCOUNT if caller.is_operator else own)
+
+
+def narrowing_gateway_of(caller: Caller, operator_accounts: frozenset[str]) -> Gateway:
+    """Return the gateway behind a caller, where its client may have a say in the requirements.
+
+    Nothing in a request can widen what the gateway means: that is its own account and, for a key of
+    the operator account, what its label and the settings add.
+
+    Args:
+        caller: The gateway.
+        operator_accounts: What the settings add.
+    """
+    accounts = {caller.account_id}
+    if caller.is_operator:
+        labels: dict[str, str] = json.loads(caller.match.record.labels or "{}")
+        accounts |= operator_accounts | accounts_in(labels.get(ACCOUNTS_LABEL, ""))
+    return narrowing_gateway(accounts)
+
+
+def accounts_in(text: str) -> frozenset[str]:
+    """Return the accounts that a label or a setting names: ids separated by commas, or `*`.
+
+    What is neither names no account.
+    """
+    names = {name.strip() for name in text.split(",")}
+    return EVERY_ACCOUNT if "*" in names else frozenset(filter(token_format.is_id, names))
+
+
+def narrowing_gateway(accounts: Iterable[str]) -> Gateway:
+    """Return a gateway that means these accounts, of which a source may choose."""
+    reach = frozenset(accounts)
+    if ANY_ACCOUNT in reach:
+        reach = EVERY_ACCOUNT
+    return Gateway(reach, reach)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +127,6 @@ class Authorizer:
     """Admits or denies the clients of gateways."""
 
     def __init__(self, validator: Validator, recorder: Recorder, clock: Clock) -> None:
-        """Take who judges, and who is told."""
         self._validator = validator
         self._recorder = recorder
         self._clock = clock
@@ -98,7 +139,7 @@ class Authorizer:
         asked: Iterable[tuple[str, str]],
         authorization: Sequence[str],
     ) -> Match:
-        """Answer whose token it is, when it meets everything that is asked.
+        """Return the key that a token opens, when it meets every requirement.
 
         Args:
             entry_point: Where it is asked.
@@ -114,7 +155,7 @@ class Authorizer:
         """
         try:
             return self._judge(
-                entry_point, self._question(entry_point, gateway, asked, authorization)
+                entry_point, self._questions(entry_point, gateway, asked, authorization)
             )
         except ServiceError as error:
             self._recorder.refused(entry_point, error.reason)
@@ -125,35 +166,39 @@ class Authorizer:
         for entry_point, count in self._logged_faults.collect(everything=everything).items():
             log.warning("requirements_invalid", entry_point=entry_point, not_logged=count)
 
-    def _question(
+    def _questions(
         self,
         entry_point: EntryPoint,
         gateway: Gateway,
         asked: Iterable[tuple[str, str]],
         authorization: Sequence[str],
-    ) -> Question:
+    ) -> list[Question]:
         try:
             requirement = requirement_of(asked)
-            scope = _scope(gateway, requirement.accounts)
+            scopes = gateway_scopes(gateway.accounts, gateway.may_name, requirement.accounts)
+        except OperatorOnly as error:
+            self._log_fault(entry_point, ACCOUNT, error.message)
+            raise
         except FieldInvalid as error:
-            if self._logged_faults.admit(entry_point):
-                log.warning(
-                    "requirement_invalid",
-                    entry_point=entry_point,
-                    field=error.field,
-                    why=error.description,
-                )
+            self._log_fault(entry_point, error.field, error.description)
             raise RoleInsufficient(
                 "the gateway asks for what no key can have; the log of keybearer says what is wrong"
             ) from error
         token = token_of(authorization)
         if token is None:
             raise CredentialsMissing
-        return Question(Presented(token), scope, requirement.rule)
+        return [Question(Presented(token), scope, requirement.rule) for scope in scopes]
 
-    def _judge(self, entry_point: EntryPoint, question: Question) -> Match:
+    def _log_fault(self, entry_point: EntryPoint, field: str, why: str) -> None:
+        if self._logged_faults.admit(entry_point):
+            log.warning("requirement_invalid", entry_point=entry_point, field=field, why=why)
+
+    def _judge(self, entry_point: EntryPoint, questions: list[Question]) -> Match:
         started = self._clock.monotonic()
-        verdict = self._validator.judge(question)
+        for question in questions:
+            verdict = self._validator.judge(question)
+            if verdict.outcome is not Outcome.NOT_FOUND:
+                break  # a key is of one account
         self._recorder.judged(entry_point, verdict.outcome, self._clock.monotonic() - started)
         match = verdict.match
         if verdict.outcome is Outcome.VALID and match is not None:
@@ -187,7 +232,7 @@ def requirement_of(asked: Iterable[tuple[str, str]]) -> Requirement:
 
 
 def identity_of(match: Match) -> tuple[str, ...]:
-    """Answer the values of IDENTITY_HEADERS, in their order: printable ASCII, else per cent."""
+    """Return the values of IDENTITY_HEADERS, in order; what is not ASCII is percent-encoded."""
     record = match.record
     return (
         record.key_id,
@@ -205,12 +250,3 @@ def _role(value: str) -> Role:
     if role is None:
         raise FieldInvalid(ROLE, f"not one of {', '.join(_ROLES)}")
     return role
-
-
-def _scope(gateway: Gateway, named: frozenset[str]) -> AccountScope:
-    for one in named:
-        authorize_question(gateway, one)
-    particular = named - {ANY_ACCOUNT}
-    if len(particular) > 1:
-        raise FieldInvalid(ACCOUNT, "several sources name different accounts")
-    return authorize_question(gateway, next(iter(particular or named), ""))

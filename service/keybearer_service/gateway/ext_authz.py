@@ -39,7 +39,6 @@ class AuthorizationServicer:
     """Judges the clients of an Envoy."""
 
     def __init__(self, authorizer: Authorizer) -> None:
-        """Take who judges."""
         self._authorizer = authorizer
 
     def Check(self, request: pb.CheckRequest, call: CallContext) -> pb.CheckResponse:

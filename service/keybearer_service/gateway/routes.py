@@ -1,4 +1,4 @@
-"""The HTTP port: forward-auth for gateways, introspection (RFC 7662), health and figures.
+"""What gateways and resource servers ask over HTTP: forward-auth, and introspection (RFC 7662).
 
 This module reads what a gateway asks for and renders what `Authorizer` decides. On `/v1/auth` only
 200, 401 and 403 are decisions: most gateways take nothing else for one. 503 means that there is no
@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qsl, quote
+from urllib.parse import parse_qsl, quote, unquote_plus
 
 import structlog
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -24,9 +24,11 @@ from keybearer.models import Presented
 from keybearer_service.domain.clock import SECOND, Clock
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import (
+    Code,
     CredentialsMissing,
     FieldInvalid,
     Internal,
+    Overloaded,
     RoleInsufficient,
     ServiceError,
     StoreUnavailable,
@@ -40,8 +42,10 @@ from keybearer_service.gateway.authorizer import (
     SCOPES,
     Authorizer,
     Gateway,
-    gateway_of,
+    accounts_in,
     identity_of,
+    narrowing_gateway,
+    narrowing_gateway_of,
 )
 from keybearer_service.gateway.status import body_of, challenge_of, http_status_of, status_of
 from keybearer_service.installation.keyring import KeyringError
@@ -62,12 +66,19 @@ REQUIREMENT_HEADERS = {
 _REQUIREMENTS = ("x-keybearer-required", "x-keybearer-account")
 """What all of them begin with. `x-keybearer-account` is a header of the identity too: gateways take
 it off what their clients send, or it would be one requirement more."""
+IDENTIFIED = "identified"
+"""An attribute of `request.state`: set once it is known who has sent the request. The listener
+keeps such connections longest when it is full."""
 MAX_FORM_BYTES = 8 * 1024
 THREADS = 8
 """Each has a database connection of its own. A verdict takes some 20 us, so few are enough."""
+MAX_WAITING = 200
+"""Requests that are answered or wait for a thread. One more is told at once to try again: to answer
+all of them takes a fraction of a second, and nobody waits longer for a verdict."""
 RULE = AccessRule(only_roles=(Role.VALIDATOR, Role.ADMIN))
 """Who may ask, as for ValidateToken."""
 NO_STORE = {"cache-control": "no-store"}
+BASIC = 'Basic realm="keybearer"'
 
 _DENIALS = (401, 403)
 _GATEWAY_REFUSED = (
@@ -95,9 +106,11 @@ class GatewayRoutes:
         recorder: Recorder,
         clock: Clock,
         entropy: Entropy,
-        open_account: str = "",
+        *,
+        accounts: str = "",
+        is_open: bool = False,
     ) -> None:
-        """Take who judges.
+        """Create the routes.
 
         Args:
             authorizer: Judges clients.
@@ -105,15 +118,24 @@ class GatewayRoutes:
             recorder: Is told of refusals.
             clock: Bounds what is logged.
             entropy: Draws the references of unforeseen errors.
-            open_account: The account whose keys anybody may ask about; empty for none.
+            accounts: The account, or `*` for all, that gateways of the operator account may ask
+                about beside their own; on an open port, that everybody may ask about.
+            is_open: Whether gateways are asked for no credential.
+
+        Raises:
+            ValueError: An open port without accounts.
         """
         self._authorizer = authorizer
         self._callers = callers
         self._recorder = recorder
         self._clock = clock
         self._entropy = entropy
-        self._open_account = open_account
+        self._accounts = accounts_in(accounts)
+        self._is_open = is_open
+        if is_open and not self._accounts:
+            raise ValueError("an open port needs the accounts that it is open for")
         self._logged_refusals = MinuteQuota(clock, _REFUSALS_LOGGED_A_MINUTE)
+        self._waiting = 0
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="http-gateway")
 
     def routes(self) -> list[Route]:
@@ -140,7 +162,8 @@ class GatewayRoutes:
 
     def _answer_forward_auth(self, request: Request) -> Response:
         try:
-            gateway = self._gateway(request, request.headers.getlist(CALLER_HEADER))
+            presented = [token_of([one]) for one in request.headers.getlist(CALLER_HEADER)]
+            gateway = self._gateway(request, presented)
         except ServiceError as error:
             if http_status_of(error) not in _DENIALS:
                 raise
@@ -156,6 +179,7 @@ class GatewayRoutes:
             )
         except ServiceError as error:
             return _refusal(error, challenge=challenge_of(error), is_grpc=_is_grpc(request))
+        setattr(request.state, IDENTIFIED, True)
         identity = zip(IDENTITY_HEADERS, identity_of(match), strict=True)
         return Response(headers={**NO_STORE, **dict(identity)})
 
@@ -163,25 +187,24 @@ class GatewayRoutes:
 
     async def _introspect(self, request: Request) -> Response:
         body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_FORM_BYTES:
-                break
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_FORM_BYTES:
+                    break
+        except ClientDisconnect:
+            return Response()  # for nobody
         return await self._in_thread(
             lambda one: self._answer_introspection(one, bytes(body)), request
         )
 
     def _answer_introspection(self, request: Request, body: bytes) -> Response:
-        # Nobody's client is behind this request, so its `authorization` is the caller's own.
-        credentials = [
-            *request.headers.getlist(CALLER_HEADER),
-            *request.headers.getlist("authorization"),
-        ]
+        form = _pairs(request, body)
         try:
-            gateway = self._gateway(request, credentials)
+            gateway = self._gateway(request, _presented(request, form))
         except ServiceError as error:
-            return _refusal(error, challenge=challenge_of(error))
-        token, asked = _form(request, body)
+            return _refusal(error, challenge=_introspection_challenge(request, error))
+        token, asked = _introspected(request, body, form)
         asked += _asked_by_headers(request)
         try:
             match = self._authorizer.authorize(
@@ -191,13 +214,21 @@ class GatewayRoutes:
             if http_status_of(error) not in _DENIALS:
                 raise
             return JSONResponse({"active": False}, headers=NO_STORE)
+        setattr(request.state, IDENTIFIED, True)
         return JSONResponse(introspection_of(match), headers=NO_STORE)
 
     # --- what both need ---------------------------------------------------------------------------
 
     async def _in_thread(self, answer: Callable[[Request], Response], request: Request) -> Response:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._answer, answer, request)
+        if self._waiting >= MAX_WAITING:
+            self._recorder.refused("http", Overloaded.reason)
+            return _refusal(Overloaded(), is_grpc=_is_grpc(request))
+        self._waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._executor, self._answer, answer, request)
+        finally:
+            self._waiting -= 1
 
     def _answer(self, answer: Callable[[Request], Response], request: Request) -> Response:
         try:
@@ -213,21 +244,23 @@ class GatewayRoutes:
             known = Internal(reference)
         return _refusal(known, is_grpc=_is_grpc(request))
 
-    def _gateway(self, request: Request, credentials: Sequence[str]) -> Gateway:
-        if not credentials and self._open_account:
-            return Gateway(self._open_account, is_operator=False)
+    def _gateway(self, request: Request, presented: Sequence[str | None]) -> Gateway:
+        """Return who asks, by the credentials in the request; None for one that is ill-formed."""
+        if self._is_open:
+            # A credential in the request would be the client's, not the gateway's.
+            return narrowing_gateway(self._accounts)
         try:
-            token = token_of(credentials)
-            if token is None:
+            if len(presented) != 1 or presented[0] is None:
                 raise CredentialsMissing
-            caller = self._callers.admit(_GatewayCall(), Presented(token, _peer_of(request)))
+            caller = self._callers.admit(_GatewayCall(), Presented(presented[0], _peer_of(request)))
         except ServiceError as error:
             self._recorder.refused("http", error.reason)
             peer = _peer_of(request)
             if self._logged_refusals.admit(peer):
                 log.warning("gateway_refused", reason=error.reason, peer=peer)
             raise
-        return gateway_of(caller)
+        setattr(request.state, IDENTIFIED, True)
+        return narrowing_gateway_of(caller, self._accounts)
 
 
 def introspection_of(match: Match) -> dict[str, Any]:
@@ -274,15 +307,28 @@ def _asked_by_query(request: Request) -> list[tuple[str, str]]:
     return parse_qsl(request.url.query, keep_blank_values=True)
 
 
-def _form(request: Request, body: bytes) -> tuple[str, list[tuple[str, str]]]:
+def _is_form(request: Request) -> bool:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/x-www-form-urlencoded":
+    return content_type == "application/x-www-form-urlencoded"
+
+
+def _pairs(request: Request, body: bytes) -> list[tuple[str, str]]:
+    """Return the names and values of a form; none for what is no form, or too large a one."""
+    if not _is_form(request) or len(body) > MAX_FORM_BYTES:
+        return []
+    return parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True)
+
+
+def _introspected(
+    request: Request, body: bytes, form: list[tuple[str, str]]
+) -> tuple[str, list[tuple[str, str]]]:
+    """Return the token that is asked about, and the requirements in the form."""
+    if not _is_form(request):
         raise FieldInvalid("content-type", "application/x-www-form-urlencoded is needed")
     if request.url.query:
         raise FieldInvalid("query", "must be empty; a token in it would stand in every log")
     if len(body) > MAX_FORM_BYTES:
         raise FieldInvalid("(body)", f"at most {MAX_FORM_BYTES} bytes")
-    form = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True)
     found = [value for name, value in form if name == "token"]
     if len(found) != 1 or not found[0]:
         raise FieldInvalid("token", "exactly one is needed")
@@ -291,6 +337,45 @@ def _form(request: Request, body: bytes) -> tuple[str, list[tuple[str, str]]]:
 
 def _peer_of(request: Request) -> str:
     return request.client.host if request.client else ""
+
+
+def _presented(request: Request, form: list[tuple[str, str]]) -> list[str | None]:
+    """Return the credentials that a resource server presents; None for each that is ill-formed.
+
+    Nobody's client is behind its request, so `authorization` is its own. RFC 6749, section 2.3.1,
+    has two ways more, `client_secret_basic` and `client_secret_post`. The secret is the token of a
+    key, which names its key: the client's id beside it proves nothing and is not read.
+    """
+    return [
+        *(token_of([value]) for value in request.headers.getlist(CALLER_HEADER)),
+        *(
+            _basic_secret(value) if _is_basic(value) else token_of([value])
+            for value in request.headers.getlist("authorization")
+        ),
+        *(value or None for name, value in form if name == "client_secret"),
+    ]
+
+
+def _is_basic(authorization: str) -> bool:
+    return authorization.partition(" ")[0].lower() == "basic"
+
+
+def _basic_secret(authorization: str) -> str | None:
+    try:
+        pair = base64.b64decode(authorization.partition(" ")[2], validate=True).decode()
+    except ValueError:
+        return None
+    _, colon, secret = pair.partition(":")
+    return unquote_plus(secret) or None if colon else None
+
+
+def _introspection_challenge(request: Request, error: ServiceError) -> str:
+    # RFC 6749, section 5.2: the scheme that the client has used.
+    if error.code is Code.UNAUTHENTICATED and any(
+        map(_is_basic, request.headers.getlist("authorization"))
+    ):
+        return BASIC
+    return challenge_of(error)
 
 
 def _is_grpc(request: Request) -> bool:

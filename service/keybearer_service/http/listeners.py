@@ -9,6 +9,7 @@ from starlette.routing import Route
 from keybearer_service.http.routes import application, health_routes, metrics_route
 from keybearer_service.http.uvicorn_server import HttpServer
 from keybearer_service.net.addresses import Listener
+from keybearer_service.net.bounds import HTTP, METRICS, Bounds
 
 log = structlog.get_logger(__name__)
 
@@ -21,8 +22,13 @@ class HttpConfig:
     """For gateways and health; for metrics too, unless they have a port of their own."""
     metrics: Listener | None = None
     """For metrics and health alone."""
-    open_account: str = ""
-    """The account whose keys anybody who reaches the port may ask about; empty for none."""
+    gateway_bounds: Bounds = HTTP
+    metrics_bounds: Bounds = METRICS
+    accounts: str = ""
+    """The account, or `*` for all, that gateways of the operator account may ask about beside their
+    own; on an open port, that everybody who reaches it may ask about."""
+    is_open: bool = False
+    """Whether gateways are asked for no credential."""
 
     @property
     def is_served(self) -> bool:
@@ -42,7 +48,7 @@ class HttpListeners:
         is_ready: Callable[[], bool],
         render_metrics: Callable[[], tuple[bytes, str]] | None,
     ) -> None:
-        """Take the routes. `bind` takes the ports.
+        """Create the listeners; `bind` opens the ports.
 
         Args:
             config: Which ports there are.
@@ -53,22 +59,32 @@ class HttpListeners:
         """
         self._config = config
         self._gateway_routes = gateway_routes
-        self._health = health_routes(is_live, is_ready)
-        self._metrics = [] if render_metrics is None else [metrics_route(render_metrics)]
+        self._is_live = is_live
+        self._is_ready = is_ready
+        self._render_metrics = render_metrics
         self._servers: dict[str, HttpServer] = {}
 
     def bind(self) -> None:
-        """Take the ports; `start` begins to serve.
+        """Open the ports; `start` begins to serve.
 
         Raises:
             ListenError: A port is in use.
             TlsError: A certificate or key cannot be read.
         """
-        if self._config.gateway is not None:
-            shown = self._metrics if self._config.metrics is None else []
-            self._bind("http", self._config.gateway, [*self._gateway_routes, *self._health, *shown])
-        if self._config.metrics is not None:
-            self._bind("metrics-http", self._config.metrics, [*self._health, *self._metrics])
+        gateway, metrics = self._config.gateway, self._config.metrics
+        if gateway is not None:
+            shown = [] if metrics is not None else self._metrics()
+            routes = [*self._gateway_routes, *self._health(), *shown]
+            self._bind("http", gateway, routes, self._config.gateway_bounds)
+        if metrics is not None:
+            routes = [*self._health(), *self._metrics()]
+            self._bind("metrics-http", metrics, routes, self._config.metrics_bounds)
+
+    def _health(self) -> list[Route]:
+        return health_routes(self._is_live, self._is_ready)
+
+    def _metrics(self) -> list[Route]:
+        return [] if self._render_metrics is None else [metrics_route(self._render_metrics)]
 
     @property
     def port(self) -> int:
@@ -91,9 +107,9 @@ class HttpListeners:
         for server in self._servers.values():
             server.stop(grace_s)
 
-    def _bind(self, name: str, listener: Listener, routes: list[Route]) -> None:
+    def _bind(self, name: str, listener: Listener, routes: list[Route], bounds: Bounds) -> None:
         try:
-            self._servers[name] = HttpServer(name, application(routes), listener)
+            self._servers[name] = HttpServer(name, application(routes), listener, bounds)
         except BaseException:
             for server in self._servers.values():
                 server.close()

@@ -12,7 +12,7 @@ What root makes in it belongs to the owner of the installation, whose server mus
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -22,14 +22,13 @@ from keybearer_service.storage import files
 
 
 class DataDirError(Exception):
-    """The directory cannot be used. The text says why."""
+    """The directory cannot be used. The text names the reason."""
 
 
 class DataDir:
     """One data directory."""
 
     def __init__(self, path: Path) -> None:
-        """Name the directory; nothing is touched."""
         self.path = path
         self.database = path / "keybearer.db"
         self.peppers = path / "peppers"
@@ -139,13 +138,18 @@ class DataDir:
             yield
 
     @contextmanager
-    def shared_with_server(self) -> Iterator[None]:
+    def shared_with_server(
+        self, find_hazard: Callable[[], str | None] = files.sharing_hazard
+    ) -> Iterator[None]:
         """Write beside a running `serve`, where several processes may write the database.
+
+        Args:
+            find_hazard: Returns why they may not; None when they may.
 
         Raises:
             DataDirError: They may not, and a server is running.
         """
-        hazard = files.sharing_hazard()
+        hazard = find_hazard()
         if hazard is None:
             yield
             return

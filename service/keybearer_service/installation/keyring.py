@@ -1,4 +1,4 @@
-"""The secrets of the installation: peppers, and the key of the audit chain. Files, never rows.
+"""The secrets of the installation, in files and never in rows: peppers, and the audit key.
 
 A copy of the database alone can neither check nor forge a token, nor hide a change of the log.
 """
@@ -25,7 +25,7 @@ _CHECK_TEXT = b"keybearer pepper check v1"
 
 
 class KeyringError(Exception):
-    """A file of the keyring is missing, wrong, or open to others. The text says which and why."""
+    """A file of the keyring is missing, wrong, or open to others; the text names it."""
 
 
 class PepperMissingError(KeyringError):
@@ -117,7 +117,7 @@ class Keyring:
         return _check_value(pepper)
 
     def verify(self, peppers: Sequence[Pepper]) -> None:
-        """Compare the files with what the database says of them.
+        """Compare the key files with the check values in the database.
 
         Raises:
             KeyringError: One is missing, or is not the one the database was written with.
@@ -142,7 +142,7 @@ class Keyring:
 
     def _reload(self) -> None:
         # A file that cannot be used must not take the others with it: what was read stays, and the
-        # error is for whoever needs just that pepper.
+        # error is for the calls that need just that pepper.
         found, problems = dict(self._peppers), {}
         for pepper_id, path in self._pepper_files().items():
             try:

@@ -18,11 +18,11 @@ _EVERY_INTERFACE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compare
 
 
 class AddressError(ValueError):
-    """The text is no address. The message says what would be right and holds the text."""
+    """The text is no address. The message quotes it and names the right form."""
 
 
 class ListenError(Exception):
-    """The address cannot be listened on. The text says which and why."""
+    """The address cannot be listened on. The text names it and the reason."""
 
 
 @dataclass(frozen=True, slots=True)

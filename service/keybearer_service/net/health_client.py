@@ -1,4 +1,4 @@
-"""Asks a running server whether it serves, as a container's health check does."""
+"""Asks a running server whether it serves, for a container's health check."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from keybearer_service.net.addresses import Address
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What a server says of itself, or why it could not be asked."""
+    """The health that a server reports, or the reason why it could not be asked."""
 
     status: str
     """SERVING, NOT_SERVING, or the name of the gRPC status with which asking failed."""

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class TlsError(Exception):
-    """A certificate or key cannot be used. The text says which and why."""
+    """A certificate or key cannot be used. The text names it and the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +145,7 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
 
 
 def _configuration(files: TlsFiles) -> grpc.ServerCertificateConfiguration:
-    # Checked before grpc sees it, which says of a wrong file that the port is in use.
+    # Checked before grpc sees the files: its own error does not tell a wrong file from a used port.
     _context(files)
     try:
         contents = [path.read_bytes() for path in _paths(files)]

@@ -1,4 +1,4 @@
-"""Admin tokens for whoever may write to the data directory."""
+"""Admin tokens for people who may write to the data directory."""
 
 from keybearer._wire.enums import AuditAction, AuditTargetType, UserType
 from keybearer.access import Role

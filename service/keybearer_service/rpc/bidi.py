@@ -3,7 +3,7 @@
 grpc's own streams hold a thread that sleeps until a message comes and again until each answer is
 sent. With hundreds of streams that ping twice a second, all these wake-ups compete with validations
 for the one interpreter: they made the slowest of them twice as slow. Here a message is taken where
-grpc hears of it, on its serving thread, and an answer is begun by whoever has one.
+grpc hears of it, on its serving thread, and the thread that has an answer begins to send it.
 
 The first half of this is public (`experimental_non_blocking`, as grpc's own health service uses
 it); for receiving and sending without waiting grpc has no public way, so this module, and it alone,
@@ -44,7 +44,7 @@ class BidiStream(Generic[Request, Response]):
         send_status: Callable[[None], None],
         executor: Executor,
     ) -> None:
-        """Take the call. Nothing is read before `listen`.
+        """Create the stream; nothing is read before `listen`.
 
         Args:
             context: Of the call.
@@ -86,7 +86,7 @@ class BidiStream(Generic[Request, Response]):
         Args:
             on_message: Is given each message, in order, on grpc's one serving thread: it must not
                 wait for anything. What it raises ends the call.
-            on_end: Called once, when the call is over, whoever ended it.
+            on_end: Called once, when the call is over, whichever side ended it.
             on_half_close: Called when the other side sends no more and may go on listening; like
                 `on_message` it must not wait.
         """

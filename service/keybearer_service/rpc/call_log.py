@@ -9,6 +9,7 @@ from google.rpc.status_pb2 import Status
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.errors import CallAbandoned, Code, StreamEnded
 from keybearer_service.gateway.status import status_of
+from keybearer_service.net.bounds import peer_of
 from keybearer_service.telemetry.log_quotas import MinuteQuota
 from keybearer_service.telemetry.recorder import Recorder
 from keybearer_service.usecases.audit import RefusalLog
@@ -37,7 +38,7 @@ class CallLog:
         clock: Clock,
         on_outcome_unknown: Callable[[], None],
     ) -> None:
-        """Take where the ends of calls are reported.
+        """Create the log.
 
         Args:
             quiet: Paths too frequent to log or audit one by one: the validating ones.
@@ -105,7 +106,7 @@ class CallLog:
     def _is_logged(self, call: CallContext, *, is_refusal: bool) -> bool:
         # Nobody may fill the log, with a credential or without.
         if call.caller is None or is_refusal:
-            return self._logged_refusals.admit(call.peer)
+            return self._logged_refusals.admit(peer_of(call.peer))
         return self._logged_failures.admit(call.caller.key_id)
 
     def _facts(self, call: CallContext) -> dict[str, Any]:

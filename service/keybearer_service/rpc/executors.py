@@ -116,7 +116,7 @@ class CallExecutor(ThreadPoolExecutor):
         return Ping(self)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - the library's signature
-        """Take no more calls and end the threads.
+        """Stop taking calls and end the threads.
 
         Args:
             wait: Return only once every thread has ended.
@@ -183,7 +183,7 @@ class Cancellable(Protocol):
     """A call that can be ended; grpc's ServicerContext is one."""
 
     def cancel(self) -> object:
-        """End the call; whoever waits for its message is told."""
+        """End the call; a wait for its message raises."""
         ...
 
 
@@ -191,7 +191,6 @@ class MessageWatchdog:
     """Watches the calls that wait for their message."""
 
     def __init__(self, clock: Clock) -> None:
-        """Take the clock. `start` begins the watching."""
         self._clock = clock
         self._waits: dict[int, tuple[float, Cancellable, CallExecutor]] = {}
         """Since when which call waits, on a thread of which pool. No class: it is made a call."""

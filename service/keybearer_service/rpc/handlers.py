@@ -22,7 +22,6 @@ class MethodHandlers(grpc.GenericRpcHandler):
     """The methods of ours on a port, found by their path in one step."""
 
     def __init__(self, handlers: Mapping[str, Any]) -> None:
-        """Take the handlers by path."""
         self._handlers = handlers
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
@@ -75,7 +74,6 @@ class GrpcRequest:
         executor: CallExecutor,
         watchdog: MessageWatchdog,
     ) -> None:
-        """Take the call, and who watches that its message comes."""
         self._context = context
         self._messages = messages
         self._executor = executor
@@ -116,7 +114,6 @@ class GrpcStreamRequest(GrpcRequest):
         watchdog: MessageWatchdog,
         send_status: Callable[[None], None],
     ) -> None:
-        """Take the call, and grpc's way to end a behaviour that does not block."""
         super().__init__(context, messages, executor, watchdog)
         self._send_status = send_status
 
@@ -128,7 +125,7 @@ class GrpcStreamRequest(GrpcRequest):
         status_of: Callable[[Exception], Status],
         on_left: Callable[[], None],
     ) -> BidiStream[Any, Any]:
-        """Take the call on as a stream; see `StreamRequest.open`."""
+        """Open the call as a stream; see `StreamRequest.open`."""
         context = self._context
 
         def conclude(error: Exception) -> None:

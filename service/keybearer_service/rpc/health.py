@@ -1,4 +1,4 @@
-"""grpc.health.v1.Health: who may be sent calls, told to anybody.
+"""grpc.health.v1.Health, for callers with and without a credential.
 
 Written here instead of taken from grpcio-health-checking, whose servicer sends while it holds a
 lock that grpc's one serving thread needs when a stream ends: a client that opened and cancelled
@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2 as pb
 
 from keybearer_service.domain.errors import FieldInvalid, ResourceNotFound, StreamEnded
 from keybearer_service.domain.rate_limits import ConcurrencyLimit
+from keybearer_service.net.bounds import peer_of
 from keybearer_service.rpc.methods import public_specs_of
 from keybearer_service.rpc.requests import MessageStream
 from keybearer_service.usecases.call_context import CallContext
@@ -50,7 +51,7 @@ class HealthServicer:
         is_ready: Callable[[], bool],
         is_live: Callable[[], bool],
     ) -> None:
-        """Take what is asked. `start` begins to serve Watch streams.
+        """Create the servicer; `start` begins to serve Watch streams.
 
         Args:
             services: The full names of the services.
@@ -85,7 +86,7 @@ class HealthServicer:
 
     def Watch(self, stream: MessageStream, call: CallContext) -> None:  # noqa: N802 - named by the proto
         """Send the status of a service now and whenever it changes."""
-        peer = call.peer
+        peer = peer_of(call.peer)
         self._limit.acquire(peer)
         asked = False
 

@@ -52,7 +52,6 @@ class _Method:
         clock: Clock,
         entropy: Entropy,
     ) -> None:
-        """Take what the calls of this method are judged and reported by."""
         self.spec = spec
         self._rule = spec.rule
         self._from_bytes: Callable[[bytes], Any] = spec.request.FromString
@@ -86,7 +85,6 @@ class UnaryMethod(_Method):
     def __init__(
         self, spec: MethodSpec, serve: Callable[[Any, CallContext], Message], **shared: Any
     ) -> None:
-        """Take the servicer's method and what every method shares."""
         super().__init__(spec, **shared)
         self._serve = serve
 
@@ -112,7 +110,6 @@ class StreamMethod(_Method):
     def __init__(
         self, spec: MethodSpec, serve: Callable[[MessageStream, CallContext], None], **shared: Any
     ) -> None:
-        """Take the servicer's method and what every method shares."""
         super().__init__(spec, **shared)
         self._serve = serve
 

@@ -38,7 +38,6 @@ class SharedQuestion:
     """A yes-or-no question on a thread of its own, so that asking often costs no more than once."""
 
     def __init__(self, name: str, put: Callable[[], bool], clock: Clock) -> None:
-        """Take the question; `put` may wait, and what it raises means no."""
         self._put = put
         self._clock = clock
         self._lock = threading.Lock()
@@ -52,7 +51,7 @@ class SharedQuestion:
         self._thread.start()
 
     def close(self) -> None:
-        """Answer no from now on. A question that hangs is left behind."""
+        """Return no from now on. A question that hangs is left behind."""
         self._is_closing = True
         self._wanted.set()
 
@@ -108,7 +107,6 @@ class PrivateListener:
     """
 
     def __init__(self) -> None:
-        """Make the directory."""
         self._directory = Path(tempfile.mkdtemp(prefix="keybearer-"))
         self.address = f"unix:{self._directory}/liveness.sock"
         self._channel: grpc.Channel | None = None
@@ -133,7 +131,7 @@ class PrivateListener:
         return answer == _YES
 
     def close(self) -> None:
-        """Take the socket and its directory away."""
+        """Remove the socket and its directory."""
         if self._channel is not None:
             self._channel.close()
         shutil.rmtree(self._directory, ignore_errors=True)
@@ -165,7 +163,7 @@ class Watchdog:
         clock: Clock,
         on_unresponsive: Callable[[], None],
     ) -> None:
-        """Take the question.
+        """Create the watchdog.
 
         Args:
             is_live: Returns whether the process answers, within a few seconds.

@@ -1,4 +1,4 @@
-"""Server reflection, v1 and v1alpha: what is served, told to anybody who may connect."""
+"""Server reflection, v1 and v1alpha: what is served, for everybody who may connect."""
 
 import threading
 from collections import deque
@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2 as pb
 from keybearer.access import AccessRule
 from keybearer_service.domain.errors import Overloaded, StreamEnded
 from keybearer_service.domain.rate_limits import ConcurrencyLimit
+from keybearer_service.net.bounds import peer_of
 from keybearer_service.rpc.executors import CallExecutor
 from keybearer_service.rpc.pipeline import MethodSpec
 from keybearer_service.rpc.requests import MessageStream
@@ -43,15 +44,14 @@ class ReflectionServicer:
     """Answers each message on an executor, so that an idle stream holds no thread."""
 
     def __init__(self, services: Sequence[str], executor: CallExecutor) -> None:
-        """Take the names of what is served."""
         self._library: Any = reflection.ReflectionServicer(services, pool=_Symbols())
         self._executor = executor
         self._limit = ConcurrencyLimit(in_all=MAX_STREAMS, of_one=MAX_STREAMS_OF_A_PEER)
         self._open: set[_Exchange] = set()
 
     def ServerReflectionInfo(self, stream: MessageStream, call: CallContext) -> None:  # noqa: N802 - named by the proto
-        """Answer what a tool asks."""
-        peer = call.peer
+        """Describe services, messages and files to a tool."""
+        peer = peer_of(call.peer)
         self._limit.acquire(peer)
         exchange = _Exchange(stream, self._library, self._executor)
         self._open.add(exchange)

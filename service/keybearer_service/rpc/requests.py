@@ -56,7 +56,7 @@ class MessageStream(Protocol):
         Args:
             on_message: Called with each message, in order. It must not wait for anything; what it
                 raises ends the stream.
-            on_end: Called once, when the stream is over, whoever ended it.
+            on_end: Called once, when the stream is over, whichever side ended it.
             on_half_close: Called when the other side sends no more and may go on listening; like
                 `on_message` it must not wait.
         """
@@ -90,7 +90,7 @@ class StreamRequest(Request, Protocol):
         status_of: Callable[[Exception], Status],
         on_left: Callable[[], None],
     ) -> MessageStream:
-        """Take the call on as a stream.
+        """Open the call as a stream.
 
         Args:
             parse: Reads a message; what it raises ends the stream.

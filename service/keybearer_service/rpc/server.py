@@ -3,7 +3,9 @@
 import grpc
 
 from keybearer._wire.limits import MAX_REQUEST_BYTES
+from keybearer_service.net import descriptors
 from keybearer_service.net.addresses import Listener, ListenError
+from keybearer_service.net.bounds import GRPC, within_descriptors
 from keybearer_service.net.tls import server_credentials
 from keybearer_service.rpc.executors import CallExecutor
 
@@ -48,7 +50,7 @@ class Server:
         self._server.start()
 
     def stop(self, grace_s: float) -> None:
-        """Take no more calls, let those in flight finish for a while, and end.
+        """Stop accepting calls, let those in flight finish for a while, and end.
 
         Args:
             grace_s: Seconds for the calls in flight.
@@ -70,7 +72,8 @@ class Server:
 
 
 def server_options(*, share_port: bool) -> list[tuple[str, int]]:
-    """Answer the channel arguments of every server of ours."""
+    """Return the channel arguments of the server."""
+    bounds = within_descriptors(GRPC, descriptors.for_connections())
     return [
         # On by default: a second server would silently take half of the connections.
         ("grpc.so_reuseport", int(share_port)),
@@ -79,13 +82,17 @@ def server_options(*, share_port: bool) -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
         # Unlimited by default: resets by the thousand then slow everybody down.
         ("grpc.max_concurrent_streams", MAX_STREAMS_A_CONNECTION),
-        ("grpc.server_handshake_timeout_ms", 10_000),
-        ("grpc.max_connection_idle_ms", 300_000),
+        ("grpc.max_allowed_incoming_connections", bounds.connections),
+        ("grpc.server_handshake_timeout_ms", round(bounds.handshake_s * 1000)),
+        ("grpc.max_connection_idle_ms", round(bounds.idle_s * 1000)),
         ("grpc.max_connection_age_ms", 1_800_000),
         ("grpc.max_connection_age_grace_ms", 30_000),
         ("grpc.keepalive_time_ms", 10_000),
         # What notices a frozen peer; the keepalive timeout alone takes a minute.
         ("grpc.http2.ping_timeout_ms", 2_000),
+        # Clients keep idle connections alive too, every 10 to 30 s; by default the third such ping
+        # within two hours ends the connection. One that pings faster than this is still ended.
+        ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ("grpc.enable_channelz", 0),
     ]

@@ -24,11 +24,11 @@ _FIXED = (3, 51, 3)
 _BACKPORTS = ((3, 50, 7), (3, 44, 6))
 
 
-def has_wal_reset_bug() -> bool:
-    """Return whether this SQLite can corrupt a WAL database that two processes write.
+def has_wal_reset_bug(version: tuple[int, ...] = VERSION) -> bool:
+    """Return whether a SQLite of this version can corrupt a WAL database that two processes write.
 
     Fixed in 3.51.3, with backports in 3.50.7 and 3.44.6 (sqlite.org/wal.html, "the WAL reset bug").
     """
-    if VERSION >= _FIXED:
+    if version >= _FIXED:
         return False
-    return not any(VERSION[:2] == fixed[:2] and fixed <= VERSION for fixed in _BACKPORTS)
+    return not any(version[:2] == fixed[:2] and fixed <= version for fixed in _BACKPORTS)

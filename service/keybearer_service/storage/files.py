@@ -3,17 +3,17 @@
 from keybearer_service.storage import dbapi
 
 
-def engine() -> str:
+def engine(version: tuple[int, ...] = dbapi.VERSION) -> str:
     """Return the engine's name and version."""
-    return f"SQLite {'.'.join(map(str, dbapi.VERSION))}"
+    return f"SQLite {'.'.join(map(str, version))}"
 
 
-def sharing_hazard() -> str | None:
+def sharing_hazard(version: tuple[int, ...] = dbapi.VERSION) -> str | None:
     """Return why several processes must not write one file with this engine; None if they may."""
-    if not dbapi.has_wal_reset_bug():
+    if not dbapi.has_wal_reset_bug(version):
         return None
     return (
-        f"{engine()} can damage a database that several processes write; install pysqlite3, which "
-        "brings a newer one on x86_64 Linux, or run a Python whose sqlite3 module has SQLite "
+        f"{engine(version)} can damage a database that several processes write; install pysqlite3, "
+        "which brings a newer one on x86_64 Linux, or run a Python whose sqlite3 module has SQLite "
         "3.51.3 or newer"
     )

@@ -6,7 +6,7 @@ acknowledged writes with NORMAL, so it is asserted when the store opens.
 
 import json
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, cast
@@ -66,7 +66,7 @@ SHARED_POLL_S: Final = 0.01
 MAX_USES: Final = 1_000_000
 """The most uses one item may add: an oversized count would make a STRICT table refuse them all."""
 _TIMES: Final = range(253_402_300_800_000_000)
-"""The moments a use can be of, 1970 to 9999; one that is none would fail the whole batch."""
+"""The moments a use can be of, 1970 to 9999; a time outside them would fail the whole batch."""
 _SECRET_VERSIONS: Final = range(2**31)
 
 _LOOKUP: Final = (
@@ -109,7 +109,12 @@ class SqliteStore:
     """The FileStore over one SQLite file."""
 
     def __init__(
-        self, path: Path, *, shared: bool = False, busy_timeout_s: float = BUSY_TIMEOUT_S
+        self,
+        path: Path,
+        *,
+        shared: bool = False,
+        busy_timeout_s: float = BUSY_TIMEOUT_S,
+        connect: Callable[..., dbapi.Connection] = dbapi.connect,
     ) -> None:
         """Open the database file, which must exist, and bring its schema up to date.
 
@@ -117,6 +122,7 @@ class SqliteStore:
             path: The file.
             shared: Whether other servers write to it too.
             busy_timeout_s: How long a write waits for those of others.
+            connect: Opens a connection, as the driver does.
 
         Raises:
             StoreUnusableError: Not a database of ours, damaged, or written by a newer version.
@@ -125,6 +131,7 @@ class SqliteStore:
         self._path = path
         self._shared = shared
         self._busy_timeout_s = busy_timeout_s
+        self._open = connect
         self._commits = 0
         self._woken = threading.Event()
         self._local = threading.local()
@@ -148,8 +155,14 @@ class SqliteStore:
             raise
 
     @staticmethod
-    def create(path: Path) -> "SqliteStore":
+    def create(
+        path: Path, *, connect: Callable[..., dbapi.Connection] = dbapi.connect
+    ) -> "SqliteStore":
         """Create a new database file and open it.
+
+        Args:
+            path: The file.
+            connect: Opens a connection, as the driver does.
 
         Raises:
             StoreUnusableError: The file exists already.
@@ -158,7 +171,7 @@ class SqliteStore:
             path.touch(mode=0o600, exist_ok=False)
         except FileExistsError:
             raise StoreUnusableError(f"{path.name} exists already") from None
-        return SqliteStore(path)
+        return SqliteStore(path, connect=connect)
 
     # --- the hot path -----------------------------------------------------------------------------
 
@@ -367,7 +380,7 @@ class SqliteStore:
                 # A snapshot begins with its first read. Within one, the commits of others do not
                 # make the copy start again.
                 reader.key_count()
-                target = dbapi.connect(str(path), isolation_level=None)
+                target = self._open(str(path), isolation_level=None)
                 try:
                     self._reader().backup(target, pages=4096)
                     # A copy is a file by itself: no log beside it.
@@ -417,7 +430,7 @@ class SqliteStore:
 
     def _connect(self, *, read_only: bool = False) -> dbapi.Connection:
         # Any thread may close a connection; only its own thread uses it (the writer: its lock).
-        connection = dbapi.connect(
+        connection = self._open(
             f"{self._path.absolute().as_uri()}?mode=rw",
             uri=True,
             isolation_level=None,

@@ -17,17 +17,16 @@ class _Window:
 
 
 class MinuteQuota:
-    """So many a minute for each key; the rest is counted, and the count is handed out later."""
+    """Admits so many a minute for each key, and counts the rest."""
 
     def __init__(self, clock: Clock, quota: int) -> None:
-        """Take how many a minute are admitted for each key."""
         self._clock = clock
         self._quota = quota
         self._windows: dict[str, _Window] = {}
         self._lock = threading.Lock()
 
     def admit(self, key: str) -> bool:
-        """Tell whether one more may be told of now; counts it when not."""
+        """Return whether one more may be logged now; count it when not."""
         now = self._clock.monotonic()
         with self._lock:
             window = self._windows.get(key)
@@ -42,7 +41,7 @@ class MinuteQuota:
             return False
 
     def collect(self, *, everything: bool = False) -> dict[str, int]:
-        """Answer, and forget, what was counted and not told in minutes that are over, by key.
+        """Return, and forget, what was only counted in the minutes that are over, by key.
 
         Args:
             everything: Of the running minutes too; for shutting down.

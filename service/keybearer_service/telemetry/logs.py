@@ -1,7 +1,7 @@
 """Logs: one JSON object a line, on standard error. No line holds a secret.
 
 Logging never blocks its caller: lines go into a bounded queue, and a thread of its own writes them.
-When whoever reads standard error stands still, lines are dropped and counted.
+When the reader of standard error stands still, lines are dropped and counted.
 """
 
 import logging
@@ -13,13 +13,51 @@ from queue import SimpleQueue
 from typing import Any, Final
 
 import structlog
+import structlog.tracebacks
 
 from keybearer._wire.redaction import redact
 
 MAX_QUEUED_BYTES: Final = 1024 * 1024
 """Some 4,000 lines; beyond, lines are dropped."""
 FLUSH_TIMEOUT_S: Final = 1.0
-"""How long the end of the process waits for lines that nobody reads."""
+"""How long a flush waits for the reader; the end of the process does so at most twice."""
+MAX_REPEATING: Final = 1000
+"""Different lines of libraries whose repetitions are counted; beyond, counting starts anew."""
+
+
+class RepeatFilter(logging.Filter):
+    """Lets a line of a library through once a second; the next one counts those left out.
+
+    A library may write the same line thousands of times a second, as asyncio does when a port has
+    no descriptors left. What the service itself repeats has quotas of its own.
+    """
+
+    def __init__(self) -> None:
+        """Start with nothing seen."""
+        super().__init__()
+        self._seen: dict[tuple[str, int, str], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether to write a record; sets its `repeated` when others were left out."""
+        if not isinstance(record.msg, str):  # of structlog: ours
+            return True
+        line = (record.name, record.levelno, record.msg)
+        written, left_out = self._seen.get(line, (0.0, 0))
+        if 0 <= record.created - written < 1.0:
+            self._seen[line] = (written, left_out + 1)
+            return False
+        if len(self._seen) >= MAX_REPEATING:
+            self._seen.clear()
+        self._seen[line] = (record.created, 0)
+        if left_out:
+            record.repeated = left_out
+        return True
+
+
+_TRACEBACKS: Final = structlog.processors.ExceptionRenderer(
+    structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+)
+"""Functions and lines without the values of variables, which may be somebody's secret."""
 
 
 class LogHandler(logging.Handler):
@@ -37,7 +75,7 @@ class LogHandler(logging.Handler):
         self._descriptor = os.dup(descriptor)
         self._max_queued_bytes = max_queued_bytes
         # SimpleQueue.put is safe where a lock is not: in a finalizer that logs while this logs.
-        self._lines: SimpleQueue[bytes | None] = SimpleQueue()
+        self._lines: SimpleQueue[bytes | threading.Event | None] = SimpleQueue()
         self._counts = threading.RLock()
         self._queued_bytes = 0
         self._reported = 0
@@ -60,6 +98,13 @@ class LogHandler(logging.Handler):
             self._queued_bytes += len(line)
         self._lines.put(line)
 
+    def flush(self) -> None:
+        """Wait until what is queued is written, for at most FLUSH_TIMEOUT_S."""
+        if not self._closed:
+            written = threading.Event()
+            self._lines.put(written)
+            written.wait(FLUSH_TIMEOUT_S)
+
     def close(self) -> None:
         """Write what is queued, for at most FLUSH_TIMEOUT_S, and end."""
         if not self._closed:
@@ -73,6 +118,9 @@ class LogHandler(logging.Handler):
 
     def _write_lines(self) -> None:
         while (line := self._lines.get()) is not None:
+            if isinstance(line, threading.Event):
+                line.set()
+                continue
             is_written = self._write(line)
             lost = self._account(line, is_written=is_written)
             if lost:
@@ -121,7 +169,7 @@ def configure(level: str, *, json: bool = True, descriptor: int | None = None) -
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     last: list[structlog.typing.Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        [_TRACEBACKS, structlog.processors.JSONRenderer()]
         if json
         else [
             structlog.processors.format_exc_info,
@@ -138,10 +186,11 @@ def configure(level: str, *, json: bool = True, descriptor: int | None = None) -
     handler = logging.NullHandler() if descriptor is None else LogHandler(descriptor)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder(allow=["lines"])],
+            foreign_pre_chain=[*shared, structlog.stdlib.ExtraAdder(allow=["lines", "repeated"])],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last, _redact],
         )
     )
+    handler.addFilter(RepeatFilter())
     root = logging.getLogger()
     before, root.handlers[:] = root.handlers[:], [handler]
     root.setLevel(threshold)

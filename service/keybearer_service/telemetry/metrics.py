@@ -1,11 +1,11 @@
-"""Prometheus figures of the service.
+"""Prometheus metrics of the service.
 
 Labels are bounded: entry points, outcomes, reasons, own methods, status codes, spans of days. Never
 a key, an account, a peer, or anything that a caller can choose.
 
 What happens on every validation is only noted, which takes a fraction of a microsecond; once a
-second, and before every scrape, the notes are folded into the figures. With several processes each
-writes its figures into files of one directory (PROMETHEUS_MULTIPROC_DIR, as prometheus_client has
+second, and before every scrape, the notes are folded into the metrics. With several processes each
+writes its metrics into files of one directory (PROMETHEUS_MULTIPROC_DIR, as prometheus_client has
 it), and whichever process is scraped answers for all.
 """
 
@@ -14,13 +14,16 @@ import threading
 from bisect import bisect_left
 from collections import Counter as Tally
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
 import prometheus_client
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, multiprocess
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, multiprocess
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 from keybearer._wire.enums import Outcome
 from keybearer_service.telemetry.recorder import EntryPoint
@@ -28,7 +31,7 @@ from keybearer_service.telemetry.recorder import EntryPoint
 log = structlog.get_logger(__name__)
 
 DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-"""Where several processes keep their figures. prometheus_client reads it when it is imported."""
+"""Where several processes keep their metrics; read by prometheus_client when it is imported."""
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 FOLD_INTERVAL_S = 1.0
 MAX_NOTES = 1_000_000
@@ -50,6 +53,10 @@ LATENCY_BOUNDS = (
     5.0,
 )
 """Seconds. A verdict takes some 20 us; a store that is locked, seconds."""
+_BOUNDS = (*map(str, LATENCY_BOUNDS), "+Inf")
+_LATENCY_COUNTS = "keybearer_latency_counts"
+_LATENCY_SUMS = "keybearer_latency_sums"
+"""Counters that are shown as one histogram."""
 
 _GAUGES: tuple[tuple[str, str, Literal["livesum", "livemax", "livemostrecent"]], ...] = (
     ("watch_streams", "Open watch streams.", "livesum"),
@@ -63,24 +70,47 @@ _GAUGES: tuple[tuple[str, str, Literal["livesum", "livemax", "livemostrecent"]],
 """Name, meaning, and how the values of several processes become one."""
 
 Probe = Callable[[], Mapping[str, float]]
-"""Answers figures of the moment, by the name of the gauge without `keybearer_`."""
+"""Returns the values of gauges at the moment, by their names without `keybearer_`."""
 
 
-class _FoldedHistogram(Histogram):
-    """A histogram that takes many observations at once, sorted into its buckets already."""
+class _WithLatency(Collector):
+    """Collects what a registry holds, with the counters of latencies as one histogram.
 
-    def add(self, counts: Mapping[int, int], total: float) -> None:
-        """Count observations, by the index of their bucket, and add their sum."""
-        for index, count in counts.items():
-            self._buckets[index].inc(count)
-        self._sum.inc(total)
+    The library's histogram takes one observation at a time, which is too slow for every verdict.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every metric."""
+        counts: dict[str, dict[str, float]] = {}
+        sums: dict[str, float] = {}
+        for metric in self._registry.collect():
+            if metric.name not in (_LATENCY_COUNTS, _LATENCY_SUMS):
+                yield metric
+            for sample in metric.samples:
+                if sample.name == f"{_LATENCY_COUNTS}_total":
+                    of_bound = counts.setdefault(sample.labels["entry_point"], {})
+                    of_bound[sample.labels["le"]] = sample.value
+                elif sample.name == f"{_LATENCY_SUMS}_total":
+                    sums[sample.labels["entry_point"]] = sample.value
+        latency = HistogramMetricFamily(
+            "keybearer_validation_duration_seconds",
+            "How long verdicts took to reach, the network left out.",
+            labels=["entry_point"],
+        )
+        for entry_point, of_bound in sorted(counts.items()):
+            cumulative = accumulate(of_bound.get(bound, 0.0) for bound in _BOUNDS)
+            buckets = list(zip(_BOUNDS, cumulative, strict=True))
+            latency.add_metric([entry_point], buckets, sums.get(entry_point, 0.0))
+        yield latency
 
 
 class PrometheusMetrics:
-    """An Recorder that Prometheus can ask."""
+    """A Recorder that Prometheus can ask."""
 
     def __init__(self) -> None:
-        """Make the figures. `start` begins to fold."""
         self._registry = CollectorRegistry()
         self._verdicts = Counter(
             "keybearer_validations",
@@ -88,11 +118,16 @@ class PrometheusMetrics:
             ["entry_point", "outcome"],
             registry=self._registry,
         )
-        self._latency = _FoldedHistogram(
-            "keybearer_validation_duration_seconds",
-            "How long verdicts took to reach, the network left out.",
+        self._latency_counts = Counter(
+            _LATENCY_COUNTS,
+            "Verdicts by the smallest bound that their latency does not exceed.",
+            ["entry_point", "le"],
+            registry=self._registry,
+        )
+        self._latency_sums = Counter(
+            _LATENCY_SUMS,
+            "Seconds that verdicts took.",
             ["entry_point"],
-            buckets=LATENCY_BOUNDS,
             registry=self._registry,
         )
         self._calls = Counter(
@@ -123,7 +158,7 @@ class PrometheusMetrics:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
-    # --- what the service tells -------------------------------------------------------------------
+    # --- what the service records -----------------------------------------------------------------
 
     def judged(self, entry_point: EntryPoint, outcome: Outcome, seconds: float) -> None:
         """Note one verdict."""
@@ -137,14 +172,14 @@ class PrometheusMetrics:
         """Count one refusal."""
         self._refusals.labels(where, reason).inc()
 
-    # --- what Prometheus is told ------------------------------------------------------------------
+    # --- what Prometheus is shown -----------------------------------------------------------------
 
     def start(self, probe: Probe, expiries: Callable[[], Mapping[str, int]]) -> None:
-        """Begin to fold, and to look at what nobody tells.
+        """Begin to fold, and to read the gauges.
 
         Args:
-            probe: Answers the gauges that are looked at every second.
-            expiries: Answers the live keys by days to expiry; looked at once a minute.
+            probe: Returns the gauges that are read every second.
+            expiries: Returns the live keys by days to expiry; read once a minute.
         """
         self._thread = threading.Thread(
             target=self._run, args=(probe, expiries), name="metrics", daemon=True
@@ -159,21 +194,23 @@ class PrometheusMetrics:
         self._fold()
 
     def render(self) -> tuple[bytes, str]:
-        """Answer every figure, of all processes, in Prometheus' text format, and its name."""
+        """Return every metric of all processes in Prometheus' text format, and its content type."""
         self._fold()
         registry = self._registry
         if os.environ.get(DIRECTORY_VARIABLE):
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return prometheus_client.generate_latest(registry), CONTENT_TYPE
+        shown = CollectorRegistry()
+        shown.register(_WithLatency(registry))
+        return prometheus_client.generate_latest(shown), CONTENT_TYPE
 
     def _run(self, probe: Probe, expiries: Callable[[], Mapping[str, int]]) -> None:
         turn = 0
         while True:
             self._survive(self._fold)
-            self._survive(lambda: self._look(probe))
+            self._survive(lambda: self._read_gauges(probe))
             if turn % 60 == 0:
-                self._survive(lambda: self._look_at_expiries(expiries))
+                self._survive(lambda: self._read_expiries(expiries))
             turn += 1
             if self._stopping.wait(FOLD_INTERVAL_S):
                 return
@@ -186,14 +223,17 @@ class PrometheusMetrics:
                 self._verdicts.labels(entry_point, outcome.name).inc(count)
             for entry_point in {entry_point for entry_point, _ in verdicts}:
                 seconds = [one for noted_at, _, one in notes if noted_at is entry_point]
-                buckets = Tally(bisect_left(LATENCY_BOUNDS, one) for one in seconds)
-                self._latency.labels(entry_point).add(buckets, sum(seconds))
+                for index, count in Tally(
+                    bisect_left(LATENCY_BOUNDS, one) for one in seconds
+                ).items():
+                    self._latency_counts.labels(entry_point, _BOUNDS[index]).inc(count)
+                self._latency_sums.labels(entry_point).inc(sum(seconds))
 
-    def _look(self, probe: Probe) -> None:
+    def _read_gauges(self, probe: Probe) -> None:
         for name, value in probe().items():
             self._gauges[name].set(value)
 
-    def _look_at_expiries(self, expiries: Callable[[], Mapping[str, int]]) -> None:
+    def _read_expiries(self, expiries: Callable[[], Mapping[str, int]]) -> None:
         for days, count in expiries().items():
             self._expiring.labels(days).set(count)
 
@@ -201,14 +241,14 @@ class PrometheusMetrics:
     def _survive(work: Callable[[], None]) -> None:
         try:
             work()
-        except Exception as error:  # noqa: BLE001 - figures are never worth more than the service
+        except Exception as error:  # noqa: BLE001 - metrics are never worth more than the service
             log.warning("metrics_failed", cause=type(error).__name__)
 
 
 def prepare(directory: Path) -> dict[str, str]:
-    """Empty the directory of figures, and answer the environment of the processes that share it.
+    """Empty the directory of metrics; return the environment of the processes that share it.
 
-    For whoever starts the processes, before it does: what lies there is of processes that are gone.
+    Called before they are started: what lies there belongs to processes that have ended.
     """
     directory.mkdir(mode=0o700, exist_ok=True)
     for file in directory.glob("*.db"):
@@ -217,5 +257,5 @@ def prepare(directory: Path) -> dict[str, str]:
 
 
 def forget(directory: Path, pid: int) -> None:
-    """Take a process that has ended out of the gauges; what it counted stays counted."""
+    """Remove a process that has ended from the gauges; what it counted stays counted."""
     multiprocess.mark_process_dead(pid, str(directory))  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What the service tells about itself while it works. It does not know who listens."""
+"""What the service records about itself while it works. It does not know where it goes."""
 
 import enum
 from typing import Protocol
@@ -17,23 +17,23 @@ class EntryPoint(enum.StrEnum):
 
 
 class Recorder(Protocol):
-    """Is told what happens. Must be cheap, safe for many threads, and never raise."""
+    """Records what happens. Must be cheap, safe for many threads, and never raise."""
 
     def judged(self, entry_point: EntryPoint, outcome: Outcome, seconds: float) -> None:
-        """Hear of one verdict and how long it took to reach, the network left out."""
+        """Record one verdict and how many seconds it took to reach, the network left out."""
         ...
 
     def called(self, method: str, code: str) -> None:
-        """Hear of one management call: its path and the name of its status code."""
+        """Record one management call: its path and the name of its status code."""
         ...
 
     def refused(self, where: str, reason: str) -> None:
-        """Hear of one refusal: at an entry point, or in front of our own methods (`grpc`)."""
+        """Record one refusal: at an entry point, or in front of our own methods (`grpc`)."""
         ...
 
 
 class NullRecorder:
-    """Listens to nothing: for a server whose figures nobody can ask for."""
+    """Records nothing: for a server whose metrics nobody can ask for."""
 
     def judged(self, entry_point: EntryPoint, outcome: Outcome, seconds: float) -> None:
         """Ignore it."""

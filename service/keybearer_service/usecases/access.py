@@ -5,19 +5,23 @@ Any caller of the operator account may ask about tokens of other accounts. What 
 touch looks exactly as if it did not exist.
 """
 
+from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 from keybearer.access import Role
 from keybearer_service.domain.account_scope import AccountScope
-from keybearer_service.domain.errors import OperatorOnly, ResourceNotFound
+from keybearer_service.domain.errors import FieldInvalid, OperatorOnly, ResourceNotFound
 from keybearer_service.domain.model import ANY_ACCOUNT
 from keybearer_service.domain.verdict import Match
 from keybearer_service.storage import Reader
 from keybearer_service.usecases.call_context import CallContext
 
+EVERY_ACCOUNT = frozenset({ANY_ACCOUNT})
+"""What stands for all accounts in a set of them."""
+
 
 class Asker(Protocol):
-    """Who asks about tokens: an authenticated caller, or a gateway."""
+    """An authenticated caller that asks about tokens."""
 
     @property
     def account_id(self) -> str:
@@ -80,6 +84,30 @@ def authorize_question(asker: Asker, requested: str, field: str = "account_id") 
     if not asker.is_operator:
         raise _operator_only(field)
     return AccountScope(None if requested == ANY_ACCOUNT else requested)
+
+
+def gateway_scopes(
+    meant: AbstractSet[str], may_name: AbstractSet[str], named: AbstractSet[str]
+) -> list[AccountScope]:
+    """Return the scopes of the keys that a gateway asks about.
+
+    Args:
+        meant: The accounts that it means when none is named.
+        may_name: The accounts that may be named.
+        named: The accounts that the requirement names, from all its sources. In each of the three
+            `-` stands for every account.
+
+    Raises:
+        OperatorOnly: An account that may not be named.
+        FieldInvalid: Several accounts.
+    """
+    if may_name != EVERY_ACCOUNT and named - may_name:
+        raise OperatorOnly("account_id: the gateway may not ask about the keys of this account")
+    particular = named - EVERY_ACCOUNT
+    if len(particular) > 1:
+        raise FieldInvalid("account_id", "several sources name different accounts")
+    accounts = particular or (EVERY_ACCOUNT if named else meant)
+    return [AccountScope(None if one == ANY_ACCOUNT else one) for one in sorted(accounts)]
 
 
 def question_reach_of(asker: Asker) -> AccountScope:

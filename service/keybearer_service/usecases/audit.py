@@ -156,7 +156,6 @@ class RefusalLog:
     """
 
     def __init__(self, store: Store, audit: AuditLog, clock: Clock, operator_account: str) -> None:
-        """Take the operator account, whose log holds the events about unknown callers."""
         self._store = store
         self._audit = audit
         self._clock = clock

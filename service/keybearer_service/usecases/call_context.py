@@ -36,7 +36,6 @@ class CallContext:
         new_request_id: Callable[[], str],
         started: float = 0.0,
     ) -> None:
-        """Take where the call comes from and which rule its caller is judged by."""
         self.method = method
         """`/package.Service/Method`."""
         self.rule = rule

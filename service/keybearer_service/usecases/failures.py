@@ -36,7 +36,6 @@ class Failures:
     """Turns what went wrong inside into the errors that callers see."""
 
     def __init__(self, clock: Clock) -> None:
-        """Take the clock that bounds the log."""
         self._quota = MinuteQuota(clock, LOGGED_A_MINUTE)
 
     def error_of(

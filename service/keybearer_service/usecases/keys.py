@@ -25,6 +25,7 @@ from keybearer_service.domain.errors import (
     ResourceNotFound,
 )
 from keybearer_service.domain.model import KEY_SETTINGS, ApiKey, SubjectKind
+from keybearer_service.domain.verdict import Match
 from keybearer_service.storage import NEVER, UNUSED, KeyQuery, Reader, SortKey, Store
 from keybearer_service.usecases import idempotency
 from keybearer_service.usecases.access import assert_account_exists, reach_of
@@ -310,15 +311,23 @@ class KeyManager:
             )
             return self._write(mutation, AuditAction.API_KEY_REVOKED, key, revoked)
 
-    def revoke_token(self, call: CallContext, token: str) -> None:
-        """Revoke the secret that a token is, for whoever holds it.
+    def revoke_token(self, call: CallContext, token: str) -> bool:
+        """Revoke the secret that a token is, for its holder.
 
         The current secret revokes the key, the old one of a rotation ends the overlap. A token that
         opens nothing changes nothing, and is no error.
+
+        Returns:
+            Whether the token opens a key, or did before the key was revoked.
         """
         match = self._validator.match(token)
-        if match is None or match.record.revoke_time is not None:
-            return
+        if match is None:
+            return False
+        if match.record.revoke_time is None:
+            self._revoke_match(call, match)
+        return True
+
+    def _revoke_match(self, call: CallContext, match: Match) -> None:
         with self._mutations.begin_for_holder(call, match) as mutation:
             key = mutation.tx.api_key(mutation.scope, match.record.key_id)
             if key is None or key.revoke_time is not None:

@@ -29,7 +29,6 @@ class Callers:
     """Authenticates callers and judges them. Every entry point admits its callers here."""
 
     def __init__(self, authenticator: Authenticator) -> None:
-        """Take who knows them."""
         self._authenticate: Callable[[Presented], Caller] = authenticator.authenticate
 
     def admit(self, call: Admissible, presented: Presented) -> Caller:
@@ -53,7 +52,7 @@ class SharedCallers(Callers):
     def __init__(
         self, authenticator: Authenticator, run: Callable[[Callable[[], Caller]], Caller]
     ) -> None:
-        """Take who knows the callers, and the thread.
+        """Create the callers.
 
         Args:
             authenticator: Knows callers by their tokens.

@@ -25,20 +25,30 @@ YOUNG = 10 * MINUTE
 MAX_NOTES = 500_000
 """Uses noted and not yet counted; beyond, the oldest are dropped. A process that judges nothing but
 batches notes some 70,000 a second."""
-_BATCH = 2_000
+BATCH = 2_000
 """Uses in one write, so that no change waits long behind it."""
 
 
 class UsageRecorder:
     """Counts uses, and writes them on a thread of its own."""
 
-    def __init__(self, store: Store, flush_interval_s: float = FLUSH_INTERVAL_S) -> None:
+    def __init__(
+        self,
+        store: Store,
+        flush_interval_s: float = FLUSH_INTERVAL_S,
+        *,
+        max_pending: int = MAX_PENDING,
+        max_notes: int = MAX_NOTES,
+        batch: int = BATCH,
+    ) -> None:
         """Create a recorder; `start` begins to write to the store."""
         self._store = store
         self._flush_interval_s = flush_interval_s
+        self._max_pending = max_pending
+        self._batch = batch
         # Every validation adds two uses, so `add` only notes them, in one step of the interpreter.
         # They are counted when they are written, or when somebody reads how many there are.
-        self._notes: deque[tuple[str, int, Micros]] = deque(maxlen=MAX_NOTES)
+        self._notes: deque[tuple[str, int, Micros]] = deque(maxlen=max_notes)
         self._pending: dict[tuple[str, int], tuple[Micros, int]] = {}
         self._lock = threading.Lock()
         self._flush_lock = threading.Lock()
@@ -89,9 +99,9 @@ class UsageRecorder:
                 self._count_notes()
                 pending, self._pending = self._pending, {}
             uses = [Use(*key, *counted) for key, counted in pending.items()]
-            for start in range(0, len(uses), _BATCH):
+            for start in range(0, len(uses), self._batch):
                 try:
-                    self._store.add_uses(uses[start : start + _BATCH])
+                    self._store.add_uses(uses[start : start + self._batch])
                 except StoreError:
                     for use in uses[start:]:
                         self.add_many(*use)
@@ -112,7 +122,7 @@ class UsageRecorder:
     def _count(self, key_id: str, secret_version: int, last_used_time: Micros, count: int) -> None:
         key = (key_id, secret_version)
         last, total = self._pending.get(key, (Micros(0), 0))
-        if total or len(self._pending) < MAX_PENDING:
+        if total or len(self._pending) < self._max_pending:
             self._pending[key] = (max(last, last_used_time), total + count)
 
     def _run(self) -> None:

@@ -148,6 +148,10 @@ class Validator:
         match = judge_caller_again(record, caller, rule, self._clock.now(), context)
         return caller_of(match), revision
 
+    def is_well_formed(self, token: str) -> bool:
+        """Return whether a token has the form of one of ours, whatever it opens."""
+        return token_format.parse(token, self._prefixes) is not None
+
     def match(self, token: str) -> Match | None:
         """Return the key and the secret of it that a token opens, whatever the key's state."""
         return self._match_at(token, self._clock.now())

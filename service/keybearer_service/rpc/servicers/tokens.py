@@ -4,6 +4,7 @@ from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.rate_limits import PeerLimiter
+from keybearer_service.net.bounds import peer_of
 from keybearer_service.rpc.convert.api_keys import issued_fields, overlap
 from keybearer_service.rpc.convert.common import idempotency_key
 from keybearer_service.rpc.convert.tokens import (
@@ -31,14 +32,14 @@ class TokenServicer:
         validator: Validator,
         keys: KeyManager,
         watches: WatchHub,
-        limiter: PeerLimiter,
+        guesses: PeerLimiter,
         clock: Clock,
         recorder: Recorder,
     ) -> None:
         self._validator = validator
         self._keys = keys
         self._watches = watches
-        self._limiter = limiter
+        self._guesses = guesses
         self._clock = clock
         self._recorder = recorder
 
@@ -96,11 +97,13 @@ class TokenServicer:
     def RevokeToken(
         self, request: pb.RevokeTokenRequest, call: CallContext
     ) -> pb.RevokeTokenResponse:
-        """Revoke the secret that a token is, for whoever holds it."""
-        self._limiter.admit(call.peer)
+        """Revoke the secret that a token is, for its holder."""
         if not request.token:
             raise FieldInvalid("token", "required")
-        self._keys.revoke_token(call, request.token)
+        is_known = self._keys.revoke_token(call, request.token)
+        # Guesses alone are bounded: a report of a real leak is never refused for those of others.
+        if not is_known and self._validator.is_well_formed(request.token):
+            self._guesses.admit(peer_of(call.peer))
         return pb.RevokeTokenResponse()
 
 

@@ -1,0 +1,90 @@
+"""How much a listener holds for its clients, and for how long: one table for every port.
+
+Whoever was not identified yet costs a connection, memory and time. Each of these has a bound here.
+"""
+
+import ipaddress
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """The bounds of one listener."""
+
+    connections: int
+    """Open at once. A new one takes the place of the one that has been silent longest."""
+    connections_of_one_peer: int
+    """Open at once from one address (IPv6: one /64); the same holds among them."""
+    handshakes: int
+    """TLS handshakes at once; a new one takes the place of the oldest."""
+    handshake_s: float
+    """Seconds from the connection to the end of the TLS handshake."""
+    header_s: float
+    """Seconds from the connection, or the first byte of a later request, to the end of its
+    headers."""
+    header_bytes: int
+    """Request line and headers together."""
+    body_s: float
+    """Seconds from the end of the headers to the end of the body."""
+    body_bytes: int
+    """Read of a body that nobody has asked for before the connection is closed."""
+    answer_s: float
+    """Seconds from the end of the body until the client has taken the whole response."""
+    idle_s: float
+    """Seconds between two requests."""
+
+
+HTTP = Bounds(
+    connections=1000,
+    connections_of_one_peer=500,
+    handshakes=100,
+    handshake_s=10.0,
+    header_s=10.0,
+    header_bytes=16 * 1024,
+    body_s=10.0,
+    body_bytes=64 * 1024,
+    answer_s=30.0,
+    # Longer than nginx (60 s) and Envoy keep an idle connection, so that we never close first.
+    idle_s=75.0,
+)
+"""The port for gateways."""
+METRICS = replace(HTTP, connections=100, connections_of_one_peer=50, handshakes=20)
+"""The port for metrics and health alone: a few scrapers and probes."""
+
+GRPC = replace(
+    HTTP, connections=10_000, connections_of_one_peer=10_000, handshakes=10_000, idle_s=300.0
+)
+"""The gRPC port: its transport counts connections alone, and has no bound for one peer."""
+
+_DESCRIPTORS_OF_A_LISTENER = 4
+"""One listener takes up to this part of the descriptors; the rest is for the other ports and the
+store."""
+
+
+def within_descriptors(bounds: Bounds, available: int) -> Bounds:
+    """Lower the connections to what the file descriptors of the process allow.
+
+    Args:
+        bounds: What is wanted.
+        available: How many descriptors there are for connections.
+    """
+    connections = max(1, min(bounds.connections, available // _DESCRIPTORS_OF_A_LISTENER))
+    return replace(
+        bounds,
+        connections=connections,
+        connections_of_one_peer=max(1, min(bounds.connections_of_one_peer, connections // 2)),
+        handshakes=max(1, min(bounds.handshakes, connections // 2)),
+    )
+
+
+def peer_of(host: str) -> str:
+    """Return what counts as one peer: an IPv4 address, or the /64 of an IPv6 address."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv4Address):
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))
