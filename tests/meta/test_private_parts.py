@@ -1,6 +1,7 @@
 """Private parts of libraries: each is listed, has the shape that we rely on, and a bound above."""
 
 import ast
+import asyncio
 import inspect
 import re
 import threading
@@ -15,9 +16,13 @@ from typing import Any
 import pytest
 import sqlite_utils
 import typer
+import uvicorn
 from fastapi.security import base as fastapi_security
 from grpc import _server
 from typer.testing import CliRunner
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
 from keybearer.cli.app import app as command
 
@@ -65,6 +70,8 @@ def _completion() -> str:
     return CliRunner().invoke(command, [], prog_name="keybearer", **arguments).output
 
 
+_SOURCE_OF_CONNECTION = inspect.getsource(H11Protocol.__init__)
+
 SHAPES: Mapping[str, Callable[[], bool]] = {
     "_server": lambda: inspect.ismodule(grpc_server),
     "_state": lambda: _makes_attribute("_state"),
@@ -93,6 +100,20 @@ SHAPES: Mapping[str, Callable[[], bool]] = {
         "experimental_non_blocking" in inspect.getsource(grpc_server._stream_response_in_pool)
     ),
     "experimental_thread_pool": _executor_is_taken,
+    "H11Protocol": lambda: (
+        _parameters(H11Protocol)[:3] == ["config", "server_state", "app_state"]
+        and issubclass(H11Protocol, asyncio.Protocol)
+    ),
+    "ServerState": lambda: hasattr(ServerState(), "connections"),
+    "cycle": lambda: "self.cycle: RequestResponseCycle" in _SOURCE_OF_CONNECTION,
+    "conn": lambda: "self.conn = h11.Connection(" in _SOURCE_OF_CONNECTION,
+    "flow": lambda: callable(FlowControl.pause_reading),
+    "timeout_keep_alive_task": lambda: "self.timeout_keep_alive_task: " in _SOURCE_OF_CONNECTION,
+    "on_response_complete": lambda: _parameters(H11Protocol.on_response_complete) == ["self"],
+    "send_400_response": lambda: _parameters(H11Protocol.send_400_response) == ["self", "msg"],
+    "server_state": lambda: isinstance(
+        uvicorn.Server(uvicorn.Config("app")).server_state, ServerState
+    ),
     "_migrations": lambda: sqlite_utils.Migrations("name")._migrations == [],
     "__bases__": lambda: _usage_error().__name__ == "UsageError",
     "ctx": lambda: _usage_error()("text").ctx is None,
