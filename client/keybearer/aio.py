@@ -76,6 +76,9 @@ class AsyncAuthInterceptor(grpc.aio.ServerInterceptor):
         self._handlers = GuardedHandlers(self._guard)
         self._endings: set[asyncio.Task[None]] = set()
 
+    def __repr__(self) -> str:
+        return f"AsyncAuthInterceptor({self._verifier!r})"
+
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Return the guarded handler of a method; None for an unknown method.
 

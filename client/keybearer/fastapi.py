@@ -44,6 +44,9 @@ class KeyAuth:
         assert_verifier(self, verifier, is_async=True)
         self._verifier = verifier
 
+    def __repr__(self) -> str:
+        return f"KeyAuth({self._verifier!r})"
+
     def __call__(
         self,
         *,

@@ -76,6 +76,9 @@ class AuthMiddleware:
         self._verifier = verifier
         self._rule = rule
 
+    def __repr__(self) -> str:
+        return f"AuthMiddleware({self._app!r}, {self._verifier!r})"
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
         if scope["type"] == "lifespan":
@@ -121,6 +124,9 @@ class WSGIAuthMiddleware:
         self._app = app
         self._verifier = verifier
         self._rule = rule
+
+    def __repr__(self) -> str:
+        return f"WSGIAuthMiddleware({self._app!r}, {self._verifier!r})"
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]

@@ -222,7 +222,7 @@ def test_a_usage_error_is_an_object_for_programs_too(cli: Cli) -> None:
         (("keys", "list", "--state", "dead"), "is not one of active, disabled, expired, revoked"),
         (("keys", "list", "--limit", "0"), "--limit"),
         (("keys", "revoke", "x", "--reason", "owner-deleted"), "is not one of lost"),
-        (("--output", "json", "keys", "list"), "the options of a command go after it"),
+        (("--limit", "3", "keys", "list"), "options of one command alone go after it"),
     ],
 )
 def test_a_usage_error_is_one_line_with_the_way_to_help(

@@ -118,3 +118,107 @@ def test_an_ascii_terminal_writes_to_a_file_of_any_name(cli: Cli) -> None:
     assert done.code == 0, done.err
     token = Path(cli.directory, "café.token").read_text()
     assert cli.outcome(token) == "VALID"
+
+
+# --- small words ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (("keys", "revoke", "x", "--yes"), "lost, compromised, superseded, no-longer-used"),
+        (("keys", "create", "x", "--ttl", "1d"), "validator, developer, admin"),
+        (("users", "create", "a@example.com"), "validator, developer, admin"),
+        (("users", "set-role", "a@example.com"), "validator, developer, admin"),
+    ],
+)
+def test_a_missing_choice_lists_names(arguments: tuple[str, ...], names: str, cli: Cli) -> None:
+    """What may be chosen is said in the words that may be written."""
+    answer = cli(*arguments)
+    assert is_clean(answer), answer.err
+    assert names in answer.err
+
+
+ENCODINGS = {
+    "UTF-8 with a mark": "utf-8-sig",
+    "UTF-16 of PowerShell": "utf-16",
+    "UTF-16, the other way round": "utf-16-be-mark",
+}
+
+
+def _written(path: Path, token: str, encoding: str) -> Path:
+    mark, name = ("\ufeff", "utf-16-be") if encoding == "utf-16-be-mark" else ("", encoding)
+    path.write_bytes((mark + token + "\r\n").encode(name))
+    return path
+
+
+@pytest.mark.parametrize("name", ENCODINGS)
+def test_token_files_may_have_a_byte_order_mark(name: str, cli: Cli, tmp_path: Path) -> None:
+    """As the credential and as the token that is validated."""
+    _, token = cli.create_key("k")
+    file = _written(tmp_path / "token", token, ENCODINGS[name])
+    assert cli("token", "validate", "--token-file", str(file)).code == 0
+    own = _written(tmp_path / "own", cli.service.admin_token, ENCODINGS[name])
+    assert cli("whoami", "--credential-file", str(own)).code == 0
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\x00", b"kbear1_\xe9", "kbear1_é".encode(), b"k\x00b\x00"]
+)
+def test_a_file_without_a_token_is_no_verdict(content: bytes, cli: Cli, tmp_path: Path) -> None:
+    """What cannot be a token is an error of usage, and not NOT_FOUND."""
+    file = tmp_path / "token"
+    file.write_bytes(content)
+    answer = cli("token", "validate", "--token-file", str(file))
+    assert is_clean(answer), answer.err
+    assert "holds no token" in answer.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("-o", "json", "keys", "list"),
+        ("--output", "json", "keys", "list"),
+        ("--output=json", "keys", "list"),
+        ("keys", "-o", "json", "list"),
+        ("--plaintext", "-o", "json", "keys", "--timeout", "9", "list", "--all"),
+        ("-o", "text", "keys", "list", "-o", "json"),
+    ],
+)
+def test_options_of_every_command_may_stand_before_it(arguments: tuple[str, ...], cli: Cli) -> None:
+    """They count as behind it; what stands behind it wins."""
+    assert "api_keys" in cli.done(*arguments).document
+
+
+def test_an_option_of_one_command_stands_behind_it(cli: Cli) -> None:
+    """The error says so, and `whoami`, which is in no group, takes the shared ones too."""
+    answer = cli("--limit", "3", "keys", "list")
+    assert is_clean(answer), answer.err
+    assert "go after it" in answer.err
+    assert cli.done("-o", "json", "whoami").document["is_operator"] is True
+
+
+def test_more_than_one_is_said_in_english(cli: Cli) -> None:
+    """A list of one item is `this one`."""
+    cli.create_key("one")
+    cli.create_key("two")
+    assert "more than this one:" in cli.done("keys", "list", "--limit", "1").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("keys", "show", "my key"), "`keybearer keys list --name 'my key'`"),
+        (("keys", "revoke", "billing", "--reason", "lost", "--yes"), "list --name billing`"),
+        (("users", "show", "dana"), "`keybearer users list --email dana`"),
+        (("accounts", "show", "research"), "`keybearer accounts list --name research`"),
+    ],
+)
+def test_a_name_instead_of_an_id_gives_a_hint(
+    arguments: tuple[str, ...], hint: str, cli: Cli
+) -> None:
+    """The error says how to find the id."""
+    answer = cli(*arguments)
+    assert answer.code == 1
+    assert hint in answer.err
+    assert "is no id" not in cli("keys", "show", "a" * 16).err

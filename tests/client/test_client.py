@@ -14,10 +14,16 @@ from harness import Service
 from keybearer import (
     NEVER_EXPIRES,
     ApiKeyState,
+    AsyncAuthInterceptor,
+    AsyncCachingVerifier,
     AsyncKeybearerClient,
+    AsyncRemoteVerifier,
     AuditAction,
+    AuthInterceptor,
+    CachingVerifier,
     KeybearerClient,
     Outcome,
+    RemoteVerifier,
     RevocationReason,
     Role,
     TLSConfig,
@@ -27,7 +33,9 @@ from keybearer import (
 from keybearer._client import client as client_module
 from keybearer._client import requests
 from keybearer._client.requests import Pages, Request
+from keybearer.fastapi import KeyAuth
 from keybearer.testing import FakeKeybearer
+from keybearer.web import WSGIAuthMiddleware
 from keybearer_service.endpoints import SERVICES
 
 
@@ -301,3 +309,24 @@ def test_a_client_works_again_after_close_and_after_fork(fake_keybearer: FakeKey
     client.who_am_i()
     assert client._channel is not before
     client.close()
+
+
+def test_reprs_say_what_is_connected_to_what() -> None:
+    """Verifiers and guards name their service and their account, and no token."""
+    client = KeybearerClient("127.0.0.1:1", token="kbear1_hidden", tls=False)
+    async_client = AsyncKeybearerClient("127.0.0.1:1", token="kbear1_hidden", tls=False)
+    made: list[object] = [
+        AuthInterceptor(RemoteVerifier(client, account_id="A")),
+        AuthInterceptor(CachingVerifier(client, account_id="A")),
+        AsyncAuthInterceptor(AsyncRemoteVerifier(async_client, account_id="A")),
+        AsyncAuthInterceptor(AsyncCachingVerifier(async_client, account_id="A")),
+        KeyAuth(AsyncRemoteVerifier(async_client, account_id="A")),
+        WSGIAuthMiddleware(lambda _, __: [], RemoteVerifier(client, account_id="A")),
+    ]
+    for one in made:
+        shown = repr(one)
+        assert shown.startswith(type(one).__name__)
+        assert "Verifier(" in shown
+        assert "'127.0.0.1:1'" in shown
+        assert "account_id='A'" in shown
+        assert "hidden" not in shown

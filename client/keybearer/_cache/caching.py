@@ -83,6 +83,9 @@ class CachingVerifier:
         self._clock = clock
         self._finalizer = weakref.finalize(self, self._engine.close)
 
+    def __repr__(self) -> str:
+        return f"CachingVerifier({self._engine!r})"
+
     def __enter__(self) -> Self:
         return self
 
@@ -163,6 +166,9 @@ class AsyncCachingVerifier:
         self._find = self._engine.verdicts.find
         self._clock = clock
         self._finalizer = weakref.finalize(self, self._engine.close)
+
+    def __repr__(self) -> str:
+        return f"AsyncCachingVerifier({self._engine!r})"
 
     async def __aenter__(self) -> Self:
         return self

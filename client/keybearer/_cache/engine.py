@@ -111,6 +111,9 @@ class Engine:
         self._start_state()
         _ENGINES.add(self)
 
+    def __repr__(self) -> str:
+        return f"{self._endpoint.address!r}, account_id={self._account_id!r}"
+
     def _start_state(self) -> None:
         self._lock = threading.Lock()
         self._connection = Connection(self._endpoint)

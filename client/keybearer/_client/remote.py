@@ -46,6 +46,9 @@ class RemoteVerifier:
         self._timeout = seconds("timeout", timeout)
         self._gate = OutageGate(client.endpoint.address)
 
+    def __repr__(self) -> str:
+        return f"RemoteVerifier({self._client!r}, account_id={self._account_id!r})"
+
     def verify(self, presented: Presented) -> Verdict:
         """Return the verdict about a credential.
 
@@ -88,6 +91,9 @@ class AsyncRemoteVerifier:
         self._timeout = seconds("timeout", timeout)
         self._gate = OutageGate(client.endpoint.address)
         self._probing: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"AsyncRemoteVerifier({self._client!r}, account_id={self._account_id!r})"
 
     async def verify(self, presented: Presented) -> Verdict:
         """Return the verdict about a credential, as RemoteVerifier.verify does."""

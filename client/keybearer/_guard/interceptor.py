@@ -80,6 +80,9 @@ class AuthInterceptor(grpc.ServerInterceptor):
         self._watchdog = _Watchdog(seconds("rejudge_after", rejudge_after))
         self._handlers = GuardedHandlers(self._guard)
 
+    def __repr__(self) -> str:
+        return f"AuthInterceptor({self._verifier!r})"
+
     def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         """Return the guarded handler of a method; None for an unknown method."""
         handler = continuation(handler_call_details)

@@ -9,6 +9,7 @@ import typer
 from keybearer._client.version import VERSION
 from keybearer.cli import accounts, audit, keys, token, users, whoami
 from keybearer.cli.refusals import ExitCode, Refusal, assert_no_token, assert_utf8, usage
+from keybearer.cli.session import SHARED_OPTIONS
 
 app = typer.Typer(
     name="keybearer",
@@ -40,6 +41,7 @@ def _help(context: typer.Context) -> None:
         raise typer.Exit(ExitCode.USAGE)
 
 
+_GROUPS = ("keys", "users", "accounts", "token", "audit")
 for group, name, text in (
     (keys.app, "keys", "Create, list, change, rotate and revoke keys."),
     (users.app, "users", "Create, list, change and delete the users that own keys."),
@@ -85,7 +87,9 @@ def run(arguments: list[str]) -> int:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
                 stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-        code = app(args=arguments, prog_name="keybearer", standalone_mode=False)
+        code = app(
+            args=_behind_the_command(arguments), prog_name="keybearer", standalone_mode=False
+        )
     except Refusal as refusal:
         return _refuse(refusal, arguments)
     except _USAGE_ERROR as error:
@@ -98,16 +102,45 @@ def run(arguments: list[str]) -> int:
     return code if isinstance(code, int) else ExitCode.DONE
 
 
+def _behind_the_command(arguments: list[str]) -> list[str]:
+    """Return the arguments with the options of every command behind its name.
+
+    `keybearer -o json keys list` is `keybearer keys list -o json`.
+    """
+    words: list[str] = []
+    options: list[str] = []
+    rest = list(arguments)
+    needed = 1
+    while rest and len(words) < needed:
+        name, equals, _ = rest[0].partition("=")
+        if name in SHARED_OPTIONS:
+            takes_value = SHARED_OPTIONS[name] and not equals
+            options += rest[: 1 + takes_value]
+            del rest[: 1 + takes_value]
+        elif rest[0].startswith("-"):
+            return arguments
+        else:
+            words.append(rest.pop(0))
+            needed = 2 if words[0] in _GROUPS else 1
+    return [*words, *options, *rest]
+
+
 def _of_usage(error: Exception) -> Refusal:
     """Return the refusal that an error of Typer means."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "keybearer"
     message: str = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+    missing, choose, _ = message.partition("Choose from:")
+    if choose:
+        # Typer lists the numbers of an enum; the help text has the names.
+        help_text = getattr(getattr(error, "param", None), "help", "") or ""
+        _, _, names = help_text.partition("One of: ")
+        message = f"{missing.rstrip(' .')}: one of {names}"
     if path.startswith("keybearer token") and "unexpected extra argument" in message:
         # The argument may be a token, whatever it looks like.
         message = "no token as an argument: give it on standard input or in --token-file"
     if path == "keybearer" and message.startswith("No such option"):
-        message += "; the options of a command go after it"
+        message += "; the options of one command alone go after it"
     _, space, name = path.partition(" ")
     return usage(f"{name}{space and ': '}{message}; see `{path} --help`")
 

@@ -160,7 +160,8 @@ def show_list(
     else:
         typer.echo(_lines(shown, columns))
     if more:
-        note(f"There are more than these {limit}: --limit shows more of them, --all shows all.")
+        shown_are = "this one" if limit == 1 else f"these {limit}"
+        note(f"There are more than {shown_are}: --limit shows more of them, --all shows all.")
 
 
 def _stream_json(items: Iterator[Any], name: str, limit: int | None) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, Final
@@ -10,6 +11,7 @@ import grpc
 
 from keybearer._client.hints import Hint, hint_of
 from keybearer._wire.redaction import contains_token, redact
+from keybearer._wire.token_format import is_id
 from keybearer.errors import KeybearerError
 
 
@@ -145,6 +147,7 @@ def of_call(error: KeybearerError, where: str, credential: str, *, changing: boo
             details |= {"request_id": error.request_id, "attempt": error.attempt}
         else:
             message += ": check before you repeat it"
+    message += _hint_about_id(error)
     if error.metadata.get("api_key_id") and error.code is grpc.StatusCode.ALREADY_EXISTS:
         message += f" (key {error.metadata['api_key_id']})"
     exit_code = _CODES.get(error.code)
@@ -153,6 +156,22 @@ def of_call(error: KeybearerError, where: str, credential: str, *, changing: boo
     return Refusal(
         message, exit_code=exit_code, code=error.code.name, reason=error.reason, details=details
     )
+
+
+def _hint_about_id(error: KeybearerError) -> str:
+    """Return how to find the id when something else was given for it."""
+    given = error.metadata.get("id", "")
+    if error.reason != "RESOURCE_NOT_FOUND" or not given or is_id(given):
+        return ""
+    hint = _LISTS.get(error.metadata.get("resource", ""), "")
+    return hint and f"; {given!r} is no id, `{hint} {shlex.quote(given)}` finds it"
+
+
+_LISTS: Final = {
+    "API key": "keybearer keys list --name",
+    "user": "keybearer users list --email",
+    "account": "keybearer accounts list --name",
+}
 
 
 def _is_lost(error: KeybearerError) -> bool:

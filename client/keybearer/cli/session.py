@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -136,6 +136,22 @@ class Flags:
         ),
     ] = None
 
+
+def _shared_options() -> dict[str, bool]:
+    options: dict[str, bool] = {}
+    for name, hint in get_type_hints(Flags, include_extras=True).items():
+        option = hint.__metadata__[0]
+        # Within Annotated, Typer keeps the first name where the default would stand.
+        named = [
+            one for one in (option.default, *(option.param_decls or ())) if isinstance(one, str)
+        ]
+        names = named or [f"--{name.replace('_', '-')}"]
+        options |= dict.fromkeys(names, name != "plaintext")
+    return options
+
+
+SHARED_OPTIONS: Mapping[str, bool] = _shared_options()
+"""The options of every command, each with whether it takes a value."""
 
 _FILE_TYPES: Mapping[str, type | tuple[type, ...]] = {
     "address": str,

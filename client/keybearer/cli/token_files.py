@@ -1,5 +1,6 @@
 """Tokens that the command reads and writes: files, standard input, standard output."""
 
+import codecs
 import contextlib
 import os
 import sys
@@ -56,11 +57,18 @@ def read_token(path: Path | None) -> str:
 
 
 def _single_line(read: bytes, where: str) -> str:
-    token = read.decode("utf-8", errors="replace").strip()
+    # PowerShell writes UTF-16 with a byte order mark, some editors UTF-8 with one.
+    is_utf16 = read.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        token = read.decode("utf-16" if is_utf16 else "utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise usage(f"{where} holds no token: it is not text in UTF-8 or UTF-16") from None
     if not token:
         raise usage(f"{where} holds no token")
     if len(read) > _MAX_INPUT or len(token.splitlines()) > 1:
         raise usage(f"{where} holds more than a token")
+    if not (token.isascii() and token.isprintable()):
+        raise usage(f"{where} holds no token: tokens are letters, digits and underscores")
     return token
 
 
