@@ -1,56 +1,88 @@
 """docs/client.md: its quick start runs, and what it names exists."""
 
+import os
 import re
+import shutil
+import subprocess
 import sys
-from concurrent import futures
 from pathlib import Path
-from typing import Any
 
-import grpc
 import pytest
 
 import keybearer
-from client.support import failure_of
+from cliharness import command_line
 from keybearer import errors
-from keybearer.testing import OWNER_ID, FakeKeybearer
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs/client.md").read_text("utf-8")
 
+GENERATORS = [directory / ".venv-generate" for directory in (ROOT, Path(sys.prefix).parent)]
+FILES = dict(re.findall(r"<!-- test: quick-start (\S+) -->\n```\w+\n(.*?)```", TEXT, re.DOTALL))
+COMMANDS = re.findall(r"<!-- test: quick-start -->\n```sh\n(.*?)```", TEXT, re.DOTALL)
 
-def test_the_quick_start_makes_a_guarded_service(
-    fake_keybearer: FakeKeybearer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The quick start of the page guards a service."""
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    monkeypatch.setattr(sys, "argv", ["grpc_service.py", "127.0.0.1:0"])
-    import grpc_service  # type: ignore[import-not-found]  # noqa: PLC0415 - on the path by now
 
-    match = re.search(r"<!-- test: quick-start -->\n```python\n(.*?)```", TEXT, re.DOTALL)
-    assert match is not None
-    code = match[1].replace('"keybearer.example.com:443"', f'"{fake_keybearer.address}", tls=False')
-    assert "tls=False" in code
-    code = code.replace('"127.0.0.1:8080"', '"127.0.0.1:0"')
-    names: dict[str, Any] = {
-        **vars(keybearer),
-        "grpc": grpc,
-        "futures": futures,
-        "Clusters": grpc_service.Clusters,
-        "add_ClustersServicer_to_server": (
-            grpc_service.clusters_pb2_grpc.add_ClustersServicer_to_server
-        ),
-        "validator_token": fake_keybearer.validator_token,
-    }
-    exec(code, names)  # noqa: S102 - our own documentation
-    token = fake_keybearer.issue(scopes=["clusters.read"])
-    with grpc.insecure_channel(f"127.0.0.1:{names['port']}") as channel:
-        get: Any = channel.unary_unary("/clusters.v1.Clusters/GetCluster")
-        answer = get(b"\n\x06orders", metadata=(("authorization", f"Bearer {token}"),))
-        assert OWNER_ID.encode() in answer
-        denied = failure_of(lambda: get(b""))
-        assert denied.code() is grpc.StatusCode.UNAUTHENTICATED
-    names["server"].stop(None).wait()
-    names["auth"]._verifier.close()
+def test_the_quick_start_works_when_pasted(tmp_path: Path) -> None:
+    """What the reader sees, and nothing else, makes a guarded service and calls it."""
+    generator = next((one for one in GENERATORS if (one / ".installed").exists()), None)
+    if generator is None:
+        pytest.skip("needs .venv-generate; `make check-generated` makes it")
+    with command_line(tmp_path) as cli:
+        environment = _as_installed(tmp_path, generator) | {
+            "KEYBEARER_ADDRESS": cli.service.address,
+            "KEYBEARER_TOKEN": cli.service.admin_token,
+        }
+        directory = tmp_path / "empty"
+        directory.mkdir()
+        for name, content in FILES.items():
+            (directory / name).write_text(content)
+        for command in COMMANDS:
+            subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", command],
+                cwd=directory,
+                env=environment,
+                check=True,
+            )
+        with subprocess.Popen(
+            ["python", "service.py", "127.0.0.1:0"],
+            cwd=directory,
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as service:
+            assert service.stdout is not None
+            try:
+                address = service.stdout.readline().split()[-1]
+                called = subprocess.run(
+                    ["python", "caller.py", address],
+                    cwd=directory,
+                    env=environment,
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
+            finally:
+                service.kill()
+    shown = re.search(r"\$ python caller.py .*?\n(.*?)```", TEXT, re.DOTALL)
+    assert shown is not None
+    assert called.stdout.strip() == shown[1].strip()
+
+
+def _as_installed(directory: Path, generator: Path) -> dict[str, str]:
+    """Return the environment of a reader who has installed the package and grpcio-tools."""
+    packages, programs = directory / "site-packages", directory / "bin"
+    shutil.copytree(ROOT / "client/keybearer", packages / "keybearer")
+    # The wheel has it there.
+    shutil.copy(ROOT / "protos/keybearer/v1/access.proto", packages / "keybearer/v1")
+    programs.mkdir()
+    python = programs / "python"
+    # One interpreter has grpcio-tools and another one the package; a reader has both in one.
+    python.write_text(
+        f'#!/bin/sh\n[ "$2" = grpc_tools.protoc ] && exec {generator}/bin/python "$@"\n'
+        f'exec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    path = f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return {"PATH": path, "PYTHONPATH": str(packages), "HOME": str(directory)}
 
 
 def test_every_error_it_names_exists_and_every_error_is_named() -> None:

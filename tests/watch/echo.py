@@ -75,7 +75,8 @@ class Echo:
         rates: dict[str, list[float]] = {name: [] for name in guards}
         for _ in range(1 + blocks):
             for name in self._random.sample(guards, len(guards)):
-                self._server._state.interceptor_pipeline = self._pipelines[name]
+                state = self._server._state  # noqa: SLF001 - swaps the guard of a running server
+                state.interceptor_pipeline = self._pipelines[name]
                 time.sleep(seconds * SETTLING)
                 before, began = next(self._calls), time.perf_counter()
                 time.sleep(seconds * (1 - SETTLING))

@@ -24,7 +24,7 @@ def main(address: str) -> None:
             _say(
                 [
                     ready,
-                    len(verifier._engine.verdicts),
+                    verifier.stats().entries,
                     verifier.wait_for_lease(TIMEOUT_S),
                     verifier.verify(Presented(token)).valid,
                     verifier.verify(Presented(token)).valid,

@@ -25,7 +25,9 @@ def key_of(token: str) -> str:
 class ScriptedStream:
     """The server's end of one stream."""
 
-    def __init__(self) -> None:
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
+        """The connection that it came over."""
         self._received: queue.SimpleQueue[pb.WatchInvalidationsRequest | None] = queue.SimpleQueue()
         self.outgoing: queue.SimpleQueue[pb.WatchInvalidationsResponse | None] = queue.SimpleQueue()
         self.usage: list[Any] = []
@@ -161,7 +163,7 @@ class ScriptedServer:
         self, requests: Iterator[pb.WatchInvalidationsRequest], context: grpc.ServicerContext
     ) -> Iterator[pb.WatchInvalidationsResponse]:
         self._note(context)
-        stream = ScriptedStream()
+        stream = ScriptedStream(context.peer())
         self._open.append(stream)
         threading.Thread(target=stream.receive, args=(requests,), daemon=True).start()
         self.streams.put(stream)

@@ -53,14 +53,14 @@ class Player:
         """Plant the bug: keep every verdict, up to 300 ms late, without checking revisions."""
         chance = random.Random(0)
         for verifier in self.verifiers:
-            cache = verifier._engine.verdicts
+            cache = verifier._engine.verdicts  # noqa: SLF001 - for the planted bug
             store = cache.store
 
             def store_late(pending: Pending, verdict: Verdict, store: Any = store) -> bool:
                 self._late.submit(_later, chance.uniform(0, 0.3), store, pending, verdict)
                 return False
 
-            cache._may_keep = lambda *_: True  # type: ignore[method-assign]
+            cache._may_keep = lambda *_: True  # type: ignore[method-assign]  # noqa: SLF001 - as above
             cache.store = store_late  # type: ignore[method-assign]
 
     def play(self, seed: int) -> tuple[list[Operation], list[Operation]]:

@@ -22,17 +22,18 @@ TOKEN = "kbear1_a"
 _PAUSES = (0.0, 0.0, 1e-6, 1e-5, 1e-4)
 
 
-def _unguarded(cache: VerdictCache) -> None:
-    """Plant the bug: keep every verdict."""
-    cache._may_keep = lambda *_: cache._started  # type: ignore[method-assign]
+class Unguarded(VerdictCache):
+    """Planted: keeps every verdict."""
+
+    def _may_keep(self, *_: object) -> bool:
+        return self._started
 
 
 def _races(seed: int, trials: int, *, guarded: bool) -> int:
     """Race a change with an older verdict, and return how often the verdict survived."""
     chance = random.Random(seed)
-    cache = VerdictCache("", max_entries=10, max_negative=10)
-    if not guarded:
-        _unguarded(cache)
+    kind = VerdictCache if guarded else Unguarded
+    cache = kind("", max_entries=10, max_negative=10)
     cache.hello("epoch", 0)
     together = threading.Barrier(2)
     stale = 0
@@ -108,7 +109,7 @@ class Race:
         )
         self.verifier = CachingVerifier(client)
         self._chance = random.Random(0)
-        cache = self.cache = self.verifier._engine.verdicts
+        cache = self.cache = self.verifier._engine.verdicts  # noqa: SLF001 - delayed below
         store = cache.store
         self._pool = futures.ThreadPoolExecutor(64)
         self._kept: dict[bytes, futures.Future[Any]] = {}
@@ -120,6 +121,11 @@ class Race:
 
         cache.store = store_late  # type: ignore[method-assign]
         assert self.verifier.wait_for_lease(20)
+
+    def plant(self) -> None:
+        """Have the running verifier keep every verdict."""
+        cache = self.cache
+        cache._may_keep = lambda *_: cache._started  # type: ignore[method-assign]  # noqa: SLF001 - the planted bug
 
     def close(self) -> None:
         self.verifier.close()
@@ -169,7 +175,7 @@ def _trials(race: Race, count: int, seed: int) -> int:
 def test_no_revoked_key_stays_kept_and_without_the_guard_some_do(race: Race, seed: int) -> None:
     """In 200 revocations no revoked key stays; with the planted bug some do."""
     assert _trials(race, 200, seed) == 0
-    _unguarded(race.cache)
+    race.plant()
     race.late = 0.5  # a busy machine takes its time to revoke
     assert _trials(race, 100, seed) > 0
 

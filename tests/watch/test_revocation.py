@@ -169,7 +169,7 @@ class Crowd:
 
     @staticmethod
     def _finds(verifier: CachingVerifier, token: str, began: int) -> bool:
-        return verifier._engine.verdicts.find(token, began) is not None
+        return verifier._engine.verdicts.find(token, began) is not None  # noqa: SLF001 - asks nobody
 
     @staticmethod
     def _allows(verifier: CachingVerifier, token: str) -> bool:

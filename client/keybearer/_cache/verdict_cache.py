@@ -368,6 +368,11 @@ class VerdictCache:
         """Return how many verdicts are kept."""
         return len(self._positive) + len(self._negative)
 
+    @property
+    def subjects(self) -> int:
+        """How many keys, owners and accounts have verdicts that are kept."""
+        return len(self._by_subject)
+
     def _evict(self, mac: bytes) -> None:
         entry = self._positive.pop(mac, None)
         if entry is None or entry.verdict.identity is None:
