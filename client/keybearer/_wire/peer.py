@@ -1,5 +1,6 @@
-"""The other end of a connection, as gRPC names it."""
+"""The other end of a connection: its address as gRPC names it, and whether it is this machine."""
 
+import ipaddress
 from urllib.parse import unquote
 
 
@@ -11,3 +12,19 @@ def host_of(peer: str) -> str:
     """
     family, _, address = unquote(peer).partition(":")
     return address.rpartition(":")[0].strip("[]") if family.startswith("ip") else family
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host can be reached from this machine alone.
+
+    Args:
+        host: A name, or an address without brackets and without its port.
+    """
+    if host.lower() == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback

@@ -1,11 +1,11 @@
 """The connection of a command: TLS, except on loopback and where plaintext is requested."""
 
-import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from keybearer._client.channel import TLSConfig
+from keybearer._wire.peer import is_loopback
 from keybearer.cli.refusals import usage
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -98,13 +98,4 @@ def _parse(address: str) -> tuple[str, str, bool]:
     if port is None or not parts.hostname or not plain:
         raise refusal
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return scheme if separator else "", f"{host}:{port}", _is_loopback(parts.hostname)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return scheme if separator else "", f"{host}:{port}", is_loopback(parts.hostname)

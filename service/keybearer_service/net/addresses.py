@@ -6,6 +6,7 @@ import socket
 from dataclasses import dataclass
 from typing import Self
 
+from keybearer._wire.peer import is_loopback
 from keybearer_service.net.tls import TlsFiles
 
 MAX_PORT = 65535
@@ -74,14 +75,7 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """Whether nobody outside this machine can reach it or listen to what is said there."""
-        if self.path or self.host.lower() == "localhost":
-            return True
-        try:
-            ip = ipaddress.ip_address(self.host)
-        except ValueError:
-            return False
-        mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-        return (mapped or ip).is_loopback
+        return bool(self.path) or is_loopback(self.host)
 
     @property
     def connectable(self) -> Self:
