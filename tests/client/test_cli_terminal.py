@@ -40,20 +40,74 @@ def test_a_piped_token_is_not_shown(cli: Cli) -> None:
     assert "kbear1_" not in terminal.shown
 
 
-@pytest.mark.parametrize("columns", ["76", "80", "120", "200"])
-def test_a_table_fits_the_terminal_and_cuts_nothing_off(cli: Cli, columns: str) -> None:
-    """Every id, every date and both words of every name are whole, however wide the terminal."""
-    key_id, _ = cli.create_key("nightly reporting of everything that was invoiced")
-    with cli.on_terminal("keys", "list", environment={"COLUMNS": columns}) as terminal:
+def _shown(cli: Cli, *arguments: str, columns: str) -> str:
+    """Run on a terminal of a width, and return what it shows, without colours."""
+    with cli.on_terminal(*arguments, environment={"COLUMNS": columns}) as terminal:
         assert terminal.end() == 0
-    shown = re.sub(r"\x1b\[[0-9;]*m", "", terminal.shown)
+    return re.sub(r"\x1b\[[0-9;]*m", "", terminal.shown)
+
+
+@pytest.mark.parametrize("columns", ["76", "80", "120", "200"])
+def test_a_table_fits_the_terminal_and_cuts_addresses_alone(cli: Cli, columns: str) -> None:
+    """Every id, every date and all words of every name are whole, however wide the terminal."""
+    key_id, _ = cli.create_key("nightly reporting of everything that was invoiced")
+    shown = _shown(cli, "keys", "list", columns=columns)
     assert max(len(line) for line in shown.splitlines()) <= int(columns)
     assert key_id in shown
-    assert "…" not in shown
+    for cut in re.findall(r"\S*…\S*", shown):
+        assert "admin@" in cut
     for word in ("nightly", "invoiced", "created", "last used", "expires", "creator", "never"):
         assert word in shown
     assert re.search(r"\b20\d\d-\d\d-\d\d\b", shown)
     assert "now" in shown or "ago" in shown
+
+
+def test_a_key_takes_two_lines_at_80_columns(cli: Cli) -> None:
+    """The creator is named where it is not the owner, and long addresses are cut."""
+    owner = cli.admin.create_user("a.very.long.address@department.example.com")
+    cli.create_key("compact own")
+    cli.create_key("compact other", owner_id=owner.id)
+    shown = _shown(cli, "keys", "list", "--name", "compact", columns="80")
+    title, second, _, *lines = shown.splitlines()
+    assert "owner" in title
+    assert "(creator)" in second
+    assert len(lines) == 4, shown
+    assert "a.very.long" in lines[0]
+    assert "(admin@" in lines[1]
+    assert "(" not in lines[3]
+
+
+def test_an_event_is_a_paragraph(cli: Cli) -> None:
+    """At 80 columns an event has a few lines, and each names what it is about."""
+    key_id, _ = cli.create_key("audited", description="for the nightly run of everything")
+    shown = _shown(cli, "audit", "list", "--target", key_id, columns="80")
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) <= 8, shown
+    assert lines[0].endswith("api-key-created")
+    assert lines[1].startswith(f"  api-key {key_id}, by admin@example.com (key ")
+    assert "audited" in shown
+
+
+@pytest.mark.parametrize("listing", [("keys",), ("users",), ("accounts",), ("audit",)])
+def test_wide_has_one_line_for_each_item(cli: Cli, listing: tuple[str, ...]) -> None:
+    """The same as in a pipe, also on a narrow terminal."""
+    arguments = (*listing, "list", "--limit", "3", "--wide")
+    shown = _shown(cli, *arguments, columns="80").splitlines()
+    piped = cli.done(*arguments).out.splitlines()
+    assert [line.rstrip() for line in shown[: len(piped)]] == piped
+
+
+def test_columns_are_chosen(cli: Cli) -> None:
+    """In their order, on a terminal and in a pipe; a name that is none lists them."""
+    key_id, _ = cli.create_key("chosen")
+    choice = ("keys", "list", "--name", "chosen", "--columns", "id,last-used,creator")
+    out = cli.done(*choice).out.split()
+    assert out == ["ID", "LAST", "USED", "CREATOR", key_id, "never", "admin@example.com"]
+    assert _shown(cli, *choice, columns="80").split()[:4] == ["id", "last", "used", "creator"]
+    wrong = cli("keys", "list", "--columns", "id,secret")
+    assert (wrong.code, "'secret' is not one of name, id, state" in wrong.err) == (2, True)
+    assert cli(*choice, "-o", "json").code == 2
 
 
 def test_an_empty_list_says_what_to_do(cli: Cli) -> None:

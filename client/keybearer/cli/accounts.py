@@ -14,14 +14,16 @@ from keybearer.cli.options import (
     DEFAULT_LIMIT,
     AllOption,
     AttemptOption,
+    ColumnsOption,
     LimitOption,
     NewTokenFileOption,
     RequestIdOption,
+    WideOption,
     YesOption,
     limit_of,
     page_size_of,
 )
-from keybearer.cli.output import ID_WIDTH, Column, moment_text
+from keybearer.cli.output import ID_WIDTH, Column, Layout, moment_text
 from keybearer.cli.session import Session, command
 from keybearer.cli.terminal import confirm
 from keybearer.cli.token_files import token_sink
@@ -117,18 +119,22 @@ def list_(
     ] = "",
     limit: LimitOption = DEFAULT_LIMIT,
     show_all: AllOption = False,
+    wide: WideOption = False,
+    columns: ColumnsOption = "",
 ) -> None:
     """List accounts, the newest first."""
     shown = limit_of(limit, show_all=show_all)
     accounts = session.client.list_accounts(name_contains=name, page_size=page_size_of(shown))
     output.show_list(
         accounts,
-        _COLUMNS,
+        Layout(columns=_COLUMNS),
         name="accounts",
         limit=shown,
         empty="No account matches; leave out --name, or create one: "
         "keybearer accounts create NAME --admin-email EMAIL",
         as_json=session.as_json,
+        wide=wide,
+        columns=columns,
     )
 
 

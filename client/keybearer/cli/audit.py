@@ -10,11 +10,13 @@ from keybearer.cli.options import (
     DEFAULT_LIMIT,
     AccountOption,
     AllOption,
+    ColumnsOption,
     LimitOption,
+    WideOption,
     limit_of,
     page_size_of,
 )
-from keybearer.cli.output import ID_WIDTH, Column
+from keybearer.cli.output import ID_WIDTH, Column, Layout, moment_text
 from keybearer.cli.session import Session, command
 from keybearer.models import AuditAction, AuditEvent
 
@@ -28,6 +30,19 @@ def _changes(event: AuditEvent) -> str:
         else f"{change.field}: {change.after}"
         for change in event.changes
     )
+
+
+def _paragraph(event: AuditEvent) -> list[str]:
+    """Return an event as a few lines: when, what, about what, by whom, and what changed."""
+    actor = event.actor.user_email or word(event.actor.type)
+    if event.actor.key_id:
+        actor += f" (key {event.actor.key_id})"
+    lines = [
+        f"{moment_text(event.time)}  {word(event.action)}",
+        f"{word(event.target.type)} {event.target.id}".strip() + f", by {actor}",
+        _changes(event),
+    ]
+    return [line for line in lines if line]
 
 
 _COLUMNS: list[Column[AuditEvent]] = [
@@ -73,6 +88,8 @@ def list_(
     account: AccountOption = "",
     limit: LimitOption = DEFAULT_LIMIT,
     show_all: AllOption = False,
+    wide: WideOption = False,
+    columns: ColumnsOption = "",
 ) -> None:
     """List audit events, the newest first."""
     shown = limit_of(limit, show_all=show_all)
@@ -87,9 +104,11 @@ def list_(
     )
     output.show_list(
         events,
-        _COLUMNS,
+        Layout(columns=_COLUMNS, paragraph=_paragraph),
         name="audit_events",
         limit=shown,
         empty="No event matches; leave out a filter to see more.",
         as_json=session.as_json,
+        wide=wide,
+        columns=columns,
     )

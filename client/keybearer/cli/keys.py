@@ -16,16 +16,18 @@ from keybearer.cli.options import (
     AccountOption,
     AllOption,
     AttemptOption,
+    ColumnsOption,
     KeyArgument,
     LimitOption,
     NewTokenFileOption,
     RequestIdOption,
+    WideOption,
     YesOption,
     limit_of,
     page_size_of,
     user_id_of,
 )
-from keybearer.cli.output import ID_WIDTH, Column, moment_text
+from keybearer.cli.output import ID_WIDTH, Column, Layout, moment_text
 from keybearer.cli.refusals import usage
 from keybearer.cli.session import Session, command
 from keybearer.cli.terminal import confirm
@@ -38,17 +40,39 @@ _REASONS_OF_THE_SERVICE = tuple(
     reason for reason in RevocationReason if reason not in REASONS_OF_CALLERS
 )
 
-COLUMNS: list[Column[ApiKey]] = [
+
+def _other_creator(key: ApiKey) -> str:
+    """Return the creator in brackets where it is not the owner."""
+    if key.created_by == key.owner_id:
+        return ""
+    return f"({key.created_by_email or key.created_by})"
+
+
+_NAME: list[Column[ApiKey]] = [
     Column("name", lambda key: key.name),
     Column("id", lambda key: key.id, under=True, least=ID_WIDTH),
     Column("state", lambda key: word(key.state), least=9),
     Column("role", lambda key: word(key.effective_role), under=True, least=9),
-    Column("creator", lambda key: key.created_by_email or key.created_by),
-    Column("owner", lambda key: key.owner_email or key.owner_id, under=True),
+]
+_TIMES: list[Column[ApiKey]] = [
     Column("created", lambda key: key.create_time),
     Column("last used", lambda key: key.last_used_time),
     Column("expires", lambda key: key.expire_time),
 ]
+_LAYOUT = Layout(
+    columns=[
+        *_NAME,
+        Column("creator", lambda key: key.created_by_email or key.created_by),
+        Column("owner", lambda key: key.owner_email or key.owner_id),
+        *_TIMES,
+    ],
+    compact=[
+        *_NAME,
+        Column("owner", lambda key: key.owner_email or key.owner_id, may_be_cut=True),
+        Column("(creator)", _other_creator, under=True, may_be_cut=True),
+        *_TIMES,
+    ],
+)
 
 TtlOption = Annotated[
     str | None,
@@ -181,10 +205,13 @@ def list_(
     account: AccountOption = "",
     limit: LimitOption = DEFAULT_LIMIT,
     show_all: AllOption = False,
+    wide: WideOption = False,
+    columns: ColumnsOption = "",
 ) -> None:
     """List keys, the newest first, also revoked and expired ones.
 
-    The role is the effective one: the lower of the granted role and the owner's.
+    The role is the effective one: the lower of the granted role and the owner's. On a terminal, the
+    creator is named where it is not the owner, and long e-mail addresses are cut.
     """
     shown = limit_of(limit, show_all=show_all)
     before = inputs.future("--expires-before", expires_before)
@@ -203,7 +230,7 @@ def list_(
     filtered = any((state, owner, name, before, since))
     output.show_list(
         keys,
-        COLUMNS,
+        _LAYOUT,
         name="api_keys",
         limit=shown,
         empty="No key matches; leave out a filter to see more."
@@ -211,6 +238,8 @@ def list_(
         else "There are no keys yet. Create one: "
         "keybearer keys create NAME --role developer --ttl 30d",
         as_json=session.as_json,
+        wide=wide,
+        columns=columns,
     )
 
 

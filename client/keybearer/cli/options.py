@@ -45,6 +45,16 @@ AttemptOption = Annotated[
         help="With --request-id: the number that the error names.",
     ),
 ]
+WideOption = Annotated[
+    bool,
+    typer.Option("--wide", help="One line for each item, with all columns, as in a pipe."),
+]
+ColumnsOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAMES", help="Only these columns, as name,id; a name that is none lists them."
+    ),
+]
 KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="The id of the key.")]
 UserArgument = Annotated[
     str, typer.Argument(metavar="USER", help="The id or the e-mail address of the user.")

@@ -8,9 +8,10 @@ import enum
 import itertools
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +23,7 @@ from rich.text import Text
 
 from keybearer._client import convert
 from keybearer.cli.inputs import word
+from keybearer.cli.refusals import usage
 
 ItemT = TypeVar("ItemT")
 
@@ -41,6 +43,25 @@ class Column(Generic[ItemT]):
     """Whether the value stands below that of the column before, on a terminal, to save width."""
     least: int = 10
     """The smallest width on a terminal, in characters. A date has 10."""
+    may_be_cut: bool = False
+    """Whether a terminal may show only the beginning. That suits e-mail addresses and not ids."""
+
+    @property
+    def slug(self) -> str:
+        """The name of the column for `--columns`."""
+        return self.title.strip("()").replace(" ", "-")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout(Generic[ItemT]):
+    """How a list is shown to people."""
+
+    columns: list[Column[ItemT]]
+    """All columns: a line for each item has them, and `--columns` chooses from them."""
+    compact: list[Column[ItemT]] | None = None
+    """The columns on a terminal; None means all."""
+    paragraph: Callable[[ItemT], list[str]] | None = None
+    """On a terminal, the lines of an item instead of a table; the first is not indented."""
 
 
 def document(value: Any) -> Any:
@@ -129,23 +150,31 @@ def person_text(email: str, user_id: str) -> str:
 
 def show_list(
     items: Iterator[ItemT],
-    columns: list[Column[ItemT]],
+    layout: Layout[ItemT],
     *,
     name: str,
     limit: int | None,
     empty: str,
     as_json: bool,
+    wide: bool,
+    columns: str,
 ) -> None:
     """Print a list. No more of it is fetched than is shown.
 
     Args:
         items: The list; pages are fetched while it is iterated over.
-        columns: What is shown of an item.
+        layout: What is shown of an item.
         name: The name of the list in the protos, such as `api_keys`.
         limit: How many items are shown; None means all.
         empty: The note for an empty list, which says what to do next.
         as_json: Whether a program reads the list.
+        wide: Whether each item has one line, with all columns, also on a terminal.
+        columns: The columns to show, separated by commas; empty leaves the choice to the layout.
+
+    Raises:
+        Refusal: A column does not exist, or columns are chosen for a program.
     """
+    chosen = _chosen(layout, columns, as_json=as_json)
     with _counting(items, name.replace("_", " "), shown=limit is None) as counted:
         if as_json:
             _stream_json(counted, name, limit)
@@ -155,13 +184,40 @@ def show_list(
     if not shown:
         note(empty)
         return
-    if sys.stdout.isatty():
-        _print_table(shown, columns)
+    if wide or not sys.stdout.isatty():
+        typer.echo(_lines(shown, chosen or layout.columns))
+    elif layout.paragraph is not None and not chosen:
+        _print_paragraphs(shown, layout.paragraph)
     else:
-        typer.echo(_lines(shown, columns))
+        _print_table(shown, chosen or layout.compact or layout.columns)
     if more:
         shown_are = "this one" if limit == 1 else f"these {limit}"
         note(f"There are more than {shown_are}: --limit shows more of them, --all shows all.")
+
+
+def _chosen(layout: Layout[ItemT], columns: str, *, as_json: bool) -> list[Column[ItemT]]:
+    if not columns:
+        return []
+    if as_json:
+        raise usage("--columns is for people; with --output json every field is there")
+    known = {column.slug: column for column in layout.columns}
+    names = [name.strip().lower() for name in columns.split(",")]
+    for name in names:
+        if name not in known:
+            raise usage(f"--columns: {name!r} is not one of {', '.join(known)}")
+    return [replace(known[name], under=False) for name in names]
+
+
+def _print_paragraphs(items: list[ItemT], paragraph: Callable[[ItemT], list[str]]) -> None:
+    """Print each item as a few lines, the further ones indented and broken between words."""
+    width = Console().width
+    for item in items:
+        first, *others = paragraph(item)
+        typer.echo(textwrap.fill(visible(first), width, subsequent_indent="    "))
+        for line in others:
+            typer.echo(
+                textwrap.fill(visible(line), width, initial_indent="  ", subsequent_indent="    ")
+            )
 
 
 def _stream_json(items: Iterator[Any], name: str, limit: int | None) -> None:
@@ -215,9 +271,8 @@ def _print_table(items: list[ItemT], columns: list[Column[ItemT]]) -> None:
         else:
             groups.append([column])
     titles = ["\n".join(column.title for column in group) for group in groups]
-    rows = [
-        [_cell([column.read(item) for column in group], now) for group in groups] for item in items
-    ]
+    values = [[[column.read(item) for column in group] for group in groups] for item in items]
+    rows = [[_cell(group, now) for group in row] for row in values]
     console = Console(highlight=False)
     widths = _fit(
         [
@@ -228,11 +283,15 @@ def _print_table(items: list[ItemT], columns: list[Column[ItemT]]) -> None:
             for index, title in enumerate(titles)
         ],
         [max(column.least for column in group) for group in groups],
+        [all(column.may_be_cut for column in group) for group in groups],
         console.width - len(_GAP) * (len(groups) - 1),
     )
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for title, width in zip(titles, widths, strict=True):
-        table.add_column(title, width=width, overflow="fold")
+    for title, width, group in zip(titles, widths, groups, strict=True):
+        is_cut = all(column.may_be_cut for column in group)
+        table.add_column(
+            title, width=width, overflow="ellipsis" if is_cut else "fold", no_wrap=is_cut
+        )
     for row in rows:
         table.add_row(*row)
     # On a very narrow terminal, lines are broken instead of cut off.
@@ -240,14 +299,21 @@ def _print_table(items: list[ItemT], columns: list[Column[ItemT]]) -> None:
     console.print(table)
 
 
-def _fit(widths: list[int], least: list[int], room: int) -> list[int]:
-    """Return widths that fit: the widest column shrinks first, and none below its least width."""
+def _fit(widths: list[int], least: list[int], may_be_cut: list[bool], room: int) -> list[int]:
+    """Return widths that fit: the widest column shrinks first, and none below its least width.
+
+    Columns that may be cut shrink before the others.
+    """
     fitted = list(widths)
-    while sum(fitted) > room:
-        spare = [width if width > low else 0 for width, low in zip(fitted, least, strict=True)]
-        if not any(spare):
-            break
-        fitted[spare.index(max(spare))] -= 1
+    for shrinks in (may_be_cut, [True] * len(widths)):
+        while sum(fitted) > room:
+            spare = [
+                width if shrink and width > low else 0
+                for width, low, shrink in zip(fitted, least, shrinks, strict=True)
+            ]
+            if not any(spare):
+                break
+            fitted[spare.index(max(spare))] -= 1
     return fitted
 
 
@@ -258,7 +324,8 @@ def _cell(values: list[str | datetime | None], now: datetime) -> Text:
         if index:
             text.append("\n")
         if isinstance(value, datetime):
-            text.append(f"{value:%Y-%m-%d %H:%M}", style)
+            # The time of the day is one of the facts that `show` and `--wide` have.
+            text.append(f"{value:%Y-%m-%d}", style)
             text.append(f"\n{distance(value, now)}", "dim")
         else:
             text.append(NEVER if value is None else visible(value), style)

@@ -15,14 +15,16 @@ from keybearer.cli.options import (
     DEFAULT_LIMIT,
     AccountOption,
     AllOption,
+    ColumnsOption,
     LimitOption,
     UserArgument,
+    WideOption,
     YesOption,
     limit_of,
     page_size_of,
     user_id_of,
 )
-from keybearer.cli.output import ID_WIDTH, Column, moment_text
+from keybearer.cli.output import ID_WIDTH, Column, Layout, moment_text
 from keybearer.cli.refusals import usage
 from keybearer.cli.session import Session, command
 from keybearer.cli.terminal import confirm
@@ -34,7 +36,7 @@ _MAX_NAMED = 20
 """How many keys a warning names; further ones are counted."""
 
 _COLUMNS: list[Column[User]] = [
-    Column("e-mail", lambda user: user.email),
+    Column("e-mail", lambda user: user.email, least=ID_WIDTH),
     Column("id", lambda user: user.id, under=True, least=ID_WIDTH),
     Column("name", lambda user: user.display_name),
     Column("role", lambda user: word(user.role)),
@@ -98,6 +100,8 @@ def list_(
     account: AccountOption = "",
     limit: LimitOption = DEFAULT_LIMIT,
     show_all: AllOption = False,
+    wide: WideOption = False,
+    columns: ColumnsOption = "",
 ) -> None:
     """List users, the newest first."""
     shown = limit_of(limit, show_all=show_all)
@@ -111,12 +115,14 @@ def list_(
     )
     output.show_list(
         users,
-        [*_COLUMNS, _DELETED_COLUMN] if deleted else _COLUMNS,
+        Layout(columns=[*_COLUMNS, _DELETED_COLUMN] if deleted else _COLUMNS),
         name="users",
         limit=shown,
         empty="No user matches; leave out a filter, or create one: "
         "keybearer users create EMAIL --role developer",
         as_json=session.as_json,
+        wide=wide,
+        columns=columns,
     )
 
 
