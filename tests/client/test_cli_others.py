@@ -175,8 +175,8 @@ def test_a_token_that_does_not_meet_what_is_required_exits_with_5(
 
 
 def test_a_token_that_opens_nothing_exits_with_5(cli: Cli) -> None:
-    """Whatever its bytes are; programs get the shape of the message."""
-    answer = cli("token", "validate", "-o", "json", stdin="nonsense \N{SNOWMAN}")
+    """Whatever its letters are; programs get the shape of the message."""
+    answer = cli("token", "validate", "-o", "json", stdin="nonsense, and no token")
     assert answer.code == 5
     assert (answer.document["valid"], answer.document["outcome"]) == (False, "NOT_FOUND")
     assert answer.document["key_id"] is None
