@@ -364,6 +364,9 @@ CREDENTIALS: dict[str, Callable[[Place], tuple[tuple[str, str], ...]]] = {
         ("authorization", f"Bearer {place.issue(Role.VALIDATOR).token}"),
         ("authorization", f"Bearer {place.issue(Role.VALIDATOR).token}"),
     ),
+    "two blanks": lambda place: (
+        ("authorization", f"Bearer  {place.issue(Role.VALIDATOR).token}"),
+    ),
     "a credential of nobody": lambda _: (("authorization", "Bearer nothing"),),
     "a scheme in another case": lambda place: (
         ("authorization", f"bEARER {place.issue(Role.VALIDATOR).token}"),

@@ -110,3 +110,19 @@ def test_every_server_command_in_the_readme_exists() -> None:
     said = re.findall(r"keybearer-server ((?:audit |pepper )?[a-z][a-z-]+)", readme.read_text())
     groups = {"audit", "pepper"}
     assert {one for one in said if one not in groups} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("missing", ["structlog", "typer", "sqlite_utils"])
+def test_without_the_extra_the_command_says_how_to_get_it(missing: str) -> None:
+    """A plain install is the client; its `keybearer-server` is one line and not a traceback."""
+    program = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        "from keybearer_service.__main__ import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--version"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        "keybearer-server: the server needs more than the client: pip install 'keybearer[server]'\n"
+    )

@@ -67,8 +67,11 @@ def first_commands(address: Address) -> list[str]:
     new_key = json.dumps({"name": "my first key", "role": "ROLE_DEVELOPER", "ttl": "2592000s"})
     buf = f"{_buf()} curl --protocol grpc {header}"
     target = address.connectable
+    who_am_i = "keybearer.v1.TokenService/WhoAmI"
     return [
-        f"grpcurl -plaintext {header} {target} keybearer.v1.TokenService/WhoAmI",
+        f"grpcurl -plaintext {header} {target} {who_am_i}"
+        if shutil.which("grpcurl")
+        else f"{buf} http://{target}/{who_am_i}",
         f"{buf} -d '{new_key}' http://{target}/{service}/CreateApiKey",
         f"{buf} http://{target}/{service}/ListApiKeys",
     ]
