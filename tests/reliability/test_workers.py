@@ -120,7 +120,7 @@ def test_workers_are_refused_with_what_to_do(tmp_path: Path, installation: dict[
     done = command(*serve, entry=WITHOUT_PYSQLITE3)
     assert done.returncode == 1
     assert done.stderr.startswith(f"keybearer-server: workers: SQLite {sqlite3.sqlite_version} can")
-    for advice in ("Serve with one", "install pysqlite3", "SQLite 3.51.3 or newer"):
+    for advice in ("serve with one worker", "install pysqlite3", "SQLite 3.51.3 or newer"):
         assert advice in done.stderr
 
 
@@ -137,4 +137,4 @@ def test_a_command_beside_a_server_is_refused_with_the_reason(
         server.close()
     assert done.returncode == 1
     assert "stop that one first: SQLite" in done.stderr
-    assert "can damage a database that two processes write" in done.stderr
+    assert "can damage a database that several processes write" in done.stderr
