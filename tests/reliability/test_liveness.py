@@ -34,13 +34,14 @@ def test_a_hung_serving_thread_is_seen_and_ends_the_process(tmp_path: Path) -> N
         wait_for(server, "serving")
         assert http_status(server, "/healthz") == 200
         hold: Any = server.channel().unary_unary("/planted/Hold")
-        hold.future(b"")
+        held = hold.future(b"")  # a call that nobody refers to is cancelled
         wait_for(server, "holding")
         assert http_status(server, "/healthz") == 503
         assert http_status(server, "/readyz") == 503
         assert server.wait() == 4
         stacks = next(one["stacks"] for one in server.events if one["event"] == "unresponsive")
         assert any("hold_the_serving_thread" in line for stack in stacks.values() for line in stack)
+        assert held.exception() is not None
 
 
 def test_a_process_that_was_suspended_goes_on_when_it_wakes(tmp_path: Path) -> None:
