@@ -52,6 +52,8 @@ CHANGES_KEPT: Final = 100_000
 """Watchers may resume within this much history: section 4 of the wire contract."""
 REQUESTS_KEPT_FOR: Final = 24 * HOUR
 """How long a request is remembered: section 3 of the wire contract."""
+MAX_USES: Final = 1_000_000
+"""The most uses that one item counts, as reported or stored."""
 NO_AUDIT_HEAD: Final = (0, bytes(32))
 """The head of an empty audit log: the seq and hash that its first event follows."""
 
@@ -451,7 +453,8 @@ class Store(Protocol):
         Must touch no column but those of usage. Times must only move forward and must not be before
         the key was created. A use of the current secret must set `secret_used`, which nothing else
         sets on a key that is stored; a use of the old secret must set its own time alone. Unknown
-        and revoked keys must be skipped, and one bad item must not harm the others.
+        and revoked keys must be skipped, and one bad item must not harm the others. An item counts
+        for 1 to MAX_USES uses.
         """
         ...
 

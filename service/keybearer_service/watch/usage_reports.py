@@ -12,13 +12,12 @@ import structlog
 
 from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.verdict import Caller, TokenRecord
-from keybearer_service.storage import Store, StoreError
+from keybearer_service.storage import MAX_USES, Store, StoreError
 from keybearer_service.usecases.access import question_reach_of
 from keybearer_service.validation.usage import UsageRecorder
 
 log = structlog.get_logger(__name__)
 
-MAX_USES = 1_000_000
 _BACKLOG = 64
 _NO_SECRET = 0
 """Stands for a secret that is not counted apart; versions begin with 1."""

@@ -1,0 +1,421 @@
+"""What a transaction on SQLite reads and writes: the Reader and the Writer of the contract."""
+
+from collections.abc import Sequence
+from typing import Final, cast
+
+from sqlite_utils import Database
+from sqlite_utils.db import Table
+
+from keybearer._wire.enums import ApiKeyState, RevocationReason
+from keybearer_service.domain.account_scope import AccountScope
+from keybearer_service.domain.audit_event import AuditEvent
+from keybearer_service.domain.clock import Micros
+from keybearer_service.domain.model import (
+    Account,
+    ApiKey,
+    Installation,
+    Invalidation,
+    Pepper,
+    RequestRecord,
+    StoredSecret,
+    SubjectKind,
+    User,
+)
+from keybearer_service.domain.verdict import TokenRecord
+from keybearer_service.storage import (
+    NEVER,
+    NO_AUDIT_HEAD,
+    UNUSED,
+    AccountQuery,
+    AuditQuery,
+    KeyQuery,
+    Page,
+    Reader,
+    Revoked,
+    UserQuery,
+    Writer,
+    dbapi,
+    rows,
+)
+from keybearer_service.storage.sqlite_errors import conflicts, not_initialised
+
+LOOKUP: Final = (
+    f"SELECT i.revision, {rows.TOKEN_RECORD} FROM installation i"
+    " LEFT JOIN api_keys k ON k.id = ? LEFT JOIN users u ON u.id = k.owner_id"
+    " LEFT JOIN accounts a ON a.id = k.account_id"
+)
+"""A key with its owner, its account and the revision, in one statement."""
+
+
+def record_and_revision(row: rows.Row | None) -> tuple[TokenRecord | None, int]:
+    """Return what a row of LOOKUP holds: the key with its owner and account, and the revision.
+
+    Raises:
+        StoreUnusableError: There is no row: the installation is missing.
+    """
+    if row is None:
+        raise not_initialised()
+    if row[1] is None:
+        return None, row[0]
+    return TokenRecord._make(row[1:]), row[0]
+
+
+def reader_of(connection: dbapi.Connection) -> Reader:
+    """Return the Reader over a connection that is inside a transaction."""
+    return _SqliteReader(connection)
+
+
+def writer_of(connection: dbapi.Connection, db: Database) -> Writer:
+    """Return the Writer over the writing connection, inside BEGIN IMMEDIATE."""
+    return _SqliteWriter(connection, db)
+
+
+class _SqliteReader:
+    """See `reader_of`; the contract says what each method does."""
+
+    def __init__(self, connection: dbapi.Connection) -> None:
+        self._connection = connection
+
+    def installation(self) -> Installation:
+        row = self._one(f"SELECT {rows.INSTALLATION} FROM installation")
+        if row is None:
+            raise not_initialised()
+        return rows.installation_from_row(row)
+
+    def lookup(self, key_id: str) -> TokenRecord | None:
+        return record_and_revision(self._one(LOOKUP, key_id))[0]
+
+    def account(self, scope: AccountScope, account_id: str) -> Account | None:
+        if not scope.covers(account_id):
+            return None
+        row = self._one(f"SELECT {rows.ACCOUNT} FROM accounts WHERE id = ?", account_id)
+        return None if row is None else rows.account_from_row(row)
+
+    def user(self, scope: AccountScope, user_id: str) -> User | None:
+        where = _within(scope)
+        where.add("id = ?", user_id)
+        row = self._one(f"SELECT {rows.USER} FROM users{where}", *where.values)
+        return None if row is None else rows.user_from_row(row)
+
+    def user_by_email(self, scope: AccountScope, email: str) -> User | None:
+        where = _within(scope)
+        where.add("email = ? AND delete_time IS NULL", email)
+        row = self._one(f"SELECT {rows.USER} FROM users{where}", *where.values)
+        return None if row is None else rows.user_from_row(row)
+
+    def api_key(self, scope: AccountScope, key_id: str) -> ApiKey | None:
+        where = _within(scope, "k.account_id")
+        where.add("k.id = ?", key_id)
+        row = self._one(f"SELECT {rows.API_KEY} FROM {rows.API_KEY_SOURCE}{where}", *where.values)
+        return None if row is None else rows.api_key_from_row(row)
+
+    def secrets_of(self, key_id: str) -> tuple[StoredSecret, StoredSecret | None]:
+        row = self._one(
+            "SELECT digest, pepper_id, secret_version, old_digest, old_pepper_id,"
+            " old_secret_version FROM api_keys WHERE id = ?",
+            key_id,
+        )
+        if row is None:
+            raise KeyError(key_id)
+        return StoredSecret(*row[:3]), None if row[3] is None else StoredSecret(*row[3:])
+
+    def list_accounts(self, query: AccountQuery, page: Page) -> Sequence[Account]:
+        where = _within(query.scope, "id")
+        if query.name_contains:
+            where.add("instr(lower(name), lower(?)) > 0", query.name_contains)
+        found = self._page(
+            f"SELECT {rows.ACCOUNT} FROM accounts",
+            where,
+            page,
+            sort="create_time",
+            tie="id",
+            descending=True,
+        )
+        return [rows.account_from_row(row) for row in found]
+
+    def list_users(self, query: UserQuery, page: Page) -> Sequence[User]:
+        where = _within(query.scope)
+        if not query.show_deleted:
+            where.add("delete_time IS NULL")
+        where.add_any("role", query.roles)
+        where.add_any("type", query.types)
+        if query.email_contains:
+            where.add("instr(lower(email), lower(?)) > 0", query.email_contains)
+        found = self._page(
+            f"SELECT {rows.USER} FROM users",
+            where,
+            page,
+            sort="create_time",
+            tie="id",
+            descending=True,
+        )
+        return [rows.user_from_row(row) for row in found]
+
+    def list_api_keys(self, query: KeyQuery, page: Page) -> Sequence[ApiKey]:
+        where = _within(query.scope, "k.account_id")
+        if query.states:
+            tests = [_STATE_TESTS[state] for state in query.states]
+            where.add(
+                f"({' OR '.join(tests)})",
+                *(query.now for test in tests for _ in range(test.count("?"))),
+            )
+        if query.owner_id:
+            where.add("k.owner_id = ?", query.owner_id)
+        if query.name_contains:
+            where.add("instr(lower(k.name), lower(?)) > 0", query.name_contains)
+        if query.expires_before is not None:
+            where.add("k.expire_time < ?", query.expires_before)
+        if query.unused_since is not None:
+            where.add("coalesce(k.last_used_time, k.create_time) < ?", query.unused_since)
+        found = self._page(
+            f"SELECT {rows.API_KEY} FROM {rows.API_KEY_SOURCE}",
+            where,
+            page,
+            sort=_KEY_ORDERS[query.order_by],
+            tie="k.id",
+            descending=query.descending,
+        )
+        return [rows.api_key_from_row(row) for row in found]
+
+    def list_audit_events(self, query: AuditQuery, page: Page) -> Sequence[AuditEvent]:
+        where = _within(query.scope)
+        if query.actor_id:
+            where.add("(actor_key_id = ? OR actor_user_id = ?)", query.actor_id, query.actor_id)
+        if query.target_id:
+            where.add("target_id = ?", query.target_id)
+        where.add_any("action", query.actions)
+        if query.after is not None:
+            where.add("time > ?", query.after)
+        if query.before is not None:
+            where.add("time < ?", query.before)
+        found = self._page(
+            f"SELECT {rows.AUDIT_EVENT} FROM audit_events",
+            where,
+            page,
+            sort="seq",
+            tie="id",
+            descending=True,
+        )
+        return [rows.audit_event_from_row(row) for row in found]
+
+    def live_admins(self, scope: AccountScope) -> int:
+        where = _within(scope)
+        where.add("delete_time IS NULL AND role = 3")
+        return self._count(f"SELECT count(*) FROM users{where}", *where.values)
+
+    def unrevoked_keys(
+        self, *, owner_id: str = "", created_by: str = "", not_owner_id: str = "", limit: int
+    ) -> Revoked:
+        where = _keys_of(owner_id, created_by, not_owner_id)
+        count = self._count(f"SELECT count(*) FROM api_keys{where}", *where.values)
+        found = self._all(f"SELECT id FROM api_keys{where} LIMIT ?", *where.values, limit)
+        return Revoked(count=count, ids=tuple(row[0] for row in found))
+
+    def request_record(self, user_id: str, request_id: str) -> RequestRecord | None:
+        row = self._one(
+            "SELECT user_id, request_id, body_hash, attempt, key_id, secret_version, create_time"
+            " FROM request_records WHERE user_id = ? AND request_id = ?",
+            user_id,
+            request_id,
+        )
+        return None if row is None else rows.request_record_from_row(row)
+
+    def peppers(self) -> Sequence[Pepper]:
+        found = self._all(
+            "SELECT id, check_value, create_time, retire_time FROM peppers"
+            " ORDER BY create_time DESC, rowid DESC"
+        )
+        return [rows.pepper_from_row(row) for row in found]
+
+    def live_secrets(self, pepper_id: str) -> int:
+        return self._count(
+            "SELECT total((pepper_id = ?1) + coalesce(old_pepper_id = ?1, 0)) FROM api_keys"
+            " WHERE revoke_time IS NULL AND (pepper_id = ?1 OR old_pepper_id = ?1)",
+            pepper_id,
+        )
+
+    def audit_head(self) -> tuple[int, bytes]:
+        row = self._one("SELECT seq, hash FROM audit_events ORDER BY seq DESC LIMIT 1")
+        return NO_AUDIT_HEAD if row is None else (row[0], row[1])
+
+    def audit_chain(self, after_seq: int, limit: int) -> Sequence[AuditEvent]:
+        found = self._all(
+            f"SELECT {rows.AUDIT_EVENT} FROM audit_events WHERE seq > ? ORDER BY seq LIMIT ?",
+            after_seq,
+            limit,
+        )
+        return [rows.audit_event_from_row(row) for row in found]
+
+    def key_count(self) -> int:
+        return self._count("SELECT count(*) FROM api_keys")
+
+    def live_keys(self, now: Micros, expiring_by: Sequence[Micros]) -> Sequence[int]:
+        counts = ", ".join("count(*) FILTER (WHERE expire_time <= ?)" for _ in expiring_by)
+        return self._all(
+            f"SELECT {counts}, count(expire_time), count(*) FROM api_keys"
+            " WHERE revoke_time IS NULL AND (expire_time IS NULL OR expire_time > ?)",
+            *expiring_by,
+            now,
+        )[0]
+
+    def _one(self, sql: str, *values: object) -> rows.Row | None:
+        return cast("rows.Row | None", self._connection.execute(sql, values).fetchone())
+
+    def _all(self, sql: str, *values: object) -> list[rows.Row]:
+        return cast("list[rows.Row]", self._connection.execute(sql, values).fetchall())
+
+    def _count(self, sql: str, *values: object) -> int:
+        row = self._one(sql, *values)
+        return 0 if row is None else int(row[0])
+
+    def _page(
+        self, select: str, where: "_Where", page: Page, *, sort: str, tie: str, descending: bool
+    ) -> list[rows.Row]:
+        # By key set, never by offset: rows that come or go between two pages move nothing.
+        direction = "DESC" if descending else "ASC"
+        if page.after is not None:
+            where.add(f"({sort}, {tie}) {'<' if descending else '>'} (?, ?)", *page.after)
+        return self._all(
+            f"{select}{where} ORDER BY {sort} {direction}, {tie} {direction} LIMIT ?",
+            *where.values,
+            page.limit,
+        )
+
+
+class _SqliteWriter(_SqliteReader):
+    """See `writer_of`."""
+
+    def __init__(self, connection: dbapi.Connection, db: Database) -> None:
+        super().__init__(connection)
+        self._db = db
+
+    def put_installation(self, installation: Installation) -> None:
+        self._table("installation").upsert(rows.row_from_installation(installation), pk="id")
+
+    def insert_account(self, account: Account) -> None:
+        self._insert("accounts", rows.row_from_account(account))
+
+    def update_account(self, account: Account) -> None:
+        self._update("accounts", account.id, rows.changeable_account_columns(account))
+
+    def insert_user(self, user: User) -> None:
+        self._insert("users", rows.row_from_user(user))
+
+    def update_user(self, user: User) -> None:
+        self._update("users", user.id, rows.changeable_user_columns(user))
+
+    def insert_api_key(self, key: ApiKey, secret: StoredSecret) -> None:
+        self._insert("api_keys", rows.row_from_new_api_key(key, secret))
+
+    def update_api_key(self, key: ApiKey) -> None:
+        self._update("api_keys", key.id, rows.administrative_columns(key))
+        self._erase_dead_secret(key)
+
+    def replace_secret(self, key: ApiKey, current: StoredSecret, old: StoredSecret | None) -> None:
+        self._update("api_keys", key.id, rows.secret_columns(key, current, old))
+
+    def revoke_keys(
+        self,
+        *,
+        owner_id: str = "",
+        created_by: str = "",
+        not_owner_id: str = "",
+        reason: RevocationReason,
+        revoked_by: str,
+        now: Micros,
+    ) -> int:
+        where = _keys_of(owner_id, created_by, not_owner_id)
+        cursor = self._connection.execute(
+            "UPDATE api_keys SET revoke_time = ?, update_time = ?, revoked_by = ?,"
+            f" revocation_reason = ?, row_version = row_version + 1, {_ERASE_DEAD_SECRET}{where}",
+            (now, now, revoked_by, int(reason), *[now] * len(rows.OLD_SECRET), *where.values),
+        )
+        return int(cursor.rowcount)
+
+    def append_change(
+        self, *, kind: SubjectKind, subject_id: str, account_id: str, now: Micros
+    ) -> int:
+        revision = self._count("UPDATE installation SET revision = revision + 1 RETURNING revision")
+        change = Invalidation(revision, now, account_id, kind, subject_id)
+        self._insert("changes", rows.row_from_invalidation(change))
+        return revision
+
+    def append_audit(self, event: AuditEvent) -> None:
+        self._insert("audit_events", rows.row_from_audit_event(event))
+
+    def put_request_record(self, record: RequestRecord) -> None:
+        self._table("request_records").insert(rows.row_from_request_record(record), replace=True)
+
+    def insert_pepper(self, pepper: Pepper) -> None:
+        self._insert("peppers", rows.row_from_pepper(pepper))
+
+    def retire_pepper(self, pepper_id: str, now: Micros) -> None:
+        self._update("peppers", pepper_id, {"retire_time": now})
+
+    def _erase_dead_secret(self, key: ApiKey) -> None:
+        if not key.overlaps_at(key.update_time):
+            self._update("api_keys", key.id, dict.fromkeys(rows.OLD_SECRET))
+
+    def _insert(self, table: str, row: rows.Columns) -> None:
+        with conflicts():
+            self._table(table).insert(row)
+
+    def _update(self, table: str, row_id: str, columns: rows.Columns) -> None:
+        with conflicts():
+            self._table(table).update(row_id, columns)
+
+    def _table(self, name: str) -> Table:
+        return self._db.table(name)
+
+
+class _Where:
+    """The conditions of a statement and their values; text is never built from a value."""
+
+    def __init__(self, condition: str = "", *values: object) -> None:
+        self._conditions = [condition] if condition else []
+        self.values = list(values)
+
+    def add(self, condition: str, *values: object) -> None:
+        self._conditions.append(condition)
+        self.values.extend(values)
+
+    def add_any(self, column: str, values: Sequence[int]) -> None:
+        if values:
+            self.add(f"{column} IN ({', '.join('?' * len(values))})", *map(int, values))
+
+    def __str__(self) -> str:
+        return f" WHERE {' AND '.join(self._conditions)}" if self._conditions else ""
+
+
+_ERASE_DEAD_SECRET: Final = ", ".join(
+    f"{column} = CASE WHEN overlap_end_time > ? THEN {column} END" for column in rows.OLD_SECRET
+)
+_STATE_TESTS: Final = {
+    ApiKeyState.REVOKED: "k.revoke_time IS NOT NULL",
+    ApiKeyState.EXPIRED: "(k.revoke_time IS NULL AND k.expire_time <= ?)",
+    ApiKeyState.DISABLED: "(k.revoke_time IS NULL AND k.disable_time IS NOT NULL"
+    " AND (k.expire_time IS NULL OR k.expire_time > ?))",
+    ApiKeyState.ACTIVE: "(k.revoke_time IS NULL AND k.disable_time IS NULL"
+    " AND (k.expire_time IS NULL OR k.expire_time > ?))",
+}
+_KEY_ORDERS: Final = {
+    "create_time": "k.create_time",
+    "expire_time": f"coalesce(k.expire_time, {NEVER})",
+    "name": "k.name",
+    "last_used_time": f"coalesce(k.last_used_time, {UNUSED})",
+}
+
+
+def _within(scope: AccountScope, column: str = "account_id") -> _Where:
+    return _Where() if scope.account_id is None else _Where(f"{column} = ?", scope.account_id)
+
+
+def _keys_of(owner_id: str, created_by: str, not_owner_id: str) -> _Where:
+    where = _Where("revoke_time IS NULL")
+    if owner_id:
+        where.add("owner_id = ?", owner_id)
+    if created_by:
+        where.add("created_by = ?", created_by)
+    if not_owner_id:
+        where.add("owner_id <> ?", not_owner_id)
+    return where
