@@ -213,7 +213,7 @@ class Terminal:
         return self._process.wait(PATIENCE_S)
 
     def piped(self) -> str:
-        """Answer what went into the pipe."""
+        """Return what went into the pipe."""
         assert self._process.stdout is not None
         return self._process.stdout.read().decode()
 

@@ -315,7 +315,7 @@ class Service:
         return grpc.intercept_channel(channel, _ErrorRecorder())
 
     def as_token(self, token: str) -> Stubs:
-        """Answer stubs that call with a token."""
+        """Return stubs that call with a token."""
         return Stubs(self.channel(), token)
 
     @property
@@ -334,7 +334,7 @@ class Service:
         )
 
     def with_role(self, role: str, **fields: Any) -> Stubs:
-        """Answer stubs that call with a new key of the first administrator."""
+        """Return stubs that call with a new key of the first administrator."""
         return self.as_token(self.admin.create_key(role=role, **fields).token)
 
     def close(self) -> None:

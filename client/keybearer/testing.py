@@ -306,7 +306,7 @@ class FakeKeybearer:
             return self._now
 
     def advance(self, by: timedelta) -> None:
-        """Move the clock. Caching verifiers are told to forget every verdict."""
+        """Move the clock, and have caching verifiers forget every verdict."""
         with self._lock:
             self._now += by
             self._announce("", everything=True)

@@ -54,7 +54,7 @@ def _batch_request(tokens: list[str]) -> bytes:
 def _asks(
     target: run.Target, caller: str, tokens: list[str], connections: int
 ) -> dict[str, tuple[Ask, int]]:
-    """Answer how each entry point is asked, and how many tokens one question is about."""
+    """Return how each entry point is asked, and how many tokens one question is about."""
     metadata = [("authorization", f"Bearer {caller}")]
 
     def grpc_door(path: str, bodies: list[bytes], check: generator.Check) -> Ask:

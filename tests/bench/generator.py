@@ -39,7 +39,7 @@ class Report:
         return self.replies / self.seconds
 
     def percentile(self, share: float) -> float:
-        """Answer a percentile of the latencies, in milliseconds."""
+        """Return a percentile of the latencies, in milliseconds."""
         ordered = sorted(self.latencies)
         return ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000
 

@@ -34,7 +34,7 @@ class Target(NamedTuple):
     http_port: int = 0
 
     def cpu_seconds(self) -> float:
-        """Answer the processor time it has used, user and system."""
+        """Return the processor time it has used, user and system."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -16,7 +16,7 @@ _BATCH = 50_000
 
 
 def installation(root: Path, keys: int) -> tuple[Path, str, list[str]]:
-    """Answer a data directory with `keys` keys, a VALIDATOR's token and tokens to ask about."""
+    """Return a data directory with `keys` keys, a VALIDATOR's token and tokens to ask about."""
     path = root / f"keys-{keys}"
     known = path / "bench.json"
     if not known.exists():

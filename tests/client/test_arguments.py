@@ -364,7 +364,7 @@ WRONG_PARTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         RuleError,
         "rules: 'Any'",
     ),
-    "rules: a method that is none": (
+    "rules: an unknown method": (
         lambda: _guard(rules={"/test.guarded.Demo/Anny": AccessRule()}),
         RuleError,
         "rules: test.guarded.Demo has no method 'Anny'",

@@ -99,7 +99,7 @@ def test_wide_has_one_line_for_each_item(cli: Cli, listing: tuple[str, ...]) -> 
 
 
 def test_columns_are_chosen(cli: Cli) -> None:
-    """In their order, on a terminal and in a pipe; a name that is none lists them."""
+    """In their order, on a terminal and in a pipe; an unknown name lists them."""
     key_id, _ = cli.create_key("chosen")
     choice = ("keys", "list", "--name", "chosen", "--columns", "id,last-used,creator")
     out = cli.done(*choice).out.split()

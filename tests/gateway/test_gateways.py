@@ -13,7 +13,7 @@ import pytest
 
 from fakes import FakeClock, SeededEntropy
 from gateway import proxies
-from gateway.proxies import Keybearer, Proxy
+from gateway.proxies import Keybearer, Proxy, keybearer_of
 from gateway.support import (
     ARITIES,
     IDENTITY,
@@ -32,11 +32,6 @@ ADMIN = "/demo.v1.AdminService"
 RICH = {"envoy", "caddy"}
 """Gateways that pass keybearer's own denial on to a gRPC client."""
 SPOOFED = [(name, "evil") for name in IDENTITY]
-
-
-def keybearer_of(world: Gated, keys: Cast) -> Keybearer:
-    """Answer where a gateway is to ask."""
-    return Keybearer(world.service.app.port, world.service.app.http_port, keys.gateway)
 
 
 @pytest.fixture(scope="module", params=proxies.NAMES)
@@ -73,13 +68,13 @@ def bearer(token: str) -> tuple[str, str]:
 
 
 def seen_by_upstream(answer: httpx.Response) -> list[tuple[str, str]]:
-    """Answer what the application was sent."""
+    """Return what the application was sent."""
     assert answer.status_code == 200, answer.text
     return [(name, value) for name, value in answer.json()["headers"]]
 
 
 def of_keybearer(seen: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Answer what an application could take for keybearer's word."""
+    """Return what an application could take for keybearer's word."""
     return sorted((name, value) for name, value in seen if name.startswith("x-keybearer") and value)
 
 

@@ -29,7 +29,7 @@ def _tool(name: str) -> Path:
 
 
 def _script(tool: str) -> str:
-    """Answer what the page says to do with one of the tools, telling each command first."""
+    """Return what the page says to do with one of the tools, telling each command first."""
     blocks = [text for for_tool, text in _BLOCK.findall(PAGE.read_text()) if for_tool in ("", tool)]
     assert len(blocks) > 8
     return "set -euo pipefail\n" + "\n".join(blocks)

@@ -200,7 +200,7 @@ WAYS = ("our header", "a bearer", "client_secret_basic", "client_secret_post")
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_resource_server_authenticates_in_any_one_way(world: Gated, keys: Cast, way: str) -> None:
-    """With the token of a VALIDATOR as the secret; who has none is told the scheme it has used."""
+    """The secret is the token of a VALIDATOR; a refusal names the scheme that was used."""
     answer = introspect(world, keys, **ways_to_authenticate(keys, keys.gateway)[way])
     assert (answer.status_code, answer.json()["active"]) == (200, True)
     for secret in (keys.unknown, keys.expired, keys.revoked):

@@ -182,7 +182,7 @@ CHALLENGES = {
 def test_a_denial_carries_the_challenge_of_rfc_6750(
     world: Gated, keys: Cast, token: str, entry_point: str
 ) -> None:
-    """A client is told what would be right."""
+    """The refusal says what would be right."""
     asked, error = CHALLENGES[token]
     challenge = ENTRY_POINTS[entry_point](
         world, keys.gateway, getattr(keys, token), asked

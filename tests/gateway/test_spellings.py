@@ -19,7 +19,7 @@ from gateway.exact_client import bearer, identities, send, send_lines, values_of
 from gateway.expected import NOBODY, Key
 from gateway.folding_upstream import folding_upstream, received_from
 from gateway.http2_client import http2_client
-from gateway.proxies import Keybearer, Proxy
+from gateway.proxies import Proxy, keybearer_of
 from gateway.spellings import (
     FOLDED,
     LEGITIMATE,
@@ -54,7 +54,7 @@ def proxy(
     upstreams: Upstreams,
 ) -> Iterator[Proxy]:
     """A gateway before the folding application; nginx lets bodies of 10 MB pass."""
-    keybearer = Keybearer(world.service.app.port, world.service.app.http_port, keys.gateway)
+    keybearer = keybearer_of(world, keys)
     edits = []
     if request.param == "nginx":
         leads = "proxy_pass http://127.0.0.1:9000;"

@@ -18,7 +18,7 @@ from gateway import proxies
 from gateway.exact_client import Answer, bearer, identities, send, send_lines, values_of
 from gateway.expected import Key
 from gateway.folding_upstream import folding_upstream
-from gateway.proxies import Keybearer, Proxy
+from gateway.proxies import Proxy, keybearer_of
 from gateway.spellings import PROTECTED, areas, path_spellings
 from gateway.support import IDENTITY, Cast, Gated, Upstreams, call_arity, cast, gated
 
@@ -57,26 +57,27 @@ def removes_identity(scene: Scene) -> bool:
 
 def spoofs_on_open_path(scene: Scene) -> bool:
     """Claim an identity where no key is asked for."""
-    answer = send(scene.proxy, "/healthz", [("x-keybearer-role", EVIL)])
-    return EVIL in read_by_application(answer, "ROLE")
+    return _carries(scene, "x-keybearer-role", "ROLE")
 
 
 def spoofs_by_underscores(scene: Scene) -> bool:
     """Claim it in the spelling of WSGI."""
-    answer = send(scene.proxy, "/healthz", [("x_keybearer_role", EVIL)])
-    return EVIL in read_by_application(answer, "ROLE")
+    return _carries(scene, "x_keybearer_role", "ROLE")
 
 
 def spoofs_by_dots(scene: Scene) -> bool:
     """Claim it in a spelling that CGI folds."""
-    answer = send(scene.proxy, "/healthz", [("x.keybearer.role", EVIL)])
-    return EVIL in read_by_application(answer, "ROLE")
+    return _carries(scene, "x.keybearer.role", "ROLE")
 
 
 def claims_requirement(scene: Scene) -> bool:
     """Send the application a header that only the gateway sends, to keybearer."""
-    answer = send(scene.proxy, "/healthz", [("x-keybearer-required-role", EVIL)])
-    return EVIL in read_by_application(answer, "REQUIRED_ROLE")
+    return _carries(scene, "x-keybearer-required-role", "REQUIRED_ROLE")
+
+
+def _carries(scene: Scene, name: str, variable: str) -> bool:
+    answer = send(scene.proxy, "/healthz", [(name, EVIL)])
+    return EVIL in read_by_application(answer, variable)
 
 
 def passes_folding_name(scene: Scene) -> bool:
@@ -476,7 +477,7 @@ def test_a_trap_is_open_without_its_line_and_closed_with_it(
         if trap.attack in ENDS_SERVICE:
             world = stack.enter_context(gated(tmp_path / "data", clock, entropy))
             keys = cast(world)
-        keybearer = Keybearer(world.service.app.port, world.service.app.http_port, keys.gateway)
+        keybearer = keybearer_of(world, keys)
         proxy = stack.enter_context(
             proxies.running(trap.gateway, tmp_path / "proxy", keybearer, folding, edits=edits)
         )

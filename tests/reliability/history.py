@@ -327,7 +327,7 @@ def _state(disable_time: int | None, revoke_time: int | None) -> str:
 
 
 def row_from(subject: KeyFacts | UserFacts) -> tuple[Any, ...]:
-    """Answer what StoreImage must say of it."""
+    """Return what StoreImage must say of it."""
     if isinstance(subject, KeyFacts):
         return (subject.name, subject.id, subject.owner, subject.state, subject.version)
     roles = {"ROLE_VALIDATOR": 1, "ROLE_DEVELOPER": 2, "ROLE_ADMIN": 3}

@@ -25,7 +25,7 @@ RUN_WITH_BUGS = ("-m", "reliability.run_with_bugs")
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """Answer the environment of a child: ours, without settings of the service."""
+    """Return the environment of a child: ours, without settings of the service."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -143,7 +143,7 @@ class ServerProcess:
         return channel
 
     def stubs(self, token: str) -> Stubs:
-        """Answer stubs on a connection of their own."""
+        """Return stubs on a connection of their own."""
         return Stubs(self.channel(), token)
 
     def kill(self) -> None:

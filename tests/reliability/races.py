@@ -190,7 +190,7 @@ class Arena:
         )
 
     def newest_event(self, target_id: str) -> int:
-        """Answer where the newest event about something stands in the order of commits."""
+        """Return where the newest event about something stands in the order of commits."""
         query = AuditQuery(scope=EVERYWHERE, target_id=target_id)
         with self._store.read() as reader:
             return reader.list_audit_events(query, Page(limit=1))[0].seq

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def spellings(secret: str) -> Iterator[tuple[str, bytes]]:
-    """Answer the ways in which a secret may have been written down."""
+    """Return the ways in which a secret may have been written down."""
     raw = secret.encode()
     yield "raw", raw
     yield "reversed", raw[::-1]
@@ -19,7 +19,7 @@ def spellings(secret: str) -> Iterator[tuple[str, bytes]]:
 
 
 def secret_of(token: str) -> str:
-    """Answer the part of a token that nobody may know."""
+    """Return the part of a token that nobody may know."""
     return token.rpartition("_")[2][:43]
 
 
@@ -34,7 +34,7 @@ def files_below(*paths: Path) -> dict[str, bytes]:
 
 
 def hunt(tokens: Iterable[str], places: dict[str, bytes]) -> list[str]:
-    """Answer where which token was found, in which spelling."""
+    """Return where which token was found, in which spelling."""
     return [
         f"{token[:23]} {how} in {place}"
         for token in tokens

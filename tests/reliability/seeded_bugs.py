@@ -130,6 +130,6 @@ STORES: dict[str, tuple[type[SqliteStore], ...]] = {
 
 
 def store_with(names: list[str]) -> type[SqliteStore]:
-    """Answer a store class with these variants."""
+    """Return a store class with these variants."""
     bases = [base for name in names for base in STORES.get(name, ())]
     return type("DoctoredStore", tuple(bases), {}) if bases else SqliteStore

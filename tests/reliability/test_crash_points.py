@@ -126,7 +126,7 @@ class Disk:
             self.pending.append(call)
 
     def survivors(self, kind: str, chance: random.Random) -> dict[str, bytearray]:
-        """Answer the files after the power was lost now."""
+        """Return the files after the power was lost now."""
         files = self.synced.copy()
         for call in self.pending if kind != "nothing" else ():
             if kind == "everything":

@@ -22,7 +22,7 @@ _ALIAS = {"k": "api_keys", "u": "users", "o": "users", "c": "users"}
 
 
 def scans(connection: dbapi.Connection, statements: list[str]) -> list[str]:
-    """Answer the statements that go through all rows of a table that grows."""
+    """Return the statements that go through all rows of a table that grows."""
     found = []
     for statement in dict.fromkeys(statements):
         if not statement.startswith(("SELECT", "UPDATE", "DELETE", "INSERT")):

@@ -23,7 +23,7 @@ def action_of(event: Event) -> str:
 
 
 def changes_of(event: Event) -> dict[str, tuple[str, str]]:
-    """Answer what changed, by field."""
+    """Return what changed, by field."""
     return {one.field: (one.before, one.after) for one in event.changes}
 
 

@@ -121,13 +121,13 @@ def test_a_renewal_that_is_half_done_changes_nothing(
 
 
 WRONG_FILES: dict[str, Callable[[Path, Path, Path], str]] = {
-    "a certificate that is none": lambda certificate, _key, _ca: _write(
+    "no certificate in its file": lambda certificate, _key, _ca: _write(
         certificate, "nothing", "holds no PEM certificate"
     ),
     "a certificate that is cut off": lambda certificate, _key, _ca: _write(
         certificate, certificate.read_text()[:200], "holds no PEM certificate"
     ),
-    "a key that is none": lambda _certificate, key, _ca: _write(
+    "no key in its file": lambda _certificate, key, _ca: _write(
         key, "nothing", "holds no PEM private key"
     ),
     "a key that is cut off": lambda _certificate, key, _ca: _write(
@@ -139,7 +139,7 @@ WRONG_FILES: dict[str, Callable[[Path, Path, Path], str]] = {
     "a key with a passphrase": lambda _certificate, key, _ca: _write(
         key, _encrypted(key), "is encrypted; give a key without a passphrase"
     ),
-    "an authority that is none": lambda _certificate, _key, ca: _write(
+    "no authority in its file": lambda _certificate, _key, ca: _write(
         ca, "nothing", "holds no PEM certificate"
     ),
     "an authority that is a key": lambda _certificate, key, ca: _write(

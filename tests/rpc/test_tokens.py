@@ -39,7 +39,7 @@ def name_of(outcome: int) -> str:
 
 
 def cache_for(verdict: Verdict) -> int:
-    """Answer for how many microseconds a verdict may be reused."""
+    """Return for how many microseconds a verdict may be reused."""
     return verdict.cache_for.seconds * SECOND + verdict.cache_for.nanos // 1000
 
 

@@ -65,13 +65,13 @@ class Watch:
         self._outgoing.put(None)
 
     def next(self) -> pb.WatchInvalidationsResponse:
-        """Answer the next message; an end of the stream is an error here."""
+        """Return the next message; an end of the stream is an error here."""
         item = self._incoming.get(timeout=TIMEOUT_S)
         assert isinstance(item, pb.WatchInvalidationsResponse), item
         return item
 
     def end(self) -> Refusal:
-        """Answer how the stream ends, passing over what comes before."""
+        """Return how the stream ends, passing over what comes before."""
         while True:
             item = self._incoming.get(timeout=TIMEOUT_S)
             if isinstance(item, grpc.RpcError):

@@ -670,6 +670,26 @@ def test_ties_are_ordered_by_id(store: Store, filled: Filling) -> None:
     assert found == sorted(found)
 
 
+def paged_under_inserts(
+    store: Store,
+    read_page: Callable[[Reader, Page], Sequence[Account | User]],
+    insert: Callable[[Writer, int], object],
+) -> list[str]:
+    """Return the ids on all pages of two, with an insert after each page."""
+    seen: list[Account | User] = []
+    after: SortKey | None = None
+    for number in range(20):
+        with store.read() as reader:
+            page = read_page(reader, Page(limit=2, after=after))
+        if not page:
+            break
+        seen.extend(page)
+        after = (page[-1].create_time, page[-1].id)
+        with store.write() as tx:
+            insert(tx, number)
+    return [one.id for one in seen]
+
+
 def test_accounts_are_listed_newest_first_and_stable_under_inserts(
     store: Store, filled: Filling
 ) -> None:
@@ -677,18 +697,11 @@ def test_accounts_are_listed_newest_first_and_stable_under_inserts(
     with store.write() as tx:
         for n in range(6):
             tx.insert_account(sample_account(f"a{n}", create_time=at(n // 2)))
-    seen: list[Account] = []
-    after: SortKey | None = None
-    for number in range(20):
-        with store.read() as reader:
-            page = reader.list_accounts(AccountQuery(scope=EVERYWHERE), Page(limit=2, after=after))
-        if not page:
-            break
-        seen.extend(page)
-        after = (page[-1].create_time, page[-1].id)
-        with store.write() as tx:
-            tx.insert_account(sample_account(f"b{number}", create_time=at(9)))
-    ids = [one.id for one in seen]
+    ids = paged_under_inserts(
+        store,
+        lambda reader, page: reader.list_accounts(AccountQuery(scope=EVERYWHERE), page),
+        lambda tx, n: tx.insert_account(sample_account(f"b{n}", create_time=at(9))),
+    )
     assert ids == [sample_id(name) for name in ("a5", "a4", "a3", "a2", "acct", "a1", "a0")]
 
 
@@ -699,18 +712,11 @@ def test_users_are_listed_newest_first_and_stable_under_inserts(
     with store.write() as tx:
         for n in range(6):
             tx.insert_user(sample_user(f"u{n}", create_time=at(n // 2)))
-    seen: list[User] = []
-    after: SortKey | None = None
-    for number in range(20):
-        with store.read() as reader:
-            page = reader.list_users(UserQuery(scope=OWN), Page(limit=2, after=after))
-        if not page:
-            break
-        seen.extend(page)
-        after = (page[-1].create_time, page[-1].id)
-        with store.write() as tx:
-            tx.insert_user(sample_user(f"b{number}", create_time=at(9)))
-    ids = [one.id for one in seen]
+    ids = paged_under_inserts(
+        store,
+        lambda reader, page: reader.list_users(UserQuery(scope=OWN), page),
+        lambda tx, n: tx.insert_user(sample_user(f"b{n}", create_time=at(9))),
+    )
     assert ids == [sample_id(name) for name in ("u5", "u4", "u3", "u2", "user", "u1", "u0")]
 
 

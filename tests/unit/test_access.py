@@ -140,7 +140,7 @@ def test_an_admin_meets_every_scope(required: list[str]) -> None:
 
 
 def test_the_role_is_judged_before_the_scopes() -> None:
-    """Who lacks both is told of the role."""
+    """A caller who lacks both learns of the role."""
     rule = AccessRule(role=ADMIN, scopes=("a",))
     assert decide(rule, VALIDATOR, (), NO_CONTEXT) is Decision.ROLE_INSUFFICIENT
 

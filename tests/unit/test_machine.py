@@ -90,7 +90,7 @@ class Model:
     keys: dict[str, ModelKey] = field(default_factory=dict)
 
     def outcome(self, key: ModelKey, token: str, now: int, required: Role) -> Outcome:
-        """Answer what a token is worth."""
+        """Return what a token is worth."""
         version = key.tokens[token]
         is_old = version == key.old_version and now < key.overlap_end
         if version != key.version and not is_old:

@@ -24,7 +24,7 @@ KEY: SortKey = (START, "id")
 
 
 def token_after(key: SortKey, bound_to: object = BOUND, pages: PageTokens = PAGES) -> str:
-    """Answer the token of the page after an item."""
+    """Return the token of the page after an item."""
     found: Sequence[SortKey] = [key, (0, "more")]
     shown, token = pages.split(found, Page(limit=2), bound_to, lambda item: item)
     assert list(shown) == [key]

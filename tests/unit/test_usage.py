@@ -68,7 +68,7 @@ def match(store: WatchedStore, key: str = "key", *, is_current: bool = True) -> 
 
 
 def counted(store: WatchedStore, key: str = "key") -> tuple[int, int | None]:
-    """Answer the count and the time that are stored."""
+    """Return the count and the time that are stored."""
     with store.read() as reader:
         found = reader.api_key(EVERYWHERE, sample_id(key))
     assert found is not None

@@ -129,7 +129,7 @@ def internal(reference: str) -> Denial:
     """Return the answer to an unforeseen error.
 
     Args:
-        reference: Stands in the log of the error too; nothing else of the error is told.
+        reference: Finds the error in the log; the caller learns nothing else of it.
     """
     return Denial(
         code=grpc.StatusCode.INTERNAL,

@@ -52,7 +52,7 @@ WideOption = Annotated[
 ColumnsOption = Annotated[
     str,
     typer.Option(
-        metavar="NAMES", help="Only these columns, as name,id; a name that is none lists them."
+        metavar="NAMES", help="Only these columns, as name,id; an unknown name lists them."
     ),
 ]
 KeyArgument = Annotated[str, typer.Argument(metavar="KEY", help="The id of the key.")]

@@ -73,8 +73,8 @@ MAX_FORM_BYTES = 8 * 1024
 THREADS = 8
 """Each has a database connection of its own. A verdict takes some 20 us, so few are enough."""
 MAX_WAITING = 200
-"""Requests that are answered or wait for a thread. One more is told at once to try again: to answer
-all of them takes a fraction of a second, and nobody waits longer for a verdict."""
+"""Requests that are answered or wait for a thread. The next one is refused at once and may be tried
+again: these take a fraction of a second together, and nobody waits longer for a verdict."""
 RULE = AccessRule(only_roles=(Role.VALIDATOR, Role.ADMIN))
 """Who may ask, as for ValidateToken."""
 NO_STORE = {"cache-control": "no-store"}
@@ -292,7 +292,7 @@ def _for_all_methods(route: Route) -> Route:
 
 
 def _asked_by_headers(request: Request) -> list[tuple[str, str]]:
-    # One that begins like ours and is none is a typing error; it is handed on, and refused there.
+    # A name that only begins like ours is a typing error: it is handed on, and refused there.
     return [
         (REQUIREMENT_HEADERS.get(name, name), value)
         for name, value in request.headers.items()

@@ -194,7 +194,7 @@ class SqliteStore:
 
     @contextmanager
     def write(self) -> Iterator[Writer]:
-        """Take the write lock with BEGIN IMMEDIATE; commit at the end of the block."""
+        """Begin a transaction that may write (BEGIN IMMEDIATE), and commit it after the block."""
         with self._transaction():
             yield writer_of(self._writer, self._db)
         self._woken.set()

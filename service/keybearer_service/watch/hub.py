@@ -295,7 +295,7 @@ class WatchHub:
         self._feed.wake()
 
     def ping(self, watcher: Watcher, message: Ping) -> None:
-        """Answer a ping within GATHER_S.
+        """Send the pong for a ping within GATHER_S.
 
         One turn for all the pings of that time costs little, and a pong that comes a little later
         only takes as much from its watcher's lease.
