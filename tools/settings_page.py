@@ -8,6 +8,7 @@ import typer.main
 
 from keybearer_service.cli import app
 from keybearer_service.config import Settings, describe
+from keybearer_service.net.bounds import described
 
 HEAD = """\
 # Settings and commands of keybearer-server
@@ -28,6 +29,12 @@ that fails, and waits for the reader of standard error.
 Every port serves TLS when `tls_cert` and `tls_key` are given. Plain text off loopback is refused
 without `insecure`, on every port.
 """
+BOUNDS = """
+## Bounds
+
+What each port holds for its clients, in each process; the connections are settings. With few file
+descriptors a port takes at most a quarter of them.
+"""
 COMMANDS = """
 ## Commands
 
@@ -40,7 +47,7 @@ on standard error and exit code 1. Wrong usage is exit code 2, and so is damage 
 def main() -> None:
     """Write the page to standard output."""
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
-    lines = [HEAD, *settings(), COMMANDS]
+    lines = [HEAD, *settings(), BOUNDS, *bounds(), COMMANDS]
     for name, command in commands(typer.main.get_command(app), "keybearer-server"):
         lines += section(name, command)
     sys.stdout.write("\n".join(lines) + "\n")
@@ -53,6 +60,13 @@ def settings() -> Iterator[str]:
         about = describe(name)
         default = f"`{about.default}`" if about.default else ""
         yield row(f"`{name}`", f"`{about.flag}`", f"`{about.variable}`", default, about.meaning)
+
+
+def bounds() -> Iterator[str]:
+    """Yield the table of bounds."""
+    yield from table("bound", "gRPC port", "HTTP port", "metrics port")
+    for one in described():
+        yield row(*one)
 
 
 def commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ from keybearer_service.gauges import live_keys_by_expiry, service_gauges
 from keybearer_service.housekeeping import Housekeeper
 from keybearer_service.http.listeners import HttpConfig, HttpListeners
 from keybearer_service.net.addresses import Listener, ListenError
+from keybearer_service.net.bounds import GRPC, Bounds
 from keybearer_service.rpc.probes import PrivateListener, SharedQuestion, Watchdog
 from keybearer_service.validation.callers import Callers
 
@@ -30,6 +31,7 @@ class AppConfig:
     """Where an App listens."""
 
     listener: Listener
+    bounds: Bounds = GRPC
     http: HttpConfig = field(default_factory=HttpConfig)
     reflection: bool = True
 
@@ -88,6 +90,7 @@ class App:
             self._rpc = RpcEndpoints(
                 container,
                 config.listener,
+                bounds=config.bounds,
                 private_address=self._private_listener.address,
                 is_ready=self._is_ready,
                 on_outcome_unknown=on_fatal,

@@ -19,6 +19,7 @@ from pydantic_settings import (
 
 from keybearer_service.domain.token_format import is_id
 from keybearer_service.net.addresses import Address
+from keybearer_service.net.bounds import GRPC, HTTP
 from keybearer_service.net.tls import TlsFiles
 
 PREFIX: Final = "KEYBEARER_"
@@ -131,6 +132,22 @@ class Settings(BaseSettings):
         "is plain text, off loopback too: metrics and health hold no secret. As every port, unless "
         "given.",
     )
+    max_connections: int = Field(
+        default=GRPC.connections,
+        ge=1,
+        description="Connections of the gRPC port, of each process.",
+    )
+    http_max_connections: int = Field(
+        default=HTTP.connections,
+        ge=1,
+        description="Connections of http_listen, of each process. A new one takes the place of the "
+        "one that has been silent longest.",
+    )
+    http_max_connections_per_peer: int = Field(
+        default=HTTP.connections_of_one_peer,
+        ge=1,
+        description="Of these, connections from one address (IPv6: one /64).",
+    )
     insecure: bool = Field(
         default=False,
         description="Serve plain text off loopback, because something in front does TLS.",
@@ -161,9 +178,15 @@ class Settings(BaseSettings):
 
     @property
     def tls(self) -> TlsFiles | None:
-        """The TLS files, None for plaintext."""
-        if self.tls_cert is None or self.tls_key is None:
+        """The TLS files, None for plaintext.
+
+        Raises:
+            ConfigError: Only one of the two files is given.
+        """
+        if self.tls_cert is None and self.tls_key is None:
             return None
+        if self.tls_cert is None or self.tls_key is None:
+            raise ConfigError("tls_cert and tls_key: give both or neither")
         return TlsFiles(certificate=self.tls_cert, key=self.tls_key, client_ca=self.tls_client_ca)
 
     @property
@@ -211,8 +234,8 @@ def load(file: Path | None, flags: Mapping[str, Any]) -> Settings:
         flags: The values of the command line; None for a flag that was not given.
 
     Raises:
-        ConfigError: A setting is unknown, ill-formed, or contradicts another, or the name of an
-            environment variable is nearly that of a setting.
+        ConfigError: A setting is unknown or ill-formed, or the name of an environment variable is
+            nearly that of a setting.
     """
     if file is not None and not file.is_file():
         raise ConfigError(f"--config: {file} is no file")
@@ -227,6 +250,19 @@ def load(file: Path | None, flags: Mapping[str, Any]) -> Settings:
         raise ConfigError(_first_problem(error)) from None
     except (ValueError, OSError) as error:  # not TOML, or not to be read
         raise ConfigError(f"--config: {error}") from None
+    return settings
+
+
+def load_to_serve(file: Path | None, flags: Mapping[str, Any]) -> Settings:
+    """Read the settings of a server.
+
+    The other commands share its file and environment, but what is given to `serve` as a flag is
+    unknown to them. So they do not ask whether the settings of the ports fit each other.
+
+    Raises:
+        ConfigError: As from `load`, or a setting contradicts another.
+    """
+    settings = load(file, flags)
     _assert_consistent(settings)
     return settings
 
@@ -275,9 +311,7 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _assert_consistent(settings: Settings) -> None:
-    if (settings.tls_cert is None) != (settings.tls_key is None):
-        raise ConfigError("tls_cert and tls_key: give both or neither")
-    if settings.tls_client_ca is not None and settings.tls_cert is None:
+    if settings.tls_client_ca is not None and settings.tls is None:
         raise ConfigError("tls_client_ca: needs tls_cert and tls_key")
     _assert_may_listen("listen", settings.listen, settings)
     _assert_http_consistent(settings)
@@ -291,6 +325,11 @@ def _assert_http_consistent(settings: Settings) -> None:
                 raise ConfigError(f"{name}: a unix socket is for --listen alone; give host:port")
             _assert_may_listen(name, address, settings)
     _assert_metrics_tls_consistent(settings)
+    if settings.http_max_connections_per_peer > settings.http_max_connections:
+        raise ConfigError(
+            "http_max_connections_per_peer: at most http_max_connections, "
+            f"{settings.http_max_connections}"
+        )
     if settings.http_open and settings.http_listen is None:
         raise ConfigError("http_open: needs http_listen")
     if settings.http_open and not settings.http_account:

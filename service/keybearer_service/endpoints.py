@@ -14,6 +14,7 @@ from keybearer_service.container import Container
 from keybearer_service.domain.rate_limits import PeerLimiter
 from keybearer_service.gateway import ext_authz
 from keybearer_service.net.addresses import Listener
+from keybearer_service.net.bounds import Bounds
 from keybearer_service.rpc import health, reflection
 from keybearer_service.rpc.call_log import CallLog
 from keybearer_service.rpc.executors import CallExecutor, MessageWatchdog
@@ -144,6 +145,7 @@ class RpcEndpoints:
         container: Container,
         listener: Listener,
         *,
+        bounds: Bounds,
         private_address: str,
         is_ready: Callable[[], bool],
         on_outcome_unknown: Callable[[], None],
@@ -154,6 +156,7 @@ class RpcEndpoints:
         Args:
             container: The use cases.
             listener: Where to listen.
+            bounds: What the port holds for its clients.
             private_address: The socket that the process asks itself on.
             is_ready: Returns whether calls can be answered.
             on_outcome_unknown: Called when a commit failed; the process is to end.
@@ -183,6 +186,7 @@ class RpcEndpoints:
         try:
             self._server = Server(
                 listener,
+                bounds=bounds,
                 methods=MethodHandlers(self._handlers(with_reflection=with_reflection)),
                 private_address=private_address,
                 default_executor=self._executors.validation,

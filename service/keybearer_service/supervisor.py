@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from queue import Empty, SimpleQueue
@@ -28,6 +29,7 @@ from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.ownership import give
 from keybearer_service.net import descriptors
 from keybearer_service.net.addresses import Address, Listener, ListenError
+from keybearer_service.net.bounds import GRPC, HTTP
 from keybearer_service.net.tls import TlsFiles
 from keybearer_service.net.unix_sockets import UnixSocketFile
 from keybearer_service.storage import files
@@ -108,6 +110,7 @@ def _serve_alone(
                     tls=settings.tls,
                     share_port=shared,
                 ),
+                bounds=replace(GRPC, connections=settings.max_connections),
                 http=http,
                 reflection=settings.reflection,
             ),
@@ -170,6 +173,11 @@ def _http(settings: Settings, *, shared: bool) -> HttpConfig:
     return HttpConfig(
         gateway=listener(settings.http_listen, settings.tls),
         metrics=listener(settings.metrics_listen, settings.tls_of_metrics),
+        gateway_bounds=replace(
+            HTTP,
+            connections=settings.http_max_connections,
+            connections_of_one_peer=settings.http_max_connections_per_peer,
+        ),
         accounts=settings.http_account,
         is_open=settings.http_open,
     )

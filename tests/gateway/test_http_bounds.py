@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from fakes import FakeClock, SeededEntropy
 from gateway.gateway_clients import forward_auth_request
@@ -32,12 +33,22 @@ from gateway.raw_http import (
 )
 from gateway.support import LOOPBACK, Gated, cast, gated, tls_files
 from keybearer.models import Presented
+from keybearer_service.cli import app
 from keybearer_service.domain.errors import CredentialsInvalid
 from keybearer_service.domain.verdict import Caller
 from keybearer_service.gateway.routes import MAX_WAITING, GatewayRoutes
 from keybearer_service.http.listeners import HttpConfig, HttpListeners
 from keybearer_service.net.addresses import Address, Listener
-from keybearer_service.net.bounds import HTTP, METRICS, Bounds, peer_of, within_descriptors
+from keybearer_service.net.bounds import (
+    GRPC,
+    HTTP,
+    METRICS,
+    BoundRow,
+    Bounds,
+    described,
+    peer_of,
+    within_descriptors,
+)
 from keybearer_service.net.tls import TlsFiles
 from keybearer_service.validation.callers import Callers
 
@@ -449,6 +460,48 @@ def test_the_page_shows_the_bounds() -> None:
     assert rows["idle between two requests"] == shown(lambda one: f"{one.idle_s:.0f} s")
     waiting = rows["requests for a verdict that are answered or wait"][0]
     assert waiting.startswith(f"{MAX_WAITING}, ")
+
+
+@pytest.mark.parametrize("row", described(), ids=lambda one: one.name)
+def test_the_help_of_serve_shows_each_bound(row: BoundRow) -> None:
+    """For every port, as the one who types `--help` sees it."""
+    shown = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "100"}).output
+    assert list(row) in [re.split(r" {2,}", line.strip()) for line in shown.splitlines()]
+
+
+def test_the_example_file_names_the_bounds_that_no_setting_changes() -> None:
+    """Every number in its paragraph is one that holds."""
+    text = " ".join(
+        (Path(__file__).parents[2] / "deploy/keybearer.toml").read_text("utf-8").split("\n# ")
+    )
+    for said in (
+        f"a TLS handshake ends within {HTTP.handshake_s:.0f} s",
+        f"headers within {HTTP.header_s:.0f} s and {HTTP.header_bytes // 1024} KiB",
+        f"(metadata of gRPC: {GRPC.header_bytes // 1024} KiB)",
+        f"a body within {HTTP.body_s:.0f} s (a message of gRPC: {GRPC.body_bytes // 1024} KiB)",
+        f"closed after {HTTP.idle_s:.0f} s (gRPC: {GRPC.idle_s:.0f} s)",
+    ):
+        assert said in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "port"),
+    [
+        (("--max-connections", "3"), "grpc"),
+        (("--http-max-connections", "3", "--http-max-connections-per-peer", "3"), "http"),
+    ],
+    ids=["grpc", "http"],
+)
+def test_a_port_holds_as_many_connections_as_it_is_told_to(
+    flags: tuple[str, str], port: str, tmp_path: Path
+) -> None:
+    """Of ten that come, no more than three stay."""
+    with served(tmp_path, *flags) as server:
+        number = server.port if port == "grpc" else server.http_port
+        opened = [connect(number) for _ in range(10)]
+        assert sum(wait_until_open(3, opened)) <= 3
+        for one in opened:
+            one.close()
 
 
 def test_few_descriptors_lower_the_bounds() -> None:

@@ -22,7 +22,7 @@ from gateway.gateway_clients import (
 )
 from gateway.support import Cast, Gated, cast, gated, tls_files
 from harness import initialise, make_app, raising, refused
-from keybearer_service.config import ConfigError, load
+from keybearer_service.config import ConfigError, load_to_serve
 from keybearer_service.http.listeners import HttpConfig, HttpListeners
 from keybearer_service.net.addresses import Address, Listener, ListenError
 from keybearer_service.net.tls import TlsFiles
@@ -387,9 +387,9 @@ def test_a_server_that_ends_says_so_to_probes(
 def test_plaintext_off_loopback_is_refused_on_every_port(name: str) -> None:
     """Tokens and metrics do not go over a network in plain text by accident."""
     with pytest.raises(ConfigError, match=f"^{name}: .*plain text"):
-        load(None, {name: "0.0.0.0:8081"})
-    load(None, {name: "0.0.0.0:8081", "insecure": True})
-    load(None, {name: "127.0.0.1:8081"})
+        load_to_serve(None, {name: "0.0.0.0:8081"})
+    load_to_serve(None, {name: "0.0.0.0:8081", "insecure": True})
+    load_to_serve(None, {name: "127.0.0.1:8081"})
 
 
 @pytest.mark.parametrize(
@@ -408,7 +408,7 @@ def test_plaintext_off_loopback_is_refused_on_every_port(name: str) -> None:
 def test_contradicting_flags_are_refused(flags: dict[str, Any]) -> None:
     """An open port is opened for somebody, and an account is an id or `*`."""
     with pytest.raises(ConfigError, match=r"^http_(open|account|listen): "):
-        load(None, flags)
+        load_to_serve(None, flags)
 
 
 def test_a_port_in_use_is_refused_and_leaves_nothing_open(world: Gated) -> None:
@@ -573,7 +573,7 @@ def test_metrics_may_have_another_tls_than_tokens(
 ) -> None:
     """A kubelet and Prometheus have no client certificate, and ask where none is asked for."""
     files = tls_files(tmp_path / "tls", "localhost", with_client_ca=True)
-    settings = load(
+    settings = load_to_serve(
         None,
         {
             "metrics_listen": "0.0.0.0:9464",
@@ -614,9 +614,9 @@ def is_answered(url: str, files: TlsFiles) -> bool:
 def test_plaintext_metrics_off_loopback_are_allowed_where_they_are_meant() -> None:
     """Said for that port, and for no other."""
     meant = {"metrics_listen": "0.0.0.0:9464", "metrics_tls": "off"}
-    assert load(None, meant).tls_of_metrics is None
+    assert load_to_serve(None, meant).tls_of_metrics is None
     with pytest.raises(ConfigError, match=r"^http_listen: .*plain text"):
-        load(None, {**meant, "http_listen": "0.0.0.0:8081"})
+        load_to_serve(None, {**meant, "http_listen": "0.0.0.0:8081"})
 
 
 @pytest.mark.parametrize(
@@ -637,4 +637,4 @@ def test_a_tls_of_metrics_that_cannot_be_is_refused(flags: dict[str, Any], why: 
     """By name, with what would be right."""
     given = flags if "listen" in why else {**flags, "metrics_listen": "127.0.0.1:0"}
     with pytest.raises(ConfigError, match=f"^metrics_tls: .*{why}"):
-        load(None, given)
+        load_to_serve(None, given)

@@ -9,7 +9,7 @@ import typer.main
 import yaml
 
 from keybearer_service.cli import app
-from keybearer_service.config import Settings, load
+from keybearer_service.config import Settings, load_to_serve
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -76,7 +76,7 @@ def settings_of(arguments: list[str]) -> Settings:
     """Return the settings of a command line of `keybearer-server serve`."""
     flags = parsed(arguments)
     flags.pop("config", None)
-    return load(None, flags)
+    return load_to_serve(None, flags)
 
 
 def assert_serves(arguments: list[str]) -> None:

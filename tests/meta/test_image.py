@@ -24,7 +24,7 @@ import httpx
 import pytest
 
 from keybearer import KeybearerClient
-from keybearer_service.config import ConfigError, load
+from keybearer_service.config import ConfigError, load_to_serve
 from meta.deployment import BUILD, DEPLOY, FINAL, IMAGE_USER, ROOT, VARIABLES, parsed, texts_of
 
 INSTALLED = "/opt/keybearer"
@@ -154,8 +154,8 @@ def test_the_image_does_not_serve_plain_text_unasked(monkeypatch: pytest.MonkeyP
             monkeypatch.setenv(name, value)
     flags = parsed(json.loads(command))
     with pytest.raises(ConfigError, match="plain text"):
-        load(None, flags)
-    load(None, {**flags, "insecure": True})
+        load_to_serve(None, flags)
+    load_to_serve(None, {**flags, "insecure": True})
 
 
 # --- what it holds --------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from keybearer_service.config import ConfigError, Settings, load, unknown_variables
+from keybearer_service.config import ConfigError, Settings, load, load_to_serve, unknown_variables
 
 FILE = "listen = '127.0.0.1:1'\nlog_level = 'error'\ndata_dir = 'from-file'\n"
 
@@ -72,6 +72,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a certificate without its key": ({"tls_cert": "c.pem"}, "tls_cert and tls_key"),
     "a key without its certificate": ({"tls_key": "k.pem"}, "tls_cert and tls_key"),
     "an authority without a certificate": ({"tls_client_ca": "ca.pem"}, "tls_client_ca"),
+    "no connections": ({"max_connections": 0}, "max_connections"),
+    "no connections over HTTP": ({"http_max_connections": 0}, "http_max_connections"),
+    "one peer with more than all": (
+        {"http_max_connections_per_peer": 1001},
+        "http_max_connections_per_peer: at most http_max_connections, 1000",
+    ),
     "no workers": ({"workers": 0}, "workers"),
     "too many workers": ({"workers": 65}, "workers"),
     "workers that are no number": ({"workers": "two"}, "workers"),
@@ -86,7 +92,7 @@ def test_a_wrong_setting_is_refused_by_name(name: str) -> None:
     """One line that names the setting and says what would be right."""
     flags, said = REFUSED[name]
     with pytest.raises(ConfigError, match=said) as caught:
-        load(None, flags)
+        load_to_serve(None, flags)
     assert "\n" not in str(caught.value)
 
 
@@ -103,7 +109,7 @@ def test_a_wrong_setting_is_refused_in_a_file_too(name: str, tmp_path: Path) -> 
         "utf-8",
     )
     with pytest.raises(ConfigError, match=said):
-        load(file, {})
+        load_to_serve(file, {})
 
 
 ALLOWED: dict[str, dict[str, Any]] = {
@@ -120,7 +126,26 @@ ALLOWED: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", sorted(ALLOWED))
 def test_what_is_safe_is_allowed(name: str) -> None:
     """Loopback, sockets, TLS, and plaintext only when it was asked for by name."""
-    assert str(load(None, ALLOWED[name]).listen) == ALLOWED[name]["listen"]
+    assert str(load_to_serve(None, ALLOWED[name]).listen) == ALLOWED[name]["listen"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"listen": "0.0.0.0:50051"},
+        {"tls_cert": "c.pem"},
+        {"http_open": True},
+        {"metrics_tls": "server"},
+    ],
+    ids=str,
+)
+def test_settings_of_a_server_that_are_not_whole_do_not_stop_the_other_commands(
+    flags: dict[str, Any],
+) -> None:
+    """`serve` may get the rest as flags, which a `backup` with the same environment never sees."""
+    assert load(None, flags).data_dir == Path("data")
+    with pytest.raises(ConfigError):
+        load_to_serve(None, flags)
 
 
 @pytest.mark.parametrize(

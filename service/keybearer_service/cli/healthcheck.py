@@ -55,7 +55,7 @@ def healthcheck(
 
     Reads the server's own settings, so that it needs no options where the server has none.
     """
-    settings = load(config, {"listen": listen, "insecure": True})
+    settings = load(config, {"listen": listen})
     if (tls_cert is None) != (tls_key is None):
         raise ConfigError("--tls-cert and --tls-key: give both or neither")
     if not settings.listen.is_unix and not settings.listen.port:

@@ -26,6 +26,9 @@ _METAVARS = {
     "metrics_listen": "HOST:PORT",
     "http_account": "ID",
     "workers": "N",
+    "max_connections": "N",
+    "http_max_connections": "N",
+    "http_max_connections_per_peer": "N",
     "log_level": "LEVEL",
     "log_format": "FORMAT",
 }

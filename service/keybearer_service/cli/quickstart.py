@@ -20,7 +20,7 @@ from keybearer_service.cli.options import (
     LogLevelOption,
 )
 from keybearer_service.cli.serving import run_server
-from keybearer_service.config import load
+from keybearer_service.config import load_to_serve
 from keybearer_service.domain.token_format import DEFAULT_PREFIX
 from keybearer_service.installation.data_directory import DataDir, write_secret_file
 from keybearer_service.installation.ownership import give
@@ -47,7 +47,7 @@ def quickstart(
         "http_listen": http_listen,
         "log_level": log_level,
     }
-    settings = load(config, flags)
+    settings = load_to_serve(config, flags)
     directory = DataDir(settings.data_dir)
     if directory.is_initialised:
         typer.echo(

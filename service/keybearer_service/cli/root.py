@@ -18,7 +18,7 @@ from keybearer_service.cli.initialising import init
 from keybearer_service.cli.output import EXIT_REFUSED
 from keybearer_service.cli.peppers import pepper_app
 from keybearer_service.cli.quickstart import quickstart
-from keybearer_service.cli.serving import serve
+from keybearer_service.cli.serving import bounds_help, serve
 from keybearer_service.config import ConfigError
 from keybearer_service.domain.errors import ServiceError
 from keybearer_service.installation.data_directory import DataDirError
@@ -36,7 +36,10 @@ app = typer.Typer(
     # Plain help: as markup, "[env var: …]" would be a style and disappear.
     rich_markup_mode=None,
 )
-for command in (quickstart, init, serve, admin_token, backup, restore, check):
+app.command()(quickstart)
+app.command()(init)
+app.command(epilog=bounds_help())(serve)
+for command in (admin_token, backup, restore, check):
     app.command()(command)
 app.add_typer(audit_app, name="audit")
 app.add_typer(pepper_app, name="pepper")

@@ -17,11 +17,21 @@ from keybearer_service.cli.options import (
     TlsKeyOption,
     setting,
 )
-from keybearer_service.config import Settings, load, unknown_variables
+from keybearer_service.config import Settings, load_to_serve, unknown_variables
 from keybearer_service.net.addresses import Address
+from keybearer_service.net.bounds import described
 from keybearer_service.telemetry import logs
 
 log = structlog.get_logger(__name__)
+
+
+def bounds_help() -> str:
+    """Return the table of what each port holds for its clients, for the end of the help."""
+    rows = [("", "gRPC port", "HTTP port", "metrics port"), *described()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    # \b: a paragraph that is not filled.
+    return "\b\n" + "\n".join(["What each port holds for its clients:", *lines])
 
 
 def serve(
@@ -38,6 +48,11 @@ def serve(
     tls_key: TlsKeyOption = None,
     tls_client_ca: Annotated[str | None, setting("tls_client_ca")] = None,
     metrics_tls: Annotated[str | None, setting("metrics_tls")] = None,
+    max_connections: Annotated[str | None, setting("max_connections")] = None,
+    http_max_connections: Annotated[str | None, setting("http_max_connections")] = None,
+    http_max_connections_per_peer: Annotated[
+        str | None, setting("http_max_connections_per_peer")
+    ] = None,
     insecure: Annotated[bool | None, setting("insecure")] = None,
     reflection: Annotated[bool | None, setting("reflection")] = None,
     log_level: LogLevelOption = None,
@@ -46,7 +61,7 @@ def serve(
 ) -> None:
     """Serve an installation until SIGTERM, SIGINT or SIGHUP."""
     flags = {name: value for name, value in locals().items() if name != "config"}
-    run_server(load(config, flags))
+    run_server(load_to_serve(config, flags))
 
 
 def run_server(

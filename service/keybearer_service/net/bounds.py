@@ -4,7 +4,11 @@ Whoever was not identified yet costs a connection, memory and time. Each of thes
 """
 
 import ipaddress
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from keybearer._wire.limits import MAX_REQUEST_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +56,64 @@ METRICS = replace(HTTP, connections=100, connections_of_one_peer=50, handshakes=
 """The port for metrics and health alone: a few scrapers and probes."""
 
 GRPC = replace(
-    HTTP, connections=10_000, connections_of_one_peer=10_000, handshakes=10_000, idle_s=300.0
+    HTTP,
+    connections=10_000,
+    # The transport counts connections alone: it has no bound for one peer, nor for handshakes.
+    connections_of_one_peer=10_000,
+    handshakes=10_000,
+    header_bytes=8 * 1024,
+    body_bytes=MAX_REQUEST_BYTES,
+    idle_s=300.0,
 )
-"""The gRPC port: its transport counts connections alone, and has no bound for one peer."""
+"""The gRPC port. Headers are metadata, a body is a message: section 8 of the wire contract."""
+
+
+class BoundRow(NamedTuple):
+    """One bound of every port, as text."""
+
+    name: str
+    grpc: str
+    http: str
+    metrics: str
+
+
+def described() -> list[BoundRow]:
+    """Return the bounds that no setting changes; for help texts and documents."""
+
+    def row(
+        name: str, shown: Callable[[Bounds], str], *, of_grpc: Callable[[Bounds], str] | None = None
+    ) -> BoundRow:
+        return BoundRow(name, (of_grpc or shown)(GRPC), shown(HTTP), shown(METRICS))
+
+    return [
+        row(
+            "connections, those of one address",
+            lambda one: f"{one.connections}, {one.connections_of_one_peer}",
+            of_grpc=lambda one: f"{one.connections}, no bound",
+        ),
+        row(
+            "TLS handshakes at once",
+            lambda one: str(one.handshakes),
+            of_grpc=lambda _: "no bound",
+        ),
+        row("TLS handshake", lambda one: f"{one.handshake_s:.0f} s"),
+        row(
+            "headers or metadata",
+            lambda one: f"{one.header_s:.0f} s, {one.header_bytes // 1024} KiB",
+            of_grpc=lambda one: f"{one.header_bytes // 1024} KiB",
+        ),
+        row(
+            "body or message",
+            lambda one: f"{one.body_s:.0f} s, {one.body_bytes // 1024} KiB",
+        ),
+        row(
+            "response",
+            lambda one: f"{one.answer_s:.0f} s",
+            of_grpc=lambda _: "until the deadline",
+        ),
+        row("idle connection", lambda one: f"{one.idle_s:.0f} s"),
+    ]
+
 
 _DESCRIPTORS_OF_A_LISTENER = 4
 """One listener takes up to this part of the descriptors; the rest is for the other ports and the

@@ -17,12 +17,13 @@ import structlog
 
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.errors import CallAbandoned, FieldInvalid
+from keybearer_service.net.bounds import GRPC
 
 log = structlog.get_logger(__name__)
 
 M = TypeVar("M")
 
-MESSAGE_WITHIN_S = 10.0
+MESSAGE_WITHIN_S = GRPC.body_s
 """How long a message may take after its headers."""
 SLOW_AFTER_S = 0.05
 """A message comes with its headers; one that takes this long has a slow sender."""

@@ -2,14 +2,12 @@
 
 import grpc
 
-from keybearer._wire.limits import MAX_REQUEST_BYTES
 from keybearer_service.net import descriptors
 from keybearer_service.net.addresses import Listener, ListenError
-from keybearer_service.net.bounds import GRPC, within_descriptors
+from keybearer_service.net.bounds import Bounds, within_descriptors
 from keybearer_service.net.tls import server_credentials
 from keybearer_service.rpc.executors import CallExecutor
 
-MAX_METADATA_BYTES = 8 * 1024
 MAX_STREAMS_A_CONNECTION = 100
 """Section 8 of the wire contract."""
 
@@ -21,6 +19,7 @@ class Server:
         self,
         listener: Listener,
         *,
+        bounds: Bounds,
         methods: grpc.GenericRpcHandler,
         private_address: str,
         default_executor: CallExecutor,
@@ -29,6 +28,7 @@ class Server:
 
         Args:
             listener: Where to listen.
+            bounds: What the port holds for its clients.
             methods: Everything that is served.
             private_address: A `unix:` socket that this process asks itself on.
             default_executor: Takes what grpc has no executor for.
@@ -37,7 +37,7 @@ class Server:
             ListenError: The port is in use, or not to be had.
         """
         self._server = grpc.server(
-            default_executor, options=server_options(share_port=listener.share_port)
+            default_executor, options=server_options(bounds, share_port=listener.share_port)
         )
         self._server.add_generic_rpc_handlers((methods,))
         self.port = self._bind(listener)
@@ -71,15 +71,15 @@ class Server:
         return port
 
 
-def server_options(*, share_port: bool) -> list[tuple[str, int]]:
+def server_options(bounds: Bounds, *, share_port: bool) -> list[tuple[str, int]]:
     """Return the channel arguments of the server."""
-    bounds = within_descriptors(GRPC, descriptors.for_connections())
+    bounds = within_descriptors(bounds, descriptors.for_connections())
     return [
         # On by default: a second server would silently take half of the connections.
         ("grpc.so_reuseport", int(share_port)),
-        ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.max_receive_message_length", bounds.body_bytes),
+        ("grpc.max_metadata_size", bounds.header_bytes),
+        ("grpc.absolute_max_metadata_size", bounds.header_bytes),
         # Unlimited by default: resets by the thousand then slow everybody down.
         ("grpc.max_concurrent_streams", MAX_STREAMS_A_CONNECTION),
         ("grpc.max_allowed_incoming_connections", bounds.connections),
