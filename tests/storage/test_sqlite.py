@@ -121,6 +121,22 @@ def test_a_lookup_leaves_no_snapshot_open(
     assert Path(f"{path}-wal").stat().st_size == 0
 
 
+def test_the_connection_of_a_thread_ends_with_it(
+    store: SqliteStore, connections: Connections
+) -> None:
+    """Threads come and go; only those of living ones hold files open."""
+    for _ in range(5):
+        thread = threading.Thread(target=store.lookup, args=(KEY,))
+        thread.start()
+        thread.join()
+    of_threads = connections.opened[1:]
+    assert len(of_threads) == 5
+    for one in of_threads:
+        with pytest.raises(dbapi.ProgrammingError):
+            one.execute("SELECT 1")
+    assert store.lookup(KEY)[0] is not None
+
+
 def test_a_new_database_is_for_its_user_alone(store: SqliteStore, path: Path) -> None:
     """The file and what SQLite puts beside it are closed to everybody else."""
     beside = sorted(path.parent.iterdir())

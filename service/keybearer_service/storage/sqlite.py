@@ -382,7 +382,14 @@ class SqliteStore:
             self._assert_open()
             connection = self._connect(read_only=True)
             self._local.connection = connection
+            self._local.ending = _Ending(lambda: self._close_one(connection))
         return connection
+
+    def _close_one(self, connection: dbapi.Connection) -> None:
+        with self._connections_lock:
+            if connection in self._connections:
+                self._connections.remove(connection)
+                connection.close()
 
     def _cursor(self) -> dbapi.Cursor:
         """Return the calling thread's cursor for single statements; a new one costs 1 us."""
@@ -440,6 +447,20 @@ class SqliteStore:
         ).fetchone()
         if tables and marked != migrations.APPLICATION_ID:
             raise StoreUnusableError(f"{self._path.name} is a database of something else")
+
+
+class _Ending:
+    """Something local to a thread: when the thread ends, it is dropped and calls a function.
+
+    Threads come and go with slow callers. Connections that stayed behind would use up the open
+    files of the process.
+    """
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+
+    def __del__(self) -> None:
+        self._call()
 
 
 def _switch_to_wal(connection: dbapi.Connection) -> None:
