@@ -182,9 +182,7 @@ def test_only_the_rpc_room_decides_a_status() -> None:
     assert {name.split(".")[0] for name in found} == {"rpc"}
 
 
-BACKEND_MODULES = frozenset(
-    {"sqlite", "sqlite_errors", "sqlite_transactions", "dbapi", "migrations"}
-)
+BACKEND_MODULES = frozenset({"sqlite", "sqlite_errors", "sqlite_session", "dbapi", "migrations"})
 
 
 def test_only_the_container_names_a_backend() -> None:

@@ -53,7 +53,6 @@ _ADMINISTRATIVE_FIELDS = tuple(
 )
 API_KEY = ", ".join(_JOINED_FIELDS.get(name, f"k.{name}") for name in _KEY_FIELDS)
 """In the order of the fields of ApiKey."""
-API_KEY_SOURCE = "api_keys k JOIN users o ON o.id = k.owner_id JOIN users c ON c.id = k.created_by"
 TOKEN_RECORD = (
     "k.id, k.account_id, k.owner_id, k.name, k.role, k.scopes, k.labels, k.expire_time,"
     " k.disable_time, k.revoke_time, k.secret_version, k.secret_used, k.secret_create_time,"
@@ -71,6 +70,15 @@ AUDIT_EVENT = (
     "seq, id, time, account_id, actor_type, actor_key_id, actor_user_id, actor_user_email,"
     " action, target_type, target_id, changes, request_id, peer, hash"
 )
+
+
+def api_key_source(keys: str) -> str:
+    """Return what the columns API_KEY are read from.
+
+    Args:
+        keys: What stands for the keys in FROM, as `k`.
+    """
+    return f"{keys} JOIN users o ON o.id = k.owner_id JOIN users c ON c.id = k.created_by"
 
 
 def installation_from_row(row: Row) -> Installation:

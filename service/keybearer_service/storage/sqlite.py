@@ -11,8 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, cast
 
-from sqlite_utils import Database
-
 from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.model import Use
 from keybearer_service.domain.verdict import TokenRecord
@@ -37,15 +35,16 @@ from keybearer_service.storage.sqlite_errors import (
     FULL,
     LOCKED,
     name_of,
-    not_initialised,
     store_error,
     translated,
 )
-from keybearer_service.storage.sqlite_transactions import (
-    LOOKUP,
-    reader_of,
+from keybearer_service.storage.sqlite_session import KEYS, SqliteSession
+from keybearer_service.storage.transactions import (
+    lookup_in,
+    not_initialised,
+    reader_over,
     record_and_revision,
-    writer_of,
+    writer_over,
 )
 
 BUSY_TIMEOUT_S: Final = 2.0
@@ -56,6 +55,7 @@ _TIMES: Final = range(253_402_300_800_000_000)
 """The moments a use can be of, 1970 to 9999; a time outside them would fail the whole batch."""
 _SECRET_VERSIONS: Final = range(2**31)
 
+_LOOKUP: Final = lookup_in(KEYS)
 _LOOKUP_MANY: Final = (
     # A list in one value keeps the statement the same, and so prepared, for every number of ids.
     f"SELECT i.revision, {rows.TOKEN_RECORD} FROM installation i LEFT JOIN json_each(?) ids"
@@ -118,7 +118,6 @@ class SqliteStore:
             self._writer = self._connect()
             self._assert_ours()
             migrations.apply(self._writer)
-            self._db = Database(cast("str", self._writer))  # it takes a connection of any driver
         except dbapi.DatabaseError as error:
             self.close()
             if name_of(error) in LOCKED:
@@ -153,7 +152,7 @@ class SqliteStore:
         """Return a key's record and the revision, of one statement's snapshot."""
         try:
             # `fetchone` notices that the row is the only one, and that ends the snapshot.
-            row = self._cursor().execute(LOOKUP, (key_id,)).fetchone()
+            row = self._cursor().execute(_LOOKUP, (key_id,)).fetchone()
         except dbapi.DatabaseError as error:
             self._local.cursor = None  # it may be in the middle of its statement
             raise store_error(error) from error
@@ -188,7 +187,7 @@ class SqliteStore:
             connection.execute("BEGIN")
         try:
             with translated():
-                yield reader_of(connection)
+                yield reader_over(SqliteSession(connection))
         finally:
             _roll_back(connection)
 
@@ -196,7 +195,7 @@ class SqliteStore:
     def write(self) -> Iterator[Writer]:
         """Begin a transaction that may write (BEGIN IMMEDIATE), and commit it after the block."""
         with self._transaction():
-            yield writer_of(self._writer, self._db)
+            yield writer_over(SqliteSession(self._writer))
         self._woken.set()
 
     @contextmanager

@@ -24,11 +24,6 @@ _EMAIL_TAKEN: Final = _TAKEN + "users.account_id, users.email"
 _DAMAGED: Final = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB"})
 
 
-def not_initialised() -> StoreUnusableError:
-    """Return the error for a database without an installation."""
-    return StoreUnusableError("the database was never initialised; run `init`")
-
-
 def name_of(error: dbapi.DatabaseError) -> str:
     """Return SQLite's name of an error, as SQLITE_BUSY, or "unknown" without one."""
     return str(getattr(error, "sqlite_errorname", "unknown"))

@@ -1,10 +1,11 @@
-"""What a transaction on SQLite reads and writes: the Reader and the Writer of the contract."""
+"""What a transaction reads and writes: the Reader and the Writer of the contract, in SQL.
+
+The statements are those of every backend, with `?` for a value. What a database does in a way of
+its own stands behind `Session`.
+"""
 
 from collections.abc import Sequence
-from typing import Final, cast
-
-from sqlite_utils import Database
-from sqlite_utils.db import Table
+from typing import Final, Protocol
 
 from keybearer._wire.enums import ApiKeyState, RevocationReason
 from keybearer_service.domain.account_scope import AccountScope
@@ -32,23 +33,76 @@ from keybearer_service.storage import (
     Page,
     Reader,
     Revoked,
+    StoreUnusableError,
     UserQuery,
     Writer,
-    dbapi,
     rows,
 )
-from keybearer_service.storage.sqlite_errors import conflicts, not_initialised
 
-LOOKUP: Final = (
-    f"SELECT i.revision, {rows.TOKEN_RECORD} FROM installation i"
-    " LEFT JOIN api_keys k ON k.id = ? LEFT JOIN users u ON u.id = k.owner_id"
-    " LEFT JOIN accounts a ON a.id = k.account_id"
-)
-"""A key with its owner, its account and the revision, in one statement."""
+
+class Session(Protocol):
+    """An open transaction of one database."""
+
+    keys: str
+    """What stands for the keys with their usage in FROM, as `k`."""
+    contains: str
+    """The condition that a column contains a value, whatever the case of ASCII letters."""
+    inserted: str
+    """A column of peppers that rises with every insert."""
+
+    def one(self, sql: str, *values: object) -> rows.Row | None:
+        """Return the first row of a statement; None when there is none."""
+        ...
+
+    def all(self, sql: str, *values: object) -> list[rows.Row]:
+        """Return the rows of a statement."""
+        ...
+
+    def run(self, sql: str, *values: object) -> int:
+        """Execute a statement that changes rows; return how many."""
+        ...
+
+    def insert(self, table: str, row: rows.Columns) -> None:
+        """Insert a row.
+
+        Raises:
+            StoreConflictError: A value that must be unique is taken.
+        """
+        ...
+
+    def replace(self, table: str, row: rows.Columns, key: Sequence[str]) -> None:
+        """Insert a row, or write it in the place of the one with the same key."""
+        ...
+
+    def update(self, table: str, row_id: str, columns: rows.Columns) -> None:
+        """Write columns of the row with this id.
+
+        Raises:
+            StoreConflictError: A value that must be unique is taken.
+        """
+        ...
+
+
+def not_initialised() -> StoreUnusableError:
+    """Return the error for a database without an installation."""
+    return StoreUnusableError("the database was never initialised; run `init`")
+
+
+def lookup_in(keys: str) -> str:
+    """Return the statement for a key with its owner, its account and the revision.
+
+    Args:
+        keys: the `keys` of a session.
+    """
+    return (
+        f"SELECT i.revision, {rows.TOKEN_RECORD} FROM installation i"
+        f" LEFT JOIN {keys} ON k.id = ? LEFT JOIN users u ON u.id = k.owner_id"
+        " LEFT JOIN accounts a ON a.id = k.account_id"
+    )
 
 
 def record_and_revision(row: rows.Row | None) -> tuple[TokenRecord | None, int]:
-    """Return what a row of LOOKUP holds: the key with its owner and account, and the revision.
+    """Return what a row of `lookup_in` holds: the key with its owner and account, and the revision.
 
     Raises:
         StoreUnusableError: There is no row: the installation is missing.
@@ -60,21 +114,21 @@ def record_and_revision(row: rows.Row | None) -> tuple[TokenRecord | None, int]:
     return TokenRecord._make(row[1:]), row[0]
 
 
-def reader_of(connection: dbapi.Connection) -> Reader:
-    """Return the Reader over a connection that is inside a transaction."""
-    return _SqliteReader(connection)
+def reader_over(session: Session) -> Reader:
+    """Return the Reader over an open transaction."""
+    return _SqlReader(session)
 
 
-def writer_of(connection: dbapi.Connection, db: Database) -> Writer:
-    """Return the Writer over the writing connection, inside BEGIN IMMEDIATE."""
-    return _SqliteWriter(connection, db)
+def writer_over(session: Session) -> Writer:
+    """Return the Writer over an open transaction that may write."""
+    return _SqlWriter(session)
 
 
-class _SqliteReader:
-    """See `reader_of`; the contract says what each method does."""
+class _SqlReader:
+    """See `reader_over`; the contract says what each method does."""
 
-    def __init__(self, connection: dbapi.Connection) -> None:
-        self._connection = connection
+    def __init__(self, session: Session) -> None:
+        self._session = session
 
     def installation(self) -> Installation:
         row = self._one(f"SELECT {rows.INSTALLATION} FROM installation")
@@ -83,7 +137,7 @@ class _SqliteReader:
         return rows.installation_from_row(row)
 
     def lookup(self, key_id: str) -> TokenRecord | None:
-        return record_and_revision(self._one(LOOKUP, key_id))[0]
+        return record_and_revision(self._one(lookup_in(self._session.keys), key_id))[0]
 
     def account(self, scope: AccountScope, account_id: str) -> Account | None:
         if not scope.covers(account_id):
@@ -106,7 +160,10 @@ class _SqliteReader:
     def api_key(self, scope: AccountScope, key_id: str) -> ApiKey | None:
         where = _within(scope, "k.account_id")
         where.add("k.id = ?", key_id)
-        row = self._one(f"SELECT {rows.API_KEY} FROM {rows.API_KEY_SOURCE}{where}", *where.values)
+        row = self._one(
+            f"SELECT {rows.API_KEY} FROM {rows.api_key_source(self._session.keys)}{where}",
+            *where.values,
+        )
         return None if row is None else rows.api_key_from_row(row)
 
     def secrets_of(self, key_id: str) -> tuple[StoredSecret, StoredSecret | None]:
@@ -122,7 +179,7 @@ class _SqliteReader:
     def list_accounts(self, query: AccountQuery, page: Page) -> Sequence[Account]:
         where = _within(query.scope, "id")
         if query.name_contains:
-            where.add("instr(lower(name), lower(?)) > 0", query.name_contains)
+            where.add(self._contains("name"), query.name_contains)
         found = self._page(
             f"SELECT {rows.ACCOUNT} FROM accounts",
             where,
@@ -140,7 +197,7 @@ class _SqliteReader:
         where.add_any("role", query.roles)
         where.add_any("type", query.types)
         if query.email_contains:
-            where.add("instr(lower(email), lower(?)) > 0", query.email_contains)
+            where.add(self._contains("email"), query.email_contains)
         found = self._page(
             f"SELECT {rows.USER} FROM users",
             where,
@@ -162,13 +219,13 @@ class _SqliteReader:
         if query.owner_id:
             where.add("k.owner_id = ?", query.owner_id)
         if query.name_contains:
-            where.add("instr(lower(k.name), lower(?)) > 0", query.name_contains)
+            where.add(self._contains("k.name"), query.name_contains)
         if query.expires_before is not None:
             where.add("k.expire_time < ?", query.expires_before)
         if query.unused_since is not None:
             where.add("coalesce(k.last_used_time, k.create_time) < ?", query.unused_since)
         found = self._page(
-            f"SELECT {rows.API_KEY} FROM {rows.API_KEY_SOURCE}",
+            f"SELECT {rows.API_KEY} FROM {rows.api_key_source(self._session.keys)}",
             where,
             page,
             sort=_KEY_ORDERS[query.order_by],
@@ -223,13 +280,14 @@ class _SqliteReader:
     def peppers(self) -> Sequence[Pepper]:
         found = self._all(
             "SELECT id, check_value, create_time, retire_time FROM peppers"
-            " ORDER BY create_time DESC, rowid DESC"
+            f" ORDER BY create_time DESC, {self._session.inserted} DESC"
         )
         return [rows.pepper_from_row(row) for row in found]
 
     def live_secrets(self, pepper_id: str) -> int:
         return self._count(
-            "SELECT total((pepper_id = ?1) + coalesce(old_pepper_id = ?1, 0)) FROM api_keys"
+            "SELECT count(*) FILTER (WHERE pepper_id = ?1)"
+            " + count(*) FILTER (WHERE old_pepper_id = ?1) FROM api_keys"
             " WHERE revoke_time IS NULL AND (pepper_id = ?1 OR old_pepper_id = ?1)",
             pepper_id,
         )
@@ -259,10 +317,13 @@ class _SqliteReader:
         )[0]
 
     def _one(self, sql: str, *values: object) -> rows.Row | None:
-        return cast("rows.Row | None", self._connection.execute(sql, values).fetchone())
+        return self._session.one(sql, *values)
 
     def _all(self, sql: str, *values: object) -> list[rows.Row]:
-        return cast("list[rows.Row]", self._connection.execute(sql, values).fetchall())
+        return self._session.all(sql, *values)
+
+    def _contains(self, column: str) -> str:
+        return self._session.contains.format(column=column)
 
     def _count(self, sql: str, *values: object) -> int:
         row = self._one(sql, *values)
@@ -282,37 +343,33 @@ class _SqliteReader:
         )
 
 
-class _SqliteWriter(_SqliteReader):
-    """See `writer_of`."""
-
-    def __init__(self, connection: dbapi.Connection, db: Database) -> None:
-        super().__init__(connection)
-        self._db = db
+class _SqlWriter(_SqlReader):
+    """See `writer_over`."""
 
     def put_installation(self, installation: Installation) -> None:
-        self._table("installation").upsert(rows.row_from_installation(installation), pk="id")
+        self._session.replace("installation", rows.row_from_installation(installation), key=("id",))
 
     def insert_account(self, account: Account) -> None:
-        self._insert("accounts", rows.row_from_account(account))
+        self._session.insert("accounts", rows.row_from_account(account))
 
     def update_account(self, account: Account) -> None:
-        self._update("accounts", account.id, rows.changeable_account_columns(account))
+        self._session.update("accounts", account.id, rows.changeable_account_columns(account))
 
     def insert_user(self, user: User) -> None:
-        self._insert("users", rows.row_from_user(user))
+        self._session.insert("users", rows.row_from_user(user))
 
     def update_user(self, user: User) -> None:
-        self._update("users", user.id, rows.changeable_user_columns(user))
+        self._session.update("users", user.id, rows.changeable_user_columns(user))
 
     def insert_api_key(self, key: ApiKey, secret: StoredSecret) -> None:
-        self._insert("api_keys", rows.row_from_new_api_key(key, secret))
+        self._session.insert("api_keys", rows.row_from_new_api_key(key, secret))
 
     def update_api_key(self, key: ApiKey) -> None:
-        self._update("api_keys", key.id, rows.administrative_columns(key))
+        self._session.update("api_keys", key.id, rows.administrative_columns(key))
         self._erase_dead_secret(key)
 
     def replace_secret(self, key: ApiKey, current: StoredSecret, old: StoredSecret | None) -> None:
-        self._update("api_keys", key.id, rows.secret_columns(key, current, old))
+        self._session.update("api_keys", key.id, rows.secret_columns(key, current, old))
 
     def revoke_keys(
         self,
@@ -325,47 +382,42 @@ class _SqliteWriter(_SqliteReader):
         now: Micros,
     ) -> int:
         where = _keys_of(owner_id, created_by, not_owner_id)
-        cursor = self._connection.execute(
+        return self._session.run(
             "UPDATE api_keys SET revoke_time = ?, update_time = ?, revoked_by = ?,"
             f" revocation_reason = ?, row_version = row_version + 1, {_ERASE_DEAD_SECRET}{where}",
-            (now, now, revoked_by, int(reason), *[now] * len(rows.OLD_SECRET), *where.values),
+            now,
+            now,
+            revoked_by,
+            int(reason),
+            *[now] * len(rows.OLD_SECRET),
+            *where.values,
         )
-        return int(cursor.rowcount)
 
     def append_change(
         self, *, kind: SubjectKind, subject_id: str, account_id: str, now: Micros
     ) -> int:
         revision = self._count("UPDATE installation SET revision = revision + 1 RETURNING revision")
         change = Invalidation(revision, now, account_id, kind, subject_id)
-        self._insert("changes", rows.row_from_invalidation(change))
+        self._session.insert("changes", rows.row_from_invalidation(change))
         return revision
 
     def append_audit(self, event: AuditEvent) -> None:
-        self._insert("audit_events", rows.row_from_audit_event(event))
+        self._session.insert("audit_events", rows.row_from_audit_event(event))
 
     def put_request_record(self, record: RequestRecord) -> None:
-        self._table("request_records").insert(rows.row_from_request_record(record), replace=True)
+        self._session.replace(
+            "request_records", rows.row_from_request_record(record), key=("user_id", "request_id")
+        )
 
     def insert_pepper(self, pepper: Pepper) -> None:
-        self._insert("peppers", rows.row_from_pepper(pepper))
+        self._session.insert("peppers", rows.row_from_pepper(pepper))
 
     def retire_pepper(self, pepper_id: str, now: Micros) -> None:
-        self._update("peppers", pepper_id, {"retire_time": now})
+        self._session.update("peppers", pepper_id, {"retire_time": now})
 
     def _erase_dead_secret(self, key: ApiKey) -> None:
         if not key.overlaps_at(key.update_time):
-            self._update("api_keys", key.id, dict.fromkeys(rows.OLD_SECRET))
-
-    def _insert(self, table: str, row: rows.Columns) -> None:
-        with conflicts():
-            self._table(table).insert(row)
-
-    def _update(self, table: str, row_id: str, columns: rows.Columns) -> None:
-        with conflicts():
-            self._table(table).update(row_id, columns)
-
-    def _table(self, name: str) -> Table:
-        return self._db.table(name)
+            self._session.update("api_keys", key.id, dict.fromkeys(rows.OLD_SECRET))
 
 
 class _Where:

@@ -1,0 +1,54 @@
+"""How statements of `transactions` are executed on SQLite."""
+
+from collections.abc import Sequence
+from typing import Final, cast
+
+from sqlite_utils import Database
+from sqlite_utils.db import Table
+
+from keybearer_service.storage import dbapi, rows
+from keybearer_service.storage.sqlite_errors import conflicts
+
+KEYS: Final = "api_keys k"
+"""A key's usage stands in its own row."""
+
+
+class SqliteSession:
+    """A Session over a connection that is inside a transaction."""
+
+    keys = KEYS
+    contains = "instr(lower({column}), lower(?)) > 0"
+    inserted = "rowid"
+
+    def __init__(self, connection: dbapi.Connection) -> None:
+        self._connection = connection
+
+    def one(self, sql: str, *values: object) -> rows.Row | None:
+        """Return the first row of a statement; None when there is none."""
+        return cast("rows.Row | None", self._connection.execute(sql, values).fetchone())
+
+    def all(self, sql: str, *values: object) -> list[rows.Row]:
+        """Return the rows of a statement."""
+        return cast("list[rows.Row]", self._connection.execute(sql, values).fetchall())
+
+    def run(self, sql: str, *values: object) -> int:
+        """Execute a statement that changes rows; return how many."""
+        return int(self._connection.execute(sql, values).rowcount)
+
+    def insert(self, table: str, row: rows.Columns) -> None:
+        """Insert a row."""
+        with conflicts():
+            self._table(table).insert(row)
+
+    def replace(self, table: str, row: rows.Columns, key: Sequence[str]) -> None:  # noqa: ARG002 - SQLite knows the table's key
+        """Insert a row, or write it in the place of the one with the same key."""
+        self._table(table).insert(row, replace=True)
+
+    def update(self, table: str, row_id: str, columns: rows.Columns) -> None:
+        """Write columns of the row with this id."""
+        with conflicts():
+            self._table(table).update(row_id, columns)
+
+    def _table(self, name: str) -> Table:
+        # sqlite-utils takes a connection of any driver.
+        return Database(cast("str", self._connection)).table(name)
