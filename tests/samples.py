@@ -7,7 +7,7 @@ from fakes import START
 from keybearer._wire.enums import AuditAction, AuditActorType, AuditTargetType, UserType
 from keybearer.access import Role
 from keybearer_service.domain.account_scope import AccountScope
-from keybearer_service.domain.audit_event import Actor, AuditEvent
+from keybearer_service.domain.audit_event import AuditRecord
 from keybearer_service.domain.model import Account, ApiKey, Installation, Pepper, StoredSecret, User
 from keybearer_service.storage import Store
 
@@ -65,23 +65,28 @@ def sample_secret(version: int = 1, text: str = "digest") -> StoredSecret:
     return StoredSecret(text.encode().ljust(32, b"."), PEPPER, version)
 
 
-def sample_event(seq: int, **changes: Any) -> AuditEvent:
+def sample_event(seq: int, **changes: Any) -> AuditRecord:
     """Make an event; its hash is none."""
     values: dict[str, Any] = {
         "id": sample_id(f"event{seq}"),
         "seq": seq,
         "time": START + seq,
         "account_id": sample_id("acct"),
-        "actor": Actor(type=AuditActorType.LOCAL_COMMAND),
-        "action": AuditAction.API_KEY_CREATED,
-        "target_type": AuditTargetType.API_KEY,
+        "actor_type": int(AuditActorType.LOCAL_COMMAND),
+        "actor_key_id": "",
+        "actor_user_id": "",
+        "actor_user_email": "",
+        "action": int(AuditAction.API_KEY_CREATED),
+        "target_type": int(AuditTargetType.API_KEY),
         "target_id": sample_id("key"),
-        "changes": (),
+        "changes": "[]",
         "request_id": "",
         "peer": "",
+        "target_digest": bytes([seq % 256]) * 32,
+        "personal_digest": b"",
         "hash": bytes([seq % 256]) * 32,
     }
-    return AuditEvent(**{**values, **changes})
+    return AuditRecord(**{**values, **changes})
 
 
 def sample_installation(**changes: Any) -> Installation:

@@ -32,7 +32,7 @@ OURS = frozenset(package.name for package in PACKAGES)
 RECORD = (ROOT / "docs/decisions/0002-private-parts-of-libraries.md").read_text("utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
-DOCUMENTED = frozenset({"_replace", "_make", "_exit", "_current_frames"})
+DOCUMENTED = frozenset({"_replace", "_make", "_asdict", "_fields", "_exit", "_current_frames"})
 """Look private, and are promised."""
 
 grpc_server: Any = _server

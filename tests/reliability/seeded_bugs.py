@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from threading import RLock
 from typing import Any, cast
 
-from keybearer_service.domain.audit_event import AuditEvent
+from keybearer_service.domain.audit_event import AuditRecord
 from keybearer_service.storage import Reader, Writer, dbapi
 from keybearer_service.storage.sqlite import SqliteStore
 
@@ -39,7 +39,7 @@ class AuditsApart(SqliteStore):
 
     @contextmanager
     def write(self) -> Iterator[Writer]:
-        held_back: list[AuditEvent] = []
+        held_back: list[AuditRecord] = []
         with self._both:
             with super().write() as tx:
                 proxy = Replaced(tx, append_audit=held_back.append)

@@ -14,7 +14,9 @@ from keybearer.v1 import api_key_service_pb2, token_service_pb2, user_service_pb
 from keybearer_service.storage import dbapi
 from keybearer_service.storage.sqlite import SqliteStore
 
-GROWING = frozenset({"api_keys", "users", "changes", "audit_events", "request_records"})
+GROWING = frozenset(
+    {"api_keys", "users", "changes", "audit_events", "request_records", "personal_texts"}
+)
 _LAST_ROW = "ORDER BY seq DESC LIMIT 1"
 """Called a scan too, of one row."""
 _SCAN = re.compile(r"SCAN (\w+)")

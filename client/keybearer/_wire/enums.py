@@ -78,6 +78,7 @@ class AuditAction(enum.IntEnum):
     API_KEY_REVOKED = 18
     API_KEY_OVERLAP_ENDED = 19
     CALL_REFUSED = 20
+    USER_ERASED = 21
 
 
 class AuditActorType(enum.IntEnum):

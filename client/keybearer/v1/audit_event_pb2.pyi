@@ -92,6 +92,8 @@ class _AuditActionEnumTypeWrapper(_EnumTypeWrapper[_AuditAction.ValueType], type
     """The overlap of an old secret was ended by somebody who holds it."""
     AUDIT_ACTION_CALL_REFUSED: _AuditAction.ValueType  # 20
     """A management call was refused, or several were (`changes` carries the count)."""
+    AUDIT_ACTION_USER_ERASED: _AuditAction.ValueType  # 21
+    """The e-mail address and the name of a deleted user were erased, from the log too."""
 
 class AuditAction(_AuditAction, metaclass=_AuditActionEnumTypeWrapper):
     """What happened."""
@@ -138,6 +140,8 @@ AUDIT_ACTION_API_KEY_OVERLAP_ENDED: AuditAction.ValueType  # 19
 """The overlap of an old secret was ended by somebody who holds it."""
 AUDIT_ACTION_CALL_REFUSED: AuditAction.ValueType  # 20
 """A management call was refused, or several were (`changes` carries the count)."""
+AUDIT_ACTION_USER_ERASED: AuditAction.ValueType  # 21
+"""The e-mail address and the name of a deleted user were erased, from the log too."""
 
 class _AuditActorType:
     ValueType = NewType("ValueType", int)
@@ -222,7 +226,7 @@ class AuditActor(Message):
     user_id: str
     """The owner of that key."""
     user_email: str
-    """The owner's address at that moment, for display."""
+    """The owner's address at that moment, for display; `erased` once it is erased."""
     def __init__(
         self,
         *,
@@ -307,7 +311,9 @@ class AuditEvent(Message):
     peer: str
     """Output only. The network address of the caller; empty for local commands."""
     hash: bytes
-    """Output only. HMAC-SHA-256 under the audit key of the previous hash and the fields above."""
+    """Output only. HMAC-SHA-256 under the audit key of the previous hash, the fields above and digests
+    of the rows that the change left. Personal texts are covered by their digests.
+    """
     @property
     def time(self) -> Timestamp:
         """Output only."""

@@ -12,6 +12,7 @@ import structlog
 
 from keybearer_service.domain import token_format
 from keybearer_service.domain.entropy import Entropy
+from keybearer_service.domain.key_derivation import derived_key
 from keybearer_service.domain.model import Pepper
 from keybearer_service.installation.ownership import OTHERS, give, give_open_file, user_name
 
@@ -138,7 +139,7 @@ class Keyring:
 
     def derived_key(self, purpose: bytes) -> bytes:
         """Return a key for one more purpose, the same in every process of the installation."""
-        return hmac.digest(self._audit_key, b"keybearer derived key v1 " + purpose, "sha256")
+        return derived_key(self._audit_key, purpose)
 
     def _reload(self) -> None:
         # A file that cannot be used must not take the others with it: what was read stays, and the

@@ -71,6 +71,6 @@ def _insert_administrator(
         account_id=user.account_id,
         target_type=AuditTargetType.USER,
         target_id=user.id,
-        changes=(FieldChange("email", "", email), FieldChange("role", "", "ADMIN")),
+        changes=(FieldChange("email", "", email, user.id), FieldChange("role", "", "ADMIN")),
     )
     return user

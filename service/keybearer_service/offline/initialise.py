@@ -6,6 +6,7 @@ from pathlib import Path
 
 from keybearer._wire.enums import AuditAction, AuditTargetType
 from keybearer_service.domain import token_format
+from keybearer_service.domain.audit_digests import Subject
 from keybearer_service.domain.audit_event import FieldChange
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
@@ -73,6 +74,12 @@ def initialise(
                     FieldChange("api_key_id", "", created.issued.key.id),
                     FieldChange("pepper_id", "", pepper.id),
                     FieldChange("prefix", "", prefix),
+                ),
+                also=(
+                    Subject(AuditTargetType.ACCOUNT, created.account.id),
+                    Subject(AuditTargetType.USER, created.user.id),
+                    Subject(AuditTargetType.API_KEY, created.issued.key.id),
+                    Subject(AuditTargetType.INSTALLATION, pepper.id),
                 ),
             )
             mutation.invalidate(SubjectKind.EVERYTHING, "", created.account.id)

@@ -31,7 +31,8 @@ from typing import Final, NamedTuple, Protocol, runtime_checkable
 from keybearer._wire.enums import ApiKeyState, AuditAction, RevocationReason, UserType
 from keybearer.access import Role
 from keybearer_service.domain.account_scope import AccountScope
-from keybearer_service.domain.audit_event import AuditEvent
+from keybearer_service.domain.audit_digests import CoveredRow, Head, Subject
+from keybearer_service.domain.audit_event import AuditRecord, PersonalText
 from keybearer_service.domain.clock import HOUR, MINUTE, Micros
 from keybearer_service.domain.model import (
     Account,
@@ -249,7 +250,7 @@ class Reader(Protocol):
         """
         ...
 
-    def list_audit_events(self, query: AuditQuery, page: Page) -> Sequence[AuditEvent]:
+    def list_audit_events(self, query: AuditQuery, page: Page) -> Sequence[AuditRecord]:
         """Return a page of audit events."""
         ...
 
@@ -285,8 +286,27 @@ class Reader(Protocol):
         """Return the last event's seq and hash; must be NO_AUDIT_HEAD for an empty log."""
         ...
 
-    def audit_chain(self, after_seq: int, limit: int) -> Sequence[AuditEvent]:
+    def audit_chain(self, after_seq: int, limit: int) -> Sequence[AuditRecord]:
         """Return events; must be in rising order of their seq."""
+        ...
+
+    def personal_texts(self, digests: Sequence[bytes]) -> dict[bytes, PersonalText]:
+        """Return the personal texts of some digests; must leave out unknown ones."""
+        ...
+
+    def personal_digest(self, user_id: str, text: str) -> bytes | None:
+        """Return the digest under which a text of a user is stored; must be None for no such text.
+
+        Must not find the text of another user.
+        """
+        ...
+
+    def covered_row(self, subject: Subject) -> CoveredRow | None:
+        """Return the columns of a row that its digest covers; must return None for no such row."""
+        ...
+
+    def head(self) -> Head | None:
+        """Return the head; must return None when none was ever written."""
         ...
 
     def key_count(self) -> int:
@@ -363,9 +383,10 @@ class Writer(Reader, Protocol):
         reason: RevocationReason,
         revoked_by: str,
         now: Micros,
-    ) -> int:
-        """Revoke the unrevoked keys of an owner, or created by a user for others; return how many.
+    ) -> Sequence[CoveredRow]:
+        """Revoke the unrevoked keys of an owner, or created by a user for others.
 
+        Must return the rows of all these keys as it left them, in the order of their ids.
         Must leave the facts of earlier revocations as they are, and must erase old secrets whose
         overlap is over at `now`.
         """
@@ -377,8 +398,16 @@ class Writer(Reader, Protocol):
         """Record what becomes stale, and return the new revision; must be the last one plus one."""
         ...
 
-    def append_audit(self, event: AuditEvent) -> None:
+    def append_audit(self, record: AuditRecord) -> None:
         """Insert an event; must raise StoreConflictError for a seq or an id that is taken."""
+        ...
+
+    def insert_personal_text(self, text: PersonalText) -> None:
+        """Insert a personal text; must raise StoreConflictError for a digest that is taken."""
+        ...
+
+    def put_head(self, head: Head) -> None:
+        """Write the head; must replace the one before."""
         ...
 
     def put_request_record(self, record: RequestRecord) -> None:

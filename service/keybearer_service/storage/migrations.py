@@ -142,12 +142,46 @@ CREATE INDEX audit_events_by_target ON audit_events (target_id, seq);
 """
 
 
+def _run(db: Database, statements: str) -> None:
+    for statement in statements.split(";\n"):
+        if statement.strip():
+            db.execute(statement)
+
+
 @migrations()
 def m001_initial(db: Database) -> None:
     """Everything of 0.1.0."""
-    for statement in _INITIAL.split(";\n"):
-        if statement.strip():
-            db.execute(statement)
+    _run(db, _INITIAL)
+
+
+_INTEGRITY = """
+ALTER TABLE audit_events ADD COLUMN target_digest BLOB;
+ALTER TABLE audit_events ADD COLUMN personal_digest BLOB;
+
+CREATE TABLE head (
+  id INTEGER PRIMARY KEY CHECK (id = 1),
+  version INTEGER NOT NULL,
+  seq INTEGER NOT NULL,
+  hash BLOB NOT NULL,
+  revision INTEGER NOT NULL,
+  mac BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE personal_texts (
+  digest BLOB PRIMARY KEY,
+  user_id TEXT NOT NULL,
+  salt BLOB,
+  text TEXT,
+  erasure BLOB
+) STRICT;
+CREATE INDEX personal_texts_by_user ON personal_texts (user_id);
+"""
+
+
+@migrations()
+def m002_integrity(db: Database) -> None:
+    """The head, the digests of rows in events, and personal texts that can be erased."""
+    _run(db, _INTEGRITY)
 
 
 def apply(connection: Connection) -> None:

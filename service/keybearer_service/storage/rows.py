@@ -5,20 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-from keybearer._wire.enums import (
-    AuditAction,
-    AuditActorType,
-    AuditTargetType,
-    RevocationReason,
-    UserType,
-)
+from keybearer._wire.enums import RevocationReason, UserType
 from keybearer.access import Role
-from keybearer_service.domain.audit_event import (
-    Actor,
-    AuditEvent,
-    changes_as_json,
-    changes_from_json,
-)
+from keybearer_service.domain.audit_digests import CoveredRow, Head
+from keybearer_service.domain.audit_event import AuditRecord, PersonalText
 from keybearer_service.domain.model import (
     Account,
     ApiKey,
@@ -66,10 +56,38 @@ TOKEN_RECORD_SOURCE = (
 OLD_SECRET = ("old_digest", "old_pepper_id", "old_secret_version", "overlap_end_time")
 """What is erased once an old secret is dead."""
 INVALIDATION = "c.revision, c.time, c.account_id, c.kind, c.subject_id"
-AUDIT_EVENT = (
-    "seq, id, time, account_id, actor_type, actor_key_id, actor_user_id, actor_user_email,"
-    " action, target_type, target_id, changes, request_id, peer, hash"
-)
+AUDIT_EVENT = ", ".join(AuditRecord._fields)
+"""In the order of the fields of AuditRecord."""
+HEAD = ", ".join(Head._fields)
+"""In the order of the fields of Head."""
+PERSONAL_TEXT = ", ".join(PersonalText._fields)
+"""In the order of the fields of PersonalText."""
+COVERED: Mapping[str, tuple[str, ...]] = {
+    "installation": (
+        "epoch",
+        "prefix",
+        "retired_prefixes",
+        "operator_account_id",
+        "create_time",
+    ),
+    "peppers": ("id", "check_value", "create_time", "retire_time"),
+    "accounts": tuple(ACCOUNT.split(", ")),
+    "users": tuple(USER.split(", ")),
+    "api_keys": (
+        *(
+            name
+            for name in _KEY_FIELDS
+            if name not in _USAGE_FIELDS | _JOINED_FIELDS.keys() | {"secret_used"}
+        ),
+        "digest",
+        "pepper_id",
+        "old_digest",
+        "old_pepper_id",
+        "old_secret_version",
+    ),
+}
+"""The columns of each table that the digest of a row covers: all but what counts uses, and but the
+revision, which the head holds."""
 
 
 def api_key_source(keys: str) -> str:
@@ -300,40 +318,36 @@ def row_from_invalidation(change: Invalidation) -> Columns:
     }
 
 
-def audit_event_from_row(row: Row) -> AuditEvent:
+def audit_record_from_row(row: Row) -> AuditRecord:
     """Read the columns AUDIT_EVENT."""
-    return AuditEvent(
-        seq=row[0],
-        id=row[1],
-        time=row[2],
-        account_id=row[3],
-        actor=Actor(type=AuditActorType(row[4]), key_id=row[5], user_id=row[6], user_email=row[7]),
-        action=AuditAction(row[8]),
-        target_type=AuditTargetType(row[9]),
-        target_id=row[10],
-        changes=changes_from_json(row[11]),
-        request_id=row[12],
-        peer=row[13],
-        hash=row[14],
-    )
+    return AuditRecord._make(row)
 
 
-def row_from_audit_event(event: AuditEvent) -> Columns:
+def row_from_audit_record(record: AuditRecord) -> Columns:
     """Return an event's row."""
-    return {
-        "seq": event.seq,
-        "id": event.id,
-        "time": event.time,
-        "account_id": event.account_id,
-        "actor_type": int(event.actor.type),
-        "actor_key_id": event.actor.key_id,
-        "actor_user_id": event.actor.user_id,
-        "actor_user_email": event.actor.user_email,
-        "action": int(event.action),
-        "target_type": int(event.target_type),
-        "target_id": event.target_id,
-        "changes": changes_as_json(event.changes),
-        "request_id": event.request_id,
-        "peer": event.peer,
-        "hash": event.hash,
-    }
+    return record._asdict()
+
+
+def head_from_row(row: Row) -> Head:
+    """Read the columns HEAD."""
+    return Head._make(row)
+
+
+def row_from_head(head: Head) -> Columns:
+    """Return the row of the head."""
+    return {"id": 1, **head._asdict()}
+
+
+def personal_text_from_row(row: Row) -> PersonalText:
+    """Read the columns PERSONAL_TEXT."""
+    return PersonalText._make(row)
+
+
+def row_from_personal_text(text: PersonalText) -> Columns:
+    """Return the row of a personal text."""
+    return text._asdict()
+
+
+def covered_row(table: str, row: Row) -> CoveredRow:
+    """Read the columns COVERED of a table."""
+    return CoveredRow(table, dict(zip(COVERED[table], row, strict=True)))

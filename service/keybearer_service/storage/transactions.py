@@ -7,9 +7,10 @@ its own stands behind `Session`.
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from keybearer._wire.enums import ApiKeyState, RevocationReason
+from keybearer._wire.enums import ApiKeyState, AuditTargetType, RevocationReason
 from keybearer_service.domain.account_scope import AccountScope
-from keybearer_service.domain.audit_event import AuditEvent
+from keybearer_service.domain.audit_digests import CoveredRow, Head, Subject
+from keybearer_service.domain.audit_event import AuditRecord, PersonalText
 from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.model import (
     Account,
@@ -234,7 +235,7 @@ class _SqlReader:
         )
         return [rows.api_key_from_row(row) for row in found]
 
-    def list_audit_events(self, query: AuditQuery, page: Page) -> Sequence[AuditEvent]:
+    def list_audit_events(self, query: AuditQuery, page: Page) -> Sequence[AuditRecord]:
         where = _within(query.scope)
         if query.actor_id:
             where.add("(actor_key_id = ? OR actor_user_id = ?)", query.actor_id, query.actor_id)
@@ -253,7 +254,7 @@ class _SqlReader:
             tie="id",
             descending=True,
         )
-        return [rows.audit_event_from_row(row) for row in found]
+        return [rows.audit_record_from_row(row) for row in found]
 
     def live_admins(self, scope: AccountScope) -> int:
         where = _within(scope)
@@ -296,13 +297,37 @@ class _SqlReader:
         row = self._one("SELECT seq, hash FROM audit_events ORDER BY seq DESC LIMIT 1")
         return NO_AUDIT_HEAD if row is None else (row[0], row[1])
 
-    def audit_chain(self, after_seq: int, limit: int) -> Sequence[AuditEvent]:
+    def audit_chain(self, after_seq: int, limit: int) -> Sequence[AuditRecord]:
         found = self._all(
             f"SELECT {rows.AUDIT_EVENT} FROM audit_events WHERE seq > ? ORDER BY seq LIMIT ?",
             after_seq,
             limit,
         )
-        return [rows.audit_event_from_row(row) for row in found]
+        return [rows.audit_record_from_row(row) for row in found]
+
+    def personal_texts(self, digests: Sequence[bytes]) -> dict[bytes, PersonalText]:
+        select = f"SELECT {rows.PERSONAL_TEXT} FROM personal_texts WHERE digest = ?"
+        found = [self._one(select, digest) for digest in dict.fromkeys(digests)]
+        texts = [rows.personal_text_from_row(row) for row in found if row is not None]
+        return {text.digest: text for text in texts}
+
+    def personal_digest(self, user_id: str, text: str) -> bytes | None:
+        row = self._one(
+            "SELECT digest FROM personal_texts WHERE user_id = ? AND text = ?", user_id, text
+        )
+        return None if row is None else row[0]
+
+    def covered_row(self, subject: Subject) -> CoveredRow | None:
+        for table, by in _TABLES_OF.get(subject.kind, ()):
+            columns = ", ".join(rows.COVERED[table])
+            row = self._one(f"SELECT {columns} FROM {table} WHERE {by} = ?", subject.id)
+            if row is not None:
+                return rows.covered_row(table, row)
+        return None
+
+    def head(self) -> Head | None:
+        row = self._one(f"SELECT {rows.HEAD} FROM head")
+        return None if row is None else rows.head_from_row(row)
 
     def key_count(self) -> int:
         return self._count("SELECT count(*) FROM api_keys")
@@ -380,11 +405,12 @@ class _SqlWriter(_SqlReader):
         reason: RevocationReason,
         revoked_by: str,
         now: Micros,
-    ) -> int:
+    ) -> Sequence[CoveredRow]:
         where = _keys_of(owner_id, created_by, not_owner_id)
-        return self._session.run(
+        found = self._all(
             "UPDATE api_keys SET revoke_time = ?, update_time = ?, revoked_by = ?,"
-            f" revocation_reason = ?, row_version = row_version + 1, {_ERASE_DEAD_SECRET}{where}",
+            f" revocation_reason = ?, row_version = row_version + 1, {_ERASE_DEAD_SECRET}{where}"
+            f" RETURNING {', '.join(rows.COVERED['api_keys'])}",
             now,
             now,
             revoked_by,
@@ -392,6 +418,8 @@ class _SqlWriter(_SqlReader):
             *[now] * len(rows.OLD_SECRET),
             *where.values,
         )
+        revoked = [rows.covered_row("api_keys", row) for row in found]
+        return sorted(revoked, key=lambda row: str(row.columns["id"]))
 
     def append_change(
         self, *, kind: SubjectKind, subject_id: str, account_id: str, now: Micros
@@ -401,8 +429,14 @@ class _SqlWriter(_SqlReader):
         self._session.insert("changes", rows.row_from_invalidation(change))
         return revision
 
-    def append_audit(self, event: AuditEvent) -> None:
-        self._session.insert("audit_events", rows.row_from_audit_event(event))
+    def append_audit(self, record: AuditRecord) -> None:
+        self._session.insert("audit_events", rows.row_from_audit_record(record))
+
+    def insert_personal_text(self, text: PersonalText) -> None:
+        self._session.insert("personal_texts", rows.row_from_personal_text(text))
+
+    def put_head(self, head: Head) -> None:
+        self._session.replace("head", rows.row_from_head(head), key=("id",))
 
     def put_request_record(self, record: RequestRecord) -> None:
         self._session.replace(
@@ -456,6 +490,15 @@ _KEY_ORDERS: Final = {
     "name": "k.name",
     "last_used_time": f"coalesce(k.last_used_time, {UNUSED})",
 }
+
+
+_TABLES_OF: Final = {
+    AuditTargetType.ACCOUNT: (("accounts", "id"),),
+    AuditTargetType.USER: (("users", "id"),),
+    AuditTargetType.API_KEY: (("api_keys", "id"),),
+    AuditTargetType.INSTALLATION: (("installation", "operator_account_id"), ("peppers", "id")),
+}
+"""Where the row of a subject stands, and the column that names it."""
 
 
 def _within(scope: AccountScope, column: str = "account_id") -> _Where:

@@ -7,6 +7,7 @@ from keybearer._wire.enums import AuditAction, AuditTargetType, UserType
 from keybearer.access import Role
 from keybearer_service.domain import validators
 from keybearer_service.domain.account_scope import AccountScope
+from keybearer_service.domain.audit_digests import Subject
 from keybearer_service.domain.audit_event import FieldChange
 from keybearer_service.domain.errors import OperatorAccountProtected, ResourceNotFound
 from keybearer_service.domain.model import Account, SubjectKind, User
@@ -124,10 +125,14 @@ class AccountManager:
                 changes=(
                     FieldChange("name", "", new.name),
                     FieldChange("admin_user_id", "", created.user.id),
-                    FieldChange("admin_email", "", created.user.email),
+                    FieldChange("admin_email", "", created.user.email, created.user.id),
                     FieldChange("api_key_id", "", key.id),
                 ),
                 request_id=request.request_id if request else "",
+                also=(
+                    Subject(AuditTargetType.USER, created.user.id),
+                    Subject(AuditTargetType.API_KEY, key.id),
+                ),
             )
             mutation.invalidate(SubjectKind.ACCOUNT, created.account.id, created.account.id)
             return created

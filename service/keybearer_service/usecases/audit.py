@@ -1,13 +1,32 @@
 """The audit log: one chain of events, each written in the transaction of the change it records."""
 
 import hmac
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import structlog
 
 from keybearer._wire.enums import AuditAction, AuditActorType, AuditTargetType
-from keybearer_service.domain.audit_event import Actor, AuditEvent, FieldChange, event_hash
+from keybearer_service.domain.audit_digests import (
+    SALT_BYTES,
+    AuditDigests,
+    CoveredRow,
+    Subject,
+    Value,
+)
+from keybearer_service.domain.audit_event import (
+    Actor,
+    AuditEvent,
+    AuditRecord,
+    FieldChange,
+    PersonalText,
+    changes_as_json,
+    event_from_record,
+    event_hash,
+    is_personal,
+    personal_texts,
+    split_digests,
+)
 from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.token_format import ID_LENGTH
@@ -23,6 +42,8 @@ REFUSALS_A_MINUTE = 10
 """Refused management calls of one caller that each get an event; the rest are counted."""
 MAX_LISTED_IDS = 1000
 """A cascade of more than so many ids is recorded with their count alone."""
+PERSONAL_COLUMNS: Mapping[str, tuple[str, ...]] = {"users": ("email", "display_name")}
+"""The columns that name a person. The digest of their row covers them by their own digests."""
 _CHAIN_BATCH = 1000
 
 
@@ -39,44 +60,108 @@ class ChainReport:
     problem: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditEntry:
+    """What an event is to say."""
+
+    time: Micros
+    account_id: str
+    actor: Actor
+    action: AuditAction
+    target_type: AuditTargetType
+    target_id: str
+    changes: Sequence[FieldChange] = ()
+    request_id: str = ""
+    peer: str = ""
+    also: Sequence[Subject] = ()
+    """Further rows that the change left and that no other event is about, in a fixed order."""
+    revoked: Sequence[CoveredRow] | None = None
+    """The keys that the change revoked with its target, in the order of their ids."""
+
+
 class AuditLog:
     """Writes and checks the chain."""
 
     def __init__(self, audit_key: bytes, entropy: Entropy) -> None:
         self._audit_key = audit_key
+        self._digests = AuditDigests(audit_key)
         self._entropy = entropy
 
-    def append(
-        self,
-        tx: Writer,
-        *,
-        time: Micros,
-        account_id: str,
-        actor: Actor,
-        action: AuditAction,
-        target_type: AuditTargetType,
-        target_id: str,
-        changes: Sequence[FieldChange] = (),
-        request_id: str = "",
-        peer: str = "",
-    ) -> None:
-        """Append one event to the chain, in the transaction of the change."""
-        last_seq, last_hash = tx.audit_head()
-        event = AuditEvent(
+    def write(self, tx: Writer, entries: Sequence[AuditEntry], *, revisions: int = 0) -> None:
+        """Append the events of a change to the chain, and write the head, in its transaction.
+
+        Everything else that the change does must be done, because an event holds digests of the
+        rows as the change leaves them. A head that does not fit what is stored is left as it is:
+        somebody has altered the database, and the next change must not hide that.
+
+        Args:
+            tx: The transaction.
+            entries: The events.
+            revisions: How many revisions the transaction has added.
+        """
+        seq, last_hash = tx.audit_head()
+        revision = tx.installation().revision
+        head = tx.head()
+        fits = head in (None, self._digests.head(seq, last_hash, revision - revisions))
+        for entry in entries:
+            seq += 1
+            last_hash = self._append(tx, entry, seq, last_hash)
+        if fits:
+            tx.put_head(self._digests.head(seq, last_hash, revision))
+        else:
+            log.error("audit_head_wrong", next_step="keybearer-server check")
+
+    def _append(self, tx: Writer, entry: AuditEntry, seq: int, last_hash: bytes) -> bytes:
+        actor = entry.actor
+        texts = [self._text_digest(tx, *one) for one in personal_texts(actor, entry.changes)]
+        is_apart = is_personal(actor.user_id, actor.user_email)
+        record = AuditRecord(
             id=self._entropy.base62(ID_LENGTH),
-            seq=last_seq + 1,
-            time=time,
-            account_id=account_id,
-            actor=actor,
-            action=action,
-            target_type=target_type,
-            target_id=target_id,
-            changes=tuple(changes),
-            request_id=request_id,
-            peer=peer,
+            seq=seq,
+            time=entry.time,
+            account_id=entry.account_id,
+            actor_type=int(actor.type),
+            actor_key_id=actor.key_id,
+            actor_user_id=actor.user_id,
+            actor_user_email="" if is_apart else actor.user_email,
+            action=int(entry.action),
+            target_type=int(entry.target_type),
+            target_id=entry.target_id,
+            changes=changes_as_json(entry.changes),
+            request_id=entry.request_id,
+            peer=entry.peer,
+            target_digest=self._target_digest(tx, entry),
+            personal_digest=b"".join(texts),
             hash=b"",
         )
-        tx.append_audit(replace(event, hash=event_hash(self._audit_key, last_hash, event)))
+        record = record._replace(hash=event_hash(self._audit_key, last_hash, record))
+        tx.append_audit(record)
+        return record.hash
+
+    def _target_digest(self, tx: Writer, entry: AuditEntry) -> bytes:
+        subjects = (Subject(entry.target_type, entry.target_id), *entry.also)
+        rows = [tx.covered_row(subject) for subject in subjects]
+        digests = [self._row_digest(tx, row) for row in rows if row is not None]
+        if entry.revoked is not None:
+            digests.append(self._digests.cascade(self._digests.row(row) for row in entry.revoked))
+        return b"".join(digests)
+
+    def _row_digest(self, tx: Writer, row: CoveredRow) -> bytes:
+        columns: dict[str, Value] = dict(row.columns)
+        for name in PERSONAL_COLUMNS.get(row.table, ()):
+            user_id, text = str(columns["id"]), str(columns[name])
+            if is_personal(user_id, text):
+                columns[name] = self._text_digest(tx, user_id, text)
+        return self._digests.row(CoveredRow(row.table, columns))
+
+    def _text_digest(self, tx: Writer, user_id: str, text: str) -> bytes:
+        known = tx.personal_digest(user_id, text)
+        if known is not None:
+            return known
+        salt = self._entropy.key_bytes(SALT_BYTES)
+        digest = self._digests.text(salt, user_id, text)
+        tx.insert_personal_text(PersonalText(digest, user_id, salt, text))
+        return digest
 
     def verify(self, reader: Reader, expect: tuple[int, bytes] | None = None) -> ChainReport:
         """Check the whole chain.
@@ -88,21 +173,32 @@ class AuditLog:
         """
         previous = bytes(32)
         seq = 0
-        for event in self.events(reader):
-            if event.seq != seq + 1:
+        may_be_of_first_version = True
+        for record in self._records(reader):
+            if record.seq != seq + 1:
                 return self._broken(seq, previous, f"event {seq + 1} is missing")
-            if not hmac.compare_digest(event_hash(self._audit_key, previous, event), event.hash):
-                return self._broken(seq, previous, f"event {event.seq} was altered")
-            seq, previous = event.seq, event.hash
+            is_of_first_version = record.is_of_first_version
+            right = event_hash(self._audit_key, previous, record)
+            if not hmac.compare_digest(right, record.hash) or (
+                is_of_first_version and not may_be_of_first_version
+            ):
+                return self._broken(seq, previous, f"event {record.seq} was altered")
+            may_be_of_first_version = is_of_first_version
+            seq, previous = record.seq, record.hash
             if expect is not None and expect[0] == seq and expect[1] != previous:
                 return self._broken(seq - 1, previous, f"event {seq} is not the expected one")
         if expect is not None and expect[0] > seq:
             return self._broken(seq, previous, f"event {seq + 1} and what follows were cut off")
         return ChainReport(events=seq, head_seq=seq, head_hash=previous)
 
-    @staticmethod
-    def events(reader: Reader) -> Iterator[AuditEvent]:
+    @classmethod
+    def events(cls, reader: Reader) -> Iterator[AuditEvent]:
         """Yield every event in the order of the chain."""
+        for record in cls._records(reader):
+            yield from with_texts(reader, [record])
+
+    @staticmethod
+    def _records(reader: Reader) -> Iterator[AuditRecord]:
         after = 0
         while batch := reader.audit_chain(after, _CHAIN_BATCH):
             yield from batch
@@ -117,6 +213,13 @@ class AuditLog:
             broken_seq=good_seq + 1,
             problem=problem,
         )
+
+
+def with_texts(reader: Reader, records: Sequence[AuditRecord]) -> list[AuditEvent]:
+    """Return events with the personal texts that they mention."""
+    mentioned = [one for record in records for one in split_digests(record.personal_digest)]
+    texts = reader.personal_texts(mentioned)
+    return [event_from_record(record, texts) for record in records]
 
 
 def ids_change(field: str, ids: Sequence[str], count: int) -> tuple[FieldChange, ...]:
@@ -146,7 +249,8 @@ class AuditHistory:
         with self._store.read() as reader:
             assert_account_exists(reader, query.scope)
             found = reader.list_audit_events(query, page)
-        return self._page_tokens.split(found, page, bound_to, lambda event: (event.seq, event.id))
+            events = with_texts(reader, found)
+        return self._page_tokens.split(events, page, bound_to, lambda event: (event.seq, event.id))
 
 
 class RefusalLog:
@@ -209,8 +313,7 @@ class RefusalLog:
     ) -> None:
         try:
             with self._store.write() as tx:
-                self._audit.append(
-                    tx,
+                entry = AuditEntry(
                     time=self._clock.now(),
                     account_id=account_id,
                     actor=actor,
@@ -221,6 +324,7 @@ class RefusalLog:
                     request_id=request_id,
                     peer=peer,
                 )
+                self._audit.write(tx, [entry])
         except StoreError as error:
             log.warning("refusal_not_audited", cause=type(error).__name__)
         except Exception:  # must not reach the caller, whose call is refused anyway

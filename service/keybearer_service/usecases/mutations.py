@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from keybearer._wire.enums import AuditAction, AuditActorType, AuditTargetType
 from keybearer.access import Role
 from keybearer_service.domain.account_scope import AccountScope
+from keybearer_service.domain.audit_digests import CoveredRow, Subject
 from keybearer_service.domain.audit_event import Actor, FieldChange
 from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.errors import AuthorityExceeded, CallAbandoned
@@ -17,7 +18,7 @@ from keybearer_service.domain.model import SubjectKind
 from keybearer_service.domain.verdict import Match
 from keybearer_service.storage import Store, Writer
 from keybearer_service.usecases.access import reach_of, scope_of_holder
-from keybearer_service.usecases.audit import AuditLog
+from keybearer_service.usecases.audit import AuditEntry, AuditLog
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.validation.validator import judge_caller_again
 
@@ -45,6 +46,8 @@ class Mutation:
         """The accounts whose things the actor may touch by their ids."""
         self._audit = audit
         self._call = call
+        self._entries: list[AuditEntry] = []
+        self._revisions = 0
 
     def record(
         self,
@@ -55,11 +58,12 @@ class Mutation:
         target_id: str,
         changes: Sequence[FieldChange] = (),
         request_id: str = "",
+        also: Sequence[Subject] = (),
+        revoked: Sequence[CoveredRow] | None = None,
     ) -> None:
-        """Write the audit event of this change."""
+        """Have an audit event of this change written at its end: see `AuditEntry`."""
         call = self._call
-        self._audit.append(
-            self.tx,
+        entry = AuditEntry(
             time=self.now,
             account_id=account_id,
             actor=self.actor,
@@ -69,11 +73,20 @@ class Mutation:
             changes=changes,
             request_id=request_id or ("" if call is None else call.request_id),
             peer="" if call is None else call.peer,
+            also=also,
+            revoked=revoked,
         )
+        self._entries.append(entry)
 
     def invalidate(self, kind: SubjectKind, subject_id: str, account_id: str) -> None:
         """Advance the revision and record which verdicts it makes stale."""
         self.tx.append_change(kind=kind, subject_id=subject_id, account_id=account_id, now=self.now)
+        self._revisions += 1
+
+    def finish(self) -> None:
+        """Write the events, which hold digests of the rows as this change leaves them."""
+        if self._entries:
+            self._audit.write(self.tx, self._entries, revisions=self._revisions)
 
     def assert_may_grant(self, role: Role) -> None:
         """Raise unless the caller holds at least this role at this moment.
@@ -112,9 +125,11 @@ class Mutations:
             caller = tx.lookup(call.identity.key_id)
             match = judge_caller_again(caller, call.identity, call.rule, now, call)
             role = match.record.effective_role
-            yield Mutation(
+            mutation = Mutation(
                 tx, self._audit, call.actor, now, role=role, scope=reach_of(call), call=call
             )
+            yield mutation
+            mutation.finish()
 
     @contextmanager
     def begin_for_holder(self, call: CallContext, match: Match) -> Iterator[Mutation]:
@@ -123,7 +138,7 @@ class Mutations:
             if not call.is_alive:
                 raise CallAbandoned
             actor = Actor(type=AuditActorType.HOLDER, key_id=match.record.key_id)
-            yield Mutation(
+            mutation = Mutation(
                 tx,
                 self._audit,
                 actor,
@@ -132,12 +147,14 @@ class Mutations:
                 scope=scope_of_holder(match),
                 call=call,
             )
+            yield mutation
+            mutation.finish()
 
     @contextmanager
     def begin_local(self) -> Iterator[Mutation]:
         """Open a change for a command on the data directory, which may grant anything."""
         with self._store.write() as tx:
-            yield Mutation(
+            mutation = Mutation(
                 tx,
                 self._audit,
                 Actor(type=AuditActorType.LOCAL_COMMAND),
@@ -146,3 +163,5 @@ class Mutations:
                 scope=AccountScope.of_installation("a command on the data directory"),
                 call=None,
             )
+            yield mutation
+            mutation.finish()

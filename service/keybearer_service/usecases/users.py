@@ -7,6 +7,7 @@ from keybearer._wire.enums import AuditAction, AuditTargetType, RevocationReason
 from keybearer.access import Role
 from keybearer_service.domain import validators
 from keybearer_service.domain.account_scope import AccountScope
+from keybearer_service.domain.audit_digests import CoveredRow
 from keybearer_service.domain.audit_event import FieldChange
 from keybearer_service.domain.errors import EmailTaken, EtagMismatch, LastAdmin, ResourceNotFound
 from keybearer_service.domain.model import SubjectKind, User
@@ -175,21 +176,22 @@ class UserManager:
                 row_version=user.row_version + 1,
             )
             mutation.tx.update_user(deleted)
-            self._revoke_keys_of(mutation, call, user, revoke_created=revoke_created)
+            revoked = self._revoke_keys_of(mutation, call, user, revoke_created=revoke_created)
             mutation.record(
                 AuditAction.USER_DELETED,
                 account_id=user.account_id,
                 target_type=AuditTargetType.USER,
                 target_id=user.id,
                 changes=ids_change("revoked_key_ids", planned.revoked.ids, planned.revoked.count),
+                revoked=revoked,
             )
             return replace(planned, user=deleted)
 
     @staticmethod
     def _revoke_keys_of(
         mutation: Mutation, call: CallContext, user: User, *, revoke_created: bool
-    ) -> None:
-        mutation.tx.revoke_keys(
+    ) -> Sequence[CoveredRow]:
+        owned = mutation.tx.revoke_keys(
             owner_id=user.id,
             reason=RevocationReason.OWNER_DELETED,
             revoked_by=call.identity.owner_id,
@@ -197,7 +199,7 @@ class UserManager:
         )
         mutation.invalidate(SubjectKind.OWNER, user.id, user.account_id)
         if not revoke_created:
-            return
+            return owned
         others = mutation.tx.revoke_keys(
             created_by=user.id,
             not_owner_id=user.id,
@@ -209,6 +211,7 @@ class UserManager:
             # These keys have many owners, and an operator's may be of any account. One change that
             # covers them all costs every watcher less than one for each.
             mutation.invalidate(SubjectKind.EVERYTHING, "", user.account_id)
+        return sorted((*owned, *others), key=lambda row: str(row.columns["id"]))
 
 
 def insert_user(mutation: Mutation, issuer: KeyIssuer, scope: AccountScope, new: NewUser) -> User:
@@ -239,8 +242,8 @@ def insert_user(mutation: Mutation, issuer: KeyIssuer, scope: AccountScope, new:
 def created_changes(user: User) -> Sequence[FieldChange]:
     """Return the fields of a new user, as changes of an audit event."""
     return (
-        FieldChange("email", "", user.email),
-        FieldChange("display_name", "", user.display_name),
+        FieldChange("email", "", user.email, user.id),
+        FieldChange("display_name", "", user.display_name, user.id),
         FieldChange("role", "", user.role.name),
         FieldChange("type", "", user.type.name),
     )
@@ -249,7 +252,9 @@ def created_changes(user: User) -> Sequence[FieldChange]:
 def _differences(before: User, after: User) -> Sequence[FieldChange]:
     changes = []
     if before.display_name != after.display_name:
-        changes.append(FieldChange("display_name", before.display_name, after.display_name))
+        changes.append(
+            FieldChange("display_name", before.display_name, after.display_name, after.id)
+        )
     if before.role is not after.role:
         changes.append(FieldChange("role", before.role.name, after.role.name))
     return changes
