@@ -56,7 +56,7 @@ def dump_database(path: Path) -> Dump:
 
 
 def _rows(connection: Any, table: str) -> list[dict[str, Any]]:
-    cursor = connection.execute(f"SELECT * FROM {table} ORDER BY rowid")  # noqa: S608 - our names
+    cursor = connection.execute(f"SELECT * FROM {table}")  # noqa: S608 - our names
     columns = [one[0] for one in cursor.description]
     return [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
 

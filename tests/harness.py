@@ -36,6 +36,7 @@ from keybearer_service.offline.initialise import initialise as initialise_offlin
 from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.usecases.accounts import CreatedAccount, NewAccount
 from keybearer_service.usecases.issuing import Expiration
+from keybearer_service.usecases.quotas import NO_QUOTAS, Quotas
 from keybearer_service.watch.hub import MAX_WATCHERS
 
 CALL_TIMEOUT_S = 10.0
@@ -413,6 +414,7 @@ def make_app(
     shared: bool = False,
     on_fatal: Callable[[], None] = lambda: None,
     max_watchers: int = MAX_WATCHERS,
+    quotas: Quotas = NO_QUOTAS,
     opener: StoreOpener = open_store,
 ) -> App:
     """Build the service over an installation, on a free port unless told otherwise."""
@@ -423,6 +425,7 @@ def make_app(
         shared=shared,
         with_metrics=http.is_served,
         max_watchers=max_watchers,
+        quotas=quotas,
         opener=opener,
     )
     config = AppConfig(listener=listener, http=http, reflection=reflection)
@@ -437,12 +440,19 @@ def running(
     *,
     shared: bool = False,
     max_watchers: int = MAX_WATCHERS,
+    quotas: Quotas = NO_QUOTAS,
     opener: StoreOpener = open_store,
 ) -> Iterator[Service]:
     """Run a fresh service; `shared` as one of several servers of the same data."""
     data_dir, created = initialise(path, clock, entropy)
     app = make_app(
-        data_dir, clock, entropy, shared=shared, max_watchers=max_watchers, opener=opener
+        data_dir,
+        clock,
+        entropy,
+        shared=shared,
+        max_watchers=max_watchers,
+        quotas=quotas,
+        opener=opener,
     )
     app.start()
     service = Service(

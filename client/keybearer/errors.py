@@ -38,6 +38,7 @@ __all__ = [
     "OutcomeUnknownError",
     "OverloadedError",
     "PermissionDeniedError",
+    "QuotaExceededError",
     "ReplayImpossibleError",
     "RequestIdReusedError",
     "ResourceExhaustedError",
@@ -252,7 +253,7 @@ class ReplayImpossibleError(AlreadyExistsError):
 
 
 class ResourceExhaustedError(KeybearerError):
-    """A resource is exhausted; see `retry_after`."""
+    """A resource is exhausted; `retry_after` says when to try again, if waiting helps."""
 
     default_code = grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -261,6 +262,15 @@ class StoreFullError(ResourceExhaustedError):
     """The disk of the store is full. Nothing was changed."""
 
     default_reason = "STORE_FULL"
+
+
+class QuotaExceededError(ResourceExhaustedError):
+    """The account has as many keys or users as the server allows. Waiting does not help.
+
+    Metadata: `quota` and `limit`. Revoke keys or delete users that are no longer needed.
+    """
+
+    default_reason = "QUOTA_EXCEEDED"
 
 
 class OverloadedError(ResourceExhaustedError):

@@ -155,6 +155,17 @@ class Settings(BaseSettings):
     reflection: bool = Field(
         default=True, description="Let tools such as grpcurl list the methods and messages."
     )
+    max_keys_per_account: int = Field(
+        default=1_000_000,
+        ge=0,
+        description="Most keys of an account that are not revoked; 0 for no limit. Commands on the "
+        "data directory are not limited.",
+    )
+    max_users_per_account: int = Field(
+        default=100_000,
+        ge=0,
+        description="Most users of an account that are not deleted; 0 for no limit.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least level that is logged: debug, info, warning or error."
     )

@@ -21,6 +21,7 @@ from keybearer_service.usecases.issuing import KeyIssuer
 from keybearer_service.usecases.keys import KeyManager
 from keybearer_service.usecases.mutations import Mutations
 from keybearer_service.usecases.pagination import PageTokens
+from keybearer_service.usecases.quotas import NO_QUOTAS, Quotas
 from keybearer_service.usecases.users import UserManager
 from keybearer_service.validation.usage import UsageRecorder
 from keybearer_service.validation.validator import Validator
@@ -99,6 +100,7 @@ def open_container(
     shared: bool = False,
     with_metrics: bool = False,
     max_watchers: int = MAX_WATCHERS,
+    quotas: Quotas = NO_QUOTAS,
     opener: StoreOpener = open_store,
 ) -> Container:
     """Open an installation, that other servers may have open too when it is `shared`.
@@ -110,6 +112,7 @@ def open_container(
         shared: Whether other servers write to the store too.
         with_metrics: Whether a port shows metrics.
         max_watchers: The most watch streams that are open at a time.
+        quotas: How much an account may hold.
         opener: What opens the store.
 
     Raises:
@@ -126,6 +129,7 @@ def open_container(
             entropy,
             with_metrics=with_metrics,
             max_watchers=max_watchers,
+            quotas=quotas,
         )
     except BaseException:
         store.close()
@@ -140,6 +144,7 @@ def build_container(
     *,
     with_metrics: bool = False,
     max_watchers: int = MAX_WATCHERS,
+    quotas: Quotas = NO_QUOTAS,
 ) -> Container:
     """Put the parts together over an open store.
 
@@ -178,7 +183,7 @@ def build_container(
         metrics=metrics,
         authorizer=Authorizer(validator, recorder, clock),
         page_tokens=page_tokens,
-        keys=KeyManager(store, mutations, issuer, validator, usage, page_tokens),
-        users=UserManager(store, mutations, issuer, page_tokens),
+        keys=KeyManager(store, mutations, issuer, validator, usage, page_tokens, quotas),
+        users=UserManager(store, mutations, issuer, page_tokens, quotas),
         accounts=AccountManager(store, mutations, issuer, usage, page_tokens),
     )

@@ -34,6 +34,7 @@ from keybearer_service.net.tls import TlsFiles
 from keybearer_service.net.unix_sockets import UnixSocketFile
 from keybearer_service.storage import files
 from keybearer_service.telemetry import logs, metrics
+from keybearer_service.usecases.quotas import Quotas
 
 log = structlog.get_logger(__name__)
 
@@ -101,6 +102,7 @@ def _serve_alone(
             SystemEntropy(),
             shared=shared,
             with_metrics=http.is_served,
+            quotas=Quotas(keys=settings.max_keys_per_account, users=settings.max_users_per_account),
         )
         service = App(
             container,

@@ -24,6 +24,8 @@ DOCUMENTED = {
         "--http-open",
         "--http-account",
         "--workers",
+        "--max-keys-per-account",
+        "--max-users-per-account",
         "--tls-cert",
         "--tls-key",
         "--tls-client-ca",

@@ -15,7 +15,15 @@ from keybearer_service.storage import dbapi
 from keybearer_service.storage.sqlite import SqliteStore
 
 GROWING = frozenset(
-    {"api_keys", "users", "changes", "audit_events", "request_records", "personal_texts"}
+    {
+        "api_keys",
+        "users",
+        "changes",
+        "audit_events",
+        "audit_event_subjects",
+        "request_records",
+        "personal_texts",
+    }
 )
 _LAST_ROW = "ORDER BY seq DESC LIMIT 1"
 """Called a scan too, of one row."""
@@ -102,4 +110,4 @@ def test_no_change_goes_through_a_table(admin: Stubs, connections: Connections) 
 @pytest.mark.usefixtures("service")
 def test_a_scan_is_found(connections: Connections, table: str) -> None:
     """Going through a table is noticed."""
-    assert scans(connections.writer, [f"SELECT count(*) FROM {table} WHERE rowid % 2"])  # noqa: S608
+    assert scans(connections.writer, [f"SELECT count(*) FROM {table}"])  # noqa: S608

@@ -201,3 +201,39 @@ def test_a_newer_schema_is_refused_in_one_line(old: Old) -> None:
         open_store(old.data_dir.database)
     assert "\n" not in str(error.value)
     assert old.data_dir.database.read_bytes() == before
+
+
+def test_a_cascade_of_before_an_upgrade_is_found_by_its_keys(
+    old: Old, entropy: SeededEntropy
+) -> None:
+    """Each key that the event of a deletion lists finds that event."""
+    listed = {
+        key_id: event["id"]
+        for event in old.facts["events"]
+        for change in event.get("changes", ())
+        if change["field"] == "revoked_key_ids"
+        for key_id in change["after"].split(",")
+    }
+    assert listed
+    with serving(old, old.data_dir, entropy) as service:
+        found = {
+            key_id: [one.id for one in service.admin.events(target_id=key_id, account_id="-")]
+            for key_id in listed
+        }
+    assert all(event_id in found[key_id] for key_id, event_id in listed.items())
+
+
+def test_an_upgrade_counts_the_keys_that_are_there(old: Old, entropy: SeededEntropy) -> None:
+    """The quota of an account counts those of before, without the revoked ones."""
+    unrevoked = [
+        one
+        for one in old.facts["keys"]
+        if one["account_id"] == old.facts["account_id"] and "revoke_time" not in one
+    ]
+    container = open_container(old.data_dir, old.clock, entropy)
+    try:
+        with container.store.read() as reader:
+            counted = reader.unrevoked_key_count(old.facts["account_id"])
+    finally:
+        container.close()
+    assert counted == len(unrevoked) > 0

@@ -376,7 +376,7 @@ def test_an_event_in_the_older_form_is_found_behind_newer_ones() -> None:
 def test_a_cascade_lists_up_to_a_thousand_ids(count: int, listed: int) -> None:
     """Beyond, the count alone, which is always there."""
     ids = [f"id{n}" for n in range(count)]
-    changes = {one.field: one.after for one in ids_change("revoked", ids, count)}
+    changes = {one.field: one.after for one in ids_change("revoked", ids)}
     assert changes["revoked_count"] == str(count)
     assert len([one for one in changes.get("revoked", "").split(",") if one]) == listed
 

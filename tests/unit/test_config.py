@@ -81,6 +81,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no workers": ({"workers": 0}, "workers"),
     "too many workers": ({"workers": 65}, "workers"),
     "workers that are no number": ({"workers": "two"}, "workers"),
+    "a quota below nothing": ({"max_keys_per_account": -1}, "max_keys_per_account"),
+    "a quota that is no number": ({"max_users_per_account": "many"}, "max_users_per_account"),
     "an unknown level": ({"log_level": "loud"}, "log_level"),
     "an unknown format": ({"log_format": "xml"}, "log_format"),
     "no boolean": ({"insecure": "perhaps"}, "insecure"),

@@ -79,6 +79,7 @@ class AuditAction(enum.IntEnum):
     API_KEY_OVERLAP_ENDED = 19
     CALL_REFUSED = 20
     USER_ERASED = 21
+    API_KEYS_REVOKED = 22
 
 
 class AuditActorType(enum.IntEnum):

@@ -43,6 +43,9 @@ _CODES: Final = {
     grpc.StatusCode.CANCELLED: ExitCode.UNAVAILABLE,
 }
 
+# Reasons under a code that says to try again later, where waiting does not help.
+_REASONS: Final = {"QUOTA_EXCEEDED": ExitCode.REFUSED}
+
 # The beginning of grpc's message when there was no connection, so that nothing was sent.
 _NEVER_SENT: Final = ("failed to connect", "errors resolving", "DNS resolution failed")
 
@@ -150,7 +153,7 @@ def of_call(error: KeybearerError, where: str, credential: str, *, changing: boo
     message += _hint_about_id(error)
     if error.metadata.get("api_key_id") and error.code is grpc.StatusCode.ALREADY_EXISTS:
         message += f" (key {error.metadata['api_key_id']})"
-    exit_code = _CODES.get(error.code)
+    exit_code = _REASONS.get(error.reason, _CODES.get(error.code))
     if exit_code is None:
         exit_code = ExitCode.UNAVAILABLE if lost else ExitCode.REFUSED
     return Refusal(

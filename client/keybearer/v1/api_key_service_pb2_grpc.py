@@ -84,7 +84,7 @@ class ApiKeyServiceServicer(object):
     def CreateApiKey(self, request, context):
         """Creates a key. Its token is in this response and nowhere else. Errors: FIELD_INVALID,
         RESOURCE_NOT_FOUND (the account or the owner), AUTHORITY_EXCEEDED, OPERATOR_ONLY,
-        REQUEST_ID_REUSED, REPLAY_IMPOSSIBLE.
+        REQUEST_ID_REUSED, REPLAY_IMPOSSIBLE, QUOTA_EXCEEDED (keys that are not revoked).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -231,7 +231,7 @@ class ApiKeyServiceStub(typing.Generic[_ApiKeyServiceCreateApiKeyType, _ApiKeySe
     CreateApiKey: _ApiKeyServiceCreateApiKeyType
     """Creates a key. Its token is in this response and nowhere else. Errors: FIELD_INVALID,
     RESOURCE_NOT_FOUND (the account or the owner), AUTHORITY_EXCEEDED, OPERATOR_ONLY,
-    REQUEST_ID_REUSED, REPLAY_IMPOSSIBLE.
+    REQUEST_ID_REUSED, REPLAY_IMPOSSIBLE, QUOTA_EXCEEDED (keys that are not revoked).
     """
 
     GetApiKey: _ApiKeyServiceGetApiKeyType
@@ -314,7 +314,7 @@ class ApiKeyServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[keybearer.v1.api_key_service_pb2.CreateApiKeyResponse, collections.abc.Awaitable[keybearer.v1.api_key_service_pb2.CreateApiKeyResponse]]:
         """Creates a key. Its token is in this response and nowhere else. Errors: FIELD_INVALID,
         RESOURCE_NOT_FOUND (the account or the owner), AUTHORITY_EXCEEDED, OPERATOR_ONLY,
-        REQUEST_ID_REUSED, REPLAY_IMPOSSIBLE.
+        REQUEST_ID_REUSED, REPLAY_IMPOSSIBLE, QUOTA_EXCEEDED (keys that are not revoked).
         """
 
     @abc.abstractmethod

@@ -94,6 +94,10 @@ class _AuditActionEnumTypeWrapper(_EnumTypeWrapper[_AuditAction.ValueType], type
     """A management call was refused, or several were (`changes` carries the count)."""
     AUDIT_ACTION_USER_ERASED: _AuditAction.ValueType  # 21
     """The e-mail address and the name of a deleted user were erased, from the log too."""
+    AUDIT_ACTION_API_KEYS_REVOKED: _AuditAction.ValueType  # 22
+    """Keys of this account were revoked together, because the user who had made them was deleted: a
+    user of another account, who is the target.
+    """
 
 class AuditAction(_AuditAction, metaclass=_AuditActionEnumTypeWrapper):
     """What happened."""
@@ -142,6 +146,10 @@ AUDIT_ACTION_CALL_REFUSED: AuditAction.ValueType  # 20
 """A management call was refused, or several were (`changes` carries the count)."""
 AUDIT_ACTION_USER_ERASED: AuditAction.ValueType  # 21
 """The e-mail address and the name of a deleted user were erased, from the log too."""
+AUDIT_ACTION_API_KEYS_REVOKED: AuditAction.ValueType  # 22
+"""Keys of this account were revoked together, because the user who had made them was deleted: a
+user of another account, who is the target.
+"""
 
 class _AuditActorType:
     ValueType = NewType("ValueType", int)

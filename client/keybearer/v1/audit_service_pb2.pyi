@@ -53,7 +53,9 @@ class ListAuditEventsRequest(Message):
     actor_id: str
     """Optional. Only events of this actor: the id of a key or of a user."""
     target_id: str
-    """Optional. Only events about the thing with this id."""
+    """Optional. Only events about the thing with this id: alone, or among others, as each key that was
+    revoked with its owner, however many there were.
+    """
     page_size: int
     """Optional. 0 means 50; more than 1000 means 1000."""
     page_token: str

@@ -88,6 +88,10 @@ class _ErrorReasonEnumTypeWrapper(_EnumTypeWrapper[_ErrorReason.ValueType], type
     """INTERNAL: unforeseen. Metadata: `reference`, which the server's log carries too."""
     ERROR_REASON_STREAM_ENDED: _ErrorReason.ValueType  # 24
     """UNAVAILABLE: a stream ends although nothing is wrong: it is old, or the server stops. Resume."""
+    ERROR_REASON_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 25
+    """RESOURCE_EXHAUSTED: the account has as many keys or users as the server's settings allow. Waiting
+    does not help. Metadata: `quota` (the setting), `limit`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason a caller may branch on. It travels in google.rpc.ErrorInfo with the domain
@@ -158,3 +162,7 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 23
 """INTERNAL: unforeseen. Metadata: `reference`, which the server's log carries too."""
 ERROR_REASON_STREAM_ENDED: ErrorReason.ValueType  # 24
 """UNAVAILABLE: a stream ends although nothing is wrong: it is old, or the server stops. Resume."""
+ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 25
+"""RESOURCE_EXHAUSTED: the account has as many keys or users as the server's settings allow. Waiting
+does not help. Metadata: `quota` (the setting), `limit`.
+"""

@@ -68,7 +68,7 @@ class UserServiceServicer(object):
 
     def CreateUser(self, request, context):
         """Creates a user. Errors: FIELD_INVALID, EMAIL_TAKEN, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the
-        account), AUTHORITY_EXCEEDED.
+        account), AUTHORITY_EXCEEDED, QUOTA_EXCEEDED (users that are not deleted).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -158,7 +158,7 @@ class UserServiceStub(typing.Generic[_UserServiceCreateUserType, _UserServiceGet
 
     CreateUser: _UserServiceCreateUserType
     """Creates a user. Errors: FIELD_INVALID, EMAIL_TAKEN, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the
-    account), AUTHORITY_EXCEEDED.
+    account), AUTHORITY_EXCEEDED, QUOTA_EXCEEDED (users that are not deleted).
     """
 
     GetUser: _UserServiceGetUserType
@@ -213,7 +213,7 @@ class UserServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[keybearer.v1.user_service_pb2.CreateUserResponse, collections.abc.Awaitable[keybearer.v1.user_service_pb2.CreateUserResponse]]:
         """Creates a user. Errors: FIELD_INVALID, EMAIL_TAKEN, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the
-        account), AUTHORITY_EXCEEDED.
+        account), AUTHORITY_EXCEEDED, QUOTA_EXCEEDED (users that are not deleted).
         """
 
     @abc.abstractmethod

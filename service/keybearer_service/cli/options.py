@@ -29,6 +29,8 @@ _METAVARS = {
     "max_connections": "N",
     "http_max_connections": "N",
     "http_max_connections_per_peer": "N",
+    "max_keys_per_account": "N",
+    "max_users_per_account": "N",
     "log_level": "LEVEL",
     "log_format": "FORMAT",
 }

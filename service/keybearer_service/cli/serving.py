@@ -55,6 +55,8 @@ def serve(
     ] = None,
     insecure: Annotated[bool | None, setting("insecure")] = None,
     reflection: Annotated[bool | None, setting("reflection")] = None,
+    max_keys_per_account: Annotated[str | None, setting("max_keys_per_account")] = None,
+    max_users_per_account: Annotated[str | None, setting("max_users_per_account")] = None,
     log_level: LogLevelOption = None,
     log_format: Annotated[str | None, setting("log_format")] = None,
     config: ConfigOption = None,

@@ -218,6 +218,21 @@ class StoreFull(ServiceError):
         super().__init__("the store is full; nothing was changed")
 
 
+class QuotaExceeded(ServiceError):
+    """The account holds as many of something as the settings allow; waiting does not help."""
+
+    code = Code.RESOURCE_EXHAUSTED
+    reason = "QUOTA_EXCEEDED"
+
+    def __init__(self, quota: str, limit: int, remedy: str) -> None:
+        super().__init__(
+            f"{quota}: the account has reached {limit}; {remedy}, or have whoever runs the server "
+            "raise this setting",
+            quota=quota,
+            limit=str(limit),
+        )
+
+
 class Overloaded(ServiceError):
     """Too many calls."""
 

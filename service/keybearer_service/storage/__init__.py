@@ -166,6 +166,7 @@ class AuditQuery:
     actor_id: str = ""
     """The id of the key or of the user that acted."""
     target_id: str = ""
+    """The id of the event's target, or one of the further ids that it is found by."""
     actions: tuple[AuditAction, ...] = ()
     after: Micros | None = None
     before: Micros | None = None
@@ -256,6 +257,14 @@ class Reader(Protocol):
 
     def live_admins(self, scope: AccountScope) -> int:
         """Count the ADMIN users of the scope; must leave out deleted ones."""
+        ...
+
+    def unrevoked_key_count(self, account_id: str) -> int:
+        """Count the unrevoked keys of an account, at the same cost however many there are."""
+        ...
+
+    def live_user_count(self, account_id: str) -> int:
+        """Count the users of an account; must leave out deleted ones."""
         ...
 
     def unrevoked_keys(
@@ -398,8 +407,11 @@ class Writer(Reader, Protocol):
         """Record what becomes stale, and return the new revision; must be the last one plus one."""
         ...
 
-    def append_audit(self, record: AuditRecord) -> None:
-        """Insert an event; must raise StoreConflictError for a seq or an id that is taken."""
+    def append_audit(self, record: AuditRecord, found_by: Sequence[str] = ()) -> None:
+        """Insert an event; must raise StoreConflictError for a seq or an id that is taken.
+
+        A list of the events about one of the ids of `found_by` must hold the event too.
+        """
         ...
 
     def insert_personal_text(self, text: PersonalText) -> None:
@@ -537,8 +549,9 @@ class Store(Protocol):
         """Look for rows that contradict each other; return a sentence for each finding.
 
         Must find rows that point to missing rows, changes that are missing or do not end at the
-        revision, and audit events that are missing between others. Must return nothing for a whole
-        store. The hashes of the audit chain need its key and are checked elsewhere.
+        revision, audit events that are missing between others, and a count of an account's keys
+        that is wrong. Must return nothing for a whole store. The hashes of the audit chain need its
+        key and are checked elsewhere.
         """
         ...
 

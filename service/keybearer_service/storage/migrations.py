@@ -184,6 +184,58 @@ def m002_integrity(db: Database) -> None:
     _run(db, _INTEGRITY)
 
 
+@migrations()
+def m003_key_counts(db: Database) -> None:
+    """How many keys count towards the quota of an account.
+
+    Triggers keep the number, so that no statement that writes keys can forget it. Counting users so
+    would make every new user go through all keys: SQLite looks for rows that point to the new one
+    once a trigger may follow.
+    """
+    db.execute(
+        "CREATE TABLE key_counts (account_id TEXT PRIMARY KEY REFERENCES accounts (id),"
+        " unrevoked INTEGER NOT NULL) STRICT"
+    )
+    db.execute(
+        "INSERT INTO key_counts SELECT account_id, count(*) FROM api_keys WHERE revoke_time IS NULL"
+        " GROUP BY account_id"
+    )
+    db.execute(
+        "CREATE TRIGGER api_keys_counted AFTER INSERT ON api_keys WHEN new.revoke_time IS NULL"
+        " BEGIN INSERT INTO key_counts VALUES (new.account_id, 1)"
+        " ON CONFLICT (account_id) DO UPDATE SET unrevoked = unrevoked + 1; END"
+    )
+    db.execute(
+        "CREATE TRIGGER api_keys_recounted AFTER UPDATE OF revoke_time ON api_keys"
+        " WHEN (old.revoke_time IS NULL) <> (new.revoke_time IS NULL) BEGIN"
+        " INSERT INTO key_counts VALUES (new.account_id, 1) ON CONFLICT (account_id)"
+        " DO UPDATE SET unrevoked = unrevoked + iif(new.revoke_time IS NULL, 1, -1); END"
+    )
+
+
+@migrations()
+def m004_audit_event_subjects(db: Database) -> None:
+    """What else an event is about, beside its target: keys revoked together, what init made."""
+    db.execute(
+        "CREATE TABLE audit_event_subjects (subject_id TEXT NOT NULL, seq INTEGER NOT NULL"
+        " REFERENCES audit_events (seq), PRIMARY KEY (subject_id, seq)) STRICT, WITHOUT ROWID"
+    )
+    db.execute("CREATE INDEX audit_event_subjects_by_seq ON audit_event_subjects (seq)")
+    # Of events that were written before, those are found that list these ids.
+    db.execute(
+        "INSERT OR IGNORE INTO audit_event_subjects"
+        " WITH RECURSIVE listed (seq, id, rest) AS ("
+        "  SELECT e.seq, '', json_extract(c.value, '$[2]') || ','"
+        "  FROM audit_events e, json_each(e.changes) c"
+        "  WHERE e.action IN (1, 6, 11)"  # INSTALLATION_CREATED, ACCOUNT_CREATED, USER_DELETED
+        "  AND json_extract(c.value, '$[0]')"
+        "  IN ('admin_user_id', 'api_key_id', 'pepper_id', 'revoked_key_ids')"
+        "  UNION ALL SELECT seq, substr(rest, 1, instr(rest, ',') - 1),"
+        "  substr(rest, instr(rest, ',') + 1) FROM listed WHERE rest <> '')"
+        " SELECT id, seq FROM listed WHERE id <> ''"
+    )
+
+
 def apply(connection: Connection) -> None:
     """Bring the schema up to date, once, even if several processes start at the same time.
 

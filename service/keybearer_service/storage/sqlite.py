@@ -69,6 +69,11 @@ _CHANGES_SINCE: Final = (
     " LEFT JOIN changes c ON c.revision > ?1 AND c.revision <= ?1 + ?2"
     " WHERE i.id = 1 ORDER BY c.revision"
 )
+_WRONG_COUNTS: Final = (
+    "SELECT a.id, coalesce(c.unrevoked, 0) AS counted, (SELECT count(*) FROM api_keys k"
+    " WHERE k.account_id = a.id AND k.revoke_time IS NULL) AS found"
+    " FROM accounts a LEFT JOIN key_counts c ON c.account_id = a.id WHERE counted <> found"
+)
 _READ_ONLY: Final = (
     "query_only = ON",
     "wal_autocheckpoint = 0",
@@ -506,3 +511,5 @@ def _contradictions(connection: dbapi.Connection) -> Iterator[str]:
     ).fetchone()
     if count and count != last - first + 1:
         yield f"audit events are missing between {first} and {last}"
+    for account_id, counted, found in connection.execute(_WRONG_COUNTS):
+        yield f"the account {account_id} has {found} unrevoked keys and a count of {counted}"

@@ -237,17 +237,19 @@ class _SqlReader:
 
     def list_audit_events(self, query: AuditQuery, page: Page) -> Sequence[AuditRecord]:
         where = _within(query.scope)
+        source = "audit_events"
+        if query.target_id:
+            source = _EVENTS_ABOUT
+            where.values[:0] = [query.target_id] * 2  # they stand before all others
         if query.actor_id:
             where.add("(actor_key_id = ? OR actor_user_id = ?)", query.actor_id, query.actor_id)
-        if query.target_id:
-            where.add("target_id = ?", query.target_id)
         where.add_any("action", query.actions)
         if query.after is not None:
             where.add("time > ?", query.after)
         if query.before is not None:
             where.add("time < ?", query.before)
         found = self._page(
-            f"SELECT {rows.AUDIT_EVENT} FROM audit_events",
+            f"SELECT {rows.AUDIT_EVENT} FROM {source}",
             where,
             page,
             sort="seq",
@@ -260,6 +262,14 @@ class _SqlReader:
         where = _within(scope)
         where.add("delete_time IS NULL AND role = 3")
         return self._count(f"SELECT count(*) FROM users{where}", *where.values)
+
+    def unrevoked_key_count(self, account_id: str) -> int:
+        return self._count("SELECT unrevoked FROM key_counts WHERE account_id = ?", account_id)
+
+    def live_user_count(self, account_id: str) -> int:
+        return self._count(
+            "SELECT count(*) FROM users WHERE account_id = ? AND delete_time IS NULL", account_id
+        )
 
     def unrevoked_keys(
         self, *, owner_id: str = "", created_by: str = "", not_owner_id: str = "", limit: int
@@ -429,8 +439,14 @@ class _SqlWriter(_SqlReader):
         self._session.insert("changes", rows.row_from_invalidation(change))
         return revision
 
-    def append_audit(self, record: AuditRecord) -> None:
+    def append_audit(self, record: AuditRecord, found_by: Sequence[str] = ()) -> None:
         self._session.insert("audit_events", rows.row_from_audit_record(record))
+        for subject_id in found_by:
+            self._session.run(
+                "INSERT INTO audit_event_subjects (subject_id, seq) VALUES (?, ?)",
+                subject_id,
+                record.seq,
+            )
 
     def insert_personal_text(self, text: PersonalText) -> None:
         self._session.insert("personal_texts", rows.row_from_personal_text(text))
@@ -476,6 +492,12 @@ class _Where:
 _ERASE_DEAD_SECRET: Final = ", ".join(
     f"{column} = CASE WHEN overlap_end_time > ? THEN {column} END" for column in rows.OLD_SECRET
 )
+_EVENTS_ABOUT: Final = (
+    "(SELECT * FROM audit_events WHERE target_id = ? UNION ALL"
+    " SELECT e.* FROM audit_event_subjects s JOIN audit_events e ON e.seq = s.seq"
+    " WHERE s.subject_id = ?) AS events"
+)
+"""Merged, not joined by OR: each half comes in the order of its index."""
 _STATE_TESTS: Final = {
     ApiKeyState.REVOKED: "k.revoke_time IS NOT NULL",
     ApiKeyState.EXPIRED: "(k.revoke_time IS NULL AND k.expire_time <= ?)",

@@ -41,7 +41,7 @@ log = structlog.get_logger(__name__)
 REFUSALS_A_MINUTE = 10
 """Refused management calls of one caller that each get an event; the rest are counted."""
 MAX_LISTED_IDS = 1000
-"""A cascade of more than so many ids is recorded with their count alone."""
+"""A cascade of more ids is recorded with their count alone; each of them finds its event."""
 PERSONAL_COLUMNS: Mapping[str, tuple[str, ...]] = {"users": ("email", "display_name")}
 """The columns that name a person. The digest of their row covers them by their own digests."""
 _CHAIN_BATCH = 1000
@@ -77,6 +77,8 @@ class AuditEntry:
     """Further rows that the change left and that no other event is about, in a fixed order."""
     revoked: Sequence[CoveredRow] | None = None
     """The keys that the change revoked with its target, in the order of their ids."""
+    found_by: Sequence[str] = ()
+    """Ids that find the event, beside its target and what stands in `also`."""
 
 
 class AuditLog:
@@ -135,7 +137,9 @@ class AuditLog:
             hash=b"",
         )
         record = record._replace(hash=event_hash(self._audit_key, last_hash, record))
-        tx.append_audit(record)
+        found_by = dict.fromkeys((*(subject.id for subject in entry.also), *entry.found_by))
+        found_by.pop(entry.target_id, None)
+        tx.append_audit(record, tuple(found_by))
         return record.hash
 
     def _target_digest(self, tx: Writer, entry: AuditEntry) -> bytes:
@@ -222,10 +226,10 @@ def with_texts(reader: Reader, records: Sequence[AuditRecord]) -> list[AuditEven
     return [event_from_record(record, texts) for record in records]
 
 
-def ids_change(field: str, ids: Sequence[str], count: int) -> tuple[FieldChange, ...]:
+def ids_change(field: str, ids: Sequence[str]) -> tuple[FieldChange, ...]:
     """Return the changes of a cascade: its ids unless there are too many, and their count."""
-    listed = (FieldChange(field, "", ",".join(ids)),) if 0 < count <= MAX_LISTED_IDS else ()
-    return (*listed, FieldChange(f"{field}_count", "", str(count)))
+    listed = (FieldChange(field, "", ",".join(ids)),) if 0 < len(ids) <= MAX_LISTED_IDS else ()
+    return (*listed, FieldChange(f"{field}_count", "", str(len(ids))))
 
 
 class AuditHistory:

@@ -34,6 +34,7 @@ from keybearer_service.usecases.idempotency import IdempotencyKey
 from keybearer_service.usecases.issuing import Expiration, IssuedKey, KeyIssuer, NewKey
 from keybearer_service.usecases.mutations import Mutation, Mutations
 from keybearer_service.usecases.pagination import PageTokens
+from keybearer_service.usecases.quotas import Quotas
 from keybearer_service.validation.usage import UsageRecorder
 from keybearer_service.validation.validator import Validator
 
@@ -66,6 +67,7 @@ class KeyManager:
         validator: Validator,
         usage: UsageRecorder,
         page_tokens: PageTokens,
+        quotas: Quotas,
     ) -> None:
         self._store = store
         self._mutations = mutations
@@ -73,6 +75,7 @@ class KeyManager:
         self._validator = validator
         self._usage = usage
         self._page_tokens = page_tokens
+        self._quotas = quotas
 
     # --- reading ----------------------------------------------------------------------------------
 
@@ -112,6 +115,7 @@ class KeyManager:
             FieldInvalid: A key in another account than the caller's has no owner.
             ResourceNotFound: There is no such account, or the owner is no live user of it.
             AuthorityExceeded: The role is above the caller's.
+            QuotaExceeded: The account has as many keys as it may have.
             RequestIdReused, ReplayImpossible: See `idempotency.find`.
         """
         caller = call.identity
@@ -128,6 +132,7 @@ class KeyManager:
             owner = mutation.tx.user(scope, owner_id)
             if owner is None or owner.delete_time is not None:
                 raise ResourceNotFound("user", owner_id)
+            self._quotas.assert_room_for_key(mutation.tx, owner.account_id)
             issued = self._issuer.issue(mutation, new, owner=owner, created_by=caller.owner_id)
             idempotency.remember(mutation, caller.owner_id, request, issued.key, None)
             mutation.record(

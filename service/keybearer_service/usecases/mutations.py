@@ -60,6 +60,7 @@ class Mutation:
         request_id: str = "",
         also: Sequence[Subject] = (),
         revoked: Sequence[CoveredRow] | None = None,
+        found_by: Sequence[str] = (),
     ) -> None:
         """Have an audit event of this change written at its end: see `AuditEntry`."""
         call = self._call
@@ -75,6 +76,7 @@ class Mutation:
             peer="" if call is None else call.peer,
             also=also,
             revoked=revoked,
+            found_by=found_by,
         )
         self._entries.append(entry)
 

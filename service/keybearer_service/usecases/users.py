@@ -11,13 +11,20 @@ from keybearer_service.domain.audit_digests import CoveredRow
 from keybearer_service.domain.audit_event import FieldChange
 from keybearer_service.domain.errors import EmailTaken, EtagMismatch, LastAdmin, ResourceNotFound
 from keybearer_service.domain.model import SubjectKind, User
-from keybearer_service.storage import EmailConflictError, Reader, Revoked, Store, UserQuery
+from keybearer_service.storage import (
+    EmailConflictError,
+    Reader,
+    Revoked,
+    Store,
+    UserQuery,
+)
 from keybearer_service.usecases.access import assert_account_exists, reach_of
 from keybearer_service.usecases.audit import ids_change
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.issuing import KeyIssuer
 from keybearer_service.usecases.mutations import Mutation, Mutations
 from keybearer_service.usecases.pagination import PageTokens
+from keybearer_service.usecases.quotas import Quotas
 
 MAX_ANSWERED_IDS = 10_000
 """Ids in a response of DeleteUser; with more, it would not fit into a message."""
@@ -59,12 +66,18 @@ class UserManager:
     """The users of accounts."""
 
     def __init__(
-        self, store: Store, mutations: Mutations, issuer: KeyIssuer, page_tokens: PageTokens
+        self,
+        store: Store,
+        mutations: Mutations,
+        issuer: KeyIssuer,
+        page_tokens: PageTokens,
+        quotas: Quotas,
     ) -> None:
         self._store = store
         self._mutations = mutations
         self._issuer = issuer
         self._page_tokens = page_tokens
+        self._quotas = quotas
 
     def create(self, call: CallContext, scope: AccountScope, new: NewUser) -> User:
         """Create a user in the account of the scope.
@@ -73,10 +86,12 @@ class UserManager:
             ResourceNotFound: There is no such account.
             EmailTaken: A live user of the account has the address.
             AuthorityExceeded: The role is above the caller's.
+            QuotaExceeded: The account has as many users as it may have.
         """
         with self._mutations.begin(call) as mutation:
             mutation.assert_may_grant(new.role)
             assert_account_exists(mutation.tx, scope)
+            self._quotas.assert_room_for_user(mutation.tx, scope.only)
             user = insert_user(mutation, self._issuer, scope, new)
             mutation.record(
                 AuditAction.USER_CREATED,
@@ -177,14 +192,7 @@ class UserManager:
             )
             mutation.tx.update_user(deleted)
             revoked = self._revoke_keys_of(mutation, call, user, revoke_created=revoke_created)
-            mutation.record(
-                AuditAction.USER_DELETED,
-                account_id=user.account_id,
-                target_type=AuditTargetType.USER,
-                target_id=user.id,
-                changes=ids_change("revoked_key_ids", planned.revoked.ids, planned.revoked.count),
-                revoked=revoked,
-            )
+            _record_deletion(mutation, user, revoked)
             return replace(planned, user=deleted)
 
     @staticmethod
@@ -258,6 +266,37 @@ def _differences(before: User, after: User) -> Sequence[FieldChange]:
     if before.role is not after.role:
         changes.append(FieldChange("role", before.role.name, after.role.name))
     return changes
+
+
+def _record_deletion(mutation: Mutation, user: User, revoked: Sequence[CoveredRow]) -> None:
+    ids_by_account: dict[str, list[str]] = {}
+    for row in revoked:
+        account_id, key_id = str(row.columns["account_id"]), str(row.columns["id"])
+        ids_by_account.setdefault(account_id, []).append(key_id)
+    all_ids = [str(row.columns["id"]) for row in revoked]
+    mutation.record(
+        AuditAction.USER_DELETED,
+        account_id=user.account_id,
+        target_type=AuditTargetType.USER,
+        target_id=user.id,
+        changes=ids_change("revoked_key_ids", all_ids),
+        revoked=revoked,
+        found_by=all_ids,
+    )
+    # An operator makes keys in other accounts, whose administrators see their own log alone.
+    for account_id in sorted(ids_by_account.keys() - {user.account_id}):
+        ids = ids_by_account[account_id]
+        mutation.record(
+            AuditAction.API_KEYS_REVOKED,
+            account_id=account_id,
+            target_type=AuditTargetType.USER,
+            target_id=user.id,
+            changes=(
+                FieldChange("revocation_reason", "", RevocationReason.CREATOR_DELETED.name),
+                *ids_change("revoked_key_ids", ids),
+            ),
+            found_by=ids,
+        )
 
 
 def _deletion(reader: Reader, user: User, *, revoke_created: bool) -> Deletion:
