@@ -183,7 +183,7 @@ def build_container(
         metrics=metrics,
         authorizer=Authorizer(validator, recorder, clock),
         page_tokens=page_tokens,
-        keys=KeyManager(store, mutations, issuer, validator, usage, page_tokens, quotas),
+        keys=KeyManager(store, mutations, issuer, validator, page_tokens, quotas),
         users=UserManager(store, mutations, issuer, page_tokens, quotas),
-        accounts=AccountManager(store, mutations, issuer, usage, page_tokens),
+        accounts=AccountManager(store, mutations, issuer, page_tokens),
     )

@@ -194,6 +194,13 @@ class RequestRecord:
     create_time: Micros
 
 
+class SecretId(NamedTuple):
+    """Which secret of which key; it tells nothing about the secret itself."""
+
+    key_id: str
+    version: int
+
+
 class Use(NamedTuple):
     """Uses of one secret of one key, to be added to what is stored."""
 

@@ -10,6 +10,7 @@ Kinds of access:
 - `read()` opens a snapshot for everything else that only looks.
 - `write()` is the one way to change anything but usage: the change, its audit event, its revision
   and its request record are committed together or not at all.
+- `claim_uses` rules out that a young secret is issued again, before a use of it is answered.
 - `add_uses` and `prune` write what no decision waits for.
 
 What holds everywhere:
@@ -41,6 +42,7 @@ from keybearer_service.domain.model import (
     Invalidation,
     Pepper,
     RequestRecord,
+    SecretId,
     StoredSecret,
     SubjectKind,
     Use,
@@ -53,6 +55,12 @@ CHANGES_KEPT: Final = 100_000
 """Watchers may resume within this much history: section 4 of the wire contract."""
 REQUESTS_KEPT_FOR: Final = 24 * HOUR
 """How long a request is remembered: section 3 of the wire contract."""
+YOUNG: Final = 10 * MINUTE
+"""A secret whose key was asked for less than this ago may be issued again, unless it was used."""
+CLAIMED_FOR: Final = YOUNG + MINUTE
+"""Uses of secrets younger than this are claimed: longer than YOUNG by what a change may take."""
+CLAIM_WAIT_S: Final = 0.2
+"""How long a claim waits for a change that may be issuing the same secret again."""
 MAX_USES: Final = 1_000_000
 """The most uses that one item counts, as reported or stored."""
 NO_AUDIT_HEAD: Final = (0, bytes(32))
@@ -65,6 +73,10 @@ class StoreError(Exception):
 
 class StoreLockedError(StoreError):
     """The store is locked or cannot be reached. Nothing was changed."""
+
+
+class StoreReadOnlyError(StoreLockedError):
+    """The store takes no changes. Nothing was changed."""
 
 
 class StoreFullError(StoreError):
@@ -383,6 +395,16 @@ class Writer(Reader, Protocol):
         """Write both secrets and the key's secret_version, times of secrets and `secret_used`."""
         ...
 
+    def replace_unused_secret(
+        self, key: ApiKey, current: StoredSecret, old: StoredSecret | None
+    ) -> bool:
+        """Do the same where the secret before was never used; return whether it was done.
+
+        "Never used" and "the version before" must be conditions of the write, not of an earlier
+        read: of this and `claim_uses` for one secret, in whichever process, one alone succeeds.
+        """
+        ...
+
     def revoke_keys(
         self,
         *,
@@ -488,12 +510,38 @@ class Store(Protocol):
         """
         ...
 
+    def claim_uses(self, secrets: Sequence[SecretId], now: Micros) -> bool:
+        """Record that young secrets are in use, before that is answered.
+
+        Where several processes serve, this must be committed when it returns, with "still the
+        current secret of its key" as a condition of the write. Once it has returned True,
+        `replace_unused_secret` must return False for each of the secrets, in every process.
+
+        Args:
+            secrets: Current secrets of their keys, as far as the caller has read.
+            now: The time.
+
+        Returns:
+            Whether all of them still are. When one is not, the others may have been recorded, and
+            the caller judges again from a fresh read.
+
+        Raises:
+            StoreFullError, StoreReadOnlyError: It cannot be written, and nothing can be issued
+                either. This process issues none of the secrets again; the caller repeats the write
+                with `add_uses`.
+            StoreLockedError: A change has held the store for CLAIM_WAIT_S, and it may be issuing
+                one of these secrets again.
+            CommitFailedError: As `write`.
+        """
+        ...
+
     def add_uses(self, uses: Sequence[Use]) -> None:
         """Add uses to the counters of their keys.
 
         Must touch no column but those of usage. Times must only move forward and must not be before
-        the key was created. A use of the current secret must set `secret_used`, which nothing else
-        sets on a key that is stored; a use of the old secret must set its own time alone. Unknown
+        the key was created. A use of the current secret must set `secret_used`, which nothing but
+        this and `claim_uses` sets on a key that is stored; a use of the old secret must set its own
+        time alone. Unknown
         and revoked keys must be skipped, and one bad item must not harm the others. An item counts
         for 1 to MAX_USES uses.
         """

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Final, cast
 
 from keybearer_service.domain.clock import Micros
-from keybearer_service.domain.model import Use
+from keybearer_service.domain.model import SecretId, Use
 from keybearer_service.domain.verdict import TokenRecord
 from keybearer_service.storage import (
     CHANGES_KEPT,
     CHANGES_KEPT_FOR,
+    CLAIM_WAIT_S,
     MAX_USES,
     REQUESTS_KEPT_FOR,
     CommitFailedError,
@@ -31,6 +32,7 @@ from keybearer_service.storage import (
     migrations,
     rows,
 )
+from keybearer_service.storage.first_uses import FirstUses
 from keybearer_service.storage.sqlite_errors import (
     FULL,
     LOCKED,
@@ -117,6 +119,7 @@ class SqliteStore:
         self._connections: list[dbapi.Connection] = []
         self._connections_lock = threading.Lock()
         self._write_lock = threading.Lock()
+        self._first_uses = FirstUses()
         self._closed = False
         self._outcome_unknown = False
         try:
@@ -192,7 +195,7 @@ class SqliteStore:
             connection.execute("BEGIN")
         try:
             with translated():
-                yield reader_over(SqliteSession(connection))
+                yield reader_over(SqliteSession(connection, self._first_uses))
         finally:
             _roll_back(connection)
 
@@ -200,20 +203,26 @@ class SqliteStore:
     def write(self) -> Iterator[Writer]:
         """Begin a transaction that may write (BEGIN IMMEDIATE), and commit it after the block."""
         with self._transaction():
-            yield writer_over(SqliteSession(self._writer))
+            yield writer_over(SqliteSession(self._writer, self._first_uses))
         self._woken.set()
 
     @contextmanager
-    def _transaction(self) -> Generator[None, None, None]:
-        if not self._write_lock.acquire(timeout=self._busy_timeout_s):
-            raise StoreLockedError("another write has held the store for too long")
+    def _transaction(self, wait_s: float | None = None) -> Generator[None, None, None]:
+        """Hold the store for a block: everything in it is committed, or nothing.
+
+        Args:
+            wait_s: How long to wait for others; by default the busy timeout.
+        """
+        wait_s = self._busy_timeout_s if wait_s is None else min(wait_s, self._busy_timeout_s)
+        if not self._write_lock.acquire(timeout=wait_s):
+            raise _held_for_too_long()
         try:
             self._assert_open()
             if self._outcome_unknown:
                 raise CommitFailedError("an earlier commit failed")
             # SQLite waits and tries again here. From now on this is the only writer, and neither a
             # statement nor COMMIT can meet another one.
-            with translated():
+            with translated(), self._waiting(wait_s):
                 self._writer.execute("BEGIN IMMEDIATE")
             try:
                 with translated():
@@ -223,7 +232,20 @@ class SqliteStore:
                 raise
             self._commit()
         finally:
+            self._first_uses.end_write()
             self._write_lock.release()
+
+    @contextmanager
+    def _waiting(self, wait_s: float) -> Generator[None, None, None]:
+        """Have the writing connection wait for others for this long only, in seconds."""
+        if wait_s == self._busy_timeout_s:
+            yield
+            return
+        self._writer.execute(f"PRAGMA busy_timeout = {round(wait_s * 1000)}")
+        try:
+            yield
+        finally:
+            self._writer.execute(f"PRAGMA busy_timeout = {round(self._busy_timeout_s * 1000)}")
 
     def _commit(self) -> None:
         try:
@@ -242,6 +264,41 @@ class SqliteStore:
         self._commits += 1
 
     # --- usage ------------------------------------------------------------------------------------
+
+    def claim_uses(self, secrets: Sequence[SecretId], now: Micros) -> bool:
+        """Record first uses: with other servers in the rows, alone in memory.
+
+        Alone, no other process issues secrets again, so that memory is enough, and `add_uses`
+        writes the rows within a moment. A process that is killed in that moment has answered a use
+        that it forgets.
+        """
+        if not self._first_uses.note(secrets, now):
+            # What the write that runs does to these secrets decides; a fresh read will tell.
+            if not self._write_lock.acquire(timeout=CLAIM_WAIT_S):
+                raise _held_for_too_long()
+            self._write_lock.release()
+            return False
+        if self._shared:
+            return self._write_claims(secrets)
+        # One that was issued again before it was noted is seen here; later ones see the note.
+        records, _ = self.lookup_many([secret.key_id for secret in secrets])
+        return all(
+            (record := records.get(secret.key_id)) is not None
+            and record.secret_version == secret.version
+            for secret in secrets
+        )
+
+    def _write_claims(self, secrets: Sequence[SecretId]) -> bool:
+        with self._transaction(CLAIM_WAIT_S):
+            changed = [
+                self._writer.execute(
+                    "UPDATE api_keys SET secret_used = 1 WHERE id = ? AND secret_version = ?",
+                    secret,
+                ).rowcount
+                for secret in sorted(secrets)
+            ]
+        self._first_uses.stored(secrets)
+        return all(changed)
 
     def add_uses(self, uses: Sequence[Use]) -> None:
         """Add uses in one transaction; times only move forward."""
@@ -268,6 +325,7 @@ class SqliteStore:
                 " WHERE id = ?4 AND revoke_time IS NULL",
                 items,
             )
+        self._first_uses.stored(SecretId(use.key_id, use.secret_version) for use in uses)
 
     # --- changes ----------------------------------------------------------------------------------
 
@@ -300,6 +358,7 @@ class SqliteStore:
 
     def prune(self, now: Micros, limit: int) -> int:
         """Delete what nobody may ask for any more; return how many rows that were."""
+        self._first_uses.prune(now)
         with self._transaction():
             requests = self._writer.execute(
                 "DELETE FROM request_records WHERE rowid IN (SELECT rowid FROM request_records"
@@ -465,6 +524,10 @@ class _Ending:
 
     def __del__(self) -> None:
         self._call()
+
+
+def _held_for_too_long() -> StoreLockedError:
+    return StoreLockedError("another write has held the store for too long")
 
 
 def _switch_to_wal(connection: dbapi.Connection) -> None:

@@ -10,6 +10,7 @@ from keybearer_service.storage import (
     StoreConflictError,
     StoreFullError,
     StoreLockedError,
+    StoreReadOnlyError,
     StoreUnusableError,
     dbapi,
 )
@@ -62,4 +63,6 @@ def store_error(error: dbapi.DatabaseError) -> Exception:
         return cast("Exception", error)
     if name in FULL:
         return StoreFullError("the disk is full")
+    if name.startswith("SQLITE_READONLY"):
+        return StoreReadOnlyError("the database is read-only")
     return StoreLockedError(f"the store cannot be used: {name}")

@@ -6,7 +6,9 @@ from typing import Final, cast
 from sqlite_utils import Database
 from sqlite_utils.db import Table
 
+from keybearer_service.domain.model import SecretId
 from keybearer_service.storage import dbapi, rows
+from keybearer_service.storage.first_uses import FirstUses
 from keybearer_service.storage.sqlite_errors import conflicts
 
 KEYS: Final = "api_keys k"
@@ -20,8 +22,10 @@ class SqliteSession:
     contains = "instr(lower({column}), lower(?)) > 0"
     inserted = "rowid"
 
-    def __init__(self, connection: dbapi.Connection) -> None:
+    def __init__(self, connection: dbapi.Connection, first_uses: FirstUses) -> None:
+        """Create the session; the store tells `first_uses` when its transaction ends."""
         self._connection = connection
+        self._first_uses = first_uses
 
     def one(self, sql: str, *values: object) -> rows.Row | None:
         """Return the first row of a statement; None when there is none."""
@@ -48,6 +52,18 @@ class SqliteSession:
         """Write columns of the row with this id."""
         with conflicts():
             self._table(table).update(row_id, columns)
+
+    def replace_unused(self, secret: SecretId, columns: rows.Columns) -> bool:
+        """Write columns of a key, on the condition that this secret of it was never used."""
+        if not self._first_uses.replace(secret):
+            return False
+        values = ", ".join(f"{name} = ?" for name in columns)
+        replaced = self.run(
+            f"UPDATE api_keys SET {values} WHERE id = ? AND secret_version = ? AND secret_used = 0",
+            *columns.values(),
+            *secret,
+        )
+        return replaced == 1
 
     def _table(self, name: str) -> Table:
         # sqlite-utils takes a connection of any driver.

@@ -19,6 +19,7 @@ from keybearer_service.domain.model import (
     Invalidation,
     Pepper,
     RequestRecord,
+    SecretId,
     StoredSecret,
     SubjectKind,
     User,
@@ -80,6 +81,13 @@ class Session(Protocol):
 
         Raises:
             StoreConflictError: A value that must be unique is taken.
+        """
+        ...
+
+    def replace_unused(self, secret: SecretId, columns: rows.Columns) -> bool:
+        """Write columns of a key whose current secret this is, when no use of it was recorded.
+
+        Both are conditions of the write: see `Writer.replace_unused_secret`.
         """
         ...
 
@@ -405,6 +413,12 @@ class _SqlWriter(_SqlReader):
 
     def replace_secret(self, key: ApiKey, current: StoredSecret, old: StoredSecret | None) -> None:
         self._session.update("api_keys", key.id, rows.secret_columns(key, current, old))
+
+    def replace_unused_secret(
+        self, key: ApiKey, current: StoredSecret, old: StoredSecret | None
+    ) -> bool:
+        before = SecretId(key.id, key.secret_version - 1)
+        return self._session.replace_unused(before, rows.secret_columns(key, current, old))
 
     def revoke_keys(
         self,

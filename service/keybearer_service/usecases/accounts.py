@@ -20,7 +20,6 @@ from keybearer_service.usecases.issuing import Expiration, IssuedKey, KeyIssuer,
 from keybearer_service.usecases.mutations import Mutation, Mutations
 from keybearer_service.usecases.pagination import PageTokens
 from keybearer_service.usecases.users import NewUser, insert_user
-from keybearer_service.validation.usage import UsageRecorder
 
 FIRST_KEY_NAME = "first admin key"
 
@@ -88,13 +87,11 @@ class AccountManager:
         store: Store,
         mutations: Mutations,
         issuer: KeyIssuer,
-        usage: UsageRecorder,
         page_tokens: PageTokens,
     ) -> None:
         self._store = store
         self._mutations = mutations
         self._issuer = issuer
-        self._usage = usage
         self._page_tokens = page_tokens
 
     def create(
@@ -106,8 +103,6 @@ class AccountManager:
             RequestIdReused, ReplayImpossible: See `idempotency.find`.
         """
         caller = call.identity
-        if request is not None:
-            self._usage.write()
         with self._mutations.begin(call) as mutation:
             replay = idempotency.find(mutation, caller.owner_id, request)
             if replay is not None:

@@ -2,7 +2,7 @@
 
 A request with a request_id is remembered by what it did, never by its response. The same request
 with a greater attempt issues a fresh secret for the same key, as long as the lost one was certainly
-never used.
+never used. `find` looks at that first; `KeyIssuer.reissue` makes it a condition of what it writes.
 """
 
 from dataclasses import dataclass, replace
@@ -10,9 +10,8 @@ from dataclasses import dataclass, replace
 from keybearer._wire.enums import ApiKeyState
 from keybearer_service.domain.errors import ReplayImpossible, RequestIdReused
 from keybearer_service.domain.model import ApiKey, RequestRecord
-from keybearer_service.storage import REQUESTS_KEPT_FOR
+from keybearer_service.storage import REQUESTS_KEPT_FOR, YOUNG
 from keybearer_service.usecases.mutations import Mutation
-from keybearer_service.validation.usage import YOUNG
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,7 @@ from keybearer.access import Role
 from keybearer_service.domain import token_format, validators
 from keybearer_service.domain.clock import Micros, after
 from keybearer_service.domain.entropy import Entropy
-from keybearer_service.domain.errors import (
-    FieldInvalid,
-)
+from keybearer_service.domain.errors import FieldInvalid, ReplayImpossible
 from keybearer_service.domain.model import ApiKey, KeySettings, StoredSecret, User, settings_of
 from keybearer_service.installation.keyring import Keyring
 from keybearer_service.usecases.mutations import Mutation
@@ -105,22 +103,31 @@ class KeyIssuer:
     ) -> IssuedKey:
         """Issue the next secret of a key; the current one stays valid until `overlap_end_time`."""
         current, _ = mutation.tx.secrets_of(key.id)
-        return self._put_next(
+        renewed, token, secret = self._next(
             mutation,
             replace(key, overlap_end_time=overlap_end_time, old_secret_last_used_time=None),
-            None if overlap_end_time is None else current,
         )
+        old = None if overlap_end_time is None else current
+        mutation.tx.replace_secret(renewed, secret, old)
+        return IssuedKey(self._read_back(mutation, key.id), token)
 
     def reissue(self, mutation: Mutation, key: ApiKey) -> IssuedKey:
-        """Replace a secret that was lost with its response; the old one of a rotation stays."""
+        """Replace a secret that was lost with its response; the old one of a rotation stays.
+
+        Raises:
+            ReplayImpossible: The secret was used.
+        """
         _, old = mutation.tx.secrets_of(key.id)
         keep = old if key.overlaps_at(mutation.now) else None
-        issued = self._put_next(
-            mutation, replace(key, overlap_end_time=key.overlap_end_time if keep else None), keep
+        renewed, token, secret = self._next(
+            mutation, replace(key, overlap_end_time=key.overlap_end_time if keep else None)
         )
-        return replace(issued, replayed=True)
+        if not mutation.tx.replace_unused_secret(renewed, secret, keep):
+            raise ReplayImpossible(key.id)
+        return IssuedKey(self._read_back(mutation, key.id), token, replayed=True)
 
-    def _put_next(self, mutation: Mutation, key: ApiKey, old: StoredSecret | None) -> IssuedKey:
+    def _next(self, mutation: Mutation, key: ApiKey) -> tuple[ApiKey, str, StoredSecret]:
+        """Draw the next secret of a key; return the key with it, the token and what is stored."""
         renewed = replace(
             key,
             secret_version=key.secret_version + 1,
@@ -129,9 +136,7 @@ class KeyIssuer:
             update_time=mutation.now,
             row_version=key.row_version + 1,
         )
-        token, secret = self._secret(mutation, renewed)
-        mutation.tx.replace_secret(renewed, secret, old)
-        return IssuedKey(self._read_back(mutation, key.id), token)
+        return renewed, *self._secret(mutation, renewed)
 
     def _secret(self, mutation: Mutation, key: ApiKey) -> tuple[str, StoredSecret]:
         secret = token_format.draw_secret(self._entropy)

@@ -35,7 +35,6 @@ from keybearer_service.usecases.issuing import Expiration, IssuedKey, KeyIssuer,
 from keybearer_service.usecases.mutations import Mutation, Mutations
 from keybearer_service.usecases.pagination import PageTokens
 from keybearer_service.usecases.quotas import Quotas
-from keybearer_service.validation.usage import UsageRecorder
 from keybearer_service.validation.validator import Validator
 
 
@@ -65,7 +64,6 @@ class KeyManager:
         mutations: Mutations,
         issuer: KeyIssuer,
         validator: Validator,
-        usage: UsageRecorder,
         page_tokens: PageTokens,
         quotas: Quotas,
     ) -> None:
@@ -73,7 +71,6 @@ class KeyManager:
         self._mutations = mutations
         self._issuer = issuer
         self._validator = validator
-        self._usage = usage
         self._page_tokens = page_tokens
         self._quotas = quotas
 
@@ -121,7 +118,6 @@ class KeyManager:
         caller = call.identity
         if not new.owner_id and not scope.covers(caller.account_id):
             raise FieldInvalid("owner_id", "required for a key in another account than one's own")
-        self._flush_before_replay(request)
         with self._mutations.begin(call) as mutation:
             replay = idempotency.find(mutation, caller.owner_id, request)
             if replay is not None:
@@ -157,7 +153,6 @@ class KeyManager:
             AuthorityExceeded: The role of the key is above the caller's.
             RequestIdReused, ReplayImpossible: See `idempotency.find`.
         """
-        self._flush_before_replay(request)
         with self._mutations.begin(call) as mutation:
             replay = idempotency.find(mutation, call.identity.owner_id, request)
             if replay is not None:
@@ -175,7 +170,6 @@ class KeyManager:
         Raises:
             RequestIdReused, ReplayImpossible: See `idempotency.find`.
         """
-        self._flush_before_replay(request)
         with self._mutations.begin(call) as mutation:
             replay = idempotency.find(mutation, call.identity.owner_id, request)
             if replay is not None:
@@ -217,11 +211,6 @@ class KeyManager:
         idempotency.remember(mutation, call.identity.owner_id, request, issued.key, replay)
         self._record(mutation, AuditAction.API_KEY_REMINTED, replay.key, issued.key, request)
         return issued
-
-    def _flush_before_replay(self, request: IdempotencyKey | None) -> None:
-        # A use that is still in memory must rule out a replay too.
-        if request is not None:
-            self._usage.write()
 
     # --- changing ---------------------------------------------------------------------------------
 

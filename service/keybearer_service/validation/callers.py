@@ -6,8 +6,9 @@ from typing import Protocol
 
 from keybearer.access import AccessRule
 from keybearer.models import Presented
+from keybearer_service.domain.errors import StoreUnavailable
 from keybearer_service.domain.verdict import Caller
-from keybearer_service.validation.validator import judge_caller
+from keybearer_service.validation.validator import MAX_TRIES, judge_caller
 
 
 class Authenticator(Protocol):
@@ -15,6 +16,18 @@ class Authenticator(Protocol):
 
     def authenticate(self, presented: Presented) -> Caller:
         """Return the caller; see `Validator.authenticate`."""
+        ...
+
+
+class SplitAuthenticator(Authenticator, Protocol):
+    """Does in two steps what `authenticate` does in one."""
+
+    def identify(self, presented: Presented) -> Caller:
+        """Return the caller, and count nothing; see `Validator.identify`."""
+        ...
+
+    def count(self, caller: Caller) -> bool:
+        """Count the use of a caller's key; see `Validator.count`."""
         ...
 
 
@@ -47,10 +60,13 @@ class Callers:
 
 
 class SharedCallers(Callers):
-    """Callers whose tokens are looked up on one thread for all of them."""
+    """Callers whose tokens are looked up on one thread for all of them.
+
+    Their uses are counted on the thread of the call, since that may wait for the store.
+    """
 
     def __init__(
-        self, authenticator: Authenticator, run: Callable[[Callable[[], Caller]], Caller]
+        self, authenticator: SplitAuthenticator, run: Callable[[Callable[[], Caller]], Caller]
     ) -> None:
         """Create the callers.
 
@@ -59,5 +75,14 @@ class SharedCallers(Callers):
             run: Runs its argument on that thread, and returns or raises what it does.
         """
         super().__init__(authenticator)
-        here = self._authenticate
-        self._authenticate = lambda presented: run(partial(here, presented))
+        self._identify = authenticator.identify
+        self._count = authenticator.count
+        self._run = run
+        self._authenticate = self._authenticate_there
+
+    def _authenticate_there(self, presented: Presented) -> Caller:
+        for _ in range(MAX_TRIES):
+            caller = self._run(partial(self._identify, presented))
+            if self._count(caller):
+                return caller
+        raise StoreUnavailable

@@ -47,6 +47,9 @@ ANY_KEY = AccessRule()
 """Asks for a valid key and nothing more."""
 MAX_REMEMBERED_CALLERS = 1000
 """For each thread; a service has few callers, and forgetting one costs a single read."""
+MAX_TRIES = 5
+"""How often a token is judged whose secret is issued again meanwhile. Twice is enough, unless the
+change that does it fails."""
 _NOBODY = "0" * token_format.ID_LENGTH
 
 
@@ -86,12 +89,19 @@ class Validator:
         """Return the verdict about one token, and count its use when it is valid.
 
         Raises:
-            StoreError: The store cannot be read; an outage is never a verdict.
+            StoreError: The store cannot be read; an outage is never a verdict. Or the secret is
+                young, and the store is busy with what may be issuing it again.
             StoreUnavailable: The row's pepper is missing.
         """
         parsed = token_format.parse(question.presented.token, self._prefixes)
-        record, revision = self._store.lookup(_NOBODY if parsed is None else parsed.key_id)
-        return self._verdict(question, parsed, record, revision)
+        for _ in range(MAX_TRIES):
+            record, revision = self._store.lookup(_NOBODY if parsed is None else parsed.key_id)
+            now = self._clock.now()
+            verdict = self._verdict(question, parsed, record, revision, now)
+            match = verdict.match
+            if verdict.outcome is not Outcome.VALID or match is None or self._usage.add(match, now):
+                return verdict
+        raise StoreUnavailable
 
     def judge_many(self, questions: Sequence[Question]) -> list[Verdict]:
         """Return the verdicts about many tokens, in their order, of one snapshot.
@@ -102,13 +112,24 @@ class Validator:
         parsed = [
             token_format.parse(question.presented.token, self._prefixes) for question in questions
         ]
-        records, revision = self._store.lookup_many(
-            list({one.key_id for one in parsed if one is not None})
-        )
-        return [
-            self._verdict(question, one, records.get(one.key_id) if one else None, revision)
-            for question, one in zip(questions, parsed, strict=True)
-        ]
+        key_ids = list({one.key_id for one in parsed if one is not None})
+        for _ in range(MAX_TRIES):
+            records, revision = self._store.lookup_many(key_ids)
+            now = self._clock.now()
+            verdicts = [
+                self._verdict(
+                    question, one, records.get(one.key_id) if one else None, revision, now
+                )
+                for question, one in zip(questions, parsed, strict=True)
+            ]
+            used = [
+                verdict.match
+                for verdict in verdicts
+                if verdict.outcome is Outcome.VALID and verdict.match is not None
+            ]
+            if self._usage.add_all(used, now):
+                return verdicts
+        raise StoreUnavailable
 
     def authenticate(self, presented: Presented) -> Caller:
         """Return who calls with this credential, and count the use.
@@ -116,24 +137,31 @@ class Validator:
         Raises:
             CredentialsExpired: The key has expired.
             CredentialsInvalid: Anything else is wrong with the token.
-            StoreError, StoreUnavailable: The store cannot be read.
+            StoreError, StoreUnavailable: The store cannot be read, or is busy with what may be
+                issuing this secret again.
         """
-        now = self._clock.now()
-        # Callers are remembered for each thread: the version is the thread's own view of commits.
-        memory = self._memory
-        version = self._store.version()
-        if getattr(memory, "version", None) != version or len(memory.callers) > (
-            MAX_REMEMBERED_CALLERS
-        ):
-            memory.version = version
-            memory.callers = {}
-        callers: dict[bytes, Caller] = memory.callers
-        key = blake2b(presented.token.encode(), key=self._memory_key, digest_size=32).digest()
-        caller = callers.get(key)
-        if caller is None or not caller.match.lives_at(now):
-            caller = callers[key] = self._identify(presented, now)
-        self._usage.add(caller.match, now)
-        return caller
+        for _ in range(MAX_TRIES):
+            now = self._clock.now()
+            caller = self._identify(presented, now)
+            if self._usage.add(caller.match, now):
+                return caller
+        raise StoreUnavailable
+
+    def identify(self, presented: Presented) -> Caller:
+        """Return who calls with this credential; it counts no use, and reads the store alone.
+
+        Raises:
+            CredentialsExpired, CredentialsInvalid, StoreError, StoreUnavailable: As `authenticate`.
+        """
+        return self._identify(presented, self._clock.now())
+
+    def count(self, caller: Caller) -> bool:
+        """Count the use of a caller's key; return False when the caller is to be identified again.
+
+        Raises:
+            StoreError: As `UsageRecorder.add`.
+        """
+        return self._usage.add(caller.match, self._clock.now())
 
     def identify_again(
         self, caller: Caller, rule: AccessRule, context: Context
@@ -171,16 +199,14 @@ class Validator:
         parsed: token_format.Parsed | None,
         record: TokenRecord | None,
         revision: int,
+        now: Micros,
     ) -> Verdict:
-        now = self._clock.now()
         match = self._match(parsed, record, now)
         if match is None or not question.scope.covers(match.record.account_id):
             return Verdict(
                 Outcome.NOT_FOUND, revision, cache_for_at(Outcome.NOT_FOUND, None, now), None
             )
         outcome = outcome_at(match.record, question.rule, now, question.presented)
-        if outcome is Outcome.VALID:
-            self._usage.add(match, now)
         return Verdict(outcome, revision, cache_for_at(outcome, match.valid_until, now), match)
 
     def _match(
@@ -215,6 +241,22 @@ class Validator:
         return token_format.digest_by(mac, record.account_id, parsed.key_id, parsed.secret)
 
     def _identify(self, presented: Presented, now: Micros) -> Caller:
+        # Callers are remembered for each thread: the version is the thread's own view of commits.
+        memory = self._memory
+        version = self._store.version()
+        if getattr(memory, "version", None) != version or len(memory.callers) > (
+            MAX_REMEMBERED_CALLERS
+        ):
+            memory.version = version
+            memory.callers = {}
+        callers: dict[bytes, Caller] = memory.callers
+        key = blake2b(presented.token.encode(), key=self._memory_key, digest_size=32).digest()
+        caller = callers.get(key)
+        if caller is None or not caller.match.lives_at(now):
+            caller = callers[key] = self._identify_afresh(presented, now)
+        return caller
+
+    def _identify_afresh(self, presented: Presented, now: Micros) -> Caller:
         match = self._match_at(presented.token, now)
         if match is None:
             raise CredentialsInvalid
