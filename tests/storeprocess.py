@@ -153,6 +153,7 @@ class AlternatingStore:
             "lookup_many",
             "read",
             "write",
+            "claim_uses",
             "add_uses",
             "changes_since",
             "prune",

@@ -17,17 +17,18 @@ from keybearer.access import AccessRule, Role
 from keybearer.models import Presented
 from keybearer_service.container import Container, build_container
 from keybearer_service.domain.account_scope import AccountScope
-from keybearer_service.domain.clock import SystemClock
+from keybearer_service.domain.clock import Micros, SystemClock
 from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.domain.errors import ServiceError
-from keybearer_service.domain.model import RequestRecord, User
+from keybearer_service.domain.model import RequestRecord, SecretId, User
+from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.keyring import Keyring
 from keybearer_service.storage import AuditQuery, Page, Store, StoreLockedError, Writer
 from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.issuing import Expiration, IssuedKey, NewKey
 from keybearer_service.validation.validator import ANY_KEY, Question
-from reliability.seeded_bugs import Replaced, StaleReads
+from reliability.seeded_bugs import Replaced, StaleReads, store_with
 from samples import EVERYWHERE
 
 LONGEST_DELAY_S = 0.005
@@ -61,6 +62,10 @@ class PausingStore:
             yield tx
             time.sleep(self._pauses.before_commit)
 
+    def claim_uses(self, secrets: Sequence[SecretId], now: Micros) -> bool:
+        time.sleep(self._pauses.before_begin)
+        return self._store.claim_uses(secrets, now)
+
 
 class ForgetsAttempts:
     """A plant: a store that does not tell which attempt was answered last."""
@@ -92,19 +97,29 @@ class Nowhere:
 class Arena:
     """An installation whose use cases are raced."""
 
-    def __init__(self, path: Path, seed: int, plant: Sequence[str] = ()) -> None:
-        """Make it; `plant` names reads that are taken before the transaction, or `attempts`."""
+    def __init__(
+        self,
+        path: Path,
+        seed: int,
+        plant: Sequence[str] = (),
+        *,
+        shared: bool = False,
+        bugs: Sequence[str] = (),
+    ) -> None:
+        """Make it.
+
+        Args:
+            path: Where.
+            seed: Of the delays.
+            plant: Names of reads that are taken before the transaction, or `attempts`.
+            shared: Whether a second service has the same file open.
+            bugs: Names of wrong stores.
+        """
         data_dir, created = initialise(path, SystemClock(), SystemEntropy())
         self._pauses = Pauses()
-        self._store = SqliteStore(data_dir.database)
-        store: Any = PausingStore(self._store, self._pauses)
-        if "attempts" in plant:
-            store = ForgetsAttempts(store)
-        elif plant:
-            store = StaleReads(store, *plant)
-        self.container: Container = build_container(
-            cast("Store", store), Keyring(data_dir.peppers), SystemClock(), SystemEntropy()
-        )
+        self._store, self.container = self._open(data_dir, plant, bugs, shared=shared)
+        self.other = self._open(data_dir, plant, bugs, shared=True)[1] if shared else self.container
+        """Where tokens are validated."""
         self.admin = created.issued.token
         self.account_id = created.account.id
         self.scope = AccountScope(created.account.id)
@@ -115,8 +130,24 @@ class Arena:
         self._threads = ThreadPoolExecutor(MOST_AT_ONCE)
         self._trial = 0
 
+    def _open(
+        self, data_dir: DataDir, plant: Sequence[str], bugs: Sequence[str], *, shared: bool
+    ) -> tuple[SqliteStore, Container]:
+        plain = store_with(list(bugs))(data_dir.database, shared=shared)
+        store: Any = PausingStore(plain, self._pauses)
+        if "attempts" in plant:
+            store = ForgetsAttempts(store)
+        elif plant:
+            store = StaleReads(store, *plant)
+        container = build_container(
+            cast("Store", store), Keyring(data_dir.peppers), SystemClock(), SystemEntropy()
+        )
+        return plain, container
+
     def close(self) -> None:
         self._threads.shutdown()
+        if self.other is not self.container:
+            self.other.close()
         self.container.close()
 
     def call(self, token: str) -> CallContext:
@@ -197,4 +228,4 @@ class Arena:
 
     def outcome(self, token: str) -> str:
         question = Question(presented=Presented(token), scope=EVERYWHERE, rule=ANY_KEY)
-        return self.container.validator.judge(question).outcome.name
+        return self.other.validator.judge(question).outcome.name

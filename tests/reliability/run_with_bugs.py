@@ -5,8 +5,9 @@ import threading
 from typing import Any
 from unittest import mock
 
-from keybearer_service import cli, container
+from keybearer_service import cli, container, supervisor
 from keybearer_service.domain import token_format
+from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.rpc import executors, handlers, probes
 from reliability.seeded_bugs import store_with
 
@@ -36,6 +37,15 @@ def main() -> None:
 
     if {"hold-serving-thread", "short-watchdog"} & set(names):
         probes.WATCHDOG_INTERVAL_S = 1.0
+    is_worker = "as-a-worker" in names
+    if is_worker:
+        # No bug: serves as each process of `--workers` does, without a supervisor.
+        DataDir.locked = DataDir.working  # type: ignore[assignment,method-assign]
+
+    def open_container(*arguments: Any, **keywords: Any) -> container.Container:
+        keywords["shared"] |= is_worker
+        return container.open_container(*arguments, **keywords)
+
     if "hold-serving-thread" in names:
         handlers.MethodHandlers.service = hold_the_serving_thread  # type: ignore[assignment,method-assign]
 
@@ -43,6 +53,7 @@ def main() -> None:
     with (
         mock.patch.object(executors.CallExecutor, "make_up_for", hire),
         mock.patch.object(container, "SqliteStore", store_with(names)),
+        mock.patch.object(supervisor, "open_container", open_container),
         mock.patch.object(token_format, "parse", telling_parse if "log-token" in names else parse),
     ):
         cli.main()

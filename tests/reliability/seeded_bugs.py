@@ -5,12 +5,14 @@ in its own process. Nothing of the product knows them.
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from threading import RLock
 from typing import Any, cast
 
 from keybearer_service.domain.audit_event import AuditRecord
+from keybearer_service.domain.clock import Micros
+from keybearer_service.domain.model import ApiKey, SecretId, StoredSecret
 from keybearer_service.storage import Reader, Writer, dbapi
 from keybearer_service.storage.sqlite import SqliteStore
 
@@ -78,6 +80,28 @@ class KeepsFreedPages(SqliteStore):
         return connection
 
 
+class ClaimsByReading(SqliteStore):
+    """Looks whether a secret can be issued again, and leaves the writing to `add_uses`."""
+
+    def claim_uses(self, secrets: Sequence[SecretId], now: Micros) -> bool:
+        records, _ = self.lookup_many([secret.key_id for secret in secrets])
+        return all(records[one.key_id].secret_version == one.version for one in secrets)
+
+
+class ReissuesByReading(SqliteStore):
+    """Issues a secret again because it was read to be unused."""
+
+    @contextmanager
+    def write(self) -> Iterator[Writer]:
+        with super().write() as tx:
+
+            def replace(key: ApiKey, current: StoredSecret, old: StoredSecret | None) -> bool:
+                tx.replace_secret(key, current, old)
+                return True
+
+            yield cast("Writer", Replaced(tx, replace_unused_secret=replace))
+
+
 class Replaced:
     """Something with some of its methods replaced."""
 
@@ -125,6 +149,8 @@ STORES: dict[str, tuple[type[SqliteStore], ...]] = {
     "synchronous-normal": (SynchronousNormal,),
     "small-wal": (SmallWal,),
     "keep-freed-pages": (KeepsFreedPages,),
+    "claims-by-reading": (ClaimsByReading,),
+    "reissues-by-reading": (ReissuesByReading,),
 }
 """The store variants by name; several of them are put on top of each other."""
 

@@ -2,7 +2,9 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +33,7 @@ from keybearer_service.domain.model import (
     ApiKey,
     Pepper,
     RequestRecord,
+    SecretId,
     SubjectKind,
     Use,
     User,
@@ -1576,6 +1579,128 @@ def test_a_new_secret_is_as_used_as_its_key_says(store: Store, filled: Filling) 
     assert not read_key(store).secret_used
     add_keys(store, sample_key("used", secret_used=True))
     assert read_key(store, sample_id("used")).secret_used
+
+
+def _reissued(store: Store, key: ApiKey) -> bool:
+    """Issue the secret of a key again; return whether that was done."""
+    with store.write() as tx:
+        return tx.replace_unused_secret(
+            replace(key, secret_version=key.secret_version + 1, update_time=at(1)),
+            sample_secret(key.secret_version + 1, "next"),
+            None,
+        )
+
+
+def test_an_unused_secret_is_replaced(store: Store, filled: Filling) -> None:
+    """The key has the next one, which is unused too."""
+    assert _reissued(store, filled.key)
+    key = read_key(store)
+    assert (key.secret_version, key.secret_used) == (2, False)
+
+
+def _claim(store: Store) -> None:
+    assert store.claim_uses([SecretId(KEY, 1)], START)
+
+
+def _count(store: Store) -> None:
+    store.add_uses([Use(KEY, 1, START, 1)])
+
+
+USED: dict[str, Sequence[Callable[[Store], None]]] = {
+    "claimed": [_claim],
+    "counted": [_count],
+    "claimed and counted": [_claim, _count],
+    "claimed twice": [_claim, _claim],
+    "counted and claimed": [_count, _claim],
+}
+
+
+@pytest.mark.parametrize("name", sorted(USED))
+def test_a_used_secret_is_not_replaced(backend: Backend, filled: Filling, name: str) -> None:
+    """And nothing of the key is written."""
+    for use in USED[name]:
+        use(backend.store)
+    before = backend.dump()
+    for _ in range(2):
+        assert not _reissued(backend.store, filled.key)
+    assert backend.dump() == before
+
+
+def test_the_version_before_is_a_condition_too(store: Store, filled: Filling) -> None:
+    """Of two changes that replace the same secret, one does."""
+    assert _reissued(store, filled.key)
+    assert not _reissued(store, filled.key)
+
+
+def test_a_claim_touches_the_mark_and_nothing_else(backend: Backend, filled: Filling) -> None:
+    """Neither the count nor the time: these come with `add_uses`."""
+    before = backend.dump()
+    assert backend.store.claim_uses([SecretId(KEY, 1)], START)
+    assert changed_columns(before, backend.dump()).get("api_keys", set()) <= {"secret_used"}
+
+
+def test_a_secret_that_was_replaced_cannot_be_claimed(store: Store, filled: Filling) -> None:
+    """The caller judges again; the new secret can be claimed."""
+    assert _reissued(store, filled.key)
+    assert not store.claim_uses([SecretId(KEY, 1)], START)
+    assert store.claim_uses([SecretId(KEY, 2)], START)
+
+
+def test_a_claim_of_several_tells_when_one_was_replaced(store: Store, filled: Filling) -> None:
+    """One transaction for a batch; one secret that is gone has all of it judged again."""
+    add_keys(store, sample_key("other"))
+    other = SecretId(sample_id("other"), 1)
+    assert store.claim_uses([SecretId(KEY, 1), other], START)
+    add_keys(store, sample_key("third"))
+    third = SecretId(sample_id("third"), 1)
+    assert not store.claim_uses([other, SecretId(KEY, 2), third], START)
+    assert store.claim_uses([], START)
+
+
+def test_a_claim_waits_for_a_change_that_may_issue_the_secret_again(
+    store: Store, filled: Filling
+) -> None:
+    """Not for ever: after CLAIM_WAIT_S it raises, and nobody was told VALID."""
+    with ThreadPoolExecutor(1) as another, store.write() as tx:
+        assert tx.replace_unused_secret(
+            replace(filled.key, secret_version=2), sample_secret(2, "next"), None
+        )
+        claim = another.submit(store.claim_uses, [SecretId(KEY, 1)], START)
+        with pytest.raises(StoreLockedError):
+            claim.result(30)
+
+
+def test_a_secret_whose_replacement_failed_can_be_claimed(store: Store, filled: Filling) -> None:
+    """And is not replaced any more."""
+    with suppress(ZeroDivisionError), store.write() as tx:
+        assert tx.replace_unused_secret(
+            replace(filled.key, secret_version=2), sample_secret(2, "next"), None
+        )
+        raise ZeroDivisionError
+    assert store.claim_uses([SecretId(KEY, 1)], START)
+    assert not _reissued(store, filled.key)
+
+
+def test_of_a_use_and_a_reissue_one_alone_succeeds(store: Store, filled: Filling) -> None:
+    """However they meet: never both, and at most the use has to be judged again."""
+    ends: Counter[tuple[bool, bool]] = Counter()
+    with ThreadPoolExecutor(2) as threads:
+        for number in range(60):
+            key = sample_key(f"race{number:03}")
+            add_keys(store, key)
+            both = threading.Barrier(2)
+
+            def use(key_id: str = key.id, both: threading.Barrier = both) -> bool:
+                both.wait(30)
+                return store.claim_uses([SecretId(key_id, 1)], START)
+
+            def reissue(key: ApiKey = key, both: threading.Barrier = both) -> bool:
+                both.wait(30)
+                return _reissued(store, key)
+
+            claimed, reissued = threads.submit(use), threads.submit(reissue)
+            ends[claimed.result(60), reissued.result(60)] += 1
+    assert ends.keys() <= {(True, False), (False, True)}
 
 
 def _write_key(store: Store, key: ApiKey) -> None:

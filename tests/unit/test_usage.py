@@ -179,7 +179,7 @@ def test_other_uses_wait_for_the_interval(
     """An old secret, a use that is known, and the old one of a rotation wake nobody."""
     add_keys(store, sample_key("used", secret_used=True))
     key = "used" if case == "known" else "key"
-    now = at(10 * MINUTE if case == "old" else SECOND)
+    now = at(11 * MINUTE if case == "old" else SECOND)
     recorder.start()
     recorder.add(match(store, key, is_current=case != "overlap"), now)
     assert not store.written.wait(0.2)
