@@ -106,6 +106,10 @@ class CommitFailedError(StoreError):
         self.is_fatal = is_fatal
 
 
+class ClaimFailedError(CommitFailedError):
+    """COMMIT failed when a use was recorded. Nothing else was changed, and nothing was answered."""
+
+
 class StoreUnusableError(StoreError):
     """The store is not one of ours, is damaged, or is of another version. The text says which."""
 
@@ -531,7 +535,7 @@ class Store(Protocol):
                 with `add_uses`.
             StoreLockedError: A change has held the store for CLAIM_WAIT_S, and it may be issuing
                 one of these secrets again.
-            CommitFailedError: As `write`.
+            ClaimFailedError: COMMIT failed for another reason.
         """
         ...
 

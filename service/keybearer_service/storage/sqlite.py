@@ -20,6 +20,7 @@ from keybearer_service.storage import (
     CLAIM_WAIT_S,
     MAX_USES,
     REQUESTS_KEPT_FOR,
+    ClaimFailedError,
     CommitFailedError,
     News,
     Reader,
@@ -289,14 +290,17 @@ class SqliteStore:
         )
 
     def _write_claims(self, secrets: Sequence[SecretId]) -> bool:
-        with self._transaction(CLAIM_WAIT_S):
-            changed = [
-                self._writer.execute(
-                    "UPDATE api_keys SET secret_used = 1 WHERE id = ? AND secret_version = ?",
-                    secret,
-                ).rowcount
-                for secret in sorted(secrets)
-            ]
+        try:
+            with self._transaction(CLAIM_WAIT_S):
+                changed = [
+                    self._writer.execute(
+                        "UPDATE api_keys SET secret_used = 1 WHERE id = ? AND secret_version = ?",
+                        secret,
+                    ).rowcount
+                    for secret in sorted(secrets)
+                ]
+        except CommitFailedError as error:
+            raise ClaimFailedError(str(error)) from error
         self._first_uses.stored(secrets)
         return all(changed)
 

@@ -14,7 +14,12 @@ from keybearer_service.domain.errors import (
     StoreUnavailable,
 )
 from keybearer_service.installation.keyring import KeyringError
-from keybearer_service.storage import CommitFailedError, StoreError, StoreFullError
+from keybearer_service.storage import (
+    ClaimFailedError,
+    CommitFailedError,
+    StoreError,
+    StoreFullError,
+)
 from keybearer_service.telemetry.log_quotas import MinuteQuota
 
 log = structlog.get_logger(__name__)
@@ -54,7 +59,7 @@ class Failures:
             log.critical("commit_failed", cause=str(error), request_id=call.request_id)
             if error.is_fatal:
                 on_outcome_unknown()
-            return OutcomeUnknown()
+            return StoreUnavailable() if isinstance(error, ClaimFailedError) else OutcomeUnknown()
         if isinstance(error, StoreFullError):
             return StoreFull()
         if isinstance(error, StoreError | KeyringError):
