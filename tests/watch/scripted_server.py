@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +12,7 @@ import grpc
 from harness import message
 from keybearer.v1 import token_service_pb2 as pb
 
+Response = pb.ValidateTokenResponse
 TIMEOUT_S = 10.0
 ACCOUNT = "Account000000001"
 OWNER = "Owner00000000001"
@@ -78,13 +79,22 @@ class ScriptedServer:
     def __init__(self) -> None:
         self.revision = 0
         self.questions = 0
+        """Tokens that were asked about."""
+        self.calls: list[list[str]] = []
+        """The tokens of each call."""
+        self.batches = 0
+        """Calls of BatchValidateTokens."""
         self.credentials: list[str] = []
         """The tokens that questions and streams came with."""
         self.answer: Callable[[pb.ValidateTokenRequest], pb.ValidateTokenResponse] = self.valid
         self.hold: threading.Event | None = None
         """Questions wait for it."""
         self.asked = threading.Semaphore(0)
-        """Released by every question."""
+        """Released by every call."""
+        self.answer_batch: Callable[[list[Response]], list[Response]] = list
+        """Changes the verdicts of a batch."""
+        self.fail: Callable[[list[str], grpc.ServicerContext], None] | None = None
+        """May abort a call; it gets the tokens."""
         self.streams: queue.SimpleQueue[ScriptedStream] = queue.SimpleQueue()
         self._open: list[ScriptedStream] = []
         self._server = grpc.server(
@@ -140,6 +150,11 @@ class ScriptedServer:
                     pb.ValidateTokenRequest.FromString,
                     pb.ValidateTokenResponse.SerializeToString,
                 ),
+                "BatchValidateTokens": grpc.unary_unary_rpc_method_handler(
+                    self._batch_validate,
+                    pb.BatchValidateTokensRequest.FromString,
+                    pb.BatchValidateTokensResponse.SerializeToString,
+                ),
                 "WatchInvalidations": grpc.stream_stream_rpc_method_handler(
                     self._watch,
                     pb.WatchInvalidationsRequest.FromString,
@@ -151,13 +166,29 @@ class ScriptedServer:
     def _validate(
         self, request: pb.ValidateTokenRequest, context: grpc.ServicerContext
     ) -> pb.ValidateTokenResponse:
-        self.questions += 1
+        (response,) = self._answer([request], context)
+        return response
+
+    def _batch_validate(
+        self, request: pb.BatchValidateTokensRequest, context: grpc.ServicerContext
+    ) -> pb.BatchValidateTokensResponse:
+        self.batches += 1
+        responses = self.answer_batch(self._answer(request.requests, context))
+        return pb.BatchValidateTokensResponse(responses=responses)
+
+    def _answer(
+        self, requests: Sequence[pb.ValidateTokenRequest], context: grpc.ServicerContext
+    ) -> list[pb.ValidateTokenResponse]:
+        self.questions += len(requests)
+        self.calls.append([request.token for request in requests])
         self._note(context)
-        response = self.answer(request)
+        if self.fail is not None:
+            self.fail([request.token for request in requests], context)
+        responses = [self.answer(request) for request in requests]
         self.asked.release()
         if self.hold is not None:
             self.hold.wait(TIMEOUT_S)
-        return response
+        return responses
 
     def _watch(
         self, requests: Iterator[pb.WatchInvalidationsRequest], context: grpc.ServicerContext

@@ -13,12 +13,14 @@ import asyncio
 import functools
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
 from keybearer._cache.engine import CacheStats, Engine, Metadata
+from keybearer._cache.verdict_cache import SECOND
 from keybearer._client.client import AsyncKeybearerClient, KeybearerClient
+from keybearer._client.gathering import AsyncGatherer, Gatherer
 from keybearer._client.remote import DEFAULT_TIMEOUT, assert_client
 from keybearer._client.token_source import AsyncTokenSource, current_token, current_token_async
 from keybearer._wire.arguments import count, seconds, text
@@ -70,7 +72,6 @@ class CachingVerifier:
         def authorize() -> Metadata:
             return () if source is None else (authorization_of(current_token(source)),)
 
-        self._authorize = authorize
         self._engine = Engine(
             client.endpoint,
             account_id=text("account_id", account_id),
@@ -81,6 +82,13 @@ class CachingVerifier:
         )
         self._find = self._engine.verdicts.find
         self._clock = clock
+        self._gatherer = Gatherer(
+            self._engine.gate,
+            ask=self._engine.ask,
+            begin_probing=self._engine.begin_probing,
+            timeout=self._engine.timeout,
+            now=lambda: clock() / SECOND,
+        )
         self._finalizer = weakref.finalize(self, self._engine.close)
 
     def __repr__(self) -> str:
@@ -112,7 +120,7 @@ class CachingVerifier:
             return Verdict(outcome=Outcome.NOT_FOUND)
         if verdict is not None:
             return verdict
-        return self._engine.validate(token, began, self._authorize).result()
+        return self._gatherer.verify(token)
 
     def wait_for_lease(self, timeout: float) -> bool:
         """Wait until verdicts may be reused, and return whether they may.
@@ -130,7 +138,7 @@ class CachingVerifier:
 
     def describe(self) -> dict[str, Any]:
         """Return the state in plain values, for a health page. It contains no token."""
-        return self._engine.describe()
+        return {**self._engine.describe(), "waiting": self._gatherer.waiting}
 
     def close(self) -> None:
         """End the stream and close the connection. Later checks raise VerifierUnavailableError."""
@@ -154,8 +162,8 @@ class AsyncCachingVerifier:
         clock: Callable[[], int] = now_ns,
     ) -> None:
         assert_client(self, client, AsyncKeybearerClient)
-        self._credential = _LoopCredential(client.token_source)
-        self._engine = Engine(
+        self._credential = credential = _LoopCredential(client.token_source)
+        self._engine = engine = Engine(
             client.endpoint,
             account_id=text("account_id", account_id),
             timeout=seconds("timeout", timeout),
@@ -163,8 +171,19 @@ class AsyncCachingVerifier:
             authorize=self._credential.authorize,
             clock=clock,
         )
-        self._find = self._engine.verdicts.find
+        self._find = engine.verdicts.find
         self._clock = clock
+
+        async def ask(tokens: Sequence[str], seconds: float) -> list[Verdict]:
+            return await engine.ask_async(tokens, seconds, credential.get)
+
+        self._gatherer = AsyncGatherer(
+            engine.gate,
+            ask=ask,
+            begin_probing=engine.begin_probing,
+            timeout=engine.timeout,
+            now=lambda: clock() / SECOND,
+        )
         self._finalizer = weakref.finalize(self, self._engine.close)
 
     def __repr__(self) -> str:
@@ -191,15 +210,7 @@ class AsyncCachingVerifier:
             return Verdict(outcome=Outcome.NOT_FOUND)
         if verdict is not None:
             return verdict
-        try:
-            authorization = await self._credential.get()
-        except Exception as error:
-            raise VerifierUnavailableError(
-                "the verifier's own credential is not available"
-            ) from error
-        verdict_to_come = self._engine.validate(token, began, lambda: authorization)
-        # Shielded: the cancellation of one caller must not cancel the others that joined it.
-        return await asyncio.shield(asyncio.wrap_future(verdict_to_come))
+        return await self._gatherer.verify(token)
 
     async def wait_for_lease(self, timeout: float) -> bool:  # noqa: ASYNC109 - as CachingVerifier
         """Wait until verdicts may be reused, and return whether they may; see CachingVerifier."""
@@ -212,7 +223,7 @@ class AsyncCachingVerifier:
 
     def describe(self) -> dict[str, Any]:
         """Return the state in plain values, for a health page. It contains no token."""
-        return self._engine.describe()
+        return {**self._engine.describe(), "waiting": self._gatherer.waiting}
 
     async def close(self) -> None:
         """End the stream and close the connection. Later checks raise VerifierUnavailableError."""
@@ -227,11 +238,20 @@ class _LoopCredential:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def get(self) -> Metadata:
-        """Return the metadata that presents the credential."""
+        """Return the metadata that presents the credential.
+
+        Raises:
+            VerifierUnavailableError: The source does not give it.
+        """
         self._loop = asyncio.get_running_loop()
         if self._source is None:
             return ()
-        return (authorization_of(await current_token_async(self._source)),)
+        try:
+            return (authorization_of(await current_token_async(self._source)),)
+        except Exception as error:
+            raise VerifierUnavailableError(
+                "the verifier's own credential is not available"
+            ) from error
 
     def authorize(self) -> Metadata:
         """Return the same metadata on another thread.

@@ -1,7 +1,7 @@
 """The connection of one caching verifier to the service."""
 
 import threading
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import grpc
 
@@ -9,8 +9,15 @@ from keybearer._client.channel import Endpoint
 from keybearer.errors import VerifierUnavailableError
 from keybearer.v1 import token_service_pb2 as pb
 
-_VALIDATE: Final = "/keybearer.v1.TokenService/ValidateToken"
-_WATCH: Final = "/keybearer.v1.TokenService/WatchInvalidations"
+_SERVICE: Final = "/keybearer.v1.TokenService/"
+
+
+class Stubs(NamedTuple):
+    """The methods that a caching verifier calls."""
+
+    validate_token: Any
+    batch_validate_tokens: Any
+    watch_invalidations: Any
 
 
 class Connection:
@@ -24,11 +31,11 @@ class Connection:
         self._endpoint = endpoint
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
-        self._stubs: tuple[Any, Any] | None = None
+        self._stubs: Stubs | None = None
         self._closed = False
 
-    def stubs(self) -> tuple[Any, Any]:
-        """Return the callables for ValidateToken and for WatchInvalidations.
+    def stubs(self) -> Stubs:
+        """Return the methods of the service.
 
         Raises:
             VerifierUnavailableError: The verifier is closed.
@@ -41,19 +48,29 @@ class Connection:
                 channel = self._channel = self._endpoint.open(
                     [("grpc.use_local_subchannel_pool", 1)]
                 )
-                self._stubs = (
+                self._stubs = Stubs(
                     channel.unary_unary(
-                        _VALIDATE,
+                        f"{_SERVICE}ValidateToken",
                         request_serializer=pb.ValidateTokenRequest.SerializeToString,
                         response_deserializer=pb.ValidateTokenResponse.FromString,
                     ),
+                    channel.unary_unary(
+                        f"{_SERVICE}BatchValidateTokens",
+                        request_serializer=pb.BatchValidateTokensRequest.SerializeToString,
+                        response_deserializer=pb.BatchValidateTokensResponse.FromString,
+                    ),
                     channel.stream_stream(
-                        _WATCH,
+                        f"{_SERVICE}WatchInvalidations",
                         request_serializer=pb.WatchInvalidationsRequest.SerializeToString,
                         response_deserializer=pb.WatchInvalidationsResponse.FromString,
                     ),
                 )
             return self._stubs
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection was closed for good."""
+        return self._closed
 
     def renew(self) -> None:
         """Close the connection; the next call opens a new one."""

@@ -1,15 +1,15 @@
 """The cache, the connection, the stream and the thread of a caching verifier."""
 
-import functools
+import asyncio
 import logging
 import os
 import random
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -17,14 +17,13 @@ import grpc
 
 from keybearer._cache.connection import Connection
 from keybearer._cache.stream import Stream
-from keybearer._cache.verdict_cache import SECOND, OutOfOrderError, Pending, VerdictCache
-from keybearer._client import convert, requests
+from keybearer._cache.validation import Validation
+from keybearer._cache.verdict_cache import OutOfOrderError, VerdictCache
 from keybearer._client.channel import Endpoint
 from keybearer._client.outages import PROBE_TIMEOUT, PROBE_TOKEN, OutageGate, probe_in_thread
-from keybearer._client.remote import restrict_to_account
-from keybearer._wire.token_format import may_be_token
-from keybearer.errors import KeybearerError, from_rpc_error
-from keybearer.models import Outcome, Verdict
+from keybearer._client.remote import request_about
+from keybearer.errors import from_rpc_error
+from keybearer.models import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +31,7 @@ MAX_NEGATIVE: Final = 1_000
 """Negative verdicts that are kept."""
 MAX_PAUSE: Final = 2.0
 """Seconds between two attempts to open the stream, at most."""
-SHARE_WITHIN: Final = 1 * SECOND
-"""A validation that was sent longer ago is not joined: its verdict may be that old."""
-RETRY_TIMEOUT: Final = 0.5
-"""Seconds that a broken connection has to return within one check."""
 _CLOSE_TIMEOUT: Final = 1.0
-_BROKEN: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -48,7 +42,7 @@ class CacheStats:
     hits: int
     """Checks that reused a verdict."""
     misses: int
-    """Checks that sent a validation, or waited for one that was under way."""
+    """Checks that found no verdict to reuse, so that the server was asked."""
     stored: int
     """Verdicts that were kept."""
     rejected_stale: int
@@ -66,18 +60,6 @@ class CacheStats:
     no ping was answered yet."""
     last_invalidation: datetime | None
     """When a change was last announced; None when none was yet."""
-
-
-@dataclass(slots=True)
-class _Flight:
-    """A validation that was sent, and the future of those who wait for its verdict."""
-
-    token: str = field(repr=False)
-    pending: Pending
-    authorization: Metadata = field(repr=False)
-    verdict: Future[Verdict]
-    first_error: KeybearerError | None = None
-    """Why the first attempt failed, when this is the second one."""
 
 
 class Engine:
@@ -106,6 +88,7 @@ class Engine:
         self.clock = clock
         self.timeout = timeout
         self._endpoint = endpoint
+        self.gate = OutageGate(endpoint.address)
         self._account_id = account_id
         self._authorize = authorize
         self._start_state()
@@ -117,8 +100,6 @@ class Engine:
     def _start_state(self) -> None:
         self._lock = threading.Lock()
         self._connection = Connection(self._endpoint)
-        self._flights: dict[bytes, _Flight] = {}
-        self._gate = OutageGate(self._endpoint.address)
         self._stop = threading.Event()
         self._leased = threading.Event()
         self._thread: threading.Thread | None = None
@@ -129,94 +110,64 @@ class Engine:
         """Return to the initial state: threads, connection and locks belong to the parent."""
         # Keep references to the parent's objects: finalising them would wait for threads that do
         # not exist in the child.
-        _OF_THE_PARENT.append((self._connection, self._flights, self._stream, self._thread))
+        _OF_THE_PARENT.append((self._connection, self._stream, self._thread))
         was_closed = self._stop.is_set()
         self.verdicts.forget_all()
+        self.gate.start_over()
         self._start_state()
         if was_closed:
             self.close()
 
     # --- validations ------------------------------------------------------------------------------
 
-    def validate(
-        self, token: str, began: int, authorization: Callable[[], Metadata]
-    ) -> Future[Verdict]:
-        """Validate a token at the server, or join a validation of it that is under way.
+    def ask(self, tokens: Sequence[str], timeout: float) -> list[Verdict]:
+        """Validate tokens at the server, keep what may be kept, and return the verdicts.
 
         Args:
-            token: Any text.
-            began: When the check began.
-            authorization: Returns the metadata that presents the verifier's own credential.
-
-        Returns:
-            The verdict. An exception of the future is a VerifierUnavailableError.
+            tokens: Up to 100, each once.
+            timeout: Seconds that the call may take.
 
         Raises:
-            VerifierUnavailableError: It is known that no validation succeeds now.
+            KeybearerError: There is no answer.
         """
-        if not may_be_token(token):
-            known: Future[Verdict] = Future()
-            known.set_result(Verdict(outcome=Outcome.NOT_FOUND))
-            return known
-        self._gate.assert_closed()
-        with self._lock:
-            mac = self.verdicts.mac(token)
-            flight = self._flights.get(mac)
-            if flight is not None and began - flight.pending.sent_at <= SHARE_WITHIN:
-                return flight.verdict
-            pending = self.verdicts.begin(token, self.clock())
-            flight = self._flights[mac] = _Flight(token, pending, (), Future())
-        try:
-            self._start()
-            flight.authorization = authorization()
-            self._send(flight)
-        except Exception as error:  # noqa: BLE001 - whatever happened, there is no verdict
-            self._settle(flight, None, error)
-        return flight.verdict
+        validation = self._begin(tokens, timeout)
+        metadata = self._authorize()
+        while True:
+            try:
+                response = validation.method()(**validation.arguments(), metadata=metadata)
+            except grpc.RpcError as error:
+                validation.failed(error)
+            else:
+                return validation.read(response)
 
-    def _send(self, flight: _Flight) -> None:
-        validate_token, _ = self._connection.stubs()
-        spent = (self.clock() - flight.pending.sent_at) / SECOND
-        remaining = max(0.0, self.timeout - spent)
-        call = validate_token.future(
-            requests.validate_token(flight.token, account_id=self._account_id).message,
-            timeout=min(RETRY_TIMEOUT, remaining) if flight.first_error else remaining,
-            metadata=flight.authorization,
-            # A connection that broke under the first attempt may be back in a moment.
-            wait_for_ready=flight.first_error is not None,
+    async def ask_async(
+        self, tokens: Sequence[str], seconds: float, authorize: Callable[[], Awaitable[Metadata]]
+    ) -> list[Verdict]:
+        """Do the same as `ask` for asyncio, with a credential that may belong to the loop."""
+        validation = self._begin(tokens, seconds)
+        metadata = await authorize()
+        while True:
+            sent = validation.method().future(**validation.arguments(), metadata=metadata)
+            call = await _ended(sent)
+            if call.code() is grpc.StatusCode.OK:
+                return validation.read(call.result())
+            validation.failed(call)
+
+    def _begin(self, tokens: Sequence[str], timeout: float) -> Validation:
+        self._start()
+        return Validation(
+            self._connection,
+            self.verdicts,
+            tokens=tokens,
+            account_id=self._account_id,
+            timeout=timeout,
+            clock=self.clock,
         )
-        call.add_done_callback(functools.partial(self._completed, flight))
 
-    def _completed(self, flight: _Flight, call: Any) -> None:
-        """Handle the end of a call. grpc calls this on a thread of its own."""
-        try:
-            if call.code() in _BROKEN and flight.first_error is None and not self._stop.is_set():
-                flight.first_error = from_rpc_error(call)
-                self._send(flight)
-                return
-            response = call.result()
-            verdict = restrict_to_account(convert.verdict_of(response), self._account_id)
-            self.verdicts.store(flight.pending, verdict)
-            self._settle(flight, verdict, None)
-        except grpc.RpcError as error:
-            # The second attempt waits for a connection, so its own error would not say the cause.
-            self._settle(flight, None, flight.first_error or from_rpc_error(error))
-        except Exception as error:  # noqa: BLE001 - whatever happened, there is no verdict
-            self._settle(flight, None, error)
-
-    def _settle(self, flight: _Flight, verdict: Verdict | None, error: Exception | None) -> None:
-        with self._lock:
-            if self._flights.get(flight.pending.mac) is flight:
-                del self._flights[flight.pending.mac]
-        if verdict is not None:
-            self._gate.recovered()
-            flight.verdict.set_result(verdict)
-            return
-        unavailable = self._gate.failed(error or TimeoutError())
-        unavailable.__cause__ = error
+    def begin_probing(self) -> None:
+        """Probe until an outage is over, unless the verifier is closed."""
         if not self._stop.is_set():
-            probe_in_thread(self._gate, self._probe)
-        flight.verdict.set_exception(unavailable)
+            probe_in_thread(self.gate, self._probe)
 
     def _probe(self) -> None:
         """Validate no caller's token.
@@ -224,9 +175,8 @@ class Engine:
         Raises:
             Exception: There is no answer.
         """
-        validate_token, _ = self._connection.stubs()
-        validate_token(
-            requests.validate_token(PROBE_TOKEN, account_id=self._account_id).message,
+        self._connection.stubs().validate_token(
+            request_about([PROBE_TOKEN], self._account_id).message,
             timeout=min(PROBE_TIMEOUT, self.timeout),
             metadata=self._authorize(),
             wait_for_ready=True,
@@ -254,7 +204,7 @@ class Engine:
         """Follow one stream to its end, and return whether it prolonged the lease. Never raises."""
         stream = self._stream = Stream(self.verdicts, self.clock)
         try:
-            _, watch = self._connection.stubs()
+            watch = self._connection.stubs().watch_invalidations
             stream.call = watch(stream, metadata=self._authorize(), wait_for_ready=True)
             if self._stop.is_set():
                 stream.call.cancel()
@@ -355,6 +305,23 @@ class Engine:
             "invalidations": stats.invalidations,
             "resets": stats.resets,
         }
+
+
+async def _ended(call: Any) -> Any:
+    """Wait for the end of a call of a `grpc.Channel` and return it; cancelling cancels the call."""
+    ended: Future[Any] = Future()
+
+    def end(call: Any) -> None:
+        # A thread of grpc runs this; the future may be cancelled meanwhile.
+        if ended.set_running_or_notify_cancel():
+            ended.set_result(call)
+
+    call.add_done_callback(end)
+    try:
+        return await asyncio.wrap_future(ended)
+    except asyncio.CancelledError:
+        call.cancel()
+        raise
 
 
 _ENGINES: "weakref.WeakSet[Engine]" = weakref.WeakSet()

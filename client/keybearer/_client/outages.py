@@ -56,6 +56,10 @@ class OutageGate:
     def __init__(self, address: str, now: Callable[[], float] = time.monotonic) -> None:
         self._address = address
         self._now = now
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Forget everything. For the child of a fork."""
         self._is_logged = False
         self._is_known = False
         self._asked_at = 0.0

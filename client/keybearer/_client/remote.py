@@ -5,10 +5,12 @@ where the rule is, by `access.decide`.
 """
 
 import asyncio
+from collections.abc import Sequence
 from typing import Final
 
 from keybearer._client import requests
 from keybearer._client.client import AsyncKeybearerClient, KeybearerClient
+from keybearer._client.gathering import AsyncGatherer, Gatherer
 from keybearer._client.outages import (
     PROBE_TIMEOUT,
     PROBE_TOKEN,
@@ -17,7 +19,6 @@ from keybearer._client.outages import (
     probe_in_thread,
 )
 from keybearer._wire.arguments import kind_of, seconds, text
-from keybearer._wire.token_format import may_be_token
 from keybearer.models import Outcome, Presented, Verdict
 
 DEFAULT_TIMEOUT: Final = 2.0
@@ -26,6 +27,8 @@ DEFAULT_TIMEOUT: Final = 2.0
 
 class RemoteVerifier:
     """Validates every token at keybearer, for threads.
+
+    Checks that wait at the same time go together in one call.
 
     Args:
         client: A client with the credential of a VALIDATOR.
@@ -44,7 +47,13 @@ class RemoteVerifier:
         self._client = client
         self._account_id = text("account_id", account_id)
         self._timeout = seconds("timeout", timeout)
-        self._gate = OutageGate(client.endpoint.address)
+        gate = OutageGate(client.endpoint.address)
+        self._gatherer = Gatherer(
+            gate,
+            ask=self._ask,
+            begin_probing=lambda: probe_in_thread(gate, self._probe),
+            timeout=self._timeout,
+        )
 
     def __repr__(self) -> str:
         return f"RemoteVerifier({self._client!r}, account_id={self._account_id!r})"
@@ -56,23 +65,15 @@ class RemoteVerifier:
             VerifierUnavailableError: keybearer does not answer, is overloaded, or does not accept
                 the credential of the client. This is never a verdict.
         """
-        if not may_be_token(presented.token):
-            return Verdict(outcome=Outcome.NOT_FOUND)
-        self._gate.assert_closed()
-        try:
-            verdict = self._client.run(self._request(presented.token), timeout=self._timeout)
-        except Exception as error:
-            unavailable = self._gate.failed(error)
-            probe_in_thread(self._gate, self._probe)
-            raise unavailable from error
-        self._gate.recovered()
-        return restrict_to_account(verdict, self._account_id)
+        return self._gatherer.verify(presented.token)
 
-    def _request(self, token: str) -> requests.Request[Verdict]:
-        return requests.validate_token(token, account_id=self._account_id)
+    def _ask(self, tokens: Sequence[str], timeout: float) -> list[Verdict]:
+        request = request_about(tokens, self._account_id)
+        verdicts = self._client.run(request, timeout=timeout)
+        return restrict_all_to_account(verdicts, self._account_id)
 
     def _probe(self) -> None:
-        self._client.run(self._request(PROBE_TOKEN), timeout=min(PROBE_TIMEOUT, self._timeout))
+        self._ask([PROBE_TOKEN], min(PROBE_TIMEOUT, self._timeout))
 
 
 class AsyncRemoteVerifier:
@@ -91,30 +92,27 @@ class AsyncRemoteVerifier:
         self._timeout = seconds("timeout", timeout)
         self._gate = OutageGate(client.endpoint.address)
         self._probing: asyncio.Task[None] | None = None
+        self._gatherer = AsyncGatherer(
+            self._gate, ask=self._ask, begin_probing=self._begin_probing, timeout=self._timeout
+        )
 
     def __repr__(self) -> str:
         return f"AsyncRemoteVerifier({self._client!r}, account_id={self._account_id!r})"
 
     async def verify(self, presented: Presented) -> Verdict:
         """Return the verdict about a credential, as RemoteVerifier.verify does."""
-        if not may_be_token(presented.token):
-            return Verdict(outcome=Outcome.NOT_FOUND)
-        self._gate.assert_closed()
-        try:
-            verdict = await self._client.run(self._request(presented.token), timeout=self._timeout)
-        except Exception as error:
-            unavailable = self._gate.failed(error)
-            self._probing = probe_in_task(self._gate, self._probe) or self._probing
-            raise unavailable from error
-        self._gate.recovered()
-        return restrict_to_account(verdict, self._account_id)
+        return await self._gatherer.verify(presented.token)
 
-    def _request(self, token: str) -> requests.Request[Verdict]:
-        return requests.validate_token(token, account_id=self._account_id)
+    async def _ask(self, tokens: Sequence[str], seconds: float) -> list[Verdict]:
+        request = request_about(tokens, self._account_id)
+        verdicts = await self._client.run(request, timeout=seconds)
+        return restrict_all_to_account(verdicts, self._account_id)
+
+    def _begin_probing(self) -> None:
+        self._probing = probe_in_task(self._gate, self._probe) or self._probing
 
     async def _probe(self) -> None:
-        timeout = min(PROBE_TIMEOUT, self._timeout)
-        await self._client.run(self._request(PROBE_TOKEN), timeout=timeout)
+        await self._ask([PROBE_TOKEN], min(PROBE_TIMEOUT, self._timeout))
 
 
 def assert_client(
@@ -134,6 +132,24 @@ def assert_client(
         raise ValueError(f"{name} needs a client with the token of a VALIDATOR, this one has none")
 
 
+def request_about(tokens: Sequence[str], account_id: str) -> requests.Request[list[Verdict]]:
+    """Return the request that validates up to 100 tokens.
+
+    One token alone goes by ValidateToken, which costs less than a batch. The result has as many
+    verdicts as the response, however many tokens there are.
+    """
+    if len(tokens) > 1:
+        return requests.batch_validate_tokens(tokens, account_id=account_id)
+    single = requests.validate_token(tokens[0], account_id=account_id)
+    return requests.Request(
+        single.path,
+        single.message,
+        single.response_type,
+        lambda response: [single.read(response)],
+        single.kind,
+    )
+
+
 def restrict_to_account(verdict: Verdict, account_id: str) -> Verdict:
     """Return the verdict, or NOT_FOUND when its identity belongs to another account.
 
@@ -143,3 +159,8 @@ def restrict_to_account(verdict: Verdict, account_id: str) -> Verdict:
     if identity is None or account_id in ("", "-", identity.account_id):
         return verdict
     return Verdict(outcome=Outcome.NOT_FOUND)
+
+
+def restrict_all_to_account(verdicts: Sequence[Verdict], account_id: str) -> list[Verdict]:
+    """Return verdicts, each as `restrict_to_account` does."""
+    return [restrict_to_account(verdict, account_id) for verdict in verdicts]
