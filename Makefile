@@ -50,8 +50,7 @@ test-long: $(VENV)/.dev ## Run the long suites, those marked slow
 
 .PHONY: bench
 bench: $(VENV)/.dev ## Measure the service on this machine
-	$(PY) tests/bench/run.py
-	$(PY) tests/bench/entry_points.py
+	$(PY) tests/bench/report.py --plot docs/performance.svg
 
 .PHONY: lint
 lint: $(VENV)/.dev ## Check style and format of Python and protos

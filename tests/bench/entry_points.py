@@ -1,36 +1,163 @@
-"""The second half of `make bench`: the doors beside ValidateToken, batches, processes, the start.
+"""How each entry point is asked. Every reply is checked."""
 
-All doors are asked in turn, several times, in one run, at one server, about the same keys; every
-reply is checked.
-"""
-
-import argparse
-import statistics
-import sys
-import tempfile
+import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+from urllib.parse import urlencode
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from bench import generator, run, seed
+from bench import generator
+from bench.servers import Target
+from keybearer import KeybearerClient, Presented, RemoteVerifier
 from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service.ext_authz.v3 import ext_authz_pb2 as envoy
 
 BATCH = 100
-ROUNDS = 5
+SMALL_BATCH = 10
+CHECKERS = 32
+"""Threads that check at the same time."""
+ID_LENGTH = 16
+_VALIDATE = "/keybearer.v1.TokenService/ValidateToken"
+_BATCH = "/keybearer.v1.TokenService/BatchValidateTokens"
+_CHECK = "/envoy.service.auth.v3.Authorization/Check"
 
 Ask = Callable[[float], generator.Report]
 
 
-def _allowed(reply: bytes) -> bool:
+class EntryPoint(NamedTuple):
+    """One way to ask about tokens."""
+
+    name: str
+    ask: Ask
+    """Asks for so many seconds."""
+    questions: int = 1
+    """Tokens that one reply is about."""
+
+
+class Asker:
+    """Asks one server about the same tokens in every way."""
+
+    def __init__(self, target: Target, caller: str, tokens: list[str], connections: int) -> None:
+        self._target = target
+        self._caller = caller
+        self._tokens = tokens
+        self._connections = connections
+
+    def validate(self, name: str = "ValidateToken", in_flight: int = 1) -> EntryPoint:
+        """Ask by ValidateToken."""
+        bodies = [
+            generator.message(pb.ValidateTokenRequest(token=token).SerializeToString())
+            for token in self._tokens
+        ]
+        return EntryPoint(name, self._grpc(_VALIDATE, bodies, is_valid, in_flight))
+
+    def batches(self, size: int) -> EntryPoint:
+        """Ask by BatchValidateTokens."""
+        starts = range(0, len(self._tokens) - size + 1, size)
+        bodies = [_batch_request(self._tokens[start : start + size]) for start in starts]
+
+        def all_valid(reply: bytes) -> bool:
+            responses = pb.BatchValidateTokensResponse.FromString(reply).responses
+            return len(responses) == size and all(one.valid for one in responses)
+
+        name = f"BatchValidateTokens, {size} tokens"
+        return EntryPoint(name, self._grpc(_BATCH, bodies, all_valid), size)
+
+    def ext_authz(self) -> EntryPoint:
+        """Ask by Envoy's Check."""
+        bodies = [_check_request(token) for token in self._tokens]
+        return EntryPoint("ext_authz Check", self._grpc(_CHECK, bodies, _is_allowed))
+
+    def forward_auth(self) -> EntryPoint:
+        """Ask by GET /v1/auth."""
+        return self._http("forward-auth", "GET /v1/auth", _is_authorized, authorized=True)
+
+    def introspection(self) -> EntryPoint:
+        """Ask by POST /oauth2/introspect."""
+        return self._http("introspection", "POST /oauth2/introspect", _is_active, authorized=False)
+
+    @contextmanager
+    def checks(self, *, gathered: bool) -> Iterator[EntryPoint]:
+        """Check from many threads of one process, through the client.
+
+        Args:
+            gathered: By a RemoteVerifier; otherwise each check makes a call of its own.
+        """
+        address = f"127.0.0.1:{self._target.port}"
+        with KeybearerClient(address, token=self._caller, tls=False) as client:
+            verifier = RemoteVerifier(client)
+
+            def check(token: str) -> bool:
+                if gathered:
+                    return verifier.verify(Presented(token)).valid
+                return client.validate_token(token).valid
+
+            how = "gathered" if gathered else "a call each"
+            yield EntryPoint(
+                f"{CHECKERS} concurrent checks, {how}",
+                lambda seconds: _check_for(check, self._tokens, seconds),
+            )
+
+    def _grpc(
+        self, path: str, bodies: list[bytes], check: generator.Check, in_flight: int = 1
+    ) -> Ask:
+        return lambda seconds: generator.run(
+            port=self._target.port,
+            path=path,
+            metadata=[("authorization", f"Bearer {self._caller}")],
+            bodies=bodies,
+            check=check,
+            seconds=seconds,
+            connections=self._connections,
+            in_flight=in_flight,
+        )
+
+    def _http(
+        self, name: str, line: str, check: generator.HttpCheck, *, authorized: bool
+    ) -> EntryPoint:
+        head = (
+            f"{line} HTTP/1.1\r\nHost: 127.0.0.1:{self._target.http_port}\r\n"
+            f"X-Keybearer-Caller: Bearer {self._caller}\r\n"
+        )
+        requests = []
+        for token in self._tokens:
+            if authorized:
+                requests.append(f"{head}Authorization: Bearer {token}\r\n\r\n".encode())
+                continue
+            form = urlencode({"token": token})
+            requests.append(
+                f"{head}Content-Type: application/x-www-form-urlencoded\r\n"
+                f"Content-Length: {len(form)}\r\n\r\n{form}".encode()
+            )
+        return EntryPoint(
+            name,
+            lambda seconds: generator.run_http(
+                port=self._target.http_port,
+                requests=requests,
+                check=check,
+                seconds=seconds,
+                connections=self._connections,
+            ),
+        )
+
+
+def is_valid(reply: bytes) -> bool:
+    """Check a reply: a VALID verdict about a named key."""
+    verdict = pb.ValidateTokenResponse.FromString(reply)
+    return verdict.valid and len(verdict.key_id) == ID_LENGTH
+
+
+def _is_allowed(reply: bytes) -> bool:
     return envoy.CheckResponse.FromString(reply).HasField("ok_response")
 
 
-def _all_valid(reply: bytes) -> bool:
-    responses = pb.BatchValidateTokensResponse.FromString(reply).responses
-    return len(responses) == BATCH and all(one.valid for one in responses)
+def _is_authorized(head: bytes, body: bytes) -> bool:
+    return head.startswith(b"http/1.1 200") and b"x-keybearer-owner: " in head and not body
+
+
+def _is_active(head: bytes, body: bytes) -> bool:
+    return head.startswith(b"http/1.1 200") and b'"active":true' in body.replace(b" ", b"")
 
 
 def _check_request(token: str) -> bytes:
@@ -39,110 +166,35 @@ def _check_request(token: str) -> bytes:
     return generator.message(request.SerializeToString())
 
 
-def _auth_request(port: int, token: str, caller: str) -> bytes:
-    return (
-        f"GET /v1/auth HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {token}\r\n"
-        f"X-Keybearer-Caller: Bearer {caller}\r\n\r\n"
-    ).encode()
-
-
-def _batch_request(tokens: list[str]) -> bytes:
+def _batch_request(tokens: Sequence[str]) -> bytes:
     requests = [pb.ValidateTokenRequest(token=token) for token in tokens]
     return generator.message(pb.BatchValidateTokensRequest(requests=requests).SerializeToString())
 
 
-def _asks(
-    target: run.Target, caller: str, tokens: list[str], connections: int
-) -> dict[str, tuple[Ask, int]]:
-    """Return how each entry point is asked, and how many tokens one question is about."""
-    metadata = [("authorization", f"Bearer {caller}")]
-
-    def grpc_door(path: str, bodies: list[bytes], check: generator.Check) -> Ask:
-        return lambda seconds: generator.run(
-            port=target.port,
-            path=path,
-            metadata=metadata,
-            bodies=bodies,
-            check=check,
-            seconds=seconds,
-            connections=connections,
-            in_flight=1,
-        )
-
-    singles = [
-        generator.message(pb.ValidateTokenRequest(token=token).SerializeToString())
-        for token in tokens
-    ]
-    batches = [
-        _batch_request(tokens[start : start + BATCH])
-        for start in range(0, len(tokens) - BATCH + 1, BATCH)
-    ]
-    http = [_auth_request(target.http_port, token, caller) for token in tokens]
-    return {
-        "ValidateToken": (grpc_door(run.PATH, singles, run.is_valid), 1),
-        "ext_authz Check": (
-            grpc_door(
-                "/envoy.service.auth.v3.Authorization/Check",
-                [_check_request(token) for token in tokens],
-                _allowed,
-            ),
-            1,
-        ),
-        "forward-auth": (
-            lambda seconds: generator.run_http(
-                port=target.http_port, requests=http, seconds=seconds, connections=connections
-            ),
-            1,
-        ),
-        f"batches of {BATCH}": (
-            grpc_door("/keybearer.v1.TokenService/BatchValidateTokens", batches, _all_valid),
-            BATCH,
-        ),
-    }
-
-
-def main() -> int:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--keys", type=int, default=1_000_000)
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--connections", type=int, default=8)
-    parser.add_argument(
-        "--root", type=Path, default=Path(tempfile.gettempdir()) / "keybearer-bench"
-    )
-    options = parser.parse_args()
-    data_dir, caller, tokens = seed.installation(options.root, options.keys)
-
+def _check_for(
+    check: Callable[[str], bool], tokens: Sequence[str], seconds: float
+) -> generator.Report:
+    report = generator.Report()
+    lock = threading.Lock()
     started = time.perf_counter()
-    with run.keybearer_server(data_dir, http=True) as target:
-        print(f"start with {options.keys:,} keys: {time.perf_counter() - started:.2f} s")
-        asks = _asks(target, caller, tokens, options.connections)
-        rates: dict[str, list[float]] = {name: [] for name in asks}
+
+    def run(number: int) -> None:
+        latencies = []
         wrong = 0
-        for name in list(asks) * ROUNDS:
-            ask, tokens_each = asks[name]
-            report = ask(options.seconds)
-            wrong += report.wrong
-            rates[name].append(report.rate * tokens_each)
-    medians = {name: statistics.median(found) for name, found in rates.items()}
-    for name, rate in medians.items():
-        spread = f"{min(rates[name]):,.0f} to {max(rates[name]):,.0f}"
-        share = rate / medians["ValidateToken"]
-        print(f"{name:16} {rate:9,.0f} tokens/s ({spread}), {share:.2f} of ValidateToken")
+        turn = number * len(tokens) // CHECKERS
+        while (before := time.perf_counter()) - started < seconds:
+            wrong += not check(tokens[turn % len(tokens)])
+            latencies.append(time.perf_counter() - before)
+            turn += 1
+        with lock:
+            report.latencies += latencies
+            report.replies += len(latencies)
+            report.wrong += wrong
 
-    both = []
-    for workers in (1, 2, 1, 2):
-        with run.keybearer_server(data_dir, workers=workers) as target:
-            ask, _ = _asks(target, caller, tokens, 32)["ValidateToken"]
-            ask(1.0)
-            report = ask(options.seconds)
-            wrong += report.wrong
-            both.append(report.rate)
-    one, two = (both[0] + both[2]) / 2, (both[1] + both[3]) / 2
-    print(f"workers, 32 connections: one {one:,.0f}/s, two {two:,.0f}/s, {two / one:.2f} times")
-    print(f"wrong replies: {wrong}")
-    return int(wrong > 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(CHECKERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    report.seconds = time.perf_counter() - started
+    return report

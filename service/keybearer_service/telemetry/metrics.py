@@ -13,7 +13,7 @@ import os
 import threading
 from bisect import bisect_left
 from collections import Counter as Tally
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
@@ -153,16 +153,18 @@ class PrometheusMetrics:
             registry=self._registry,
             multiprocess_mode="livemostrecent",
         )
-        self._notes: deque[tuple[EntryPoint, Outcome, float]] = deque(maxlen=MAX_NOTES)
+        self._notes: deque[tuple[EntryPoint, Outcome, float, int]] = deque(maxlen=MAX_NOTES)
         self._folding = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
     # --- what the service records -----------------------------------------------------------------
 
-    def judged(self, entry_point: EntryPoint, outcome: Outcome, seconds: float) -> None:
-        """Note one verdict."""
-        self._notes.append((entry_point, outcome, seconds))
+    def judged(
+        self, entry_point: EntryPoint, outcome: Outcome, seconds: float, count: int = 1
+    ) -> None:
+        """Note verdicts."""
+        self._notes.append((entry_point, outcome, seconds, count))
 
     def called(self, method: str, code: str) -> None:
         """Count one management call."""
@@ -218,16 +220,19 @@ class PrometheusMetrics:
     def _fold(self) -> None:
         with self._folding:
             notes = [self._notes.popleft() for _ in range(len(self._notes))]
-            verdicts = Tally((entry_point, outcome) for entry_point, outcome, _ in notes)
+            verdicts: Tally[tuple[EntryPoint, Outcome]] = Tally()
+            latencies: Tally[tuple[EntryPoint, int]] = Tally()
+            sums: dict[EntryPoint, float] = defaultdict(float)
+            for entry_point, outcome, seconds, count in notes:
+                verdicts[entry_point, outcome] += count
+                latencies[entry_point, bisect_left(LATENCY_BOUNDS, seconds)] += count
+                sums[entry_point] += seconds * count
             for (entry_point, outcome), count in verdicts.items():
                 self._verdicts.labels(entry_point, outcome.name).inc(count)
-            for entry_point in {entry_point for entry_point, _ in verdicts}:
-                seconds = [one for noted_at, _, one in notes if noted_at is entry_point]
-                for index, count in Tally(
-                    bisect_left(LATENCY_BOUNDS, one) for one in seconds
-                ).items():
-                    self._latency_counts.labels(entry_point, _BOUNDS[index]).inc(count)
-                self._latency_sums.labels(entry_point).inc(sum(seconds))
+            for (entry_point, index), count in latencies.items():
+                self._latency_counts.labels(entry_point, _BOUNDS[index]).inc(count)
+            for entry_point, total in sums.items():
+                self._latency_sums.labels(entry_point).inc(total)
 
     def _read_gauges(self, probe: Probe) -> None:
         for name, value in probe().items():

@@ -19,8 +19,17 @@ class EntryPoint(enum.StrEnum):
 class Recorder(Protocol):
     """Records what happens. Must be cheap, safe for many threads, and never raise."""
 
-    def judged(self, entry_point: EntryPoint, outcome: Outcome, seconds: float) -> None:
-        """Record one verdict and how many seconds it took to reach, the network left out."""
+    def judged(
+        self, entry_point: EntryPoint, outcome: Outcome, seconds: float, count: int = 1
+    ) -> None:
+        """Record verdicts.
+
+        Args:
+            entry_point: Where the questions came in.
+            outcome: What the verdicts say.
+            seconds: How long each took to reach, the network left out.
+            count: How many.
+        """
         ...
 
     def called(self, method: str, code: str) -> None:
@@ -35,7 +44,9 @@ class Recorder(Protocol):
 class NullRecorder:
     """Records nothing: for a server whose metrics nobody can ask for."""
 
-    def judged(self, entry_point: EntryPoint, outcome: Outcome, seconds: float) -> None:
+    def judged(
+        self, entry_point: EntryPoint, outcome: Outcome, seconds: float, count: int = 1
+    ) -> None:
         """Ignore it."""
 
     def called(self, method: str, code: str) -> None:

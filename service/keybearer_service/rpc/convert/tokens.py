@@ -1,6 +1,6 @@
 """Questions about tokens and the verdicts about them, between their messages and the model."""
 
-from collections.abc import Iterable
+from collections.abc import Callable
 
 from keybearer._wire.enums import Outcome
 from keybearer._wire.limits import MAX_BATCH
@@ -42,54 +42,61 @@ def question(
     )
 
 
-def batch(
+def questions(
+    authorize: Callable[[str, str], AccountScope],
     request: token_service_pb2.BatchValidateTokensRequest,
-) -> Iterable[tuple[str, token_service_pb2.ValidateTokenRequest]]:
-    """Return the questions of a batch, each with what stands before its fields in errors.
+) -> list[Question]:
+    """Read the questions of a batch.
+
+    Args:
+        authorize: Returns the accounts that a question is about; it gets the account that is named
+            there, and the name of the field for errors. It is called once for each account.
+        request: The batch.
 
     Raises:
-        FieldInvalid: There are none, or more than 100.
+        FieldInvalid: There are no questions, or more than 100, or one of them is ill-formed.
     """
     if not 1 <= len(request.requests) <= MAX_BATCH:
         raise FieldInvalid("requests", f"1 to {MAX_BATCH}")
-    return ((f"requests[{index}].", one) for index, one in enumerate(request.requests))
+    scopes: dict[str, AccountScope] = {}
+    found = []
+    for index, one in enumerate(request.requests):
+        named = one.account_id
+        if named not in scopes:
+            scopes[named] = authorize(named, f"requests[{index}].account_id")
+        found.append(question(scopes[named], one, f"requests[{index}]."))
+    return found
 
 
-def verdict_to_proto(verdict: Verdict) -> token_service_pb2.ValidateTokenResponse:
-    """Write a verdict.
+def write_verdict(verdict: Verdict, response: token_service_pb2.ValidateTokenResponse) -> None:
+    """Write a verdict into an empty message.
 
-    Runs on every validation, so it skips what most keys do not have, and fills nested messages in
-    place: a message that is passed in is copied.
+    Runs on every validation, so it skips what most keys do not have and sets field by field: to
+    construct a message with all of them takes twice as long.
     """
-    if verdict.match is None:
-        response = token_service_pb2.ValidateTokenResponse(
-            outcome=wire(verdict.outcome), revision=verdict.revision
-        )
-        fill(response.cache_for, verdict.cache_for)
-        return response
-    record = verdict.match.record
-    response = token_service_pb2.ValidateTokenResponse(
-        valid=verdict.outcome is Outcome.VALID,
-        outcome=wire(verdict.outcome),
-        key_id=record.key_id,
-        key_name=record.key_name,
-        account_id=record.account_id,
-        owner_id=record.owner_id,
-        owner_email=record.owner_email,
-        owner_type=wire(record.owner_type),
-        granted_role=wire(record.role),
-        effective_role=wire(record.effective_role),
-        revision=verdict.revision,
-        secret_version=verdict.match.secret_version,
-    )
+    response.outcome = wire(verdict.outcome)
+    response.revision = verdict.revision
     fill(response.cache_for, verdict.cache_for)
+    match = verdict.match
+    if match is None:
+        return
+    record = match.record
+    response.valid = verdict.outcome is Outcome.VALID
+    response.key_id = record.key_id
+    response.key_name = record.key_name
+    response.account_id = record.account_id
+    response.owner_id = record.owner_id
+    response.owner_email = record.owner_email
+    response.owner_type = wire(record.owner_type)
+    response.granted_role = wire(record.role)
+    response.effective_role = wire(record.effective_role)
+    response.secret_version = match.secret_version
     if record.scopes:
         response.scopes.extend(record.scopes.split())
     if record.labels:
         response.labels.update(labels_from_text(record.labels))
     if record.expire_time is not None:
         fill(response.expire_time, record.expire_time)
-    return response
 
 
 def identity_to_proto(

@@ -1,5 +1,8 @@
 """TokenService."""
 
+from collections import Counter
+from functools import partial
+
 from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.errors import FieldInvalid
@@ -8,10 +11,10 @@ from keybearer_service.net.bounds import peer_of
 from keybearer_service.rpc.convert.api_keys import issued_fields, overlap
 from keybearer_service.rpc.convert.common import idempotency_key
 from keybearer_service.rpc.convert.tokens import (
-    batch,
     identity_to_proto,
     question,
-    verdict_to_proto,
+    questions,
+    write_verdict,
 )
 from keybearer_service.rpc.convert.watch import watch_message, watch_response_to_proto
 from keybearer_service.rpc.requests import MessageStream
@@ -54,28 +57,24 @@ class TokenServicer:
         verdict = self._validator.judge(asked)
         elapsed = self._clock.monotonic() - started
         self._recorder.judged(EntryPoint.VALIDATE, verdict.outcome, elapsed)
-        return verdict_to_proto(verdict)
+        response = pb.ValidateTokenResponse()
+        write_verdict(verdict, response)
+        return response
 
     def BatchValidateTokens(
         self, request: pb.BatchValidateTokensRequest, call: CallContext
     ) -> pb.BatchValidateTokensResponse:
         """Validate many tokens against one snapshot."""
-        asked = [
-            question(
-                authorize_question(call.identity, one.account_id, f"{prefix}account_id"),
-                one,
-                prefix,
-            )
-            for prefix, one in batch(request)
-        ]
+        asked = questions(partial(authorize_question, call.identity), request)
         started = self._clock.monotonic()
         verdicts = self._validator.judge_many(asked)
         each = (self._clock.monotonic() - started) / len(verdicts)
+        for outcome, count in Counter(verdict.outcome for verdict in verdicts).items():
+            self._recorder.judged(EntryPoint.BATCH, outcome, each, count)
+        response = pb.BatchValidateTokensResponse()
         for verdict in verdicts:
-            self._recorder.judged(EntryPoint.BATCH, verdict.outcome, each)
-        return pb.BatchValidateTokensResponse(
-            responses=[verdict_to_proto(verdict) for verdict in verdicts]
-        )
+            write_verdict(verdict, response.responses.add())
+        return response
 
     def WatchInvalidations(self, stream: MessageStream, call: CallContext) -> None:
         """Stream invalidations to a watcher."""
