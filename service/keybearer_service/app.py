@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 import structlog
 
@@ -76,7 +77,7 @@ class App:
                 if on_unresponsive is None
                 else Watchdog(self._liveness.ask, container.clock, on_unresponsive)
             )
-            self._gateway_routes = gateway_routes_of(container, config.http)
+            self._gateway_routes = gateway_routes_of(container, config.http, on_fatal)
             undo.callback(self._gateway_routes.close)
             self._http = HttpListeners(
                 config.http,
@@ -192,7 +193,8 @@ class App:
 
     def _read_store(self) -> bool:
         self.container.validator.revision()
-        return True
+        # What can still be read of a damaged store does not make it whole.
+        return not self.container.store.damage
 
     def _gauges(self) -> Mapping[str, float]:
         return service_gauges(self.container, lambda: self._rpc.queued_calls)
@@ -205,12 +207,15 @@ class App:
             return reader.key_count()
 
 
-def gateway_routes_of(container: Container, config: HttpConfig) -> GatewayRoutes:
+def gateway_routes_of(
+    container: Container, config: HttpConfig, on_fatal: Callable[[], None] = lambda: None
+) -> GatewayRoutes:
     """Return the HTTP routes for gateways.
 
     Args:
         container: The use cases.
         config: Whose keys may be asked about, and by whom.
+        on_fatal: Called once the process must end because an outcome is unknown.
 
     Raises:
         ListenError: There is no such account.
@@ -228,6 +233,7 @@ def gateway_routes_of(container: Container, config: HttpConfig) -> GatewayRoutes
         container.authorizer,
         Callers(container.validator),
         container.recorder,
+        partial(container.failures.error_of, on_outcome_unknown=on_fatal),
         container.clock,
         container.entropy,
         accounts=config.accounts,

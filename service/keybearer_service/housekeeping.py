@@ -8,6 +8,7 @@ import structlog
 
 from keybearer_service.domain.clock import Clock
 from keybearer_service.storage import Store, StoreError
+from keybearer_service.telemetry.log_quotas import OutageLog
 
 log = structlog.get_logger(__name__)
 
@@ -32,6 +33,7 @@ class Housekeeper:
         self._clock = clock
         self._flushables = flushables
         self._stopping = threading.Event()
+        self._outage = OutageLog("housekeeping_stands")
         self._logged_seq = 0
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
 
@@ -78,5 +80,8 @@ class Housekeeper:
         while not self._stopping.wait(INTERVAL_S):
             try:
                 self.flush()
+                self._outage.recovered()
+            except StoreError as error:
+                self._outage.failed(error)
             except Exception:  # the thread goes on after an error that nobody foresaw
                 log.exception("housekeeping_failed")

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -307,6 +308,7 @@ def test_more_requests_than_can_be_answered_soon_are_refused_at_once(world: Gate
         container.authorizer,
         Callers(slow),
         container.recorder,
+        partial(container.failures.error_of, on_outcome_unknown=lambda: None),
         container.clock,
         container.entropy,
     )

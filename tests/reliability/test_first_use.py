@@ -247,7 +247,7 @@ class Race:
         use = USES[number // 2 % len(USES)]
         request_id = str(uuid.UUID(int=self._random.getrandbits(128), version=4))
         name = f"{self._name}-{number}"
-        token = there.create(name, request_id, 0).result().token
+        token = self._first_token(there, name, request_id)
         late = self._random.uniform(-LONGEST_DELAY_S, LONGEST_DELAY_S)
         used = self._thread.submit(self._use, use, here, token, max(0.0, late))
         time.sleep(max(0.0, -late))
@@ -262,6 +262,15 @@ class Race:
             self.findings.append(f"{name}: {use.__name__} was answered, and it was issued again")
         if issued == "issued" and there.admin.outcome(token) != "VALID":
             self.findings.append(f"{name}: the secret that was issued again is dead")
+
+    def _first_token(self, worker: Worker, name: str, request_id: str) -> str:
+        while True:
+            try:
+                return str(worker.create(name, request_id, 0).result().token)
+            except grpc.RpcError as error:  # a busy machine; clients try again too
+                if refusal_of(error).reason != "STORE_UNAVAILABLE":
+                    raise
+                self.seen["waited too long for a create"] += 1
 
     @staticmethod
     def _use(use: Callable[[Worker, str], bool], worker: Worker, token: str, late: float) -> str:

@@ -4,12 +4,14 @@ import os
 import signal
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from reliability.processes import ServerProcess, init, serving
 
 HTTP = ("--http-listen", "127.0.0.1:0")
+NO_HEADERS: Mapping[str, str] = {}
 
 
 def wait_for(server: ServerProcess, event: str) -> None:
@@ -17,11 +19,12 @@ def wait_for(server: ServerProcess, event: str) -> None:
     server.wait_for(lambda events: any(one["event"] == event for one in events))
 
 
-def http_status(server: ServerProcess, path: str) -> int:
-    """Ask an HTTP probe."""
+def http_status(server: ServerProcess, path: str, headers: Mapping[str, str] = NO_HEADERS) -> int:
+    """Ask the HTTP port."""
     port = next(event["port"] for event in server.events if event["event"] == "serving_http")
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=dict(headers))
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=15) as response:
+        with urllib.request.urlopen(request, timeout=15) as response:  # noqa: S310 - our own port
             return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code

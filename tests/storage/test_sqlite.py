@@ -16,13 +16,16 @@ from keybearer_service.domain.model import SubjectKind, Use
 from keybearer_service.storage import (
     CommitFailedError,
     FileStore,
+    StoreDamagedError,
     StoreError,
     StoreFullError,
     StoreLockedError,
+    StoreReadOnlyError,
     StoreUnusableError,
     dbapi,
 )
 from keybearer_service.storage.sqlite import SqliteStore
+from keybearer_service.storage.sqlite_errors import store_error
 from samples import EVERYWHERE, Filling, add_keys, fill, sample_id, sample_key, sample_secret
 
 KEY = sample_id("key")
@@ -235,6 +238,100 @@ def test_damage_that_is_met_later_is_no_verdict_either(
             damaged.lookup_many([KEY])
         assert list(damaged.check_file()) != []
     damaged.close()
+
+
+def test_the_check_names_the_table_that_is_damaged(store: SqliteStore, path: Path) -> None:
+    """Whichever it is, and also when an index of it is."""
+    connection = dbapi.connect(str(path))
+    pages = connection.execute(
+        "SELECT name, tbl_name, rootpage FROM sqlite_schema WHERE rootpage > 0"
+    ).fetchall()
+    connection.close()
+    store.close()
+    whole = path.read_bytes()
+    unnamed = []
+    for name, table, page in pages:
+        path.write_bytes(whole[: 4096 * (page - 1)] + b"\xa5" * 4096 + whole[4096 * page :])
+        try:
+            damaged = SqliteStore(path)
+        except StoreUnusableError:
+            assert table == "_sqlite_migrations"  # what is read to open it
+            continue
+        if not any(finding.startswith(f"{table}: ") for finding in damaged.check_file()):
+            unnamed.append(name)
+        damaged.close()
+    assert unnamed == []
+
+
+def test_damage_is_remembered(store: SqliteStore, connections: Connections, path: Path) -> None:
+    """A store that has met it says so, whatever else of it can be read."""
+    assert store.damage == ""
+    connections.writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    content = bytearray(path.read_bytes())
+    page = connections.writer.execute(
+        "SELECT rootpage FROM sqlite_schema WHERE name = 'users'"
+    ).fetchone()[0]
+    content[4096 * (page - 1) : 4096 * page] = b"\xa5" * 4096
+    path.write_bytes(content)
+    with pytest.raises(StoreDamagedError):
+        store.lookup(KEY)
+    assert store.lookup(sample_id("nobody"))[0] is None
+    assert "SQLITE_CORRUPT" in store.damage
+
+
+@pytest.mark.parametrize("table", ["users", "accounts"])
+def test_a_key_without_its_owner_or_account_is_damage(
+    store: SqliteStore, connections: Connections, table: str
+) -> None:
+    """What can only be missing because a page was lost is no verdict."""
+    connections.writer.execute("PRAGMA foreign_keys = OFF")
+    connections.writer.execute(f"DELETE FROM {table}")  # noqa: S608 - our names
+    with pytest.raises(StoreDamagedError):
+        store.lookup(KEY)
+    with pytest.raises(StoreDamagedError):
+        store.lookup_many([KEY])
+
+
+def test_a_row_that_was_never_written_like_this_is_damage(
+    store: SqliteStore, connections: Connections
+) -> None:
+    """Numbers and texts that no version has written are no bug of the reader."""
+    connections.writer.execute("UPDATE users SET role = 77")
+    with store.read() as reader, pytest.raises(StoreDamagedError):
+        reader.user(EVERYWHERE, sample_id("user"))
+
+
+def _error(kind: str, name: str, text: str = "text") -> Any:
+    error = getattr(dbapi, kind)(text)
+    error.sqlite_errorname = name
+    return error
+
+
+TROUBLE: dict[str, tuple[Any, type[Exception]]] = {
+    "damage": (_error("DatabaseError", "SQLITE_CORRUPT_INDEX"), StoreDamagedError),
+    "no database any more": (_error("DatabaseError", "SQLITE_NOTADB"), StoreDamagedError),
+    "a lost table": (
+        _error("OperationalError", "SQLITE_ERROR", "no such table: users"),
+        StoreDamagedError,
+    ),
+    "a full disk": (_error("OperationalError", "SQLITE_FULL"), StoreFullError),
+    "read-only": (_error("OperationalError", "SQLITE_READONLY_DBMOVED"), StoreReadOnlyError),
+    "a disk that fails": (_error("OperationalError", "SQLITE_IOERR_READ"), StoreLockedError),
+    "no memory": (_error("DatabaseError", "SQLITE_NOMEM"), StoreLockedError),
+    "what nobody knows": (_error("DatabaseError", "SQLITE_PROTOCOL"), StoreLockedError),
+    "a broken statement": (
+        _error("OperationalError", "SQLITE_ERROR", 'near "SELEC": syntax error'),
+        dbapi.OperationalError,
+    ),
+    "a wrong number of values": (_error("ProgrammingError", "unknown"), dbapi.ProgrammingError),
+}
+
+
+@pytest.mark.parametrize("case", sorted(TROUBLE))
+def test_everything_but_a_broken_statement_is_trouble_of_the_store(case: str) -> None:
+    """Whatever the driver calls it."""
+    error, expected = TROUBLE[case]
+    assert type(store_error(error)) is expected
 
 
 def test_a_whole_file_has_no_findings(store: SqliteStore) -> None:

@@ -27,11 +27,9 @@ from keybearer_service.domain.errors import (
     Code,
     CredentialsMissing,
     FieldInvalid,
-    Internal,
     Overloaded,
     RoleInsufficient,
     ServiceError,
-    StoreUnavailable,
 )
 from keybearer_service.domain.token_format import ID_LENGTH
 from keybearer_service.domain.verdict import Caller, Match
@@ -48,8 +46,6 @@ from keybearer_service.gateway.authorizer import (
     narrowing_gateway_of,
 )
 from keybearer_service.gateway.status import body_of, challenge_of, http_status_of, status_of
-from keybearer_service.installation.keyring import KeyringError
-from keybearer_service.storage import StoreError
 from keybearer_service.telemetry.log_quotas import MinuteQuota
 from keybearer_service.telemetry.recorder import EntryPoint, Recorder
 from keybearer_service.validation.callers import Callers
@@ -96,6 +92,13 @@ class _GatewayCall:
     caller: Caller | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """Names a request in the log and in its answer."""
+
+    request_id: str
+
+
 class GatewayRoutes:
     """The routes of the HTTP port."""
 
@@ -104,6 +107,7 @@ class GatewayRoutes:
         authorizer: Authorizer,
         callers: Callers,
         recorder: Recorder,
+        error_of: Callable[[Exception, "_Reference"], ServiceError],
         clock: Clock,
         entropy: Entropy,
         *,
@@ -116,6 +120,7 @@ class GatewayRoutes:
             authorizer: Judges clients.
             callers: Admits gateways.
             recorder: Is told of refusals.
+            error_of: Returns the error that a gateway sees for what went wrong, and logs the rest.
             clock: Bounds what is logged.
             entropy: Draws the references of unforeseen errors.
             accounts: The account, or `*` for all, that gateways of the operator account may ask
@@ -128,6 +133,7 @@ class GatewayRoutes:
         self._authorizer = authorizer
         self._callers = callers
         self._recorder = recorder
+        self._error_of = error_of
         self._clock = clock
         self._entropy = entropy
         self._accounts = accounts_in(accounts)
@@ -233,15 +239,8 @@ class GatewayRoutes:
     def _answer(self, answer: Callable[[Request], Response], request: Request) -> Response:
         try:
             return answer(request)
-        except ServiceError as error:
-            known = error
-        except (StoreError, KeyringError) as error:
-            log.error("store_unavailable", cause=str(error))  # noqa: TRY400 - no traceback needed
-            known = StoreUnavailable()
-        except Exception as error:
-            reference = self._entropy.base62(ID_LENGTH)
-            log.exception("internal_error", request_id=reference, exc_info=error)
-            known = Internal(reference)
+        except Exception as error:  # noqa: BLE001 - the one place where every error is answered
+            known = self._error_of(error, _Reference(self._entropy.base62(ID_LENGTH)))
         return _refusal(known, is_grpc=_is_grpc(request))
 
     def _gateway(self, request: Request, presented: Sequence[str | None]) -> Gateway:

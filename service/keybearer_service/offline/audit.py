@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from keybearer_service.domain.audit_event import export_head, export_line
-from keybearer_service.storage import FileStore, Store
+from keybearer_service.storage import FileStore, Store, StoreDamagedError
 from keybearer_service.usecases.audit import AuditLog, ChainReport
 
 
@@ -17,7 +17,10 @@ def check_store(store: Store) -> list[str]:
 def check(store: Store, audit_log: AuditLog) -> list[str]:
     """Return what is damaged in the database or the audit chain, one sentence for each finding."""
     findings = check_store(store)
-    report = verify_audit(store, audit_log, None)
+    try:
+        report = verify_audit(store, audit_log, None)
+    except StoreDamagedError as error:
+        return [*findings, f"audit: {error}"]
     if report.broken_seq is not None:
         findings.append(f"audit: {report.problem}")
     return findings

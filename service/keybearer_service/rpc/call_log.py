@@ -7,7 +7,7 @@ import structlog
 from google.rpc.status_pb2 import Status
 
 from keybearer_service.domain.clock import Clock
-from keybearer_service.domain.errors import CallAbandoned, Code, StreamEnded
+from keybearer_service.domain.errors import CallAbandoned, Code, StoreUnavailable, StreamEnded
 from keybearer_service.gateway.status import status_of
 from keybearer_service.net.bounds import peer_of
 from keybearer_service.telemetry.log_quotas import MinuteQuota
@@ -83,7 +83,9 @@ class CallLog:
                 self._refusals.refused(call, known.reason)
         if isinstance(known, StreamEnded):
             self.stream_ended(call)
-        elif self._is_logged(call, is_refusal=is_refusal):
+        elif not isinstance(known, StoreUnavailable) and self._is_logged(
+            call, is_refusal=is_refusal
+        ):  # an outage has a line of its own, whoever meets it
             log.warning(
                 "call_refused" if is_refusal else "call_failed",
                 method=call.method,

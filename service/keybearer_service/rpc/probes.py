@@ -20,6 +20,7 @@ import structlog
 from keybearer_service.domain.clock import Clock
 from keybearer_service.rpc.executors import CallExecutor
 from keybearer_service.rpc.handlers import is_private
+from keybearer_service.telemetry.log_quotas import OutageLog
 
 log = structlog.get_logger(__name__)
 
@@ -44,6 +45,7 @@ class SharedQuestion:
         self._round: _Round | None = None
         self._wanted = threading.Event()
         self._is_closing = False
+        self._outage = OutageLog(f"{name.replace('-', '_')}_failed")
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -77,8 +79,9 @@ class SharedQuestion:
                 continue
             try:
                 current.answer = self._put()
+                self._outage.recovered()
             except Exception as error:  # noqa: BLE001 - whatever it is, the answer is no
-                log.warning("probe_failed", probe=self._thread.name, cause=type(error).__name__)
+                self._outage.failed(error)
             current.is_over.set()
 
 

@@ -114,6 +114,10 @@ class StoreUnusableError(StoreError):
     """The store is not one of ours, is damaged, or is of another version. The text says which."""
 
 
+class StoreDamagedError(StoreUnusableError):
+    """A part of the store cannot be read, or holds what was never written. The text says which."""
+
+
 class StoreClosedError(StoreError):
     """The store was closed."""
 
@@ -587,6 +591,15 @@ class Store(Protocol):
         ...
 
     # --- care -------------------------------------------------------------------------------------
+
+    @property
+    def damage(self) -> str:
+        """What was met of damage since the store was opened; empty for none.
+
+        It must stay once it was met: what is damaged does not mend itself, and a part of the store
+        that can still be read does not make it whole.
+        """
+        ...
 
     def prune(self, now: Micros, limit: int) -> int:
         """Delete what nobody may ask for any more, and return how many rows that were.

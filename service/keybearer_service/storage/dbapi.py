@@ -15,6 +15,13 @@ DatabaseError = driver.DatabaseError
 IntegrityError = driver.IntegrityError
 OperationalError = driver.OperationalError
 ProgrammingError = driver.ProgrammingError
+BROKEN_STATEMENT = (
+    driver.DataError,
+    driver.IntegrityError,
+    driver.NotSupportedError,
+    driver.ProgrammingError,
+)
+"""What a statement of ours is wrong with, whatever the state of the database."""
 connect = driver.connect
 
 VERSION: tuple[int, ...] = tuple(driver.sqlite_version_info)

@@ -3,7 +3,8 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from functools import wraps
+from typing import Any, TypeVar
 
 from keybearer._wire.enums import RevocationReason, UserType
 from keybearer.access import Role
@@ -20,9 +21,26 @@ from keybearer_service.domain.model import (
     SubjectKind,
     User,
 )
+from keybearer_service.storage import StoreDamagedError
 
 Row = Sequence[Any]
 Columns = dict[str, Any]
+Model = TypeVar("Model")
+
+
+def _of_what_was_written(read: Callable[[Row], Model]) -> Callable[[Row], Model]:
+    """Have a function that reads a row raise StoreDamagedError for one that was never written."""
+
+    @wraps(read)
+    def checked(row: Row) -> Model:
+        try:
+            return read(row)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            what = read.__name__.removesuffix("_from_row").replace("_", " ")
+            raise StoreDamagedError(f"a row ({what}) cannot be read") from error
+
+    return checked
+
 
 INSTALLATION = "epoch, revision, prefix, retired_prefixes, operator_account_id, create_time"
 ACCOUNT = "id, name, create_time, disable_time, is_operator, row_version"
@@ -99,6 +117,7 @@ def api_key_source(keys: str) -> str:
     return f"{keys} JOIN users o ON o.id = k.owner_id JOIN users c ON c.id = k.created_by"
 
 
+@_of_what_was_written
 def installation_from_row(row: Row) -> Installation:
     """Read the columns INSTALLATION."""
     return Installation(
@@ -124,6 +143,7 @@ def row_from_installation(installation: Installation) -> Columns:
     }
 
 
+@_of_what_was_written
 def account_from_row(row: Row) -> Account:
     """Read the columns ACCOUNT."""
     return Account(
@@ -155,6 +175,7 @@ def row_from_account(account: Account) -> Columns:
     }
 
 
+@_of_what_was_written
 def user_from_row(row: Row) -> User:
     """Read the columns USER."""
     return User(
@@ -220,6 +241,7 @@ _WRITE_FIELD: Mapping[str, Callable[[Any], Any]] = {
 """Fields of a key that are not stored as they are."""
 
 
+@_of_what_was_written
 def api_key_from_row(row: Row) -> ApiKey:
     """Read the columns API_KEY."""
     values = dict(zip(_KEY_FIELDS, row, strict=True))
@@ -261,6 +283,7 @@ def row_from_new_api_key(key: ApiKey, secret: StoredSecret) -> Columns:
     }
 
 
+@_of_what_was_written
 def pepper_from_row(row: Row) -> Pepper:
     """Read id, check_value, create_time and retire_time."""
     return Pepper(id=row[0], check=row[1], create_time=row[2], retire_time=row[3])
@@ -276,6 +299,7 @@ def row_from_pepper(pepper: Pepper) -> Columns:
     }
 
 
+@_of_what_was_written
 def request_record_from_row(row: Row) -> RequestRecord:
     """Read all columns of request_records."""
     return RequestRecord(
@@ -302,6 +326,7 @@ def row_from_request_record(record: RequestRecord) -> Columns:
     }
 
 
+@_of_what_was_written
 def invalidation_from_row(row: Row) -> Invalidation:
     """Read the columns INVALIDATION."""
     return Invalidation(row[0], row[1], row[2], SubjectKind(row[3]), row[4])
@@ -318,6 +343,7 @@ def row_from_invalidation(change: Invalidation) -> Columns:
     }
 
 
+@_of_what_was_written
 def audit_record_from_row(row: Row) -> AuditRecord:
     """Read the columns AUDIT_EVENT."""
     return AuditRecord._make(row)
@@ -328,6 +354,7 @@ def row_from_audit_record(record: AuditRecord) -> Columns:
     return record._asdict()
 
 
+@_of_what_was_written
 def head_from_row(row: Row) -> Head:
     """Read the columns HEAD."""
     return Head._make(row)
@@ -338,6 +365,7 @@ def row_from_head(head: Head) -> Columns:
     return {"id": 1, **head._asdict()}
 
 
+@_of_what_was_written
 def personal_text_from_row(row: Row) -> PersonalText:
     """Read the columns PERSONAL_TEXT."""
     return PersonalText._make(row)

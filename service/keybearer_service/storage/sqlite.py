@@ -25,6 +25,8 @@ from keybearer_service.storage import (
     News,
     Reader,
     StoreClosedError,
+    StoreDamagedError,
+    StoreError,
     StoreFullError,
     StoreLockedError,
     StoreUnusableError,
@@ -47,6 +49,7 @@ from keybearer_service.storage.transactions import (
     not_initialised,
     reader_over,
     record_and_revision,
+    token_record,
     writer_over,
 )
 
@@ -123,6 +126,7 @@ class SqliteStore:
         self._first_uses = FirstUses()
         self._closed = False
         self._outcome_unknown = False
+        self._damage = ""
         try:
             self._writer = self._connect()
             self._assert_ours()
@@ -164,13 +168,18 @@ class SqliteStore:
             row = self._cursor().execute(_LOOKUP, (key_id,)).fetchone()
         except dbapi.DatabaseError as error:
             self._local.cursor = None  # it may be in the middle of its statement
-            raise store_error(error) from error
-        return record_and_revision(row)
+            raise self._noted(store_error(error)) from error
+        try:
+            return record_and_revision(row)
+        except StoreDamagedError as error:
+            self._noted(error)
+            raise
 
     def lookup_many(self, key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], int]:
         """Return the known ones of many keys and the revision, of one statement's snapshot."""
         found = self._read_all(_LOOKUP_MANY, json.dumps(key_ids))
-        records = {row[1]: TokenRecord._make(row[1:]) for row in found if row[1] is not None}
+        with self._translated():
+            records = {row[1]: token_record(row[1:]) for row in found if row[1] is not None}
         return records, found[0][0]
 
     def version(self) -> int:
@@ -183,7 +192,7 @@ class SqliteStore:
         if not self._shared:
             self._assert_open()
             return self._commits
-        with translated():
+        with self._translated():
             return int(self._reader().execute("PRAGMA data_version").fetchone()[0])
 
     # --- transactions -----------------------------------------------------------------------------
@@ -192,10 +201,10 @@ class SqliteStore:
     def read(self) -> Iterator[Reader]:
         """Open a snapshot on the calling thread's connection."""
         connection = self._reader()
-        with translated():
+        with self._translated():
             connection.execute("BEGIN")
         try:
-            with translated():
+            with self._translated():
                 yield reader_over(SqliteSession(connection, self._first_uses))
         finally:
             _roll_back(connection)
@@ -223,10 +232,10 @@ class SqliteStore:
                 raise CommitFailedError("an earlier commit failed")
             # SQLite waits and tries again here. From now on this is the only writer, and neither a
             # statement nor COMMIT can meet another one.
-            with translated(), self._waiting(wait_s):
+            with self._translated(), self._waiting(wait_s):
                 self._writer.execute("BEGIN IMMEDIATE")
             try:
-                with translated():
+                with self._translated():
                     yield
             except BaseException:
                 _roll_back(self._writer)
@@ -360,6 +369,11 @@ class SqliteStore:
 
     # --- care -------------------------------------------------------------------------------------
 
+    @property
+    def damage(self) -> str:
+        """What was met of damage since the database was opened; empty for none."""
+        return self._damage
+
     def prune(self, now: Micros, limit: int) -> int:
         """Delete what nobody may ask for any more; return how many rows that were."""
         self._first_uses.prune(now)
@@ -390,17 +404,29 @@ class SqliteStore:
 
     def check(self) -> Sequence[str]:
         """Look for rows that contradict each other."""
-        with self.read(), translated():
+        with self.read(), self._translated():
             return list(_contradictions(self._reader()))
 
     def check_file(self) -> Sequence[str]:
-        """Run SQLite's own check of every page and index."""
+        """Run SQLite's own check of every page and index; say which tables it is about."""
+        findings = self._integrity("")
+        if not findings:
+            return []
+        names = self._reader().execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+        tables = [str(row[0]) for row in names.fetchall()]
+        named = [f"{table}: {finding}" for table in tables for finding in self._integrity(table)]
+        return named or findings
+
+    def _integrity(self, table: str) -> list[str]:
+        argument = f"('{table}')" if table else ""
         try:
-            with translated():
-                found = [str(row[0]) for row in self._reader().execute("PRAGMA integrity_check")]
-        except StoreUnusableError as error:  # too damaged for the check itself
+            with self._translated():
+                found = self._reader().execute(f"PRAGMA integrity_check{argument}").fetchall()
+        except StoreError as error:  # too damaged for the check itself
             return [str(error)]
-        return [finding for finding in found if finding != "ok"]
+        # It tells of trees by the number of a page, in several lines.
+        lines = (line for row in found for line in str(row[0]).splitlines())
+        return [line for line in lines if line != "ok" and not line.startswith("*** ")]
 
     @property
     def size_bytes(self) -> int:
@@ -441,6 +467,23 @@ class SqliteStore:
                 connection.close()
             self._connections.clear()
 
+    # --- errors -----------------------------------------------------------------------------------
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn the driver's errors into the store's, and remember damage."""
+        try:
+            with translated():
+                yield
+        except StoreDamagedError as error:
+            self._noted(error)
+            raise
+
+    def _noted(self, error: Exception) -> Exception:
+        if isinstance(error, StoreDamagedError):
+            self._damage = str(error)
+        return error
+
     # --- connections ------------------------------------------------------------------------------
 
     def _reader(self) -> dbapi.Connection:
@@ -471,7 +514,7 @@ class SqliteStore:
             found = self._cursor().execute(statement, values).fetchall()
         except dbapi.DatabaseError as error:
             self._local.cursor = None  # it may be in the middle of its statement
-            raise store_error(error) from error
+            raise self._noted(store_error(error)) from error
         if not found:
             raise not_initialised()
         return cast("list[rows.Row]", found)

@@ -8,10 +8,10 @@ from keybearer_service.storage import (
     EmailConflictError,
     StoreClosedError,
     StoreConflictError,
+    StoreDamagedError,
     StoreFullError,
     StoreLockedError,
     StoreReadOnlyError,
-    StoreUnusableError,
     dbapi,
 )
 
@@ -22,7 +22,9 @@ LOCKED: Final = frozenset(
 _TAKEN: Final = "UNIQUE constraint failed: "
 """How SQLite's message begins; not every driver tells the kinds of constraints apart."""
 _EMAIL_TAKEN: Final = _TAKEN + "users.account_id, users.email"
-_DAMAGED: Final = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB"})
+_DAMAGED: Final = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT", "SQLITE_IOERR_CORRUPTFS")
+"""How the names begin of errors about what a file holds."""
+_MISSING_TABLE: Final = "no such table"
 
 
 def name_of(error: dbapi.DatabaseError) -> str:
@@ -49,20 +51,24 @@ def conflicts() -> Iterator[None]:
 
 
 def store_error(error: dbapi.DatabaseError) -> Exception:
-    """Return a driver's error as the store's; a bug of ours stays what it is."""
-    name = name_of(error)
-    if name in _DAMAGED:
-        return StoreUnusableError(f"the database is damaged: {name}")
-    if str(error) == _EMAIL_TAKEN:
+    """Return a driver's error as the store's.
+
+    A broken statement of ours stays what it is; everything else that a database can say is trouble
+    of the store. A table of ours that is missing is no broken statement: the file lost it.
+    """
+    name, text = name_of(error), str(error)
+    if name.startswith(_DAMAGED) or text.startswith(_MISSING_TABLE):
+        return StoreDamagedError(f"the database is damaged: {name}; run `keybearer-server check`")
+    if text == _EMAIL_TAKEN:
         return EmailConflictError("the e-mail address is taken")
-    if str(error).startswith(_TAKEN):
-        return StoreConflictError(f"taken: {str(error).removeprefix(_TAKEN)}")
-    if isinstance(error, dbapi.ProgrammingError) and "closed" in str(error):
+    if text.startswith(_TAKEN):
+        return StoreConflictError(f"taken: {text.removeprefix(_TAKEN)}")
+    if isinstance(error, dbapi.ProgrammingError) and "closed" in text:
         return StoreClosedError("the store is closed")
-    if not isinstance(error, dbapi.OperationalError):
-        return cast("Exception", error)
     if name in FULL:
         return StoreFullError("the disk is full")
     if name.startswith("SQLITE_READONLY"):
         return StoreReadOnlyError("the database is read-only")
+    if name == "SQLITE_ERROR" or isinstance(error, dbapi.BROKEN_STATEMENT):
+        return cast("Exception", error)
     return StoreLockedError(f"the store cannot be used: {name}")

@@ -35,6 +35,7 @@ from keybearer_service.storage import (
     Page,
     Reader,
     Revoked,
+    StoreDamagedError,
     StoreUnusableError,
     UserQuery,
     Writer,
@@ -115,12 +116,28 @@ def record_and_revision(row: rows.Row | None) -> tuple[TokenRecord | None, int]:
 
     Raises:
         StoreUnusableError: There is no row: the installation is missing.
+        StoreDamagedError: The key's owner or account is missing.
     """
     if row is None:
         raise not_initialised()
     if row[1] is None:
         return None, row[0]
-    return TokenRecord._make(row[1:]), row[0]
+    return token_record(row[1:]), row[0]
+
+
+_OWNER_ROLE: Final = TokenRecord._fields.index("owner_role")
+_ACCOUNT_IS_OPERATOR: Final = TokenRecord._fields.index("account_is_operator")
+
+
+def token_record(columns: rows.Row) -> TokenRecord:
+    """Return what a verdict about a key needs, from the columns of TOKEN_RECORD.
+
+    Raises:
+        StoreDamagedError: The key's owner or account is missing.
+    """
+    if columns[_OWNER_ROLE] is None or columns[_ACCOUNT_IS_OPERATOR] is None:
+        raise StoreDamagedError(f"the owner or the account of the key {columns[0]} is missing")
+    return TokenRecord._make(columns)
 
 
 def reader_over(session: Session) -> Reader:

@@ -3,10 +3,36 @@
 import threading
 from dataclasses import dataclass
 
+import structlog
+
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.rate_limits import MAX_PEERS
 
+log = structlog.get_logger(__name__)
+
 MINUTE_S = 60.0
+
+
+class OutageLog:
+    """Logs when something begins to fail and when it works again, not every time that it fails."""
+
+    def __init__(self, event: str) -> None:
+        """Create the log of what `event` names."""
+        self._event = event
+        self._cause = ""
+
+    def failed(self, error: Exception) -> None:
+        """Log a failure, unless the last one had the same cause."""
+        cause = type(error).__name__
+        if cause != self._cause:
+            self._cause = cause
+            log.warning(self._event, cause=cause)
+
+    def recovered(self) -> None:
+        """Log that it works again, if it did not."""
+        if self._cause:
+            self._cause = ""
+            log.info(self._event, is_over=True)
 
 
 @dataclass(slots=True)

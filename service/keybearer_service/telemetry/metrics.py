@@ -26,6 +26,7 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from keybearer._wire.enums import Outcome
+from keybearer_service.telemetry.log_quotas import OutageLog
 from keybearer_service.telemetry.recorder import EntryPoint
 
 log = structlog.get_logger(__name__)
@@ -156,6 +157,7 @@ class PrometheusMetrics:
         self._notes: deque[tuple[EntryPoint, Outcome, float, int]] = deque(maxlen=MAX_NOTES)
         self._folding = threading.Lock()
         self._stopping = threading.Event()
+        self._outage = OutageLog("metrics_failed")
         self._thread: threading.Thread | None = None
 
     # --- what the service records -----------------------------------------------------------------
@@ -237,17 +239,17 @@ class PrometheusMetrics:
     def _read_gauges(self, probe: Probe) -> None:
         for name, value in probe().items():
             self._gauges[name].set(value)
+        self._outage.recovered()
 
     def _read_expiries(self, expiries: Callable[[], Mapping[str, int]]) -> None:
         for days, count in expiries().items():
             self._expiring.labels(days).set(count)
 
-    @staticmethod
-    def _survive(work: Callable[[], None]) -> None:
+    def _survive(self, work: Callable[[], None]) -> None:
         try:
             work()
         except Exception as error:  # noqa: BLE001 - metrics are never worth more than the service
-            log.warning("metrics_failed", cause=type(error).__name__)
+            self._outage.failed(error)
 
 
 def prepare(directory: Path) -> dict[str, str]:

@@ -31,7 +31,7 @@ from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.token_format import ID_LENGTH
 from keybearer_service.storage import AuditQuery, Reader, Store, StoreError, Writer
-from keybearer_service.telemetry.log_quotas import MinuteQuota
+from keybearer_service.telemetry.log_quotas import MinuteQuota, OutageLog
 from keybearer_service.usecases.access import assert_account_exists
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.pagination import PageTokens
@@ -269,6 +269,7 @@ class RefusalLog:
         self._clock = clock
         self._operator_account = operator_account
         self._quota = MinuteQuota(clock, REFUSALS_A_MINUTE)
+        self._outage = OutageLog("refusal_not_audited")
 
     def refused(self, call: CallContext, reason: str) -> None:
         """Write an event about one refused call, or count it."""
@@ -329,7 +330,8 @@ class RefusalLog:
                     peer=peer,
                 )
                 self._audit.write(tx, [entry])
+            self._outage.recovered()
         except StoreError as error:
-            log.warning("refusal_not_audited", cause=type(error).__name__)
+            self._outage.failed(error)
         except Exception:  # must not reach the caller, whose call is refused anyway
             log.exception("refusal_not_audited")

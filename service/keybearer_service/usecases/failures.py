@@ -17,6 +17,7 @@ from keybearer_service.installation.keyring import KeyringError
 from keybearer_service.storage import (
     ClaimFailedError,
     CommitFailedError,
+    StoreDamagedError,
     StoreError,
     StoreFullError,
 )
@@ -25,7 +26,9 @@ from keybearer_service.telemetry.log_quotas import MinuteQuota
 log = structlog.get_logger(__name__)
 
 LOGGED_A_MINUTE = 10
-"""Lines about one kind of trouble; while it lasts every call meets it."""
+"""Lines about unforeseen errors."""
+OUTAGES_LOGGED_A_MINUTE = 1
+"""Lines about a store that cannot be used; while that lasts every call meets it."""
 
 
 class Referable(Protocol):
@@ -42,6 +45,7 @@ class Failures:
 
     def __init__(self, clock: Clock) -> None:
         self._quota = MinuteQuota(clock, LOGGED_A_MINUTE)
+        self._outages = MinuteQuota(clock, OUTAGES_LOGGED_A_MINUTE)
 
     def error_of(
         self, error: Exception, call: Referable, on_outcome_unknown: Callable[[], None]
@@ -63,8 +67,9 @@ class Failures:
         if isinstance(error, StoreFullError):
             return StoreFull()
         if isinstance(error, StoreError | KeyringError):
-            if self._quota.admit("store_unavailable"):
-                log.error("store_unavailable", cause=str(error), request_id=call.request_id)
+            event = "store_damaged" if isinstance(error, StoreDamagedError) else "store_unavailable"
+            if self._outages.admit(event):
+                log.error(event, cause=str(error), request_id=call.request_id)
             return StoreUnavailable()
         if self._quota.admit("internal_error"):
             log.error("internal_error", request_id=call.request_id, exc_info=error)
@@ -72,5 +77,6 @@ class Failures:
 
     def flush_suppressed(self, *, everything: bool = False) -> None:
         """Log how much was not logged line by line; called every minute."""
-        for event, count in self._quota.collect(everything=everything).items():
-            log.error(event, not_logged=count)
+        for quota in (self._quota, self._outages):
+            for event, count in quota.collect(everything=everything).items():
+                log.error(event, not_logged=count)

@@ -22,6 +22,7 @@ from keybearer_service.storage import (
     StoreFullError,
     StoreReadOnlyError,
 )
+from keybearer_service.telemetry.log_quotas import OutageLog
 
 log = structlog.get_logger(__name__)
 
@@ -62,6 +63,7 @@ class UsageRecorder:
         self._flush_lock = threading.Lock()
         self._wake = threading.Event()
         self._owes_claims = False
+        self._outage = OutageLog("usage_not_written")
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="usage", daemon=True)
 
@@ -128,7 +130,9 @@ class UsageRecorder:
         try:
             self.write()
         except StoreError as error:
-            log.warning("usage_not_written", cause=type(error).__name__)
+            self._outage.failed(error)
+        else:
+            self._outage.recovered()
 
     def write(self) -> None:
         """Write what was counted so far.

@@ -13,6 +13,7 @@ import structlog
 from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.verdict import Caller, TokenRecord
 from keybearer_service.storage import MAX_USES, Store, StoreError
+from keybearer_service.telemetry.log_quotas import OutageLog
 from keybearer_service.usecases.access import question_reach_of
 from keybearer_service.validation.usage import UsageRecorder
 
@@ -52,6 +53,7 @@ class UsageIngest:
         self._usage = usage
         self._clock = clock
         self._inbox: queue.Queue[tuple[Caller, UsageReport] | None] = queue.Queue(_BACKLOG)
+        self._outage = OutageLog("usage_report_lost")
         self._thread = threading.Thread(target=self._run, name="watch-usage", daemon=True)
 
     def start(self) -> None:
@@ -75,8 +77,9 @@ class UsageIngest:
         while (item := self._inbox.get()) is not None:
             try:
                 self._count(*item)
+                self._outage.recovered()
             except StoreError as error:
-                log.warning("usage_report_lost", cause=type(error).__name__)
+                self._outage.failed(error)
             except Exception:  # the thread goes on after an unforeseen error; it is logged
                 log.exception("usage_report_failed")
 
