@@ -1,13 +1,20 @@
 """A client that speaks HTTP/2 as no gRPC library would: it begins calls and never finishes them."""
 
 import socket
+import ssl
 from collections.abc import Iterable
 from typing import Self
 
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, Event, PingAckReceived, StreamEnded, StreamReset
+from h2.events import (
+    DataReceived,
+    Event,
+    PingAckReceived,
+    StreamEnded,
+    StreamReset,
+)
 
 VALIDATE = "/keybearer.v1.TokenService/ValidateToken"
 MAX_STREAMS = 100
@@ -15,12 +22,26 @@ MAX_STREAMS = 100
 
 
 class HostileConnection:
-    """One connection to a server, on a plain socket."""
+    """One connection to a server, on a plain socket or with TLS."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(
+        self, address: str, *, tls: ssl.SSLContext | None = None, within_s: float = 30
+    ) -> None:
+        """Connect.
+
+        Args:
+            address: Of the server.
+            tls: How to speak TLS; None for plain text.
+            within_s: How long to wait for anything that the server sends.
+        """
         self.address = address
         host, _, port = address.rpartition(":")
-        self._socket = socket.create_connection((host, int(port)), timeout=30)
+        self._socket = socket.create_connection((host, int(port)), timeout=within_s)
+        self._scheme = "http" if tls is None else "https"
+        if tls is not None:
+            self._socket = tls.wrap_socket(self._socket, server_hostname="localhost")
+        self._answered: set[int] = set()
+        self._ended: set[int] = set()
         config = H2Configuration(
             header_encoding="utf-8",
             validate_outbound_headers=False,
@@ -37,13 +58,25 @@ class HostileConnection:
         self._socket.close()
 
     def begin_call(
-        self, path: str = VALIDATE, token: str = "", extra: Iterable[tuple[str, str]] = ()
+        self,
+        path: str = VALIDATE,
+        token: str = "",
+        extra: Iterable[tuple[str, str]] = (),
+        *,
+        flush: bool = True,
     ) -> int:
-        """Send the headers of a call and nothing of its message; answers the stream."""
+        """Send the headers of a call and nothing of its message; answers the stream.
+
+        Args:
+            path: Of the method.
+            token: The credential; empty for none.
+            extra: More metadata.
+            flush: Whether to send now, or with what is sent next.
+        """
         stream = self._h2.get_next_available_stream_id()
         headers = [
             (":method", "POST"),
-            (":scheme", "http"),
+            (":scheme", self._scheme),
             (":path", path),
             (":authority", self.address),
             ("te", "trailers"),
@@ -52,18 +85,24 @@ class HostileConnection:
             *extra,
         ]
         self._h2.send_headers(stream, headers)
-        self._flush()
+        if flush:
+            self._flush()
         return stream
 
-    def send_some(self, stream: int, data: bytes) -> None:
-        """Send a part of a message."""
-        self._h2.send_data(stream, data)
-        self._flush()
+    def send_some(self, stream: int, data: bytes, *, is_last: bool = False) -> None:
+        """Send a part of a message; nothing when the server has ended the call."""
+        if stream not in self._ended:
+            self._h2.send_data(stream, data, end_stream=is_last)
+            self._flush()
 
-    def reset(self, stream: int) -> None:
-        """Take a call back."""
+    def reset(self, stream: int) -> bool:
+        """Take a call back; return whether the server had not ended it before."""
+        if stream in self._ended:
+            self._ended.discard(stream)
+            return False
         self._h2.reset_stream(stream, ErrorCodes.CANCEL)
         self._flush()
+        return True
 
     def settle(self) -> None:
         """Wait until the server's transport has taken in everything sent so far."""
@@ -76,13 +115,35 @@ class HostileConnection:
         """Read until the server has ended every one of these streams, or the connection.
 
         Raises:
-            TimeoutError: Nothing came for thirty seconds.
+            TimeoutError: Nothing came in time.
         """
         waiting = set(streams)
-        while waiting:
-            for event in self._events():
-                if isinstance(event, StreamEnded | StreamReset):
-                    waiting.discard(event.stream_id)
+        while not waiting <= self._ended:
+            self._events()
+        self._ended -= waiting
+
+    def wait_for_answers(self, streams: Iterable[int]) -> None:
+        """Read until each of these streams has had a message, or was ended.
+
+        Raises:
+            TimeoutError: Nothing came in time.
+        """
+        waiting = set(streams)
+        while not waiting <= self._answered | self._ended:
+            self._events()
+        self._answered -= waiting
+
+    def wait_until_taken_in(self) -> None:
+        """Wait until the server has taken in everything sent so far, and answered a call.
+
+        The call is of a method that does not exist, which waits for no thread of the server. Unlike
+        pings, calls may be as many as one likes.
+
+        Raises:
+            TimeoutError: Nothing came in time.
+        """
+        barrier = self.begin_call("/none/None")
+        self.wait_for_end([barrier])
 
     def _events(self) -> list[Event]:
         data = self._socket.recv(65536)
@@ -91,7 +152,10 @@ class HostileConnection:
         events = list(self._h2.receive_data(data))
         for event in events:
             if isinstance(event, DataReceived):
+                self._answered.add(event.stream_id)
                 self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            elif isinstance(event, StreamEnded | StreamReset):
+                self._ended.add(event.stream_id)
         self._flush()
         return events
 

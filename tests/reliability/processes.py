@@ -77,6 +77,7 @@ class ServerProcess:
         wrapper: Words before the command, such as a tracer's, that leave its pid in place.
         flags: More flags of `serve`.
         entry: The arguments of the interpreter that run the command.
+        read_until: The event after which nobody reads its log any more; empty for none.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class ServerProcess:
         wrapper: Sequence[str] = (),
         flags: Sequence[str] = (),
         entry: Sequence[str] = SERVER,
+        read_until: str = "",
     ) -> None:
         entry = (*RUN_WITH_BUGS, ",".join(bugs)) if bugs else entry
         serve = ("serve", "--data-dir", str(data_dir), "--listen", "127.0.0.1:0", *flags)
@@ -99,6 +101,7 @@ class ServerProcess:
         )
         self._channels: list[grpc.Channel] = []
         self.output = bytearray()
+        self._read_until = read_until
         self._serving = threading.Event()
         self._told = threading.Condition()
         self._events: list[dict[str, Any]] = []
@@ -194,6 +197,8 @@ class ServerProcess:
                     self._told.notify_all()
                 if event["event"] == "serving":
                     self._serving.set()
+                if event["event"] == self._read_until:
+                    return
         self._serving.set()
 
 

@@ -1,0 +1,64 @@
+"""What a process holds: descriptors, threads, memory."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+WITHIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class VitalSigns:
+    """What a process holds at one moment."""
+
+    sockets: int
+    files: int
+    """Other descriptors. SQLite keeps those of closed connections for the next ones."""
+    threads: int
+    memory_kb: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.sockets} sockets, {self.files} other descriptors, {self.threads} threads, "
+            f"{self.memory_kb / 1024:.1f} MiB"
+        )
+
+
+def vital_signs(pid: int) -> VitalSigns:
+    """Return what a process holds now."""
+    status = dict(
+        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    )
+    kinds = [_is_socket(one) for one in Path(f"/proc/{pid}/fd").iterdir()]
+    return VitalSigns(
+        sockets=sum(kinds),
+        files=len(kinds) - sum(kinds),
+        threads=int(status["Threads"]),
+        memory_kb=int(status["VmRSS"].split()[0]),
+    )
+
+
+def _is_socket(descriptor: Path) -> bool:
+    try:
+        return str(descriptor.readlink()).startswith("socket:")
+    except FileNotFoundError:  # closed meanwhile
+        return False
+
+
+def wait_for_rest(pid: int, before: VitalSigns, call: Callable[[], object]) -> VitalSigns:
+    """Wait until a process holds no more sockets and threads than before, or for a minute.
+
+    Args:
+        pid: Of the process.
+        before: What it held.
+        call: Makes a call or more: threads that stand in for others leave after their next one.
+    """
+    deadline = time.monotonic() + WITHIN_S
+    while True:
+        call()
+        now = vital_signs(pid)
+        is_back = now.sockets <= before.sockets and now.threads <= before.threads
+        if is_back or time.monotonic() > deadline:
+            return now
+        time.sleep(0.1)
