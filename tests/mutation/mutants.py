@@ -38,65 +38,77 @@ ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
 }
 
 
+Change = Callable[[ast.AST], ast.AST | None]
+"""Changes a node in place, or returns another for it."""
+
+
 @dataclass(frozen=True)
 class Mutant:
     """One change."""
 
     line: int
     what: str
-    tree: ast.Module
+    source: str
+    place: int
+    """Of the node, among all of the tree."""
+    change: Change
 
     def __str__(self) -> str:
         return f"line {self.line}: {self.what}"
+
+    def tree(self) -> ast.Module:
+        """Return the changed module."""
+        tree = ast.parse(self.source)
+        node = list(ast.walk(tree))[self.place]
+        other = self.change(node)
+        if other is not None:
+            _Replacement(node, other).visit(tree)
+        return ast.fix_missing_locations(tree)
 
 
 def mutants_of(source: str) -> list[Mutant]:
     """Return every mutant of a module, in the order of its lines."""
     tree = ast.parse(source)
-    nodes = list(ast.walk(tree))
     skipped = _not_run(tree)
     found = [
-        _mutant(tree, nodes.index(node), what, change)
-        for node in nodes
+        Mutant(getattr(node, "lineno", 0), what, source, place, change)
+        for place, node in enumerate(ast.walk(tree))
         if node not in skipped
         for what, change in _changes(node)
     ]
     return sorted(found, key=lambda one: (one.line, one.what))
 
 
-Change = Callable[[ast.AST], ast.AST | None]
-"""Changes a node in place, or returns another for it."""
+def _changes(node: ast.AST) -> Iterator[tuple[str, Change]]:  # noqa: C901 - one case each
+    match node:
+        case ast.Compare():
+            yield from _comparisons(node)
+        case ast.BoolOp():
+            yield from _of_and_or(node)
+        case ast.UnaryOp(op=ast.Not()):
+            yield f"{ast.unparse(node)}: without not", lambda one: cast("ast.UnaryOp", one).operand
+        case ast.If() | ast.IfExp() | ast.While():
+            yield f"if {ast.unparse(node.test)}: negated", _negate
+        case ast.BinOp() if type(node.op) in ARITHMETIC:
+            other = ARITHMETIC[type(node.op)]
+            yield f"{ast.unparse(node)}: {other.__name__}", _set("op", other())
+        case ast.Constant(value=bool()):
+            yield f"{node.value}: {not node.value}", _set("value", not node.value)
+        case ast.Constant(value=int() | float()):
+            yield f"{node.value}: {node.value + 1}", _set("value", node.value + 1)
+        case ast.Return(value=ast.expr()) if ast.unparse(node) != "return None":
+            yield f"{ast.unparse(node)}: None", _set("value", ast.Constant(None))
+        case ast.Raise() | ast.Expr(value=ast.Call() | ast.Await()):
+            yield f"{ast.unparse(node)}: removed", lambda _: ast.Pass()
+        case ast.Assign(targets=[ast.Attribute() | ast.Subscript()]) | ast.AugAssign():
+            yield f"{ast.unparse(node)}: removed", lambda _: ast.Pass()
 
 
-def _changes(node: ast.AST) -> Iterator[tuple[str, Change]]:
-    if isinstance(node, ast.Compare):
-        yield from _comparisons(node)
-    elif isinstance(node, ast.BoolOp):
-        other = ast.Or if isinstance(node.op, ast.And) else ast.And
-        yield f"{ast.unparse(node)}: {other.__name__.lower()}", _set("op", other())
-        for place, value in enumerate(node.values):
-            yield f"{ast.unparse(node)}: without `{ast.unparse(value)}`", _without(place)
-    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
-        yield f"{ast.unparse(node)}: without not", lambda one: cast("ast.UnaryOp", one).operand
-    elif isinstance(node, ast.If | ast.IfExp | ast.While):
-        yield f"if {ast.unparse(node.test)}: negated", _negated
-    elif isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
-        other_op = ARITHMETIC[type(node.op)]
-        yield f"{ast.unparse(node)}: {other_op.__name__}", _set("op", other_op())
-    elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
-        yield f"{node.value}: {not node.value}", _set("value", not node.value)
-    elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
-        yield f"{node.value}: {node.value + 1}", _set("value", node.value + 1)
-    elif isinstance(node, ast.Return) and node.value is not None and not _is_none(node.value):
-        yield f"{ast.unparse(node)}: None", _set("value", ast.Constant(None))
-    elif isinstance(node, ast.Raise) or (
-        isinstance(node, ast.Expr) and isinstance(node.value, ast.Call | ast.Await)
-    ):
-        yield f"{ast.unparse(node)}: removed", lambda _: ast.Pass()
-    elif isinstance(node, ast.Assign | ast.AugAssign) and not isinstance(
-        _target(node), ast.Name | ast.Tuple
-    ):
-        yield f"{ast.unparse(node)}: removed", lambda _: ast.Pass()
+def _of_and_or(node: ast.BoolOp) -> Iterator[tuple[str, Change]]:
+    other = ast.Or if isinstance(node.op, ast.And) else ast.And
+    yield f"{ast.unparse(node)}: {other.__name__.lower()}", _set("op", other())
+    for place, value in enumerate(node.values):
+        yield f"{ast.unparse(node)}: without `{ast.unparse(value)}`", _without(place)
 
 
 def _comparisons(node: ast.Compare) -> Iterator[tuple[str, Change]]:
@@ -125,47 +137,29 @@ def _without(place: int) -> Change:
     return change
 
 
-def _negated(node: ast.AST) -> None:
+def _negate(node: ast.AST) -> None:
     one = cast("ast.If", node)
     one.test = ast.UnaryOp(ast.Not(), one.test)
 
 
-def _target(node: ast.Assign | ast.AugAssign) -> ast.expr:
-    return node.targets[0] if isinstance(node, ast.Assign) else node.target
-
-
-def _is_none(node: ast.expr) -> bool:
-    return isinstance(node, ast.Constant) and node.value is None
-
-
 def _not_run(tree: ast.Module) -> set[ast.AST]:
-    """Return what no test can notice: annotations, and what only the log sees."""
+    """Return what no test can notice: annotations, slots, and lines of the log."""
     left_out: set[ast.AST] = set()
     for node in ast.walk(tree):
-        annotations: Sequence[ast.AST | None] = ()
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            arguments = node.args
-            annotations = [
-                node.returns,
-                *(one.annotation for one in (*arguments.args, *arguments.kwonlyargs)),
-            ]
-        elif isinstance(node, ast.AnnAssign):
-            annotations = [node.annotation]
-        elif isinstance(node, ast.Expr) and ast.unparse(node).startswith("log."):
-            annotations = [node]
-        for one in annotations:
+        parts: list[ast.AST | None] = []
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                arguments = (*node.args.args, *node.args.kwonlyargs)
+                parts = [node.returns, *(one.annotation for one in arguments)]
+            case ast.AnnAssign():
+                parts = [node.annotation]
+            case ast.Expr() if ast.unparse(node).startswith("log."):
+                parts = [node]
+            case ast.Call(func=ast.Name(id="dataclass")):
+                parts = [node]
+        for one in parts:
             left_out.update(ast.walk(one) if one is not None else ())
     return left_out
-
-
-def _mutant(tree: ast.Module, index: int, what: str, change: Change) -> Mutant:
-    mutated = copy.deepcopy(tree)
-    node = list(ast.walk(mutated))[index]
-    line = getattr(node, "lineno", 0)
-    other = change(node)
-    if other is not None:
-        _Replacement(node, other).visit(mutated)
-    return Mutant(line, what, ast.fix_missing_locations(mutated))
 
 
 class _Replacement(ast.NodeTransformer):
@@ -204,7 +198,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
         self._mutant = mutant
 
     def get_code(self, fullname: str) -> object:  # type: ignore[override]
-        return compile(self._mutant.tree, self.path, "exec", dont_inherit=True)
+        return compile(self._mutant.tree(), self.path, "exec", dont_inherit=True)
 
 
 def install() -> None:
