@@ -5,6 +5,7 @@ PYTHON   ?= python3
 DATA_DIR ?= ./data
 LISTEN   ?= 127.0.0.1:50051
 PYTEST_ARGS ?=
+MUTATION_ARGS ?=
 
 VENV    := .venv
 BIN     := $(VENV)/bin
@@ -47,6 +48,10 @@ test: $(VENV)/.dev ## Run the tests (PYTEST_ARGS="-k name")
 .PHONY: test-long
 test-long: $(VENV)/.dev ## Run the long suites, those marked slow
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
+
+.PHONY: mutation
+mutation: $(VENV)/.dev ## Change the code that decides, and see that tests notice (MUTATION_ARGS="--seconds 600")
+	@PYTHONPATH=client:service:tests $(PY) -m mutation.run $(MUTATION_ARGS)
 
 .PHONY: bench
 bench: $(VENV)/.dev ## Measure the service on this machine

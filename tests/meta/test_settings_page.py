@@ -30,7 +30,12 @@ VARIABLES = {
     *HEALTHCHECK_VARIABLES,
     *(describe(one).variable for one in Settings.model_fields),
 }
-TEST_VARIABLES = {"KEYBEARER_TEST_SEED", "KEYBEARER_MEASUREMENTS"}
+TEST_VARIABLES = {
+    "KEYBEARER_TEST_SEED",
+    "KEYBEARER_MEASUREMENTS",
+    "KEYBEARER_MUTANT",
+    "KEYBEARER_SOAK_S",
+}
 """Read by the tests alone."""
 
 

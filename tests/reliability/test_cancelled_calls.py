@@ -158,6 +158,7 @@ def test_calls_cancelled_at_every_stage_leave_the_server_as_it_was(
     assert time.monotonic() - began < END_WITHIN_S
 
 
+@pytest.mark.slow
 def test_a_health_service_that_sends_while_it_holds_its_lock_is_found_out(tmp_path: Path) -> None:
     """With the library's own servicer, streams that are cancelled stop every call for good."""
     ids = init(tmp_path / "data")

@@ -375,3 +375,15 @@ def test_everything_at_once_for_long_harms_nobody_who_is_connected(
     sys.stdout.write(f"KEYBEARER_TEST_SEED={seed}\n")
     with ExitStack() as stack:
         soak(Scene(stack, tmp_path, seed), SOAK_S)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", ["log-in-the-call", "no-http-bounds"])
+def test_a_planted_bug_is_found_by_a_short_soak(tmp_path: Path, seed: int, bug: str) -> None:
+    """A log that calls wait for stops management; HTTP ports without bounds stop the probes."""
+    with ExitStack() as stack:
+        scene = Scene(stack, tmp_path, seed, bugs=[bug])
+        with pytest.raises((AssertionError, grpc.RpcError)):
+            soak(scene, SHORT_S)
+        subject = scene.keybearers[0]
+        assert subject.failures or set(subject.probes) != {200}
