@@ -92,10 +92,10 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, Change]]:  # noqa: C901 - one
         case ast.BinOp() if type(node.op) in ARITHMETIC:
             other = ARITHMETIC[type(node.op)]
             yield f"{ast.unparse(node)}: {other.__name__}", _set("op", other())
-        case ast.Constant(value=bool()):
-            yield f"{node.value}: {not node.value}", _set("value", not node.value)
-        case ast.Constant(value=int() | float()):
-            yield f"{node.value}: {node.value + 1}", _set("value", node.value + 1)
+        case ast.Constant(value=bool() as value):
+            yield f"{value}: {not value}", _set("value", not value)
+        case ast.Constant(value=int() | float() as value):
+            yield f"{value}: {value + 1}", _set("value", value + 1)
         case ast.Return(value=ast.expr()) if ast.unparse(node) != "return None":
             yield f"{ast.unparse(node)}: None", _set("value", ast.Constant(None))
         case ast.Raise() | ast.Expr(value=ast.Call() | ast.Await()):
