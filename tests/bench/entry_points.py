@@ -15,8 +15,6 @@ from keybearer_service.ext_authz.v3 import ext_authz_pb2 as envoy
 
 BATCH = 100
 SMALL_BATCH = 10
-CHECKERS = 32
-"""Threads that check at the same time."""
 ID_LENGTH = 16
 _VALIDATE = "/keybearer.v1.TokenService/ValidateToken"
 _BATCH = "/keybearer.v1.TokenService/BatchValidateTokens"
@@ -78,10 +76,11 @@ class Asker:
         return self._http("introspection", "POST /oauth2/introspect", _is_active, authorized=False)
 
     @contextmanager
-    def checks(self, *, gathered: bool) -> Iterator[EntryPoint]:
-        """Check from many threads of one process, through the client.
+    def checks(self, threads: int, *, gathered: bool) -> Iterator[EntryPoint]:
+        """Check from threads of one process, through the client.
 
         Args:
+            threads: How many check at the same time.
             gathered: By a RemoteVerifier; otherwise each check makes a call of its own.
         """
         address = f"127.0.0.1:{self._target.port}"
@@ -93,10 +92,10 @@ class Asker:
                     return verifier.verify(Presented(token)).valid
                 return client.validate_token(token).valid
 
-            how = "gathered" if gathered else "a call each"
+            how = "RemoteVerifier" if gathered else "validate_token"
             yield EntryPoint(
-                f"{CHECKERS} concurrent checks, {how}",
-                lambda seconds: _check_for(check, self._tokens, seconds),
+                f"{how}, {threads} thread{'s' if threads > 1 else ''}",
+                lambda seconds: _check_for(check, self._tokens, threads, seconds),
             )
 
     def _grpc(
@@ -172,7 +171,7 @@ def _batch_request(tokens: Sequence[str]) -> bytes:
 
 
 def _check_for(
-    check: Callable[[str], bool], tokens: Sequence[str], seconds: float
+    check: Callable[[str], bool], tokens: Sequence[str], threads: int, seconds: float
 ) -> generator.Report:
     report = generator.Report()
     lock = threading.Lock()
@@ -181,7 +180,7 @@ def _check_for(
     def run(number: int) -> None:
         latencies = []
         wrong = 0
-        turn = number * len(tokens) // CHECKERS
+        turn = number * len(tokens) // threads
         while (before := time.perf_counter()) - started < seconds:
             wrong += not check(tokens[turn % len(tokens)])
             latencies.append(time.perf_counter() - before)
@@ -191,10 +190,10 @@ def _check_for(
             report.replies += len(latencies)
             report.wrong += wrong
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(CHECKERS)]
-    for thread in threads:
+    running = [threading.Thread(target=run, args=(number,)) for number in range(threads)]
+    for thread in running:
         thread.start()
-    for thread in threads:
+    for thread in running:
         thread.join()
     report.seconds = time.perf_counter() - started
     return report

@@ -22,6 +22,8 @@ from bench import machine, plot, seed
 from bench.entry_points import BATCH, SMALL_BATCH, Asker, EntryPoint
 from bench.servers import Target, bare_server, keybearer_server
 
+CHECKERS = 32
+"""Threads that check at the same time, where many do."""
 BARE = "bare grpcio, an empty handler"
 _WARM_UP_S = 1.0
 
@@ -119,8 +121,11 @@ def entry_points(options: argparse.Namespace) -> list[Figures]:
                     asker.introspection(),
                     asker.batches(SMALL_BATCH),
                     asker.batches(BATCH),
-                    stack.enter_context(asker.checks(gathered=False)),
-                    stack.enter_context(asker.checks(gathered=True)),
+                    *(
+                        stack.enter_context(asker.checks(threads, gathered=gathered))
+                        for threads in (1, CHECKERS)
+                        for gathered in (False, True)
+                    ),
                 )
             ),
         ]

@@ -1,8 +1,8 @@
 """An echo service whose guard can be changed while it serves.
 
 `python -m watch.echo ADDRESS` reads its own token from stdin and prints its port. Then it prints
-one line of JSON for every line `BLOCKS SECONDS GUARD...`: the calls per second in each block, by
-guard.
+one line of JSON for every line `BLOCKS SECONDS GUARD...`: the processor microseconds for each call
+in each block, by guard.
 """
 
 import hashlib
@@ -67,22 +67,24 @@ class Echo:
         self._server.start()
 
     def measure(self, blocks: int, seconds: float, guards: list[str]) -> dict[str, list[float]]:
-        """Return the calls per second of each guard in each block, while a client calls.
+        """Return the processor time of a call, in microseconds, of each guard in each block.
 
+        A client calls meanwhile. Processor time is measured, of all threads of the process, because
+        a rate wavers with whatever else runs on the machine.
         In a block, each guard has one turn of `seconds`, in random order, so that a drift of the
         machine favours none. The first block is not counted: the client's calls begin in it.
         """
-        rates: dict[str, list[float]] = {name: [] for name in guards}
+        costs: dict[str, list[float]] = {name: [] for name in guards}
         for _ in range(1 + blocks):
             for name in self._random.sample(guards, len(guards)):
                 state = self._server._state  # noqa: SLF001 - swaps the guard of a running server
                 state.interceptor_pipeline = self._pipelines[name]
                 time.sleep(seconds * SETTLING)
-                before, began = next(self._calls), time.perf_counter()
+                before, began = next(self._calls), time.process_time()
                 time.sleep(seconds * (1 - SETTLING))
                 calls = next(self._calls) - before - 1
-                rates[name].append(calls / (time.perf_counter() - began))
-        return {name: measured[1:] for name, measured in rates.items()}
+                costs[name].append((time.process_time() - began) / max(1, calls) * 1e6)
+        return {name: measured[1:] for name, measured in costs.items()}
 
     def close(self) -> None:
         """Stop the server, so that none of its threads exists when the interpreter ends."""

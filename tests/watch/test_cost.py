@@ -21,7 +21,7 @@ from watch.load import warm
 from watch.measurements import note
 
 CHECK_US = 5.0
-GUARDED_SHARE = 0.95
+GUARDED_SHARE = 0.93
 IDLE_STREAMS = 200
 IDLE_STREAM_COST = 1.20
 
@@ -85,7 +85,7 @@ def test_a_check_costs_five_microseconds(served: tuple[ServerProcess, Stubs]) ->
 def _guarded_shares(
     served: tuple[ServerProcess, Stubs], blocks: int, seconds: float, *guards: str
 ) -> dict[str, list[float]]:
-    """Return the share of the unguarded throughput that each guard keeps."""
+    """Return the processor time of an unguarded call over that of a call behind each guard."""
     server, admin = served
     token = admin.create_key(scopes=["clusters.*"]).token
     turns = ("unguarded", *guards)
@@ -110,35 +110,35 @@ def _guarded_shares(
     found: dict[str, list[float]] = json.loads(asked.result())
     unguarded = found.pop("unguarded")
     return {
-        name: [rate / base for rate, base in zip(measured, unguarded, strict=True)]
+        name: [base / cost for cost, base in zip(measured, unguarded, strict=True)]
         for name, measured in found.items()
     }
 
 
-def test_a_guarded_service_keeps_most_of_its_throughput(
+def test_a_guarded_call_costs_little_more(
     served: tuple[ServerProcess, Stubs],
 ) -> None:
-    """A guard keeps more than 0.6 of the throughput, and a planted slow guard is found."""
+    """A guard keeps more than 0.6 of the calls for the same processor time; a planted one less."""
     shares = _guarded_shares(served, 10, 0.2, "guarded", "planted")
     assert statistics.median(shares["guarded"]) > 0.6
     assert statistics.median(shares["planted"]) < 0.6
 
 
 @pytest.mark.slow
-def test_a_guarded_service_keeps_its_throughput(served: tuple[ServerProcess, Stubs]) -> None:
-    """A guard keeps 0.95 of the throughput, as the median of 600 interleaved pairs.
+def test_a_guarded_call_costs_hardly_more(served: tuple[ServerProcess, Stubs]) -> None:
+    """A guard keeps 0.93 of the calls for the same processor time; median of interleaved pairs.
 
     The share of the twin, which is not guarded either, shows the error of the measurement. The
     share of the least possible guard is the upper limit.
     """
-    shares = _guarded_shares(served, 600, 0.1, "twin", "least", "guarded")
+    shares = _guarded_shares(served, 300, 0.1, "twin", "least", "guarded")
     for name, found in shares.items():
         lower, median, upper = statistics.quantiles(found, n=4)
         error = statistics.stdev(map(math.log, found)) / len(found) ** 0.5
         note(
-            f"{name} over unguarded echo: median {median:.3f}, half of them from {lower:.3f} to "
-            f"{upper:.3f}, geometric mean {statistics.geometric_mean(found):.3f}, its standard "
-            f"error {error:.1%}, {len(found)} pairs of turns of 0.1 s"
+            f"processor time, unguarded echo over {name}: median {median:.3f}, half of them from "
+            f"{lower:.3f} to {upper:.3f}, geometric mean {statistics.geometric_mean(found):.3f}, "
+            f"its standard error {error:.1%}, {len(found)} pairs of turns of 0.1 s"
         )
     assert statistics.median(shares["guarded"]) >= GUARDED_SHARE
 
