@@ -407,7 +407,7 @@ class Judge:
     def _ask(self, writers: list[Writer], verdict: Verdict) -> None:
         container = open_container(self._data_dir, SystemClock(), SystemEntropy())
         try:
-            verdict.damage += check(container.store, container.audit)
+            verdict.damage += check(container.store, container.keyring.audit_key).findings
             expected = {"ACTIVE": "VALID", "DISABLED": "DISABLED", "REVOKED": "REVOKED"}
             for key in (key for writer in writers for key in writer.keys if key.token):
                 question = Question(presented=Presented(key.token), scope=EVERYWHERE, rule=ANY_KEY)

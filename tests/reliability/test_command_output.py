@@ -83,7 +83,8 @@ def test_closed_streams_cost_no_file(data: Path, closed: str) -> None:
         timeout=END_TIMEOUT_S,
     )
     done = command("check", "--data-dir", str(data))
-    assert (done.returncode, done.stdout) == (0, "All is well.\n"), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("All is well.\n")
 
 
 def _events(data: Path) -> int:

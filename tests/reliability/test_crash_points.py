@@ -185,7 +185,7 @@ class Replay:
         try:
             container = open_container(DataDir(self._path), SystemClock(), SystemEntropy())
             try:
-                damage = check(container.store, container.audit)
+                damage = check(container.store, container.keyring.audit_key).findings
             finally:
                 container.close()
             image = StoreImage(self._path / DATABASE)

@@ -502,6 +502,79 @@ def test_a_covered_row_holds_every_column_but_those_of_usage(
     assert covered.columns == {name: row[name] for name in row if name not in left_out}
 
 
+@pytest.mark.parametrize("table", ["accounts", "users", "api_keys", "peppers"])
+def test_covered_rows_come_in_the_order_of_their_ids(
+    store: Store, filled: Filling, table: str
+) -> None:
+    """In parts, each behind the last id of the one before."""
+    with store.write() as tx:
+        tx.insert_account(sample_account("b"))
+        tx.insert_user(sample_user("b"))
+        tx.insert_api_key(sample_key("b"), sample_secret())
+        tx.insert_pepper(Pepper(id="b", check=b"check", create_time=START))
+    with store.read() as reader:
+        every = reader.covered_rows(table, "", 10)
+        ids = [str(row.columns["id"]) for row in every]
+        assert ids == sorted(ids)
+        assert [
+            *reader.covered_rows(table, "", 1),
+            *reader.covered_rows(table, ids[0], 10),
+        ] == every
+        assert list(reader.covered_rows(table, ids[1], 10)) == []
+        subject = Subject(SUBJECTS[table].kind, ids[0])
+        assert every[0] == reader.covered_row(subject)
+
+
+def test_the_last_event_about_a_subject_is_found(store: Store, filled: Filling) -> None:
+    """Of its kind alone, and of one action where one is asked for."""
+    created, deleted = int(AuditAction.USER_CREATED), int(AuditAction.USER_DELETED)
+    kind, other = AuditTargetType.USER, AuditTargetType.INSTALLATION
+    about = {"target_id": USER, "target_type": int(kind)}
+    with store.write() as tx:
+        tx.append_audit(sample_event(1, **about, action=created))
+        tx.append_audit(sample_event(2, **about, action=deleted))
+        tx.append_audit(sample_event(3, **about, action=created))
+        tx.append_audit(sample_event(4, target_id=USER, target_type=int(other)))
+    with store.read() as reader:
+        found = [
+            reader.last_event(Subject(kind, USER)),
+            reader.last_event(Subject(other, USER)),
+            reader.last_event(Subject(kind, USER), AuditAction.USER_DELETED),
+        ]
+        assert [None if one is None else one.seq for one in found] == [3, 4, 2]
+        assert reader.last_event(Subject(kind, KEY)) is None
+        assert reader.last_event(Subject(kind, USER), AuditAction.USER_ERASED) is None
+
+
+@pytest.mark.parametrize("action", ["ACCOUNT_CREATED", "INSTALLATION_CREATED"])
+def test_the_event_that_created_an_account_is_found(
+    store: Store, filled: Filling, action: str
+) -> None:
+    """Whatever happened to the account later."""
+    with store.write() as tx:
+        tx.append_audit(sample_event(1, target_id=ACCT, action=int(AuditAction[action])))
+        tx.append_audit(sample_event(2, target_id=ACCT, action=int(AuditAction.ACCOUNT_DISABLED)))
+    with store.read() as reader:
+        event = reader.creation_event(ACCT)
+        assert event is not None
+        assert event.seq == 1
+        assert reader.creation_event(USER) is None
+
+
+def test_targets_without_rows_are_found(store: Store, filled: Filling) -> None:
+    """Accounts, users and keys that events of the range are about, each once."""
+    kinds = (AuditTargetType.ACCOUNT, AuditTargetType.USER, AuditTargetType.API_KEY)
+    with store.write() as tx:
+        for seq, kind in enumerate((*kinds, *kinds, AuditTargetType.METHOD), start=1):
+            tx.append_audit(sample_event(seq, target_id="gone", target_type=int(kind)))
+        tx.append_audit(sample_event(8))
+    with store.read() as reader:
+        assert set(reader.targets_without_rows(0, 8)) == {Subject(one, "gone") for one in kinds}
+        assert len(reader.targets_without_rows(0, 8)) == len(kinds)
+        assert list(reader.targets_without_rows(0, 1)) == [Subject(kinds[0], "gone")]
+        assert list(reader.targets_without_rows(6, 8)) == []
+
+
 def test_no_row_is_covered_where_there_is_none(store: Store, filled: Filling) -> None:
     """An unknown id, and what has no row at all."""
     with store.read() as reader:
@@ -1821,9 +1894,14 @@ CONTRADICTIONS = {
     "DELETE FROM changes WHERE revision = 3": "the revision is 3 and the newest change is 2",
     "DELETE FROM changes": "the revision is 3 and the newest change is 0",
     "UPDATE installation SET revision = 2": "the revision is 2 and the newest change is 3",
+    "DELETE FROM changes WHERE revision = 1": "changes before the revision 2 are missing",
     "DELETE FROM audit_events WHERE seq = 2": "audit events are missing between 1 and 3",
     "UPDATE key_counts SET unrevoked = 2": f"{ONE_KEY} and a count of 2",
     "DELETE FROM key_counts": f"{ONE_KEY} and a count of 0",
+    "UPDATE users SET delete_time = 1": (
+        f"key {KEY} is not revoked, and its owner {USER} is deleted"
+    ),
+    "CREATE VIEW planted AS SELECT 1": "the view planted is not of keybearer",
 }
 
 

@@ -134,10 +134,14 @@ def test_the_audit_chain_of_before_an_upgrade_verifies(old: Old, entropy: Seeded
     seq, _, digest = old.facts["head"].partition(":")
     container = open_container(old.data_dir, old.clock, entropy)
     try:
-        assert check(container.store, container.audit) == []
-        report = verify_audit(container.store, container.audit, (int(seq), bytes.fromhex(digest)))
+        audit_key = container.keyring.audit_key
+        checked = check(container.store, audit_key)
+        report, _ = verify_audit(container.store, audit_key, (int(seq), bytes.fromhex(digest)))
     finally:
         container.close()
+    assert checked.findings == []
+    assert not checked.has_head
+    assert checked.not_compared > 0
     assert report.broken_seq is None
     assert report.events == int(seq)
 

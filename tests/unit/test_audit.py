@@ -3,13 +3,15 @@
 import hashlib
 import hmac
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from fakes import START, SeededEntropy, at
 from keybearer._wire.enums import AuditAction, AuditActorType, AuditTargetType
+from keybearer_service.domain.audit_digests import AuditDigests
 from keybearer_service.domain.audit_event import (
     ERASED,
     MISSING,
@@ -24,7 +26,7 @@ from keybearer_service.domain.audit_event import (
     export_line,
 )
 from keybearer_service.domain.clock import Micros, after
-from keybearer_service.storage import Reader
+from keybearer_service.offline.verification import CHAIN_BATCH, ChainVerifier
 from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.usecases.audit import AuditEntry, AuditLog, ids_change
 from samples import fill, sample_id
@@ -33,26 +35,37 @@ EVENTS = 100
 KEY = b"audit key of these tests, 32 byt"
 
 
-class ListedReader:
-    """Answers a chain from a list; what the verification asks of a Reader, and nothing else."""
+class ListedStore:
+    """Answers a chain from a list; what the verification asks of a store, and nothing else."""
 
-    def __init__(self, events: Sequence[AuditRecord]) -> None:
+    def __init__(self, events: Sequence[AuditRecord], texts: dict[bytes, PersonalText]) -> None:
         self._events = events
+        self._texts = texts
+
+    @contextmanager
+    def read(self) -> Iterator["ListedStore"]:
+        yield self
+
+    def audit_head(self) -> tuple[int, bytes]:
+        last = max(self._events, key=lambda one: one.seq, default=None)
+        return (0, bytes(32)) if last is None else (last.seq, last.hash)
+
+    def personal_texts(self, digests: Sequence[bytes]) -> dict[bytes, PersonalText]:
+        return {one: self._texts[one] for one in digests if one in self._texts}
 
     def audit_chain(self, after_seq: int, limit: int) -> Sequence[AuditRecord]:
         ordered = sorted(self._events, key=lambda one: one.seq)
         return [one for one in ordered if one.seq > after_seq][:limit]
 
 
-@pytest.fixture(scope="module")
-def log() -> AuditLog:
-    """The log under test."""
-    return AuditLog(KEY, SeededEntropy(1))
+TEXTS: dict[bytes, PersonalText] = {}
+"""The personal texts of the chain."""
 
 
 @pytest.fixture(scope="module")
-def chain(log: AuditLog, tmp_path_factory: pytest.TempPathFactory) -> Sequence[AuditRecord]:
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Sequence[AuditRecord]:
     """A chain of a hundred events, written to a real store."""
+    log = AuditLog(KEY, SeededEntropy(1))
     store = SqliteStore.create(tmp_path_factory.mktemp("audit") / "store.db")
     fill(store)
     with store.write() as tx:
@@ -71,17 +84,20 @@ def chain(log: AuditLog, tmp_path_factory: pytest.TempPathFactory) -> Sequence[A
             log.write(tx, [entry])
     with store.read() as reader:
         records = list(reader.audit_chain(0, EVENTS))
+        TEXTS.update(reader.personal_texts([one.personal_digest or b"" for one in records]))
     store.close()
     return records
 
 
 def broken_at(
-    log: AuditLog, events: Sequence[AuditRecord], expect: tuple[int, bytes] | None = None
+    events: Sequence[AuditRecord],
+    expect: tuple[int, bytes] | None = None,
+    texts: dict[bytes, PersonalText] | None = None,
+    key: bytes = KEY,
 ) -> int | None:
     """Verify a chain; answer the first broken event, None when it is whole."""
-    reader: Any = ListedReader(events)
-    checked: Reader = reader
-    report = log.verify(checked, expect)
+    store: Any = ListedStore(events, TEXTS if texts is None else texts)
+    report = ChainVerifier(key).verify(store, expect)
     assert (report.broken_seq is None) == (report.problem == "")
     if report.broken_seq is not None:
         assert report.events == report.broken_seq - 1
@@ -94,18 +110,18 @@ def head_of(chain: Sequence[AuditRecord]) -> tuple[int, bytes]:
     return chain[-1].seq, chain[-1].hash
 
 
-def test_an_untouched_chain_is_whole(log: AuditLog, chain: Sequence[AuditRecord]) -> None:
+def test_an_untouched_chain_is_whole(chain: Sequence[AuditRecord]) -> None:
     """With and without the head that was noted elsewhere."""
     assert len(chain) == EVENTS
-    assert broken_at(log, chain) is None
-    assert broken_at(log, chain, head_of(chain)) is None
-    assert broken_at(log, chain, (50, chain[49].hash)) is None
+    assert broken_at(chain) is None
+    assert broken_at(chain, head_of(chain)) is None
+    assert broken_at(chain, (50, chain[49].hash)) is None
 
 
-def test_an_empty_chain_is_whole(log: AuditLog) -> None:
+def test_an_empty_chain_is_whole() -> None:
     """Nothing happened yet."""
-    assert broken_at(log, []) is None
-    assert broken_at(log, [], (0, bytes(32))) is None
+    assert broken_at([]) is None
+    assert broken_at([], (0, bytes(32))) is None
 
 
 EDITS: dict[str, Callable[[AuditRecord], AuditRecord]] = {
@@ -135,40 +151,38 @@ EDITS: dict[str, Callable[[AuditRecord], AuditRecord]] = {
 
 
 @pytest.mark.parametrize("name", sorted(EDITS))
-def test_an_edit_is_found_at_every_place(
-    log: AuditLog, chain: Sequence[AuditRecord], name: str
-) -> None:
+def test_an_edit_is_found_at_every_place(chain: Sequence[AuditRecord], name: str) -> None:
     """Whatever field of whichever event is altered, that event is the first broken one."""
     for place in range(EVENTS):
         edited = [*chain[:place], EDITS[name](chain[place]), *chain[place + 1 :]]
-        assert broken_at(log, edited) == place + 1
+        assert broken_at(edited) == place + 1
 
 
-def test_a_deletion_is_found_at_every_place(log: AuditLog, chain: Sequence[AuditRecord]) -> None:
+def test_a_deletion_is_found_at_every_place(chain: Sequence[AuditRecord]) -> None:
     """A missing event is named; a missing last one needs the head that was noted elsewhere."""
     for place in range(EVENTS):
         rest = [*chain[:place], *chain[place + 1 :]]
-        assert broken_at(log, rest, head_of(chain)) == place + 1
+        assert broken_at(rest, head_of(chain)) == place + 1
         if place + 1 < EVENTS:
-            assert broken_at(log, rest) == place + 1
+            assert broken_at(rest) == place + 1
 
 
-def test_a_deletion_with_renumbering_is_found(log: AuditLog, chain: Sequence[AuditRecord]) -> None:
+def test_a_deletion_with_renumbering_is_found(chain: Sequence[AuditRecord]) -> None:
     """Closing the gap in the numbers does not help."""
     for place in range(EVENTS - 1):
         rest = [*chain[:place], *(one._replace(seq=one.seq - 1) for one in chain[place + 1 :])]
-        assert broken_at(log, rest) == place + 1
+        assert broken_at(rest) == place + 1
 
 
-def test_an_insertion_is_found_at_every_place(log: AuditLog, chain: Sequence[AuditRecord]) -> None:
+def test_an_insertion_is_found_at_every_place(chain: Sequence[AuditRecord]) -> None:
     """An event that was slipped in, the later ones renumbered, is the first broken one."""
     for place in range(EVENTS + 1):
         slipped = chain[0]._replace(seq=place + 1, id="slipped")
         later = [one._replace(seq=one.seq + 1) for one in chain[place:]]
-        assert broken_at(log, [*chain[:place], slipped, *later]) == place + 1
+        assert broken_at([*chain[:place], slipped, *later]) == place + 1
 
 
-def test_a_reordering_is_found_at_every_place(log: AuditLog, chain: Sequence[AuditRecord]) -> None:
+def test_a_reordering_is_found_at_every_place(chain: Sequence[AuditRecord]) -> None:
     """Two neighbours that changed places break at the first of them."""
     for place in range(EVENTS - 1):
         first, second = chain[place], chain[place + 1]
@@ -178,22 +192,20 @@ def test_a_reordering_is_found_at_every_place(log: AuditLog, chain: Sequence[Aud
             first._replace(seq=second.seq),
             *chain[place + 2 :],
         ]
-        assert broken_at(log, swapped) == place + 1
+        assert broken_at(swapped) == place + 1
 
 
-def test_a_truncation_is_found_at_every_place(log: AuditLog, chain: Sequence[AuditRecord]) -> None:
+def test_a_truncation_is_found_at_every_place(chain: Sequence[AuditRecord]) -> None:
     """With the head noted elsewhere, the first event that was cut off is named."""
     for length in range(EVENTS):
-        assert broken_at(log, chain[:length], head_of(chain)) == length + 1
+        assert broken_at(chain[:length], head_of(chain)) == length + 1
 
 
-def test_a_chain_that_was_written_anew_is_found(
-    log: AuditLog, chain: Sequence[AuditRecord]
-) -> None:
+def test_a_chain_that_was_written_anew_is_found(chain: Sequence[AuditRecord]) -> None:
     """Another chain of the same length, whole in itself, is not the one that was noted."""
     other = list(_rechained(chain, KEY))
-    assert broken_at(log, other) is None
-    assert broken_at(log, other, head_of(chain)) == EVENTS
+    assert broken_at(other) is None
+    assert broken_at(other, head_of(chain)) == EVENTS
 
 
 def _rechained(chain: Sequence[AuditRecord], key: bytes) -> Iterator[AuditRecord]:
@@ -204,11 +216,9 @@ def _rechained(chain: Sequence[AuditRecord], key: bytes) -> Iterator[AuditRecord
         yield altered._replace(hash=previous)
 
 
-def test_without_the_audit_key_nothing_can_be_forged(
-    log: AuditLog, chain: Sequence[AuditRecord]
-) -> None:
+def test_without_the_audit_key_nothing_can_be_forged(chain: Sequence[AuditRecord]) -> None:
     """A chain made with another key is broken from its first event on."""
-    assert broken_at(log, list(_rechained(chain, b"x" * 32))) == 1
+    assert broken_at(list(_rechained(chain, b"x" * 32))) == 1
 
 
 def test_the_hash_is_the_documented_one(chain: Sequence[AuditRecord]) -> None:
@@ -361,15 +371,39 @@ def test_the_lines_of_an_export_never_change() -> None:
 
 def test_an_event_in_the_older_form_is_found_behind_newer_ones() -> None:
     """Older events at the beginning verify; one that an older program added later does not."""
-    log = AuditLog(FIXED_KEY, SeededEntropy(1))
     old = FIXED._replace(seq=1)
     old = old._replace(hash=event_hash(FIXED_KEY, bytes(32), old))
-    new = SECOND._replace(seq=2)
+    new = SECOND._replace(seq=2, personal_digest=b"", changes="[]")
     new = new._replace(hash=event_hash(FIXED_KEY, old.hash, new))
     late = old._replace(seq=3)
     late = late._replace(hash=event_hash(FIXED_KEY, new.hash, late))
-    assert broken_at(log, [old, new]) is None
-    assert broken_at(log, [old, new, late]) == 3
+    assert broken_at([old, new], key=FIXED_KEY) is None
+    assert broken_at([old, new, late], key=FIXED_KEY) == 3
+
+
+def test_a_personal_text_that_was_altered_is_found(chain: Sequence[AuditRecord]) -> None:
+    """Another text, another user, a missing row, and one that was erased past keybearer."""
+    [(digest, text)] = TEXTS.items()
+    forged = {
+        "text": text._replace(text="other"),
+        "user": text._replace(user_id="other"),
+        "salt": text._replace(salt=bytes(16)),
+        "erased": text._replace(salt=None, text=None),
+        "wrong proof": text._replace(salt=None, text=None, erasure=bytes(32)),
+    }
+    for one in forged.values():
+        assert broken_at(chain, texts={digest: one}) == 1
+    assert broken_at(chain, texts={}) == 1
+
+
+def test_erased_texts_are_counted(chain: Sequence[AuditRecord]) -> None:
+    """The chain is whole without them."""
+    [(digest, text)] = TEXTS.items()
+    proof = AuditDigests(KEY).erasure(digest, text.user_id)
+    erased = text._replace(salt=None, text=None, erasure=proof)
+    store: Any = ListedStore(chain, {digest: erased})
+    report = ChainVerifier(KEY).verify(store)
+    assert (report.events, report.erased, report.problem) == (EVENTS, EVENTS, "")
 
 
 @pytest.mark.parametrize(("count", "listed"), [(0, 0), (1, 1), (1000, 1000), (1001, 0)])
@@ -381,36 +415,26 @@ def test_a_cascade_lists_up_to_a_thousand_ids(count: int, listed: int) -> None:
     assert len([one for one in changes.get("revoked", "").split(",") if one]) == listed
 
 
-class ShortPages:
-    """A reader that returns at most seven events of the chain at a time."""
-
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-
-    def audit_chain(self, after_seq: int, limit: int) -> Sequence[AuditRecord]:
-        return self._reader.audit_chain(after_seq, min(limit, 7))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reader, name)
-
-
-def test_the_chain_is_read_in_batches(tmp_path: Path) -> None:
-    """However long it is, it is checked whole."""
+def test_the_chain_is_read_in_parts(tmp_path: Path) -> None:
+    """However long it is, it is checked whole, and no part is read together with another."""
     log = AuditLog(KEY, SeededEntropy(2))
     store = SqliteStore.create(tmp_path / "store.db")
     fill(store)
-    for n in (6, 1, 7):
-        with store.write() as tx:
-            entry = AuditEntry(
-                time=START,
-                account_id="a",
-                actor=Actor(type=AuditActorType.LOCAL_COMMAND),
-                action=AuditAction.PEPPER_ADDED,
-                target_type=AuditTargetType.INSTALLATION,
-                target_id="t",
-            )
-            log.write(tx, [entry] * n)
-    with store.read() as reader:
-        report = log.verify(cast("Reader", ShortPages(reader)))
+    entry = AuditEntry(
+        time=START,
+        account_id="a",
+        actor=Actor(type=AuditActorType.LOCAL_COMMAND),
+        action=AuditAction.PEPPER_ADDED,
+        target_type=AuditTargetType.METHOD,
+        target_id="t",
+    )
+    events = CHAIN_BATCH + 7
+    with store.write() as tx:
+        log.write(tx, [entry] * events)
+    told: list[tuple[int, int]] = []
+    report = ChainVerifier(KEY).verify(
+        store, progress=lambda _, done, total: told.append((done, total))
+    )
     store.close()
-    assert (report.events, report.head_seq) == (14, 14)
+    assert (report.events, report.head_seq) == (events, events)
+    assert told == [(CHAIN_BATCH, events), (events, events)]

@@ -129,10 +129,11 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Close and remove it."""
         if hasattr(self, "container"):
-            report = offline_audit.verify_audit(self.container.store, self.container.audit, None)
+            audit_key = self.container.keyring.audit_key
+            report = offline_audit.check(self.container.store, audit_key)
             self.container.close()
             shutil.rmtree(self._directory)
-            assert report.broken_seq is None
+            assert report.findings == []
 
     # --- helpers ----------------------------------------------------------------------------------
 

@@ -1,30 +1,73 @@
 """`check`, `audit verify` and `audit export`."""
 
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
 
 import typer
 
-from keybearer_service.cli.opening import opened
+from keybearer_service.cli.opening import opened, opened_store
 from keybearer_service.cli.options import ConfigOption, DataDirOption, Output, OutputOption
-from keybearer_service.cli.output import EXIT_FINDINGS, print_result
+from keybearer_service.cli.output import (
+    EXIT_FINDINGS,
+    CouldNotLookError,
+    print_result,
+    progress_line,
+)
 from keybearer_service.config import ConfigError, load
-from keybearer_service.installation.data_directory import DataDir
+from keybearer_service.installation.data_directory import DataDir, DataDirError
+from keybearer_service.installation.keyring import KeyringError
 from keybearer_service.offline import audit
+from keybearer_service.offline.audit import CheckReport
+from keybearer_service.storage import StoreError
 
 audit_app = typer.Typer(help="Check and export the audit log.", no_args_is_help=True)
+
+ExpectOption = Annotated[
+    str | None, typer.Option(help="SEQ:HASH, a head noted earlier, as from the log.")
+]
+_TABLES = {"accounts": "accounts", "users": "users", "api_keys": "keys"}
 
 
 def check(
     *,
+    expect: ExpectOption = None,
+    keys: Annotated[
+        bool,
+        typer.Option(
+            help="Without the key files the database alone is looked at: no hash, no row against "
+            "its events."
+        ),
+    ] = True,
     data_dir: DataDirOption = None,
     output: OutputOption = Output.TEXT,
     config: ConfigOption = None,
 ) -> None:
-    """Look for damage in the database, the key files and the audit log, and at file owners."""
-    directory = DataDir(load(config, {"data_dir": data_dir}).data_dir)
-    with opened(config, data_dir) as container:
-        findings = [*audit.check(container.store, container.audit), *directory.problems()]
-    print_result({"findings": findings}, "\n".join(findings) or "All is well.", output)
+    """Look for damage and tampering in the database, the key files, the audit log; at file owners.
+
+    Exit codes: 0 all is well, 1 findings, 2 could not look.
+    """
+    with _looking():
+        expected = None if expect is None else _head(expect)
+        if expected is not None and not keys:
+            raise ConfigError("--expect needs the key files; leave out --no-keys")
+        directory = DataDir(load(config, {"data_dir": data_dir}).data_dir)
+        if keys:
+            with opened(config, data_dir) as container, progress_line() as progress:
+                report = audit.check(
+                    container.store, container.keyring.audit_key, expected, progress=progress
+                )
+        else:
+            with opened_store(config, data_dir) as store:
+                report = CheckReport(findings=audit.check_store(store))
+        findings = [*report.findings, *directory.problems()]
+    notes = _notes(report) if keys else ["Not compared without the key files: hashes and rows."]
+    result: dict[str, Any] = {"findings": findings, "notes": notes}
+    if keys:
+        head = f"{report.head_seq}:{report.head_hash.hex()}"
+        result |= {"head": head, "events": report.events, "compared": dict(report.compared)}
+    text = "\n".join([*findings, *notes] if findings else ["All is well.", *notes])
+    print_result(result, text, output)
     if findings:
         raise typer.Exit(EXIT_FINDINGS)
 
@@ -32,35 +75,66 @@ def check(
 @audit_app.command("verify")
 def audit_verify(
     *,
-    expect: Annotated[
-        str | None, typer.Option(help="SEQ:HASH, a head noted earlier, as from the log.")
-    ] = None,
+    expect: ExpectOption = None,
     data_dir: DataDirOption = None,
     output: OutputOption = Output.TEXT,
     config: ConfigOption = None,
 ) -> None:
-    """Check the hash chain of the audit log."""
-    expected = None if expect is None else _head(expect)
-    with opened(config, data_dir) as container:
-        report = audit.verify_audit(container.store, container.audit, expected)
+    """Check the hash chain of the audit log, and that it ends where the head says.
+
+    Exit codes: 0 all is well, 1 findings, 2 could not look.
+    """
+    with _looking():
+        expected = None if expect is None else _head(expect)
+        with opened(config, data_dir) as container, progress_line() as progress:
+            report, head_findings = audit.verify_audit(
+                container.store, container.keyring.audit_key, expected, progress=progress
+            )
     head = f"{report.head_seq}:{report.head_hash.hex()}"
-    result = {"events": report.events, "head": head, "broken_seq": report.broken_seq}
-    if report.broken_seq is not None:
+    result = {
+        "events": report.events,
+        "erased": report.erased,
+        "head": head,
+        "broken_seq": report.broken_seq,
+    }
+    problem = report.problem or "; ".join(head_findings)
+    if problem:
         print_result(
-            {**result, "problem": report.problem},
-            f"Broken: {report.problem}. The {report.events} events before it are whole.",
+            {**result, "problem": problem},
+            f"Broken: {problem}. {report.events} events from the first one on are whole.",
             output,
         )
         raise typer.Exit(EXIT_FINDINGS)
-    print_result(result, f"{report.events} events, all whole. Head: {head}", output)
+    erased = f" {report.erased} mention an erased user." if report.erased else ""
+    print_result(result, f"{report.events} events, all whole.{erased} Head: {head}", output)
 
 
 @audit_app.command("export")
 def audit_export(*, data_dir: DataDirOption = None, config: ConfigOption = None) -> None:
     """Write the audit log as JSON lines, the last one being the head."""
     with opened(config, data_dir) as container:
-        for line in audit.export_audit(container.store, container.audit):
+        for line in audit.export_audit(container.store):
             typer.echo(line)
+
+
+@contextmanager
+def _looking() -> Iterator[None]:
+    try:
+        yield
+    except (ConfigError, DataDirError, KeyringError, StoreError) as error:
+        raise CouldNotLookError(str(error)) from error
+
+
+def _notes(report: CheckReport) -> list[str]:
+    rows = ", ".join(f"{report.compared.get(one, 0)} {noun}" for one, noun in _TABLES.items())
+    notes = [f"Compared: {report.events} events, {rows}."]
+    if not report.has_head:
+        notes.append("An older version wrote this database last, and kept no head to compare.")
+    if report.not_compared:
+        notes.append(
+            f"{report.not_compared} rows were changed last by an older version: nothing to compare."
+        )
+    return [*notes, *(f"Not to be seen: {one}." for one in audit.UNSEEN)]
 
 
 def _head(text: str) -> tuple[int, bytes]:

@@ -1,15 +1,33 @@
 """Opens an installation for the commands that work on it beside a server."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from keybearer_service.config import load
-from keybearer_service.container import Container, open_container
+from keybearer_service.container import Container, open_container, open_store
 from keybearer_service.domain.clock import SystemClock
 from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.installation.data_directory import DataDir
+from keybearer_service.storage import FileStore
 from keybearer_service.telemetry import logs
+
+
+@contextmanager
+def opened_store(config: Path | None, data_dir: str | None) -> Iterator[FileStore]:
+    """Open the database of the installation without its key files, and close it after the block.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        DataDirError, StoreError: The database cannot be opened.
+    """
+    settings = load(config, {"data_dir": data_dir})
+    logs.configure("warning", json=False)
+    directory = DataDir(settings.data_dir)
+    directory.assert_initialised()
+    directory.assert_writable()
+    with directory.shared_with_server(), closing(open_store(directory.database)) as store:
+        yield store
 
 
 @contextmanager

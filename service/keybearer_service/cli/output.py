@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,35 @@ from keybearer_service.installation.data_directory import secret_file
 from keybearer_service.offline.errors import LocalError
 
 EXIT_REFUSED = 1
-EXIT_FINDINGS = 2
+EXIT_FINDINGS = 1
+"""Of the commands that look for something wrong: they found it."""
+EXIT_COULD_NOT_LOOK = 2
+"""Of the same commands: they could not look, so nothing is known."""
+
+
+class CouldNotLookError(Exception):
+    """A command that looks for something wrong could not look; the text says why."""
 
 
 def print_result(result: dict[str, Any], text: str, output: Output) -> None:
     """Print a result as JSON, or as the text for people."""
     typer.echo(json.dumps(result) if output is Output.JSON else text)
+
+
+@contextmanager
+def progress_line() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield what shows how far a command is, on one line of a terminal and nowhere else."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda what, done, total: None  # noqa: ARG005 - shows nothing
+        return
+
+    def show(what: str, done: int, total: int) -> None:
+        typer.echo(f"\r{done:,} of {total:,} {what}\x1b[K", nl=False, err=True)
+
+    try:
+        yield show
+    finally:
+        typer.echo("\r\x1b[K", nl=False, err=True)
 
 
 @dataclass(frozen=True, slots=True)

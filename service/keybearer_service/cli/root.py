@@ -15,7 +15,7 @@ from keybearer_service.cli.backups import backup, restore
 from keybearer_service.cli.checks import audit_app, check
 from keybearer_service.cli.healthcheck import healthcheck
 from keybearer_service.cli.initialising import init
-from keybearer_service.cli.output import EXIT_REFUSED
+from keybearer_service.cli.output import EXIT_COULD_NOT_LOOK, EXIT_REFUSED, CouldNotLookError
 from keybearer_service.cli.peppers import pepper_app
 from keybearer_service.cli.quickstart import quickstart
 from keybearer_service.cli.serving import bounds_help, serve
@@ -67,6 +67,8 @@ def main() -> None:
         TlsError,
     ) as error:
         _refuse(redact(str(error)))
+    except CouldNotLookError as error:
+        _refuse(redact(str(error)), EXIT_COULD_NOT_LOOK)
     except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         _abandon_output()
         sys.exit(EXIT_REFUSED)
@@ -105,6 +107,6 @@ def _abandon_output() -> None:
     os.close(null)
 
 
-def _refuse(message: str) -> NoReturn:
+def _refuse(message: str, code: int = EXIT_REFUSED) -> NoReturn:
     typer.echo(f"keybearer-server: {message}", err=True)
-    sys.exit(EXIT_REFUSED)
+    sys.exit(code)

@@ -1,10 +1,42 @@
-"""Checks of the store and the audit chain, and the export of the audit log."""
+"""Checks of the store and the audit log, and the export of the log."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from keybearer_service.domain.audit_event import export_head, export_line
-from keybearer_service.storage import FileStore, Store, StoreDamagedError
-from keybearer_service.usecases.audit import AuditLog, ChainReport
+from keybearer_service.domain.audit_event import AuditRecord, export_head, export_line
+from keybearer_service.offline.comparison import RowComparer
+from keybearer_service.offline.verification import (
+    ChainReport,
+    ChainVerifier,
+    Progress,
+    no_progress,
+)
+from keybearer_service.storage import FileStore, Reader, Store, StoreDamagedError
+from keybearer_service.usecases.audit import events_in
+
+UNSEEN = (
+    "an old copy of everything put back (--expect with a head noted elsewhere sees it)",
+    "use counts, times of last use, and the records of requests and of invalidations",
+)
+"""What no check of a database can see."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckReport:
+    """The result of a check."""
+
+    findings: Sequence[str]
+    """What is wrong, one sentence for each finding."""
+    head_seq: int = 0
+    head_hash: bytes = b""
+    """The last event that the check has seen, to be noted elsewhere."""
+    events: int = 0
+    compared: Mapping[str, int] = field(default_factory=dict)
+    """How many rows of each table were compared with their events."""
+    not_compared: int = 0
+    """Rows that a version without digests has changed last: nothing to compare."""
+    has_head: bool = True
+    """Whether a version that keeps a head has written to the database."""
 
 
 def check_store(store: Store) -> list[str]:
@@ -14,29 +46,89 @@ def check_store(store: Store) -> list[str]:
     return list(damage or store.check())
 
 
-def check(store: Store, audit_log: AuditLog) -> list[str]:
-    """Return what is damaged in the database or the audit chain, one sentence for each finding."""
+def check(
+    store: Store,
+    audit_key: bytes,
+    expect: tuple[int, bytes] | None = None,
+    *,
+    progress: Progress = no_progress,
+) -> CheckReport:
+    """Look for damage, and for changes that went past keybearer.
+
+    Args:
+        store: The store.
+        audit_key: The key of the audit log.
+        expect: The seq and hash of an event that was noted outside the database.
+        progress: Is told how far the check is.
+    """
     findings = check_store(store)
     try:
-        report = verify_audit(store, audit_log, None)
+        return _check_events(store, audit_key, expect, progress, findings)
     except StoreDamagedError as error:
-        return [*findings, f"audit: {error}"]
-    if report.broken_seq is not None:
-        findings.append(f"audit: {report.problem}")
-    return findings
+        return CheckReport(findings=[*findings, f"audit: {error}"])
+
+
+def _check_events(
+    store: Store,
+    audit_key: bytes,
+    expect: tuple[int, bytes] | None,
+    progress: Progress,
+    findings: Sequence[str],
+) -> CheckReport:
+    gone: dict[str, None] = {}
+
+    def note_gone(reader: Reader, batch: Sequence[AuditRecord]) -> None:
+        if batch:
+            for kind, row_id in reader.targets_without_rows(batch[0].seq - 1, batch[-1].seq):
+                noun = kind.name.lower().replace("api_", "")
+                gone[f"{noun} {row_id} is gone, and events are about it"] = None
+
+    verifier = ChainVerifier(audit_key)
+    with store.read() as reader:
+        head_findings = verifier.head_findings(reader)
+        has_head = reader.head() is not None
+    report = verifier.verify(store, expect, progress=progress, inspect=note_gone)
+    comparison = RowComparer(audit_key, report.head_seq).compare(store, progress)
+    audit_findings = [report.problem] if report.problem else []
+    audit_findings += [one for one in head_findings if one != report.problem]
+    return CheckReport(
+        findings=[
+            *findings,
+            *(f"audit: {one}" for one in audit_findings),
+            *comparison.findings,
+            *gone,
+        ],
+        head_seq=report.head_seq,
+        head_hash=report.head_hash,
+        events=report.events,
+        compared=comparison.compared,
+        not_compared=comparison.not_compared,
+        has_head=has_head,
+    )
 
 
 def verify_audit(
-    store: Store, audit_log: AuditLog, expect: tuple[int, bytes] | None
-) -> ChainReport:
-    """Check the audit chain, and that it holds a head that was noted elsewhere, if one is given."""
+    store: Store,
+    audit_key: bytes,
+    expect: tuple[int, bytes] | None,
+    *,
+    progress: Progress = no_progress,
+) -> tuple[ChainReport, Sequence[str]]:
+    """Check the audit chain, and that it holds a head that was noted elsewhere, if one is given.
+
+    Returns:
+        The report on the chain, and what contradicts the head that is stored.
+    """
+    verifier = ChainVerifier(audit_key)
     with store.read() as reader:
-        return audit_log.verify(reader, expect)
+        head_findings = verifier.head_findings(reader)
+    report = verifier.verify(store, expect, progress=progress)
+    return report, [one for one in head_findings if one != report.problem]
 
 
-def export_audit(store: Store, audit_log: AuditLog) -> Iterator[str]:
+def export_audit(store: Store) -> Iterator[str]:
     """Yield the audit log as lines of JSON, oldest first; the last one is the head of the chain."""
     with store.read() as reader:
-        for event in audit_log.events(reader):
+        for event in events_in(reader):
             yield export_line(event)
         yield export_head(*reader.audit_head())

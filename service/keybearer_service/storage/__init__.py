@@ -334,6 +334,28 @@ class Reader(Protocol):
         """Return the columns of a row that its digest covers; must return None for no such row."""
         ...
 
+    def covered_rows(self, table: str, after_id: str, limit: int) -> Sequence[CoveredRow]:
+        """Return the rows of accounts, users, api_keys or peppers behind an id, as `covered_row`.
+
+        Must be in rising order of their ids.
+        """
+        ...
+
+    def last_event(self, subject: Subject, action: AuditAction | None = None) -> AuditRecord | None:
+        """Return the newest event about a subject; must return None when there is none.
+
+        With an action it must be the newest event of that action.
+        """
+        ...
+
+    def creation_event(self, account_id: str) -> AuditRecord | None:
+        """Return the event that created an account, or created the installation with it."""
+        ...
+
+    def targets_without_rows(self, after_seq: int, until_seq: int) -> Sequence[Subject]:
+        """Return the accounts, users and keys without a row that events in a range are about."""
+        ...
+
     def head(self) -> Head | None:
         """Return the head; must return None when none was ever written."""
         ...
@@ -614,9 +636,10 @@ class Store(Protocol):
         """Look for rows that contradict each other; return a sentence for each finding.
 
         Must find rows that point to missing rows, changes that are missing or do not end at the
-        revision, audit events that are missing between others, and a count of an account's keys
-        that is wrong. Must return nothing for a whole store. The hashes of the audit chain need its
-        key and are checked elsewhere.
+        revision, audit events that are missing between others, a count of an account's keys that is
+        wrong, unrevoked keys of deleted users, and triggers and views that are not of the schema.
+        Must return nothing for a whole store. What needs the audit key is checked elsewhere:
+        hashes, the head, and rows against the events about them.
         """
         ...
 

@@ -7,7 +7,7 @@ acknowledged writes with NORMAL, so it is asserted when the store opens.
 import json
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final, cast
 
@@ -85,6 +85,9 @@ _READ_ONLY: Final = (
     "wal_autocheckpoint = 0",
     # A million keys do not fit into the cache; mapped, a lookup among them costs two thirds.
     "mmap_size = 2147418112",
+)
+_TRIGGERS_AND_VIEWS: Final = (
+    "SELECT type, name, sql FROM sqlite_schema WHERE type IN ('trigger', 'view')"
 )
 _WAL_TRIES: Final = 20
 """Each is lost to another process that has switched meanwhile, or is about to."""
@@ -614,6 +617,8 @@ def _contradictions(connection: dbapi.Connection) -> Iterator[str]:
     ).fetchone()
     if count and count != newest - oldest + 1:
         yield f"changes are missing between the revisions {oldest} and {newest}"
+    elif count and oldest > 1 and count < CHANGES_KEPT:
+        yield f"changes before the revision {oldest} are missing"
     if installation is not None and installation[0] != (newest or 0):
         yield f"the revision is {installation[0]} and the newest change is {newest or 0}"
     count, first, last = connection.execute(
@@ -623,3 +628,17 @@ def _contradictions(connection: dbapi.Connection) -> Iterator[str]:
         yield f"audit events are missing between {first} and {last}"
     for account_id, counted, found in connection.execute(_WRONG_COUNTS):
         yield f"the account {account_id} has {found} unrevoked keys and a count of {counted}"
+    for key_id, user_id in connection.execute(
+        "SELECT k.id, u.id FROM users u JOIN api_keys k ON k.owner_id = u.id"
+        " WHERE u.delete_time IS NOT NULL AND k.revoke_time IS NULL"
+    ):
+        yield f"key {key_id} is not revoked, and its owner {user_id} is deleted"
+    planted = connection.execute(_TRIGGERS_AND_VIEWS).fetchall()
+    for kind, name, _ in sorted(set(planted) - _triggers_and_views()):
+        yield f"the {kind} {name} is not of keybearer"
+
+
+def _triggers_and_views() -> set[tuple[str, str, str]]:
+    with closing(dbapi.connect(":memory:", isolation_level=None)) as fresh:
+        migrations.apply(fresh)
+        return set(fresh.execute(_TRIGGERS_AND_VIEWS).fetchall())

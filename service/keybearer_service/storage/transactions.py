@@ -7,7 +7,7 @@ its own stands behind `Session`.
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from keybearer._wire.enums import ApiKeyState, AuditTargetType, RevocationReason
+from keybearer._wire.enums import ApiKeyState, AuditAction, AuditTargetType, RevocationReason
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_digests import CoveredRow, Head, Subject
 from keybearer_service.domain.audit_event import AuditRecord, PersonalText
@@ -360,6 +360,46 @@ class _SqlReader:
                 return rows.covered_row(table, row)
         return None
 
+    def covered_rows(self, table: str, after_id: str, limit: int) -> Sequence[CoveredRow]:
+        columns = ", ".join(rows.COVERED[table])
+        found = self._all(
+            f"SELECT {columns} FROM {table} WHERE id > ? ORDER BY id LIMIT ?", after_id, limit
+        )
+        return [rows.covered_row(table, row) for row in found]
+
+    def last_event(self, subject: Subject, action: AuditAction | None = None) -> AuditRecord | None:
+        where = _Where("target_id = ? AND target_type = ?", subject.id, int(subject.kind))
+        if action is not None:
+            where.add("action = ?", int(action))
+        row = self._one(
+            f"SELECT {rows.AUDIT_EVENT} FROM audit_events{where} ORDER BY seq DESC LIMIT 1",
+            *where.values,
+        )
+        return None if row is None else rows.audit_record_from_row(row)
+
+    def creation_event(self, account_id: str) -> AuditRecord | None:
+        where = _Where("target_id = ?", account_id)
+        where.add_any("action", (AuditAction.ACCOUNT_CREATED, AuditAction.INSTALLATION_CREATED))
+        row = self._one(
+            f"SELECT {rows.AUDIT_EVENT} FROM audit_events{where} ORDER BY seq LIMIT 1",
+            *where.values,
+        )
+        return None if row is None else rows.audit_record_from_row(row)
+
+    def targets_without_rows(self, after_seq: int, until_seq: int) -> Sequence[Subject]:
+        found: list[Subject] = []
+        for kind, table in _TABLES_OF_ROWS.items():
+            gone = self._all(
+                "SELECT DISTINCT target_id FROM audit_events"
+                " WHERE seq > ? AND seq <= ? AND target_type = ?"
+                f" AND NOT EXISTS (SELECT 1 FROM {table} WHERE {table}.id = target_id)",
+                after_seq,
+                until_seq,
+                int(kind),
+            )
+            found += [Subject(kind, row[0]) for row in gone]
+        return found
+
     def head(self) -> Head | None:
         row = self._one(f"SELECT {rows.HEAD} FROM head")
         return None if row is None else rows.head_from_row(row)
@@ -545,10 +585,13 @@ _KEY_ORDERS: Final = {
 }
 
 
+_TABLES_OF_ROWS: Final = {
+    AuditTargetType.ACCOUNT: "accounts",
+    AuditTargetType.USER: "users",
+    AuditTargetType.API_KEY: "api_keys",
+}
 _TABLES_OF: Final = {
-    AuditTargetType.ACCOUNT: (("accounts", "id"),),
-    AuditTargetType.USER: (("users", "id"),),
-    AuditTargetType.API_KEY: (("api_keys", "id"),),
+    **{kind: ((table, "id"),) for kind, table in _TABLES_OF_ROWS.items()},
     AuditTargetType.INSTALLATION: (("installation", "operator_account_id"), ("peppers", "id")),
 }
 """Where the row of a subject stands, and the column that names it."""

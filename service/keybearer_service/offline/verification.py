@@ -1,0 +1,177 @@
+"""Checks the chain of audit events, in parts, and the head that says where it ends."""
+
+import hmac
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from keybearer_service.domain.audit_digests import HEAD_VERSION, AuditDigests
+from keybearer_service.domain.audit_event import (
+    AuditRecord,
+    PersonalText,
+    event_hash,
+    split_digests,
+)
+from keybearer_service.storage import NO_AUDIT_HEAD, Reader, Store
+
+CHAIN_BATCH: Final = 5000
+"""Events that are read in one snapshot. A snapshot of the whole log would keep the write-ahead log
+from being folded into the database for as long as the check runs."""
+_TEXTS_KEPT: Final = 100_000
+"""Personal texts that are remembered, so that each is read once and not with every event."""
+
+Progress = Callable[[str, int, int], None]
+"""Takes what is being done, how much of it is done, and how much there is."""
+Inspect = Callable[[Reader, Sequence[AuditRecord]], None]
+"""Takes each part of the chain in the snapshot in which it was read."""
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainReport:
+    """The result of checking the chain."""
+
+    events: int
+    """How many events are right, up to the first broken one."""
+    head_seq: int
+    head_hash: bytes
+    erased: int = 0
+    """How many of them mention a personal text that was erased."""
+    broken_seq: int | None = None
+    """The seq of the first event that does not fit, None when all do."""
+    problem: str = ""
+
+
+class ChainVerifier:
+    """Checks the chain of one installation."""
+
+    def __init__(self, audit_key: bytes) -> None:
+        self._audit_key = audit_key
+        self._digests = AuditDigests(audit_key)
+        self._erased_texts: dict[bytes, bool | None] = {}
+        """For each text that was looked up: whether it is erased; None for a wrong one."""
+
+    def verify(
+        self,
+        store: Store,
+        expect: tuple[int, bytes] | None = None,
+        *,
+        progress: Progress = no_progress,
+        inspect: Inspect | None = None,
+    ) -> ChainReport:
+        """Check the chain from its first event to the one that is the last now.
+
+        Args:
+            store: The store; each part is read in a snapshot of its own.
+            expect: The seq and hash of an event that was noted outside the database, for example
+                in the server's log. Without it an old copy of everything looks whole.
+            progress: Is told how far the check is.
+            inspect: Is handed each part.
+        """
+        seq, previous = NO_AUDIT_HEAD
+        with store.read() as reader:
+            until, _ = reader.audit_head()
+        erased = 0
+        may_be_of_first_version = True
+        while seq < until:
+            with store.read() as reader:
+                batch = reader.audit_chain(seq, min(CHAIN_BATCH, until - seq))
+                self._look_up_texts(reader, batch)
+                if inspect is not None:
+                    inspect(reader, batch)
+            if not batch:
+                return _broken(seq, previous, erased, f"event {seq + 1} is missing")
+            for record in batch:
+                is_of_first_version = record.is_of_first_version
+                problem = self._problem(record, seq, previous)
+                if is_of_first_version and not may_be_of_first_version:
+                    problem = f"event {record.seq} was altered"
+                if expect is not None and expect[0] == record.seq and expect[1] != record.hash:
+                    problem = problem or f"event {record.seq} is not the expected one"
+                if problem:
+                    return _broken(seq, previous, erased, problem)
+                may_be_of_first_version = is_of_first_version
+                seq, previous = record.seq, record.hash
+                erased += bool(record.personal_digest) and self._mentions_erased(record)
+            progress("audit events", seq, until)
+        if expect is not None and expect[0] > seq:
+            problem = f"event {seq + 1} and what follows were cut off"
+            return _broken(seq, previous, erased, problem)
+        return ChainReport(events=seq, head_seq=seq, head_hash=previous, erased=erased)
+
+    def head_findings(self, reader: Reader) -> list[str]:
+        """Return what contradicts the head, one sentence for each finding.
+
+        A database that no newer version has written to has no head, and nothing to compare.
+        """
+        seq, last_hash = reader.audit_head()
+        head = reader.head()
+        if head is None:
+            last = reader.audit_chain(seq - 1, 1) if seq else ()
+            if not last:
+                return ["the audit log is empty"]
+            return [] if last[0].is_of_first_version else ["the head of the audit log is missing"]
+        if head.version > HEAD_VERSION:
+            return [f"the head of the audit log has the form {head.version}, of a newer version"]
+        right = self._digests.head(head.seq, head.hash, head.revision)
+        if not hmac.compare_digest(right.mac, head.mac):
+            return ["the head of the audit log was altered"]
+        findings = []
+        if head.seq > seq:
+            findings.append(f"event {seq + 1} and what follows to event {head.seq} were cut off")
+        elif head.seq < seq:
+            findings.append(f"the head is of event {head.seq}, and the audit log ends with {seq}")
+        elif head.hash != last_hash:
+            findings.append(f"event {seq} is not the one that the head is of")
+        revision = reader.installation().revision
+        if head.seq <= seq and head.revision != revision:
+            findings.append(f"the revision is {revision}, and the head says {head.revision}")
+        return findings
+
+    def _problem(self, record: AuditRecord, seq: int, previous: bytes) -> str:
+        if record.seq != seq + 1:
+            return f"event {seq + 1} is missing"
+        right = event_hash(self._audit_key, previous, record)
+        if not hmac.compare_digest(right, record.hash):
+            return f"event {record.seq} was altered"
+        if record.personal_digest:
+            states = self._erased_texts
+            for digest in split_digests(record.personal_digest):
+                if states[digest] is None:
+                    return f"a personal text of event {record.seq} is missing or was altered"
+        return ""
+
+    def _mentions_erased(self, record: AuditRecord) -> bool:
+        return any(self._erased_texts[one] for one in split_digests(record.personal_digest))
+
+    def _look_up_texts(self, reader: Reader, batch: Sequence[AuditRecord]) -> None:
+        if len(self._erased_texts) > _TEXTS_KEPT:
+            self._erased_texts.clear()
+        mentioned = {one.personal_digest for one in batch if one.personal_digest}
+        digests = {digest for several in mentioned for digest in split_digests(several)}
+        unknown = list(digests - self._erased_texts.keys())
+        found = reader.personal_texts(unknown)
+        for digest in unknown:
+            text = found.get(digest)
+            self._erased_texts[digest] = None if text is None else self._is_erased(text)
+
+    def _is_erased(self, text: PersonalText) -> bool | None:
+        if text.text is not None and text.salt is not None:
+            right = self._digests.text(text.salt, text.user_id, text.text)
+            return False if hmac.compare_digest(right, text.digest) else None
+        proof = self._digests.erasure(text.digest, text.user_id)
+        return True if hmac.compare_digest(proof, text.erasure or b"") else None
+
+
+def _broken(good_seq: int, head: bytes, erased: int, problem: str) -> ChainReport:
+    return ChainReport(
+        events=good_seq,
+        head_seq=good_seq,
+        head_hash=head,
+        erased=erased,
+        broken_seq=good_seq + 1,
+        problem=problem,
+    )
