@@ -338,6 +338,13 @@ class Service:
         """Return stubs that call with a new key of the first administrator."""
         return self.as_token(self.admin.create_key(role=role, **fields).token)
 
+    def restart(self) -> None:
+        """Serve the same data anew; stubs of before are of no use any more."""
+        container = self.app.container
+        self.close()
+        self.app = make_app(self.data_dir, container.clock, container.entropy)
+        self.app.start()
+
     def close(self) -> None:
         for channel in self._channels:
             channel.close()

@@ -153,7 +153,7 @@ def build_container(
     """
     with store.read() as reader:
         installation = reader.installation()
-        keyring.verify(reader.peppers())
+        keyring.verify(reader.peppers(), lambda one: reader.live_secrets(one, clock.now()))
     metrics = PrometheusMetrics() if with_metrics else None
     recorder: Recorder = metrics or NullRecorder()
     audit = AuditLog(keyring.audit_key, entropy)

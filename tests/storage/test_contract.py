@@ -662,19 +662,25 @@ def test_an_account_knows_how_many_keys_and_users_it_has(store: Store, filled: F
     assert list(store.check()) == []
 
 
-def test_peppers_are_newest_first_with_their_unrevoked_secrets(
-    store: Store, filled: Filling
-) -> None:
-    """A pepper is needed by every unrevoked secret under it, old ones of a rotation too."""
+def test_peppers_are_newest_first_with_their_live_secrets(store: Store, filled: Filling) -> None:
+    """A pepper is needed by what can still open a key: old secrets of a rotation, disabled keys."""
     with store.write() as tx:
         tx.insert_pepper(Pepper(id="pepper02", check=b"c2", create_time=START))
-        tx.insert_api_key(sample_key("dead", revoke_time=START), sample_secret())
+        for name, changes in {
+            "dead": {"revoke_time": START},
+            "expired": {"expire_time": START},
+            "expiring": {"expire_time": at(1)},
+            "disabled": {"disable_time": START},
+        }.items():
+            tx.insert_api_key(sample_key(name, **changes), sample_secret())
         rotated = replace(filled.key, secret_version=2, overlap_end_time=at(DAY))
         tx.replace_secret(rotated, sample_secret(2)._replace(pepper_id="pepper02"), sample_secret())
     with store.read() as reader:
         ids = [one.id for one in reader.peppers()]
-        assert [(one, reader.live_secrets(one)) for one in ids] == [("pepper02", 1), (PEPPER, 1)]
-        assert reader.live_secrets("unknown") == 0
+        needed = [[reader.live_secrets(one, now) for one in ids] for now in (START, at(1), at(DAY))]
+        assert ids == ["pepper02", PEPPER]
+        assert needed == [[1, 3], [1, 2], [1, 1]]
+        assert reader.live_secrets("unknown", START) == 0
 
 
 def test_a_retired_pepper_says_since_when(store: Store, filled: Filling) -> None:

@@ -47,30 +47,76 @@ def test_every_purpose_has_a_key_of_its_own(directory: Path) -> None:
     assert len({keyring.derived_key(b"a"), keyring.derived_key(b"b"), keyring.audit_key}) == 3
 
 
+def no_secret(_pepper_id: str) -> int:
+    """Count no live secret under a pepper."""
+    return 0
+
+
 def test_the_right_pepper_is_accepted(directory: Path) -> None:
     """The check value of the database fits the file."""
     pepper = known(directory)
-    Keyring(directory).verify([pepper])
+    Keyring(directory).verify([pepper], no_secret)
 
 
 def test_a_wrong_pepper_is_refused_by_name(directory: Path) -> None:
     """A file of another installation is not taken, and the error says which file it is."""
     pepper = replace(known(directory), check=b"x" * 32)
     with pytest.raises(KeyringError, match=r"first\.pepper is not the pepper"):
-        Keyring(directory).verify([pepper])
+        Keyring(directory).verify([pepper], no_secret)
 
 
-def test_a_missing_pepper_is_refused_by_name(directory: Path) -> None:
-    """A pepper that live secrets need must be there."""
-    pepper = Pepper(id="gone", check=b"", create_time=START)
-    with pytest.raises(KeyringError, match="gone"):
-        Keyring(directory).verify([pepper])
+def spoil(file: Path, how: str) -> None:
+    """Make a key file one that cannot be used."""
+    if how == "missing":
+        file.unlink()
+    elif how == "open to everybody":
+        file.chmod(0o644)
+    else:
+        file.write_text("ab", "ascii")
 
 
-def test_a_retired_pepper_that_nothing_needs_may_be_missing(directory: Path) -> None:
-    """Its file may be removed after `pepper retire`."""
-    pepper = Pepper(id="gone", check=b"", create_time=START, retire_time=START)
-    Keyring(directory).verify([pepper])
+SPOILT = ["missing", "open to everybody", "too short"]
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_pepper_that_live_secrets_need_must_be_there(directory: Path, how: str) -> None:
+    """The error says what is wrong with the file, and how many secrets need it."""
+    peppers = [known(directory, "third"), known(directory, "second")]
+    spoil(directory / "third.pepper", how)
+    with pytest.raises(KeyringError, match=rf"third\.pepper is {how}.*; 7 live secrets need it"):
+        Keyring(directory).verify(peppers, {"third": 7}.__getitem__)
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_pepper_that_nothing_needs_may_be_unusable(directory: Path, how: str) -> None:
+    """As long as there is another one for new secrets, the newest that can be used."""
+    peppers = [known(directory, "third"), known(directory, "second")]
+    spoil(directory / "third.pepper", how)
+    keyring = Keyring(directory)
+    keyring.verify(peppers, no_secret)
+    assert keyring.first_readable(one.id for one in peppers) == "second"
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_without_a_pepper_for_new_secrets_nothing_starts(directory: Path, how: str) -> None:
+    """Whether live secrets need the only one or not."""
+    peppers = [known(directory)]
+    spoil(directory / "first.pepper", how)
+    with pytest.raises(KeyringError, match=rf"first\.pepper is {how}"):
+        Keyring(directory).verify(peppers, no_secret)
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_the_file_of_a_retired_pepper_does_not_matter(directory: Path, how: str) -> None:
+    """It may be removed after `pepper retire`, and is not looked for again."""
+    retired = replace(known(directory, "old"), retire_time=START)
+    peppers = [known(directory), retired]
+    spoil(directory / "old.pepper", how)
+    keyring = Keyring(directory)
+    keyring.verify(peppers, no_secret)
+    assert keyring.is_retired("old")
+    with pytest.raises(PepperMissingError):
+        keyring.pepper("old")
 
 
 def test_a_pepper_that_is_added_later_is_found(directory: Path) -> None:
@@ -133,13 +179,18 @@ def test_a_pepper_whose_file_was_removed_is_still_known(directory: Path) -> None
     assert len(running.pepper("first")) == 32
 
 
+def read(directory: Path) -> None:
+    """Read the keys that the tests of single files spoil."""
+    Keyring(directory).pepper("first")
+
+
 @pytest.mark.parametrize("name", ["audit.key", "first.pepper"])
 @pytest.mark.parametrize("mode", [0o604, 0o602, 0o666, 0o644])
 def test_a_file_that_is_open_to_everybody_is_refused(directory: Path, name: str, mode: int) -> None:
     """The error says what to run."""
     (directory / name).chmod(mode)
     with pytest.raises(KeyringError, match=rf"{name} is open to everybody; run: chmod 600"):
-        Keyring(directory)
+        read(directory)
 
 
 def test_a_missing_audit_key_is_refused(directory: Path) -> None:
@@ -155,7 +206,7 @@ def test_a_file_that_holds_no_key_is_refused(directory: Path, name: str, content
     """Too short, or not hexadecimal; the error names the file and not its content."""
     (directory / name).write_text(content, "utf-8")
     with pytest.raises(KeyringError, match=name) as caught:
-        Keyring(directory)
+        read(directory)
     assert len(content) < 3 or content not in str(caught.value)
 
 

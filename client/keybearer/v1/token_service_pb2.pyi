@@ -65,7 +65,9 @@ class _ValidationOutcome:
 class _ValidationOutcomeEnumTypeWrapper(_EnumTypeWrapper[_ValidationOutcome.ValueType], type):
     DESCRIPTOR: EnumDescriptor
     VALIDATION_OUTCOME_UNSPECIFIED: _ValidationOutcome.ValueType  # 0
-    """A denial."""
+    """A denial. In a batch: this token could not be judged, although the others could. That is no
+    verdict; ask ValidateToken, which answers UNAVAILABLE as long as it is so.
+    """
     VALIDATION_OUTCOME_VALID: _ValidationOutcome.ValueType  # 1
     """The token opens its key, and the key meets what was required."""
     VALIDATION_OUTCOME_NOT_FOUND: _ValidationOutcome.ValueType  # 2
@@ -85,7 +87,9 @@ class ValidationOutcome(_ValidationOutcome, metaclass=_ValidationOutcomeEnumType
     """The verdict about a token. Whatever is not VALID is a denial, also a number not listed here."""
 
 VALIDATION_OUTCOME_UNSPECIFIED: ValidationOutcome.ValueType  # 0
-"""A denial."""
+"""A denial. In a batch: this token could not be judged, although the others could. That is no
+verdict; ask ValidateToken, which answers UNAVAILABLE as long as it is so.
+"""
 VALIDATION_OUTCOME_VALID: ValidationOutcome.ValueType  # 1
 """The token opens its key, and the key meets what was required."""
 VALIDATION_OUTCOME_NOT_FOUND: ValidationOutcome.ValueType  # 2

@@ -43,7 +43,7 @@ def pepper_list(
 ) -> None:
     """List the peppers and how many live secrets need each."""
     with opened(config, data_dir) as container:
-        peppers = list_peppers(container.store)
+        peppers = list_peppers(container.store, container.clock.now())
     rows = [
         {
             "id": pepper.id,

@@ -5,7 +5,7 @@ A copy of the database alone can neither check nor forge a token, nor hide a cha
 
 import hmac
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -22,6 +22,7 @@ KEY_BYTES = 32
 """256 bits, for peppers and for the audit key."""
 _AUDIT_KEY = "audit.key"
 _SUFFIX = ".pepper"
+_WHERE_KEYS_ARE = "restore it from where the keys are kept"
 _CHECK_TEXT = b"keybearer pepper check v1"
 
 
@@ -37,18 +38,16 @@ class Keyring:
     """The key files of one installation, in one directory. Safe for use by many threads."""
 
     def __init__(self, directory: Path) -> None:
-        """Read every key file.
+        """Read the audit key and each pepper that can be used; `verify` says what is missing.
 
         Raises:
-            KeyringError: A file is missing, malformed, or readable by everybody.
+            KeyringError: The audit key is missing, malformed, or readable by everybody.
         """
         self.directory = directory
         self._audit_key = _read_key(directory / _AUDIT_KEY)
-        self._peppers = {
-            pepper_id: _read_key(path) for pepper_id, path in self._pepper_files().items()
-        }
         self._macs: dict[str, hmac.HMAC] = {}
-        self._unreadable: frozenset[str] = frozenset()
+        self._retired: frozenset[str] = frozenset()
+        self._peppers, self._problems = self._read_peppers({})
 
     @staticmethod
     def create(directory: Path, entropy: Entropy) -> "Keyring":
@@ -69,13 +68,11 @@ class Keyring:
             PepperMissingError: There is no such file, or it cannot be used.
         """
         pepper = self._peppers.get(pepper_id)
-        if pepper is None:
+        if pepper is None and pepper_id not in self._retired:
             self._reload()
             pepper = self._peppers.get(pepper_id)
         if pepper is None:
-            raise PepperMissingError(
-                f"the pepper {pepper_id} cannot be read from {self.directory.name}/"
-            )
+            raise PepperMissingError(self._problem(pepper_id))
         return pepper
 
     def first_readable(self, pepper_ids: Iterable[str]) -> str:
@@ -117,20 +114,44 @@ class Keyring:
         self._peppers = {**self._peppers, pepper_id: pepper}
         return _check_value(pepper)
 
-    def verify(self, peppers: Sequence[Pepper]) -> None:
+    def verify(self, peppers: Sequence[Pepper], live_secrets: Callable[[str], int]) -> None:
         """Compare the key files with the check values in the database.
 
+        A pepper that no live secret needs may be missing: another one serves for new secrets.
+
+        Args:
+            peppers: All that the database knows, newest first.
+            live_secrets: Counts the secrets that need a pepper; asked about one that is missing.
+
         Raises:
-            KeyringError: One is missing, or is not the one the database was written with.
+            KeyringError: One that live secrets need is missing, one is not that which the database
+                was written with, or there is none for new secrets.
         """
-        for known in peppers:
-            if known.retire_time is not None:
-                continue
-            if not hmac.compare_digest(_check_value(self.pepper(known.id)), known.check):
+        self.learn(peppers)
+        current = [one for one in peppers if one.retire_time is None]
+        for known in current:
+            pepper = self._peppers.get(known.id)
+            if pepper is None:
+                needed_by = live_secrets(known.id)
+                if needed_by:
+                    raise KeyringError(
+                        f"{self._problem(known.id)}; {needed_by} live secrets need it"
+                    )
+                log.error("pepper_unreadable", pepper_id=known.id, cause=self._problem(known.id))
+            elif not hmac.compare_digest(_check_value(pepper), known.check):
                 raise KeyringError(
                     f"{self.directory.name}/{known.id}{_SUFFIX} is not the pepper this database "
                     "was written with"
                 )
+        self.first_readable(one.id for one in current)
+
+    def learn(self, peppers: Sequence[Pepper]) -> None:
+        """Note which peppers are retired: those are not looked for again when they are missing."""
+        self._retired = frozenset(one.id for one in peppers if one.retire_time is not None)
+
+    def is_retired(self, pepper_id: str) -> bool:
+        """Return whether a pepper is retired, by what `verify` and `learn` were told."""
+        return pepper_id in self._retired
 
     @property
     def audit_key(self) -> bytes:
@@ -144,22 +165,27 @@ class Keyring:
     def _reload(self) -> None:
         # A file that cannot be used must not take the others with it: what was read stays, and the
         # error is for the calls that need just that pepper.
-        found, problems = dict(self._peppers), {}
-        for pepper_id, path in self._pepper_files().items():
+        found, problems = self._read_peppers(self._peppers)
+        for pepper_id in problems.keys() - self._problems.keys() - self._retired:
+            log.error("pepper_unreadable", pepper_id=pepper_id, cause=problems[pepper_id])
+        self._peppers, self._problems = found, problems
+        self._macs = {}
+
+    def _read_peppers(
+        self, known: Mapping[str, bytes]
+    ) -> tuple[Mapping[str, bytes], Mapping[str, str]]:
+        found, problems = dict(known), {}
+        for path in self.directory.glob(f"*{_SUFFIX}"):
+            pepper_id = path.name.removesuffix(_SUFFIX)
             try:
                 found[pepper_id] = _read_key(path)
             except KeyringError as error:
                 problems[pepper_id] = str(error)
-        for pepper_id in problems.keys() - self._unreadable:
-            log.error("pepper_unreadable", pepper_id=pepper_id, cause=problems[pepper_id])
-        self._unreadable = frozenset(problems)
-        self._peppers = found
-        self._macs = {}
+        return found, problems
 
-    def _pepper_files(self) -> dict[str, Path]:
-        return {
-            path.name.removesuffix(_SUFFIX): path for path in self.directory.glob(f"*{_SUFFIX}")
-        }
+    def _problem(self, pepper_id: str) -> str:
+        path = self.directory / (pepper_id + _SUFFIX)
+        return self._problems.get(pepper_id, f"{path} is missing; {_WHERE_KEYS_ARE}")
 
 
 def _check_value(pepper: bytes) -> bytes:
@@ -173,7 +199,7 @@ def _read_key(path: Path) -> bytes:
             raise KeyringError(f"{path} is open to everybody; run: chmod 600 {path}")
         key = bytes.fromhex(path.read_text("ascii"))
     except FileNotFoundError:
-        raise KeyringError(f"{path} is missing; restore it from where the keys are kept") from None
+        raise KeyringError(f"{path} is missing; {_WHERE_KEYS_ARE}") from None
     except PermissionError:
         raise KeyringError(_foreign(path)) from None
     except (OSError, ValueError) as error:

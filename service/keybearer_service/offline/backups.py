@@ -103,7 +103,7 @@ def _restore(
         if damage:
             raise LocalError(f"{file} is damaged: {damage[0]}")
         with store.read() as reader:
-            keyring.verify(reader.peppers())
+            keyring.verify(reader.peppers(), lambda one: reader.live_secrets(one, clock.now()))
             last_change = _last_event_time(reader)
             count = reader.key_count()
         mutations = Mutations(store, AuditLog(keyring.audit_key, entropy), clock)

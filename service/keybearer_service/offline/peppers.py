@@ -1,6 +1,7 @@
 """Adds, lists and retires peppers."""
 
 from keybearer._wire.enums import AuditAction, AuditTargetType
+from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.model import Pepper
 from keybearer_service.installation.keyring import Keyring
@@ -26,14 +27,14 @@ def add_pepper(
         return pepper
 
 
-def list_peppers(store: Store) -> list[tuple[Pepper, int]]:
+def list_peppers(store: Store, now: Micros) -> list[tuple[Pepper, int]]:
     """Return all peppers, newest first, each with the number of live secrets that need it."""
     with store.read() as reader:
-        return [(pepper, reader.live_secrets(pepper.id)) for pepper in reader.peppers()]
+        return [(pepper, reader.live_secrets(pepper.id, now)) for pepper in reader.peppers()]
 
 
 def retire_pepper(mutations: Mutations, operator_account_id: str, pepper_id: str) -> None:
-    """Retire a pepper that no live secret needs.
+    """Retire a pepper that no live secret needs; those of expired keys are not live.
 
     Raises:
         LocalError: The pepper is unknown, retired, needed, or the only one.
@@ -45,7 +46,7 @@ def retire_pepper(mutations: Mutations, operator_account_id: str, pepper_id: str
             raise LocalError(f"there is no pepper {pepper_id!r}; see `pepper list`")
         if pepper.retire_time is not None:
             raise LocalError(f"the pepper {pepper_id} is retired already")
-        live_secrets = mutation.tx.live_secrets(pepper_id)
+        live_secrets = mutation.tx.live_secrets(pepper_id, mutation.now)
         if live_secrets:
             raise LocalError(
                 f"the pepper {pepper_id} is needed by {live_secrets} live secrets; "

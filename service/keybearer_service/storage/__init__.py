@@ -307,8 +307,12 @@ class Reader(Protocol):
         """Return every pepper; must be newest first."""
         ...
 
-    def live_secrets(self, pepper_id: str) -> int:
-        """Count the unrevoked secrets under a pepper; must count old secrets of rotations too."""
+    def live_secrets(self, pepper_id: str, now: Micros) -> int:
+        """Count the secrets under a pepper that can still open their key at `now` or later.
+
+        Must count old secrets whose overlap is not over, and those of disabled keys; must leave out
+        those of revoked and of expired keys.
+        """
         ...
 
     def audit_head(self) -> tuple[int, bytes]:

@@ -320,12 +320,14 @@ class _SqlReader:
         )
         return [rows.pepper_from_row(row) for row in found]
 
-    def live_secrets(self, pepper_id: str) -> int:
+    def live_secrets(self, pepper_id: str, now: Micros) -> int:
         return self._count(
             "SELECT count(*) FILTER (WHERE pepper_id = ?1)"
-            " + count(*) FILTER (WHERE old_pepper_id = ?1) FROM api_keys"
-            " WHERE revoke_time IS NULL AND (pepper_id = ?1 OR old_pepper_id = ?1)",
+            " + count(*) FILTER (WHERE old_pepper_id = ?1 AND overlap_end_time > ?2) FROM api_keys"
+            " WHERE revoke_time IS NULL AND (expire_time IS NULL OR expire_time > ?2)"
+            " AND (pepper_id = ?1 OR old_pepper_id = ?1)",
             pepper_id,
+            now,
         )
 
     def audit_head(self) -> tuple[int, bytes]:

@@ -106,8 +106,12 @@ class Validator:
     def judge_many(self, questions: Sequence[Question]) -> list[Verdict]:
         """Return the verdicts about many tokens, in their order, of one snapshot.
 
+        A token whose row names a pepper that is missing is UNSPECIFIED, which is no verdict; the
+        others are judged all the same.
+
         Raises:
-            StoreError, StoreUnavailable: As `judge`.
+            StoreError: As `judge`.
+            StoreUnavailable: The store is busy with what may be issuing one of the secrets again.
         """
         parsed = [
             token_format.parse(question.presented.token, self._prefixes) for question in questions
@@ -117,7 +121,7 @@ class Validator:
             records, revision = self._store.lookup_many(key_ids)
             now = self._clock.now()
             verdicts = [
-                self._verdict(
+                self._verdict_if_any(
                     question, one, records.get(one.key_id) if one else None, revision, now
                 )
                 for question, one in zip(questions, parsed, strict=True)
@@ -209,6 +213,19 @@ class Validator:
         outcome = outcome_at(match.record, question.rule, now, question.presented)
         return Verdict(outcome, revision, cache_for_at(outcome, match.valid_until, now), match)
 
+    def _verdict_if_any(
+        self,
+        question: Question,
+        parsed: token_format.Parsed | None,
+        record: TokenRecord | None,
+        revision: int,
+        now: Micros,
+    ) -> Verdict:
+        try:
+            return self._verdict(question, parsed, record, revision, now)
+        except StoreUnavailable:
+            return Verdict(Outcome.UNSPECIFIED, revision, 0, None)
+
     def _match(
         self, parsed: token_format.Parsed | None, record: TokenRecord | None, now: Micros
     ) -> Match | None:
@@ -236,9 +253,18 @@ class Validator:
         try:
             mac = self._keyring.mac(pepper_id)
         except PepperMissingError as error:
-            log.critical("pepper_missing", pepper_id=pepper_id, key_id=record.key_id)
-            raise StoreUnavailable from error
+            if not self._is_retired(pepper_id):
+                log.critical("pepper_missing", pepper_id=pepper_id, key_id=record.key_id)
+                raise StoreUnavailable from error
+            # No secret was live under it when it was retired, and none is issued under it since.
+            mac = self._dummy_mac
         return token_format.digest_by(mac, record.account_id, parsed.key_id, parsed.secret)
+
+    def _is_retired(self, pepper_id: str) -> bool:
+        if not self._keyring.is_retired(pepper_id):
+            with self._store.read() as reader:
+                self._keyring.learn(reader.peppers())
+        return self._keyring.is_retired(pepper_id)
 
     def _identify(self, presented: Presented, now: Micros) -> Caller:
         # Callers are remembered for each thread: the version is the thread's own view of commits.
