@@ -3,9 +3,6 @@
 from collections.abc import Sequence
 from typing import Final, cast
 
-from sqlite_utils import Database
-from sqlite_utils.db import Table
-
 from keybearer_service.domain.model import SecretId
 from keybearer_service.storage import dbapi, rows
 from keybearer_service.storage.first_uses import FirstUses
@@ -42,16 +39,21 @@ class SqliteSession:
     def insert(self, table: str, row: rows.Columns) -> None:
         """Insert a row."""
         with conflicts():
-            self._table(table).insert(row)
+            self._insert("INSERT", table, row)
 
     def replace(self, table: str, row: rows.Columns, key: Sequence[str]) -> None:  # noqa: ARG002 - SQLite knows the table's key
         """Insert a row, or write it in the place of the one with the same key."""
-        self._table(table).insert(row, replace=True)
+        self._insert("INSERT OR REPLACE", table, row)
 
     def update(self, table: str, row_id: str, columns: rows.Columns) -> None:
         """Write columns of the row with this id."""
+        values = ", ".join(f"{name} = ?" for name in columns)
         with conflicts():
-            self._table(table).update(row_id, columns)
+            changed = self.run(
+                f"UPDATE {table} SET {values} WHERE id = ?", *columns.values(), row_id
+            )
+        if changed != 1:
+            raise LookupError(f"no row of {table} has this id")
 
     def replace_unused(self, secret: SecretId, columns: rows.Columns) -> bool:
         """Write columns of a key, on the condition that this secret of it was never used."""
@@ -65,6 +67,6 @@ class SqliteSession:
         )
         return replaced == 1
 
-    def _table(self, name: str) -> Table:
-        # sqlite-utils takes a connection of any driver.
-        return Database(cast("str", self._connection)).table(name)
+    def _insert(self, verb: str, table: str, row: rows.Columns) -> None:
+        places = ", ".join("?" * len(row))
+        self.run(f"{verb} INTO {table} ({', '.join(row)}) VALUES ({places})", *row.values())
