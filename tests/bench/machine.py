@@ -2,9 +2,9 @@
 
 import os
 import platform
-import sys
 import sysconfig
 import timeit
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -18,6 +18,7 @@ GENERATOR = set(_CORES[1:]) or SERVERS
 """The cores of the generator; the same where there is only one."""
 
 
+@cache
 def interpreter() -> str:
     """Return the version and the build of the interpreter.
 
@@ -29,8 +30,8 @@ def interpreter() -> str:
     call = min(timeit.repeat("f(1)", "f = lambda one: one", number=_CALLS, repeat=7)) / _CALLS
     return (
         f"{platform.python_implementation()} {platform.python_version()}, "
-        f"{platform.python_compiler()}, configured {optimised} --enable-optimizations, "
-        f"{sys.executable}; a function call takes {call * 1e9:.0f} ns"
+        f"{platform.python_compiler()}, configured {optimised} --enable-optimizations; a function "
+        f"call takes {call * 1e9:.0f} ns"
     )
 
 

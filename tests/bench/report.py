@@ -134,6 +134,7 @@ def entry_points(options: argparse.Namespace) -> list[Figures]:
             f"\n{keys:,} keys, {options.connections} connections, {options.rounds} rounds of "
             f"{options.seconds:g} s each; the server started in {ours.start_s:.2f} s and holds "
             f"{ours.memory_mib():.0f} MiB, the bare one {bare.memory_mib():.0f} MiB\n"
+            f"{machine.interpreter()}\n"
         )
         print(table(HEADINGS, [one.row(found[0]) for one in found]))
     return found
@@ -161,6 +162,7 @@ def growth(options: argparse.Namespace) -> list[Figures]:
                     f"{single.cpu:.0f}",
                     f"{batch.cpu:.1f}",
                     f"{ours.start_s:.2f}",
+                    f"{ours.start_cpu_s:.2f}",
                     f"{ours.memory_mib():.0f}",
                 ]
             )
@@ -169,9 +171,10 @@ def growth(options: argparse.Namespace) -> list[Figures]:
         "CPU µs a ValidateToken",
         "CPU µs a token in batches of 100",
         "start s",
+        "CPU s of the start",
         "MiB",
     )
-    print(f"\n{table(headings, rows)}")
+    print(f"\n{machine.interpreter()}\n\n{table(headings, rows)}")
     return [yardstick, *found]
 
 
