@@ -1,10 +1,14 @@
 """Peppers that are retired, removed or missing: what the tokens under them answer."""
 
+from concurrent import futures
+
 import grpc
 import pytest
 
 from fakes import FakeClock
 from harness import Service, Stubs, message, refused
+from keybearer import KeybearerClient, Presented, RemoteVerifier
+from keybearer.errors import VerifierUnavailableError
 from keybearer.v1 import token_service_pb2
 from keybearer_service.domain.clock import HOUR, MINUTE
 from keybearer_service.offline.errors import LocalError
@@ -139,3 +143,21 @@ def test_a_server_starts_without_a_pepper_that_no_live_secret_needs(
     needed = {one.id: count for one, count in list_peppers(container.store, container.clock.now())}
     assert needed[new] == 0
     assert needed[old] == 2
+
+
+def test_one_missing_pepper_does_not_fail_checks_that_go_together(
+    service: Service, expired: tuple[str, str, str]
+) -> None:
+    """A verifier gets every other verdict, and for that token none, however often it asks."""
+    token, _, old = expired
+    forget(service, old)
+    good = [service.admin.create_key().token for _ in range(8)]
+    with (
+        KeybearerClient(service.address, token=service.admin_token, tls=False) as client,
+        futures.ThreadPoolExecutor(16) as pool,
+    ):
+        verifier = RemoteVerifier(client, timeout=10)
+        missing = [pool.submit(verifier.verify, Presented(token)) for _ in range(4)]
+        others = [pool.submit(verifier.verify, Presented(one)) for one in good * 4]
+        assert all(check.result().valid for check in others)
+        assert all(isinstance(one.exception(), VerifierUnavailableError) for one in missing)
