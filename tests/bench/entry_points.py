@@ -1,15 +1,22 @@
 """How each entry point is asked. Every reply is checked."""
 
+import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 from urllib.parse import urlencode
 
 from bench import generator
 from bench.servers import Target
-from keybearer import KeybearerClient, Presented, RemoteVerifier
+from keybearer import (
+    AsyncKeybearerClient,
+    AsyncRemoteVerifier,
+    KeybearerClient,
+    Presented,
+    RemoteVerifier,
+)
 from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service.ext_authz.v3 import ext_authz_pb2 as envoy
 
@@ -97,6 +104,27 @@ class Asker:
                 f"{how}, {threads} thread{'s' if threads > 1 else ''}",
                 lambda seconds: _check_for(check, self._tokens, threads, seconds),
             )
+
+    def tasks(self, count: int, *, gathered: bool) -> EntryPoint:
+        """Check as `checks` does, from tasks of one event loop."""
+        address = f"127.0.0.1:{self._target.port}"
+
+        async def ask(seconds: float) -> generator.Report:
+            async with AsyncKeybearerClient(address, token=self._caller, tls=False) as client:
+                verifier = AsyncRemoteVerifier(client)
+
+                async def check(token: str) -> bool:
+                    if gathered:
+                        return (await verifier.verify(Presented(token))).valid
+                    return (await client.validate_token(token)).valid
+
+                return await _check_in_tasks(check, self._tokens, count, seconds)
+
+        how = "AsyncRemoteVerifier" if gathered else "async validate_token"
+        return EntryPoint(
+            f"{how}, {count} task{'s' if count > 1 else ''}",
+            lambda seconds: asyncio.run(ask(seconds)),
+        )
 
     def _grpc(
         self, path: str, bodies: list[bytes], check: generator.Check, in_flight: int = 1
@@ -195,5 +223,24 @@ def _check_for(
         thread.start()
     for thread in running:
         thread.join()
+    report.seconds = time.perf_counter() - started
+    return report
+
+
+async def _check_in_tasks(
+    check: Callable[[str], Awaitable[bool]], tokens: Sequence[str], count: int, seconds: float
+) -> generator.Report:
+    report = generator.Report()
+    started = time.perf_counter()
+
+    async def run(number: int) -> None:
+        turn = number * len(tokens) // count
+        while (before := time.perf_counter()) - started < seconds:
+            report.wrong += not await check(tokens[turn % len(tokens)])
+            report.latencies.append(time.perf_counter() - before)
+            report.replies += 1
+            turn += 1
+
+    await asyncio.gather(*(run(number) for number in range(count)))
     report.seconds = time.perf_counter() - started
     return report

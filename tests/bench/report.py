@@ -126,6 +126,11 @@ def entry_points(options: argparse.Namespace) -> list[Figures]:
                         for threads in (1, CHECKERS)
                         for gathered in (False, True)
                     ),
+                    *(
+                        asker.tasks(count, gathered=gathered)
+                        for count in (1, CHECKERS)
+                        for gathered in (False, True)
+                    ),
                 )
             ),
         ]
