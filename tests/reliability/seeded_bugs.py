@@ -21,14 +21,14 @@ class AnswersBeforeCommit(SqliteStore):
     """Leaves the transaction open when it answers; the next one commits it."""
 
     @contextmanager
-    def _transaction(self, wait_s: float | None = None) -> Generator[None, None, None]:
+    def _transaction(self) -> Generator[None, None, None]:
         with self._write_lock:
             if self._writer.in_transaction:
                 self._writer.execute("COMMIT")
-        with super()._transaction(wait_s):
+        with super()._transaction():
             yield
 
-    def _commit(self) -> None:
+    def _commit(self, connection: dbapi.Connection | None = None) -> None:
         """Later."""
 
 

@@ -260,7 +260,7 @@ class Race:
         self.seen[f"{outcome}, {issued}"] += 1
         if (outcome, issued) == ("accepted", "issued"):
             self.findings.append(f"{name}: {use.__name__} was answered, and it was issued again")
-        if issued == "issued" and there.admin.outcome(token) != "VALID":
+        if issued == "issued" and self._use(Worker.validate, there, token, 0) == "refused":
             self.findings.append(f"{name}: the secret that was issued again is dead")
 
     def _first_token(self, worker: Worker, name: str, request_id: str) -> str:

@@ -23,7 +23,7 @@ What holds everywhere:
 - A list must be stable: what is inserted between two pages moves nothing on the others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,6 +120,14 @@ class StoreDamagedError(StoreUnusableError):
 
 class StoreClosedError(StoreError):
     """The store was closed."""
+
+
+OnProgress = Callable[[int, int], None]
+"""Is told how much of a long work is done, and how much there is in all, in whichever unit."""
+
+
+def no_progress(_done: int, _total: int) -> None:
+    """Ignore it."""
 
 
 NEVER = 9223372036854775807
@@ -647,11 +655,19 @@ class Store(Protocol):
         """
         ...
 
-    def backup(self, path: Path) -> None:
+    def backup(self, path: Path, on_progress: OnProgress = no_progress) -> None:
         """Write a copy of one moment to a new file, while others go on reading and writing.
 
-        The file is the same whichever backend wrote it: a file store that `restore` can open. Must
-        raise FileExistsError for a path that exists.
+        The file is the same whichever backend wrote it: a file store that `restore` can open. It
+        must be on the disk when this returns, and gone when it raises. How long it takes must not
+        depend on what others write meanwhile. Must raise FileExistsError for a path that exists.
+
+        Args:
+            path: The file.
+            on_progress: Told how much is done. What it raises breaks the copy off.
+
+        Raises:
+            StoreFullError: There is no room for the file.
         """
         ...
 

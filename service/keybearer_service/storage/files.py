@@ -1,5 +1,8 @@
 """The engine behind a FileStore, for commands that show it or that must not share a file."""
 
+import os
+from pathlib import Path
+
 from keybearer_service.storage import dbapi
 
 
@@ -17,3 +20,16 @@ def sharing_hazard(version: tuple[int, ...] = dbapi.VERSION) -> str | None:
         "which brings a newer one on x86_64 Linux, or run a Python whose sqlite3 module has SQLite "
         "3.51.3 or newer"
     )
+
+
+def sync(path: Path) -> None:
+    """Make what was written of a file, or the names in a directory, last a loss of power.
+
+    Raises:
+        OSError: The disk refuses it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -6,6 +6,7 @@ acknowledged writes with NORMAL, so it is asserted when the store opens.
 
 import json
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from keybearer_service.storage import (
     ClaimFailedError,
     CommitFailedError,
     News,
+    OnProgress,
     Reader,
     StoreClosedError,
     StoreDamagedError,
@@ -33,8 +35,10 @@ from keybearer_service.storage import (
     Writer,
     dbapi,
     migrations,
+    no_progress,
     rows,
 )
+from keybearer_service.storage.files import sync
 from keybearer_service.storage.first_uses import FirstUses
 from keybearer_service.storage.sqlite_errors import (
     FULL,
@@ -55,6 +59,10 @@ from keybearer_service.storage.transactions import (
 
 BUSY_TIMEOUT_S: Final = 2.0
 """How long a write waits for another one; afterwards UNAVAILABLE."""
+BACKUP_PAGES: Final = 4096
+"""What a backup copies in one step, 16 MB; between two steps it can be broken off."""
+_LOG_LIMIT: Final = 64 * 1024 * 1024
+"""Bytes that the write-ahead log keeps once it is folded in; a long backup lets it grow."""
 SHARED_POLL_S: Final = 0.01
 """How long a commit of another process may go unnoticed."""
 _TIMES: Final = range(253_402_300_800_000_000)
@@ -89,6 +97,7 @@ _READ_ONLY: Final = (
 _TRIGGERS_AND_VIEWS: Final = (
     "SELECT type, name, sql FROM sqlite_schema WHERE type IN ('trigger', 'view')"
 )
+_CLAIM_TRIES: Final = 100
 _WAL_TRIES: Final = 20
 """Each is lost to another process that has switched meanwhile, or is about to."""
 
@@ -127,6 +136,8 @@ class SqliteStore:
         self._connections_lock = threading.Lock()
         self._write_lock = threading.Lock()
         self._first_uses = FirstUses()
+        self._claim_lock = threading.Lock()
+        self._claimer: dbapi.Connection | None = None
         self._closed = False
         self._outcome_unknown = False
         self._damage = ""
@@ -220,14 +231,8 @@ class SqliteStore:
         self._woken.set()
 
     @contextmanager
-    def _transaction(self, wait_s: float | None = None) -> Generator[None, None, None]:
-        """Hold the store for a block: everything in it is committed, or nothing.
-
-        Args:
-            wait_s: How long to wait for others; by default the busy timeout.
-        """
-        wait_s = self._busy_timeout_s if wait_s is None else min(wait_s, self._busy_timeout_s)
-        if not self._write_lock.acquire(timeout=wait_s):
+    def _transaction(self) -> Generator[None, None, None]:
+        if not self._write_lock.acquire(timeout=self._busy_timeout_s):
             raise _held_for_too_long()
         try:
             self._assert_open()
@@ -235,7 +240,7 @@ class SqliteStore:
                 raise CommitFailedError("an earlier commit failed")
             # SQLite waits and tries again here. From now on this is the only writer, and neither a
             # statement nor COMMIT can meet another one.
-            with self._translated(), self._waiting(wait_s):
+            with self._translated():
                 self._writer.execute("BEGIN IMMEDIATE")
             try:
                 with self._translated():
@@ -248,27 +253,16 @@ class SqliteStore:
             self._first_uses.end_write()
             self._write_lock.release()
 
-    @contextmanager
-    def _waiting(self, wait_s: float) -> Generator[None, None, None]:
-        """Have the writing connection wait for others for this long only, in seconds."""
-        if wait_s == self._busy_timeout_s:
-            yield
-            return
-        self._writer.execute(f"PRAGMA busy_timeout = {round(wait_s * 1000)}")
+    def _commit(self, connection: dbapi.Connection | None = None) -> None:
+        connection = connection or self._writer
         try:
-            yield
-        finally:
-            self._writer.execute(f"PRAGMA busy_timeout = {round(self._busy_timeout_s * 1000)}")
-
-    def _commit(self) -> None:
-        try:
-            self._writer.execute("COMMIT")
+            connection.execute("COMMIT")
         except dbapi.DatabaseError as error:
             # With WAL the pages are written at COMMIT, so a full disk is noticed here: the commit
             # frame is not in the log and the rollback is certain. Any other failure, above all of
             # the sync, leaves the frame where recovery may find it.
             if name_of(error) in FULL:
-                _roll_back(self._writer)
+                _roll_back(connection)
                 raise StoreFullError("the disk is full") from error
             # From here on every write fails as "outcome unknown": this process no longer knows
             # what is on disk.
@@ -302,19 +296,44 @@ class SqliteStore:
         )
 
     def _write_claims(self, secrets: Sequence[SecretId]) -> bool:
-        try:
-            with self._transaction(CLAIM_WAIT_S):
-                changed = [
-                    self._writer.execute(
-                        "UPDATE api_keys SET secret_used = 1 WHERE id = ? AND secret_version = ?",
-                        secret,
-                    ).rowcount
-                    for secret in sorted(secrets)
-                ]
-        except CommitFailedError as error:
-            raise ClaimFailedError(str(error)) from error
+        with self._claiming() as connection:
+            changed = [
+                connection.execute(
+                    "UPDATE api_keys SET secret_used = 1 WHERE id = ? AND secret_version = ?",
+                    secret,
+                ).rowcount
+                for secret in sorted(secrets)
+            ]
         self._first_uses.stored(secrets)
         return all(changed)
+
+    @contextmanager
+    def _claiming(self) -> Generator[dbapi.Connection, None, None]:
+        """Hold the store for a block that claims secrets, on a connection of its own.
+
+        The writing connection may belong to a change that waits for another process by now, for
+        longer than a claim may wait.
+        """
+        if not self._claim_lock.acquire(timeout=CLAIM_WAIT_S):
+            raise _held_for_too_long()
+        try:
+            if self._outcome_unknown:
+                raise ClaimFailedError("an earlier commit failed")
+            connection = self._claimer = self._claimer or self._connect()
+            with self._translated():
+                _begin_soon(connection)
+            try:
+                with self._translated():
+                    yield connection
+            except BaseException:
+                _roll_back(connection)
+                raise
+            try:
+                self._commit(connection)
+            except CommitFailedError as error:
+                raise ClaimFailedError(str(error)) from error
+        finally:
+            self._claim_lock.release()
 
     def add_uses(self, uses: Sequence[Use]) -> None:
         """Add uses in one transaction; times only move forward."""
@@ -422,11 +441,18 @@ class SqliteStore:
 
     def _integrity(self, table: str) -> list[str]:
         argument = f"('{table}')" if table else ""
+        connection = self._reader()
+        # Lets signals in: they are handled between two steps of the interpreter.
+        connection.set_progress_handler(lambda: None, 100_000)
         try:
             with self._translated():
-                found = self._reader().execute(f"PRAGMA integrity_check{argument}").fetchall()
+                found = connection.execute(f"PRAGMA integrity_check{argument}").fetchall()
+        except StoreLockedError:
+            raise
         except StoreError as error:  # too damaged for the check itself
             return [str(error)]
+        finally:
+            connection.set_progress_handler(None, 0)
         # It tells of trees by the number of a page, in several lines.
         lines = (line for row in found for line in str(row[0]).splitlines())
         return [line for line in lines if line != "ok" and not line.startswith("*** ")]
@@ -442,7 +468,7 @@ class SqliteStore:
         """The number that marks the file as a database of keybearer."""
         return migrations.APPLICATION_ID
 
-    def backup(self, path: Path) -> None:
+    def backup(self, path: Path, on_progress: OnProgress = no_progress) -> None:
         """Copy the database page by page, within one snapshot."""
         path.touch(mode=0o600, exist_ok=False)
         try:
@@ -452,13 +478,22 @@ class SqliteStore:
                 reader.key_count()
                 target = self._open(str(path), isolation_level=None)
                 try:
-                    self._reader().backup(target, pages=4096)
+                    # A copy that is not whole is thrown away: it needs neither log nor syncs.
+                    target.execute("PRAGMA journal_mode = OFF")
+                    target.execute("PRAGMA synchronous = OFF")
+                    self._reader().backup(
+                        target,
+                        pages=BACKUP_PAGES,
+                        progress=lambda _status, left, total: on_progress(total - left, total),
+                    )
                     # A copy is a file by itself: no log beside it.
                     target.execute("PRAGMA journal_mode = DELETE")
                 finally:
                     target.close()
+            sync(path)
         except BaseException:
-            path.unlink()
+            path.unlink(missing_ok=True)
+            path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
             raise
 
     def close(self) -> None:
@@ -540,6 +575,7 @@ class SqliteStore:
             "secure_delete = ON",
             "trusted_schema = OFF",
             "cache_size = -16384",
+            f"journal_size_limit = {_LOG_LIMIT}",
             *(_READ_ONLY if read_only else ()),
         ):
             connection.execute(f"PRAGMA {pragma}")
@@ -574,6 +610,24 @@ class _Ending:
 
     def __del__(self) -> None:
         self._call()
+
+
+def _begin_soon(connection: dbapi.Connection) -> None:
+    """Begin a transaction that may write, within CLAIM_WAIT_S.
+
+    SQLite itself waits for up to 100 ms between two tries, and so would lose to busier processes.
+    """
+    connection.execute("PRAGMA busy_timeout = 0")
+    for _ in range(_CLAIM_TRIES):
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except dbapi.OperationalError as error:
+            if name_of(error) not in LOCKED:
+                raise
+            time.sleep(CLAIM_WAIT_S / _CLAIM_TRIES)
+        else:
+            return
+    connection.execute("BEGIN IMMEDIATE")
 
 
 def _held_for_too_long() -> StoreLockedError:
