@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from keybearer_service.cli.long_work import breakable
 from keybearer_service.cli.opening import opened
 from keybearer_service.cli.options import ConfigOption, DataDirOption, Output, OutputOption
 from keybearer_service.cli.output import print_result
@@ -28,11 +29,19 @@ def backup(
     output: OutputOption = Output.TEXT,
     config: ConfigOption = None,
 ) -> None:
-    """Copy the database, while it is in use. Keep FILE and FILE.peppers apart."""
+    """Copy the database, while it is in use. Keep FILE and FILE.peppers apart.
+
+    FILE gets its name when everything is written and on the disk: whatever breaks a backup off,
+    what has that name is whole. Exit codes: 0 done, 1 refused or broken off (one line says why),
+    2 wrong usage.
+    """
     directory = DataDir(load(config, {"data_dir": data_dir}).data_dir)
     _assert_target(file, directory)
-    with opened(config, data_dir) as container:
-        backups.back_up(container.store, directory, file, with_keys=keys)
+    with (
+        breakable(f"{file} was not written") as progress,
+        opened(config, data_dir) as container,
+    ):
+        backups.back_up(container.store, directory, file, with_keys=keys, on_step=progress)
     result = {"file": str(file), "peppers": str(keys_beside(file)) if keys else ""}
     text = f"The database is in {file}."
     if keys:
@@ -53,18 +62,24 @@ def restore(
     output: OutputOption = Output.TEXT,
     config: ConfigOption = None,
 ) -> None:
-    """Bring a backup back into an empty directory. What was changed since is undone."""
+    """Bring a backup back into an empty directory. What was changed since is undone.
+
+    The directory holds an installation once everything is done; a restore that was broken off can
+    be run again. Exit codes: 0 done, 1 refused or broken off (one line says why), 2 wrong usage.
+    """
     settings = load(config, {"data_dir": data_dir})
     _assert_file_name(file)
     clock = SystemClock()
-    restored = backups.restore(
-        DataDir(settings.data_dir),
-        file,
-        peppers or keys_beside(file),
-        open_store=open_store,
-        clock=clock,
-        entropy=SystemEntropy(),
-    )
+    with breakable("nothing was restored") as progress:
+        restored = backups.restore(
+            DataDir(settings.data_dir),
+            file,
+            peppers or keys_beside(file),
+            open_store=open_store,
+            clock=clock,
+            entropy=SystemEntropy(),
+            on_step=progress,
+        )
     age = (clock.now() - restored.last_change) // SECOND
     last = rfc3339(restored.last_change)
     print_result(

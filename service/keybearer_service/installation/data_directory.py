@@ -5,6 +5,7 @@ DATA/peppers/         the key files; keep a copy of them apart from the backups
 DATA/metrics/         metrics of several processes; emptied at every start
 DATA/lock             held by the one `serve`
 DATA/workers.lock     held by each of its workers
+DATA/restore.unfinished/  where a restore is made; what one leaves that is killed is of no use
 DATA/admin-token      written by a first `quickstart` without a terminal
 
 What root makes in it belongs to the owner of the installation, whose server must read it.
@@ -34,6 +35,7 @@ class DataDir:
         self.peppers = path / "peppers"
         self.admin_token = path / "admin-token"
         self.metrics = path / "metrics"
+        self.unfinished_restore = path / "restore.unfinished"
         self._lock = path / "lock"
         self._workers_lock = path / "workers.lock"
 

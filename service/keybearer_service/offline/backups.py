@@ -1,8 +1,12 @@
 """Backups and their restoration."""
 
+import fcntl
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from keybearer._wire.enums import AuditAction, AuditTargetType
@@ -16,7 +20,8 @@ from keybearer_service.installation.ownership import give
 from keybearer_service.offline.audit import check_store
 from keybearer_service.offline.errors import LocalError
 from keybearer_service.offline.initialise import EPOCH_LENGTH
-from keybearer_service.storage import Reader, Store
+from keybearer_service.storage import OnProgress, Reader, Store, StoreFullError, no_progress
+from keybearer_service.storage.files import sync
 from keybearer_service.usecases.audit import AuditLog
 from keybearer_service.usecases.mutations import Mutations
 
@@ -26,18 +31,108 @@ def keys_beside(backup: Path) -> Path:
     return backup.with_name(backup.name + ".peppers")
 
 
-def back_up(store: Store, data_dir: DataDir, file: Path, *, with_keys: bool) -> None:
+OnStep = Callable[[str, int, int], None]
+"""Is told what is being done, how much of it is done, and how much there is in all."""
+UNFINISHED = ".unfinished"
+"""What the directory's name ends with in which a backup or a restore is made."""
+_DATABASE = "database"
+_KEYS = "peppers"
+_CHUNK = 4 * 1024 * 1024
+
+
+def no_steps(_what: str, _done: int, _total: int) -> None:
+    """Ignore it."""
+
+
+def back_up(
+    store: Store,
+    data_dir: DataDir,
+    file: Path,
+    *,
+    with_keys: bool,
+    on_step: OnStep = no_steps,
+) -> None:
     """Write a copy of the database, and of the key files into a directory beside it.
 
+    They are made in FILE.unfinished and get their names when they are whole and on the disk: first
+    the key files, then the database. So where there is a FILE, everything is there. What a killed
+    backup has left is removed by the next one to the same file.
+
     Raises:
-        LocalError: The file or the directory exists.
+        LocalError: The file or the directory exists, there is no room, or another backup to the
+            same file is at work.
     """
-    for target in (file, keys_beside(file)):
-        if target.exists():
-            raise LocalError(f"{target} exists already")
-    store.backup(file)
-    if with_keys:
-        _copy_keys(data_dir.peppers, keys_beside(file))
+    keys = keys_beside(file)
+    _assert_absent(file, keys)
+    with _workshop(file.with_name(file.name + UNFINISHED), file) as place:
+        if with_keys:
+            _copy_keys(data_dir.peppers, place / _KEYS)
+        try:
+            store.backup(place / _DATABASE, partial(on_step, "copying the database"))
+        except StoreFullError:
+            raise LocalError(f"{file.parent}: no room left for the backup") from None
+        _assert_absent(file, keys)
+        if with_keys:
+            (place / _KEYS).rename(keys)
+        try:
+            (place / _DATABASE).rename(file)
+        except BaseException:
+            if with_keys:
+                shutil.rmtree(keys)
+            raise
+        sync(file.parent)
+
+
+def _assert_absent(file: Path, keys: Path) -> None:
+    if file.exists():
+        raise LocalError(f"{file} exists already")
+    if keys.exists():
+        raise LocalError(
+            f"{keys} exists already, without {file.name}: remove it if a backup was broken off "
+            "here, move it if it belongs to a backup that is kept elsewhere"
+        )
+
+
+@contextmanager
+def _workshop(place: Path, target: Path) -> Iterator[Path]:
+    """Make a directory for what is not finished; remove it after the block with what is left in it.
+
+    Args:
+        place: The directory.
+        target: What is made in it, for errors.
+
+    Raises:
+        LocalError: It cannot be made, somebody is at work in it, or it holds something else.
+    """
+    try:
+        place.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise LocalError(f"{target}: {error.strerror}") from None
+    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LocalError(f"another command is at work in {place}") from None
+        strangers = [one.name for one in place.iterdir() if not one.name.startswith(_OURS)]
+        if strangers:
+            raise LocalError(f"{place} holds {strangers[0]}, which no backup made; move it away")
+        _empty(place)
+        try:
+            yield place
+        finally:
+            _empty(place)
+            place.rmdir()
+    finally:
+        os.close(descriptor)
+
+
+_OURS = (_DATABASE, _KEYS)
+
+
+def _empty(place: Path) -> None:
+    for path in place.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,47 +153,72 @@ def restore(
     open_store: Callable[[Path], Store],
     clock: Clock,
     entropy: Entropy,
+    on_step: OnStep = no_steps,
 ) -> Restored:
     """Restore a backup into an empty directory under a new epoch, and record that.
 
+    Everything is made in DATA/restore.unfinished, and the database gets its name last: a restore
+    that is killed has left no installation, and can be run again.
+
     Raises:
-        LocalError: The directory is not empty, or the backup or its key files are not there.
+        LocalError: The directory is not empty, the backup or its key files are not there or not
+            whole, or there is no room.
         StoreError, KeyringError: They cannot be used, or do not belong together.
     """
-    if data_dir.path.exists() and any(data_dir.path.iterdir()):
-        raise LocalError(f"{data_dir.path} is not empty; restore into an empty directory")
+    _assert_empty(data_dir)
     if not file.is_file():
         raise LocalError(f"{file} is no file")
+    if file.parent.name.endswith(UNFINISHED):
+        raise LocalError(f"{file} is of a backup that was broken off")
     if not keys.is_dir():
         raise LocalError(
             f"{keys} is no directory; name the key files of this backup with --peppers"
         )
     data_dir.create()
-    try:
-        return _restore(data_dir, file, keys, open_store, clock, entropy)
-    except BaseException:
-        # Remove what is half restored, so that the command can simply be run again.
-        for path in data_dir.path.iterdir():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-        raise
+    with _workshop(data_dir.unfinished_restore, data_dir.path) as place:
+        give(place)
+        try:
+            restored = _restore(place, file, keys, open_store, clock, entropy, on_step)
+        except StoreFullError:
+            raise LocalError(f"{data_dir.path}: no room left for the restore") from None
+        data_dir.publish(place / _KEYS, data_dir.peppers)
+        try:
+            data_dir.publish(place / _DATABASE, data_dir.database)
+        except BaseException:
+            shutil.rmtree(data_dir.peppers)
+            raise
+    return restored
+
+
+def _assert_empty(data_dir: DataDir) -> None:
+    if not data_dir.path.exists():
+        return
+    names = {path.name for path in data_dir.path.iterdir()} - {data_dir.unfinished_restore.name}
+    if names == {data_dir.peppers.name}:
+        raise LocalError(
+            f"{data_dir.peppers} exists without a database: remove it if a restore was broken off "
+            "here, move it away if a backup needs it"
+        )
+    if names:
+        raise LocalError(f"{data_dir.path} is not empty; restore into an empty directory")
 
 
 def _restore(
-    data_dir: DataDir,
+    place: Path,
     file: Path,
     keys: Path,
     open_store: Callable[[Path], Store],
     clock: Clock,
     entropy: Entropy,
+    on_step: OnStep,
 ) -> Restored:
-    _copy_keys(keys, data_dir.peppers)
-    give(data_dir.peppers)
-    unfinished = data_dir.path / "keybearer.db.new"
-    unfinished.touch(mode=0o600)
-    shutil.copyfile(file, unfinished)
-    keyring = Keyring(data_dir.peppers)
-    store = open_store(unfinished)
+    _copy_keys(keys, place / _KEYS)
+    database = place / _DATABASE
+    _copy(file, database, partial(on_step, "copying the database"))
+    keyring = Keyring(place / _KEYS)
+    store = open_store(database)
     try:
+        on_step("checking the database", 0, 0)
         damage = check_store(store)
         if damage:
             raise LocalError(f"{file} is damaged: {damage[0]}")
@@ -106,32 +226,37 @@ def _restore(
             keyring.verify(reader.peppers(), lambda one: reader.live_secrets(one, clock.now()))
             last_change = _last_event_time(reader)
             count = reader.key_count()
-        mutations = Mutations(store, AuditLog(keyring.audit_key, entropy), clock)
-        with mutations.begin_local() as mutation:
-            before = mutation.tx.installation()
-            epoch = entropy.base62(EPOCH_LENGTH)
-            mutation.tx.put_installation(
-                Installation(
-                    epoch=epoch,
-                    revision=before.revision,
-                    prefix=before.prefix,
-                    retired_prefixes=before.retired_prefixes,
-                    operator_account_id=before.operator_account_id,
-                    create_time=before.create_time,
-                )
-            )
-            mutation.record(
-                AuditAction.INSTALLATION_RESTORED,
-                account_id=before.operator_account_id,
-                target_type=AuditTargetType.INSTALLATION,
-                target_id=before.operator_account_id,
-                changes=(FieldChange("epoch", before.epoch, epoch),),
-            )
-            mutation.invalidate(SubjectKind.EVERYTHING, "", before.operator_account_id)
+        epoch = _begin_epoch(store, keyring, clock, entropy)
     finally:
         store.close()
-    data_dir.publish(unfinished, data_dir.database)
+    sync(database)
     return Restored(last_change, epoch, count)
+
+
+def _begin_epoch(store: Store, keyring: Keyring, clock: Clock, entropy: Entropy) -> str:
+    mutations = Mutations(store, AuditLog(keyring.audit_key, entropy), clock)
+    with mutations.begin_local() as mutation:
+        before = mutation.tx.installation()
+        epoch = entropy.base62(EPOCH_LENGTH)
+        mutation.tx.put_installation(
+            Installation(
+                epoch=epoch,
+                revision=before.revision,
+                prefix=before.prefix,
+                retired_prefixes=before.retired_prefixes,
+                operator_account_id=before.operator_account_id,
+                create_time=before.create_time,
+            )
+        )
+        mutation.record(
+            AuditAction.INSTALLATION_RESTORED,
+            account_id=before.operator_account_id,
+            target_type=AuditTargetType.INSTALLATION,
+            target_id=before.operator_account_id,
+            changes=(FieldChange("epoch", before.epoch, epoch),),
+        )
+        mutation.invalidate(SubjectKind.EVERYTHING, "", before.operator_account_id)
+    return epoch
 
 
 def _last_event_time(reader: Reader) -> Micros:
@@ -143,6 +268,17 @@ def _last_event_time(reader: Reader) -> Micros:
 def _copy_keys(source: Path, target: Path) -> None:
     target.mkdir(mode=0o700)
     for path in sorted(source.iterdir()):
-        copy = target / path.name
-        copy.touch(mode=0o600)
-        shutil.copyfile(path, copy)
+        _copy(path, target / path.name, no_progress)
+    sync(target)
+
+
+def _copy(source: Path, target: Path, on_progress: OnProgress) -> None:
+    """Copy a file into a new one that only this user can read, and have it on the disk."""
+    target.touch(mode=0o600, exist_ok=False)
+    total = source.stat().st_size
+    with source.open("rb") as read, target.open("wb") as written:
+        while chunk := read.read(_CHUNK):
+            written.write(chunk)
+            on_progress(written.tell(), total)
+        written.flush()
+        os.fsync(written.fileno())
