@@ -6,7 +6,6 @@ acknowledged writes with NORMAL, so it is asserted when the store opens.
 
 import json
 import threading
-import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -618,13 +617,14 @@ def _begin_soon(connection: dbapi.Connection) -> None:
     SQLite itself waits for up to 100 ms between two tries, and so would lose to busier processes.
     """
     connection.execute("PRAGMA busy_timeout = 0")
+    pause = threading.Event()  # one that nobody sets
     for _ in range(_CLAIM_TRIES):
         try:
             connection.execute("BEGIN IMMEDIATE")
         except dbapi.OperationalError as error:
             if name_of(error) not in LOCKED:
                 raise
-            time.sleep(CLAIM_WAIT_S / _CLAIM_TRIES)
+            pause.wait(CLAIM_WAIT_S / _CLAIM_TRIES)
         else:
             return
     connection.execute("BEGIN IMMEDIATE")
