@@ -53,7 +53,7 @@ def pair(file: Path) -> tuple[bool, bool]:
 def assert_whole(file: Path, target: Path) -> None:
     """Restore a backup, and check what comes of it."""
     answer("restore", str(file), "--data-dir", str(target))
-    assert answer("check", "--data-dir", str(target)) == {"findings": []}
+    assert answer("check", "--data-dir", str(target))["findings"] == []
     shutil.rmtree(target)
 
 
@@ -128,7 +128,7 @@ def break_off_restores(data: Path, tmp_path: Path, steps: Iterable[Step]) -> Cou
                 shutil.rmtree(target / "peppers")
                 seen["said what to remove"] += 1
             answer("restore", str(file), *where)
-            assert answer("check", *where) == {"findings": []}
+            assert answer("check", *where)["findings"] == []
             seen["run again"] += 1
         if done.returncode == 0:
             ended.add(step[0])
@@ -216,7 +216,7 @@ def test_progress_is_shown_on_a_terminal(data: Path, tmp_path: Path) -> None:
     os.close(theirs)
     shown = os.read(ours, 65536).decode()
     os.close(ours)
-    assert "copying the database: 100 %" in shown
+    assert "pages copied" in shown
     assert json.loads(done.stdout)["file"] == str(tmp_path / "backup")
     quiet = command("backup", str(tmp_path / "another"), "--data-dir", str(data))
     assert quiet.stderr == ""

@@ -68,6 +68,6 @@ def test_damage_is_an_outage_at_every_entry_point(tmp_path: Path) -> None:
         assert events == ["store_damaged"]
         assert len([one for one in server.events if one["level"] == "warning"]) <= 3
         done = command("check", "--data-dir", str(data), "--output", "json")
-        assert done.returncode == 2, done
+        assert done.returncode == 1, done
         assert any(one.startswith("users: ") for one in json.loads(done.stdout)["findings"])
         assert server.stop() == 0

@@ -119,7 +119,7 @@ def test_a_server_that_root_ran_once_leaves_the_directory_to_its_owner(
         process.close()
     foreign = {name for name, uid in _owners(data).items() if uid != USER}
     assert {name for name in foreign if not name.startswith("metrics/")} == set()
-    assert answer("check", "--data-dir", str(data)) == {"findings": []}
+    assert answer("check", "--data-dir", str(data))["findings"] == []
     assert _serves(data, ids["token"])
 
 

@@ -32,7 +32,7 @@ def keys_beside(backup: Path) -> Path:
 
 
 OnStep = Callable[[str, int, int], None]
-"""Is told what is being done, how much of it is done, and how much there is in all."""
+"""Is told what is counted, how much of it is done, and how much there is in all."""
 UNFINISHED = ".unfinished"
 """What the directory's name ends with in which a backup or a restore is made."""
 _DATABASE = "database"
@@ -68,7 +68,7 @@ def back_up(
         if with_keys:
             _copy_keys(data_dir.peppers, place / _KEYS)
         try:
-            store.backup(place / _DATABASE, partial(on_step, "copying the database"))
+            store.backup(place / _DATABASE, partial(on_step, "pages copied"))
         except StoreFullError:
             raise LocalError(f"{file.parent}: no room left for the backup") from None
         _assert_absent(file, keys)
@@ -214,11 +214,11 @@ def _restore(
 ) -> Restored:
     _copy_keys(keys, place / _KEYS)
     database = place / _DATABASE
-    _copy(file, database, partial(on_step, "copying the database"))
+    _copy(file, database, partial(on_step, "bytes copied"))
     keyring = Keyring(place / _KEYS)
     store = open_store(database)
     try:
-        on_step("checking the database", 0, 0)
+        on_step("databases checked", 0, 1)
         damage = check_store(store)
         if damage:
             raise LocalError(f"{file} is damaged: {damage[0]}")
