@@ -1,10 +1,10 @@
 """Backups and restores that are broken off: what has its name is whole, the rest is known."""
 
+import fcntl
 import json
 import os
 import pty
 import shutil
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -191,10 +191,7 @@ def test_a_full_disk_leaves_nothing(data: Path, tmp_path: Path) -> None:
         ("backup", str(small / "backup"), "--data-dir", str(data)),
         ("restore", str(file), "--data-dir", str(small / "data")),
     ):
-        script = (
-            'mount -t tmpfs -o size=1m tmpfs "$0" && "$@"; code=$?; find "$0" -type f; exit $code'
-        )
-        done = command(*words, wrapper=("unshare", "-m", "bash", "-c", script, str(small)))
+        done = command(*words, wrapper=("unshare", "-m", "bash", "-c", ON_SMALL_DISK, str(small)))
         assert done.returncode == 1, done
         assert len(done.stderr.splitlines()) == 1, done.stderr
         assert "no room left" in done.stderr or "No space left" in done.stderr
@@ -224,20 +221,25 @@ def test_progress_is_shown_on_a_terminal(data: Path, tmp_path: Path) -> None:
 
 def test_two_backups_to_one_file_do_not_meet(data: Path, tmp_path: Path) -> None:
     """The second one is refused while the first is at work."""
-    require_strace()
-    words = ("backup", str(tmp_path / "backup"), "--data-dir", str(data))
-    first = subprocess.Popen(
-        [*killed_at(("fsync", 2), "STOP"), sys.executable, *SERVER, *words],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    place = tmp_path / "backup.unfinished"
+    place.mkdir()
+    descriptor = os.open(place, os.O_RDONLY)
     try:
-        while not (tmp_path / "backup.unfinished" / "peppers").exists():
-            assert first.poll() is None
-        refusal = command(*words)
-        assert refusal.returncode == 1
-        assert "another command is at work" in refusal.stderr
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # as the first one does
+        refusal = command("backup", str(tmp_path / "backup"), "--data-dir", str(data))
     finally:
-        os.kill(first.pid, signal.SIGKILL)
-        first.communicate()
+        os.close(descriptor)
+    assert refusal.returncode == 1
+    assert "another command is at work" in refusal.stderr
+    answer("backup", str(tmp_path / "backup"), "--data-dir", str(data))
+
+
+def test_what_no_backup_made_is_not_removed(data: Path, tmp_path: Path) -> None:
+    """A directory of somebody else under the name that a backup works in stays as it is."""
+    notes = tmp_path / "backup.unfinished" / "notes"
+    notes.parent.mkdir()
+    notes.touch()
+    refusal = command("backup", str(tmp_path / "backup"), "--data-dir", str(data))
+    assert refusal.returncode == 1
+    assert "holds notes, which no backup made" in refusal.stderr
+    assert notes.exists()

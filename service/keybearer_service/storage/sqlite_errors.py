@@ -24,6 +24,8 @@ _TAKEN: Final = "UNIQUE constraint failed: "
 _EMAIL_TAKEN: Final = _TAKEN + "users.account_id, users.email"
 _DAMAGED: Final = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FORMAT", "SQLITE_IOERR_CORRUPTFS")
 """How the names begin of errors about what a file holds."""
+_FULL_IN_BACKUP: Final = "database or disk is full"
+"""What the driver says while it copies a database; it gives no name there."""
 _MISSING_TABLE: Final = "no such table"
 
 
@@ -65,7 +67,7 @@ def store_error(error: dbapi.DatabaseError) -> Exception:
         return StoreConflictError(f"taken: {text.removeprefix(_TAKEN)}")
     if isinstance(error, dbapi.ProgrammingError) and "closed" in text:
         return StoreClosedError("the store is closed")
-    if name in FULL:
+    if name in FULL or text == _FULL_IN_BACKUP:
         return StoreFullError("the disk is full")
     if name.startswith("SQLITE_READONLY"):
         return StoreReadOnlyError("the database is read-only")
