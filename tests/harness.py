@@ -1,5 +1,6 @@
 """A running service for tests: the real server on a free port, and the stubs to call it with."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,6 +43,8 @@ from keybearer_service.watch.hub import MAX_WATCHERS
 CALL_TIMEOUT_S = 10.0
 ANY_PORT = Listener(address=Address("127.0.0.1", 0))
 NO_HTTP = HttpConfig()
+HOT_LOOP = os.environ.get("KEYBEARER_TEST_HOT_LOOP", "on") == "on"
+"""Whether the hot methods of the services of this run have a thread of their own."""
 
 M = TypeVar("M")
 
@@ -418,6 +421,7 @@ def make_app(
     listener: Listener = ANY_PORT,
     http: HttpConfig = NO_HTTP,
     reflection: bool = True,
+    hot_loop: bool = HOT_LOOP,
     shared: bool = False,
     on_fatal: Callable[[], None] = lambda: None,
     max_watchers: int = MAX_WATCHERS,
@@ -435,7 +439,7 @@ def make_app(
         quotas=quotas,
         opener=opener,
     )
-    config = AppConfig(listener=listener, http=http, reflection=reflection)
+    config = AppConfig(listener=listener, http=http, reflection=reflection, hot_loop=hot_loop)
     return App(container, config, on_fatal=on_fatal)
 
 

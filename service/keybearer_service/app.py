@@ -35,6 +35,7 @@ class AppConfig:
     bounds: Bounds = GRPC
     http: HttpConfig = field(default_factory=HttpConfig)
     reflection: bool = True
+    hot_loop: bool = True
 
 
 class App:
@@ -96,8 +97,10 @@ class App:
                 is_ready=self._is_ready,
                 on_outcome_unknown=on_fatal,
                 with_reflection=config.reflection,
+                with_hot_loop=config.hot_loop,
             )
             undo.pop_all()
+        self._private_listener.asks_hot_loop = self._rpc.has_hot_loop
         self.housekeeper = Housekeeper(
             container.store,
             [

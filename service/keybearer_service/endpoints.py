@@ -1,7 +1,11 @@
 """Everything that is served over gRPC, put together: methods, servicers, threads, health."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
 from typing import Any
+
+import structlog
 
 from keybearer.v1 import (
     account_service_pb2,
@@ -20,9 +24,16 @@ from keybearer_service.rpc.call_log import CallLog
 from keybearer_service.rpc.executors import CallExecutor, MessageWatchdog
 from keybearer_service.rpc.handlers import MethodHandlers, stream_handler, unary_handler
 from keybearer_service.rpc.health import HealthServicer
+from keybearer_service.rpc.hot_loop import HotLoop, HotMethod
 from keybearer_service.rpc.methods import behaviour_of, specs_of
 from keybearer_service.rpc.pipeline import MethodSpec, StreamMethod, UnaryMethod
-from keybearer_service.rpc.probes import LIVENESS_METHOD, executors_answer, liveness_handler
+from keybearer_service.rpc.probes import (
+    HOT_METHOD,
+    LIVENESS_METHOD,
+    executors_answer,
+    hot_loop_works,
+    liveness_handler,
+)
 from keybearer_service.rpc.reflection import ReflectionServicer
 from keybearer_service.rpc.server import Server
 from keybearer_service.rpc.servicers.accounts import AccountServicer
@@ -31,6 +42,10 @@ from keybearer_service.rpc.servicers.audit import AuditServicer
 from keybearer_service.rpc.servicers.tokens import TokenServicer
 from keybearer_service.rpc.servicers.users import UserServicer
 from keybearer_service.validation.callers import Callers, SharedCallers
+from keybearer_service.validation.groups import GroupReads, GroupUses
+from keybearer_service.validation.validator import Validator
+
+log = structlog.get_logger(__name__)
 
 SERVICES = (
     account_service_pb2.DESCRIPTOR.services_by_name["AccountService"],
@@ -52,6 +67,14 @@ VALIDATING_METHODS = frozenset(
 )
 """Called all the time, so they run on threads of their own: a stuck write or a long list never
 makes a validation wait."""
+HOT_METHODS: Mapping[str, Callable[[Any], Sequence[str]]] = {
+    HOT_METHOD: lambda request: (request.token,),
+    "/keybearer.v1.TokenService/BatchValidateTokens": lambda request: [
+        one.token for one in request.requests
+    ],
+    ext_authz.CHECK_METHOD: ext_authz.tokens_in,
+}
+"""What the hot loop serves, and the tokens that a message asks about."""
 WATCH_METHOD = "/keybearer.v1.TokenService/WatchInvalidations"
 QUIET_METHODS = frozenset(
     {
@@ -150,6 +173,7 @@ class RpcEndpoints:
         is_ready: Callable[[], bool],
         on_outcome_unknown: Callable[[], None],
         with_reflection: bool,
+        with_hot_loop: bool,
     ) -> None:
         """Build everything and bind the port; `start` begins to serve.
 
@@ -161,6 +185,7 @@ class RpcEndpoints:
             is_ready: Returns whether calls can be answered.
             on_outcome_unknown: Called when a commit failed; the process is to end.
             with_reflection: Whether tools may ask what is served.
+            with_hot_loop: Whether the hot methods have a thread of their own, if that works here.
 
         Raises:
             ListenError, TlsError: The port cannot be had.
@@ -183,14 +208,17 @@ class RpcEndpoints:
         self._reflection = ReflectionServicer(
             [*SERVICE_NAMES, health.SERVICE, *reflection.SERVICES[1:]], self._executors.reflection
         )
+        make_server = partial(
+            Server,
+            bounds=bounds,
+            methods=MethodHandlers(self._handlers(with_reflection=with_reflection)),
+            private_address=private_address,
+            default_executor=self._executors.validation,
+        )
         try:
-            self._server = Server(
-                listener,
-                bounds=bounds,
-                methods=MethodHandlers(self._handlers(with_reflection=with_reflection)),
-                private_address=private_address,
-                default_executor=self._executors.validation,
-            )
+            self.has_hot_loop = with_hot_loop and self._hot_loop_works(make_server)
+            hot_loop = self._new_hot_loop() if self.has_hot_loop else None
+            self._server = make_server(listener, hot_loop=hot_loop)
         except BaseException:
             self._executors.shutdown()
             raise
@@ -232,6 +260,44 @@ class RpcEndpoints:
         self._executors.shutdown()
         self._watchdog.stop()
 
+    def _hot_loop_works(self, make_server: Callable[..., Server]) -> bool:
+        """Serve the private socket alone by a hot loop, and ask there whether it works."""
+        try:
+            trial = make_server(None, hot_loop=self._new_hot_loop())
+            trial.start()
+            if hot_loop_works(trial.private_address):
+                trial.stop(0)
+                return True
+            trial.leave_behind()
+            cause = "no answer"
+        except Exception as error:  # noqa: BLE001 - whatever a part of grpc raises that has moved
+            cause = f"{type(error).__name__}: {error}"
+        log.warning("hot_loop_unusable", cause=cause, grpcio=version("grpcio"))
+        return False
+
+    def _new_hot_loop(self) -> HotLoop:
+        container = self._container
+        reads, uses = GroupReads(container.store), GroupUses(container.usage)
+        validator = container.validator.reading(reads, uses)
+        servicers, here = servicers_of(container), servicers_of(container, validator)
+        specs = served_methods()
+        return HotLoop(
+            [
+                HotMethod(
+                    here=self._unary(specs[path], behaviour_of(here, specs[path]), validator),
+                    ordinary=self._unary(
+                        specs[path], behaviour_of(servicers, specs[path]), container.validator
+                    ),
+                    tokens_in=tokens_in,
+                    executor=self._executors.of(specs[path]),
+                )
+                for path, tokens_in in HOT_METHODS.items()
+            ],
+            reads=reads,
+            uses=uses,
+            watchdog=self._watchdog,
+        )
+
     def _handlers(self, *, with_reflection: bool) -> dict[str, Any]:
         servicers = servicers_of(self._container)
         servicers[health.SERVICE] = self._health
@@ -250,24 +316,39 @@ class RpcEndpoints:
 
     def _handler_of(self, spec: MethodSpec, serve: Callable[..., Any]) -> Any:
         container, executor = self._container, self._executors.of(spec)
-        shared = {"log": self.call_log, "clock": container.clock, "entropy": container.entropy}
         if spec.is_stream:
             # So many streams begin at once after a restart that they share reads of the store.
             callers = SharedCallers(container.validator, container.watches.run)
-            stream = StreamMethod(spec, serve, callers=callers, **shared)
+            stream = StreamMethod(spec, serve, callers=callers, **self._shared)
             return stream_handler(stream, executor, self._watchdog)
-        method = UnaryMethod(spec, serve, callers=Callers(container.validator), **shared)
+        method = self._unary(spec, serve, container.validator)
         return unary_handler(method, executor, self._watchdog)
 
+    def _unary(
+        self, spec: MethodSpec, serve: Callable[..., Any], validator: Validator
+    ) -> UnaryMethod:
+        return UnaryMethod(spec, serve, callers=Callers(validator), **self._shared)
 
-def servicers_of(container: Container) -> dict[str, object]:
-    """Return the servicers by the full name of the service that each serves."""
+    @property
+    def _shared(self) -> dict[str, Any]:
+        container = self._container
+        return {"log": self.call_log, "clock": container.clock, "entropy": container.entropy}
+
+
+def servicers_of(container: Container, validator: Validator | None = None) -> dict[str, object]:
+    """Return the servicers by the full name of the service that each serves.
+
+    Args:
+        container: The use cases.
+        validator: Judges tokens; the container's own when none is given.
+    """
+    validator = validator or container.validator
     return {
         "keybearer.v1.AccountService": AccountServicer(container.accounts, container.clock),
         "keybearer.v1.UserService": UserServicer(container.users),
         "keybearer.v1.ApiKeyService": ApiKeyServicer(container.keys, container.clock),
         "keybearer.v1.TokenService": TokenServicer(
-            container.validator,
+            validator,
             container.keys,
             container.watches,
             PeerLimiter(container.clock),
@@ -275,5 +356,5 @@ def servicers_of(container: Container) -> dict[str, object]:
             container.recorder,
         ),
         "keybearer.v1.AuditService": AuditServicer(container.audit_history),
-        ext_authz.SERVICE: ext_authz.AuthorizationServicer(container.authorizer),
+        ext_authz.SERVICE: ext_authz.AuthorizationServicer(container.authorizer.asking(validator)),
     }

@@ -115,6 +115,7 @@ def _serve_alone(
                 bounds=replace(GRPC, connections=settings.max_connections),
                 http=http,
                 reflection=settings.reflection,
+                hot_loop=settings.hot_loop,
             ),
             on_fatal=lambda: ends.put(EXIT_OUTCOME_UNKNOWN),
             on_unresponsive=_end_unresponsive,

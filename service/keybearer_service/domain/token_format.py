@@ -27,12 +27,20 @@ __all__ = [
     "digest",
     "digest_by",
     "draw_secret",
+    "id_in",
     "is_id",
     "is_prefix",
     "mac_of",
     "parse",
     "write",
 ]
+
+
+def id_in(token: str) -> str:
+    """Return the id of the key that a token may be of; whether it is a token is not looked at."""
+    parts = token.split("_", 3)
+    is_like_one = len(parts) == 3 and len(parts[1]) == ID_LENGTH  # noqa: PLR2004 - prefix, id, secret
+    return parts[1] if is_like_one else ""
 
 
 def draw_secret(entropy: Entropy) -> str:

@@ -10,6 +10,7 @@ and the log says what is wrong with it.
 
 import json
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -131,6 +132,12 @@ class Authorizer:
         self._recorder = recorder
         self._clock = clock
         self._logged_faults = MinuteQuota(clock, _FAULTS_LOGGED_A_MINUTE)
+
+    def asking(self, validator: Validator) -> "Authorizer":
+        """Return the same authorizer, but for whom it asks about tokens."""
+        twin = copy(self)
+        twin._validator = validator
+        return twin
 
     def authorize(
         self,

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 from google.protobuf.struct_pb2 import Struct
 
+from keybearer._wire.bearer import AUTHORIZATION, token_of
 from keybearer.access import AccessRule, Role
 from keybearer_service.domain.errors import Code, ServiceError
 from keybearer_service.domain.verdict import Match
@@ -52,13 +53,20 @@ class AuthorizationServicer:
                 EntryPoint.EXT_AUTHZ,
                 gateway_of(call.identity),
                 asked.items() if keep in ("true", "false") else [(KEEP_AUTHORIZATION, keep)],
-                [value for name, value in headers if name == "authorization"],
+                [value for name, value in headers if name == AUTHORIZATION],
             )
         except ServiceError as error:
             if error.code not in _DENIALS:
                 raise
             return _denied(error, is_grpc=_is_grpc(headers))
         return _admitted(match, keep=keep == "true")
+
+
+def tokens_in(request: pb.CheckRequest) -> list[str]:
+    """Return the tokens of the clients that a request asks about."""
+    headers = _headers(request.attributes.request.http)
+    token = token_of(value for name, value in headers if name == AUTHORIZATION)
+    return [] if token is None else [token]
 
 
 def _headers(http: pb.AttributeContext.HttpRequest) -> Iterable[tuple[str, str]]:

@@ -60,16 +60,27 @@ class _Method:
         self._clock = clock
         self._entropy = entropy
 
-    def _begin(self, request: Request) -> CallContext:
+    def begin(self, request: Request) -> CallContext:
+        """Return the call that a request begins."""
         return CallContext(
             self.spec.path, self._rule, request, self._new_request_id, self._clock.monotonic()
         )
 
-    def _admit(self, call: CallContext, request: Request) -> None:
+    def admit(self, call: CallContext, request: Request) -> None:
+        """Authenticate the caller and judge it by the rule of the method.
+
+        Raises:
+            ServiceError, StoreError: See `Callers.admit`.
+        """
         if not self._rule.public:
             self._callers.admit(call, presented_in(request))
 
-    def _parse(self, raw: bytes) -> Any:
+    def parse(self, raw: bytes) -> Any:
+        """Return the message.
+
+        Raises:
+            FieldInvalid: The bytes are none of this method.
+        """
         try:
             return self._from_bytes(raw)
         except DecodeError:
@@ -90,18 +101,37 @@ class UnaryMethod(_Method):
 
     def answer(self, request: Request) -> bytes | Status:
         """Return the answer's bytes, or the status of a call that failed."""
-        call = self._begin(request)
+        call = self.begin(request)
         try:
-            self._admit(call, request)
+            self.admit(call, request)
             raw = request.message()
             if self._clock.monotonic() - call.started > SLOW_AFTER_S:
                 # Whoever holds its message back must not outlive a revocation by it.
-                self._admit(call, request)
-            answer = self._serve(self._parse(raw), call).SerializeToString()
-        except Exception as error:  # noqa: BLE001 - the one place where every error becomes a status
-            return self._log.failed(call, error)
-        self._log.served(call)
+                self.admit(call, request)
+        except Exception as error:  # noqa: BLE001 - every error becomes a status
+            return self.refuse(call, error)
+        return self.finish(call, raw)
+
+    def finish(self, call: CallContext, raw: bytes) -> bytes | Status:
+        """Return what `answer` does, for a call whose caller is admitted."""
+        try:
+            answer = self.serve(call, self.parse(raw))
+        except Exception as error:  # noqa: BLE001 - as in `answer`
+            return self.refuse(call, error)
+        self.served(call)
         return answer
+
+    def serve(self, call: CallContext, message: Any) -> bytes:
+        """Return the answer's bytes; raise what the call fails with."""
+        return self._serve(message, call).SerializeToString()
+
+    def served(self, call: CallContext) -> None:
+        """Report a call that was answered."""
+        self._log.served(call)
+
+    def refuse(self, call: CallContext, error: Exception) -> Status:
+        """Report a call that failed; return its status. The one place where errors become such."""
+        return self._log.failed(call, error)
 
 
 class StreamMethod(_Method):
@@ -115,11 +145,11 @@ class StreamMethod(_Method):
 
     def open(self, request: StreamRequest) -> Status | None:
         """Open the stream; return the status of one that cannot be opened."""
-        call = self._begin(request)
+        call = self.begin(request)
         try:
-            self._admit(call, request)
+            self.admit(call, request)
             stream = request.open(
-                parse=self._parse,
+                parse=self.parse,
                 serialize=self.spec.response.SerializeToString,
                 status_of=partial(self._log.failed, call),
                 on_left=partial(self._log.stream_ended, call),

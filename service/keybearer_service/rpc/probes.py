@@ -17,7 +17,9 @@ from typing import Any
 import grpc
 import structlog
 
+from keybearer._wire.status import read_details
 from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.errors import CredentialsMissing
 from keybearer_service.rpc.executors import CallExecutor
 from keybearer_service.rpc.handlers import is_private
 from keybearer_service.telemetry.log_quotas import OutageLog
@@ -26,6 +28,7 @@ log = structlog.get_logger(__name__)
 
 ANSWER_WITHIN_S = 2.0
 LIVENESS_METHOD = "/keybearer.private.Liveness/Ask"
+HOT_METHOD = "/keybearer.v1.TokenService/ValidateToken"
 _YES, _NO = b"yes", b"no"
 WATCHDOG_QUESTIONS = 3
 """Questions in a row that go unanswered before a process ends itself."""
@@ -113,15 +116,13 @@ class PrivateListener:
         self._directory = Path(tempfile.mkdtemp(prefix="keybearer-"))
         self.address = f"unix:{self._directory}/liveness.sock"
         self._channel: grpc.Channel | None = None
+        self.asks_hot_loop = False
+        """Whether the hot methods are served by a loop of their own, which is to answer too."""
 
     def ask(self) -> bool:
-        """Return whether the serving thread and the executors answer."""
+        """Return whether the serving thread, the executors and the hot loop answer."""
         if self._channel is None:
-            self._channel = grpc.secure_channel(
-                self.address,
-                grpc.local_channel_credentials(grpc.LocalConnectionType.UDS),
-                options=[("grpc.enable_http_proxy", 0)],
-            )
+            self._channel = _private_channel(self.address)
         try:
             ask: Any = self._channel.unary_unary(LIVENESS_METHOD)
             answer: bytes = ask(b"", timeout=2 * ANSWER_WITHIN_S)
@@ -131,13 +132,43 @@ class PrivateListener:
                 grpc.StatusCode.DEADLINE_EXCEEDED,
                 grpc.StatusCode.UNAVAILABLE,
             )
-        return answer == _YES
+        return answer == _YES and (not self.asks_hot_loop or _hot_loop_answers(self._channel))
 
     def close(self) -> None:
         """Remove the socket and its directory."""
         if self._channel is not None:
             self._channel.close()
         shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def hot_loop_works(address: str) -> bool:
+    """Return whether a server on a private socket serves the hot methods on its loop."""
+    with _private_channel(address) as channel:
+        return _hot_loop_answers(channel)
+
+
+def _hot_loop_answers(channel: grpc.Channel) -> bool:
+    ask: Any = channel.unary_unary(HOT_METHOD)
+    try:
+        # Only the loop has an answer to this on the private socket, the one that a call without a
+        # credential gets.
+        ask(b"", timeout=ANSWER_WITHIN_S)
+    except grpc.RpcError as error:
+        call: Any = error
+        details = read_details(call.trailing_metadata())
+        return (call.code(), details.reason) == (
+            grpc.StatusCode.UNAUTHENTICATED,
+            CredentialsMissing.reason,
+        )
+    return False
+
+
+def _private_channel(address: str) -> grpc.Channel:
+    return grpc.secure_channel(
+        address,
+        grpc.local_channel_credentials(grpc.LocalConnectionType.UDS),
+        options=[("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)],
+    )
 
 
 def liveness_handler(executors_answer: Callable[[], bool], own: CallExecutor) -> Any:

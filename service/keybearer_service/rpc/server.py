@@ -7,6 +7,7 @@ from keybearer_service.net.addresses import Listener, ListenError
 from keybearer_service.net.bounds import Bounds, within_descriptors
 from keybearer_service.net.tls import server_credentials
 from keybearer_service.rpc.executors import CallExecutor
+from keybearer_service.rpc.hot_loop import HotLoop
 
 MAX_STREAMS_A_CONNECTION = 100
 """Section 8 of the wire contract."""
@@ -17,30 +18,37 @@ class Server:
 
     def __init__(
         self,
-        listener: Listener,
+        listener: Listener | None,
         *,
         bounds: Bounds,
         methods: grpc.GenericRpcHandler,
         private_address: str,
         default_executor: CallExecutor,
+        hot_loop: HotLoop | None,
     ) -> None:
         """Bind the port; `start` begins to serve.
 
         Args:
-            listener: Where to listen.
+            listener: Where to listen; None for the private socket alone.
             bounds: What the port holds for its clients.
             methods: Everything that is served.
             private_address: A `unix:` socket that this process asks itself on.
             default_executor: Takes what grpc has no executor for.
+            hot_loop: Serves its methods, instead of `methods`.
 
         Raises:
             ListenError: The port is in use, or not to be had.
         """
+        share_port = listener is not None and listener.share_port
         self._server = grpc.server(
-            default_executor, options=server_options(bounds, share_port=listener.share_port)
+            default_executor, options=server_options(bounds, share_port=share_port)
         )
         self._server.add_generic_rpc_handlers((methods,))
-        self.port = self._bind(listener)
+        self.private_address = private_address
+        self._hot_loop = hot_loop
+        if hot_loop is not None:
+            hot_loop.attach(self._server)
+        self.port = 0 if listener is None else self._bind(listener)
         self._server.add_secure_port(
             private_address, grpc.local_server_credentials(grpc.LocalConnectionType.UDS)
         )
@@ -48,6 +56,8 @@ class Server:
     def start(self) -> None:
         """Begin to serve."""
         self._server.start()
+        if self._hot_loop is not None:
+            self._hot_loop.start()
 
     def stop(self, grace_s: float) -> None:
         """Stop accepting calls, let those in flight finish for a while, and end.
@@ -56,6 +66,12 @@ class Server:
             grace_s: Seconds for the calls in flight.
         """
         self._server.stop(grace_s).wait()
+        if self._hot_loop is not None:
+            self._hot_loop.close()
+
+    def leave_behind(self) -> None:
+        """Close the sockets and wait for nothing, as something in here does not work."""
+        self._server.stop(0)
 
     def _bind(self, listener: Listener) -> int:
         try:

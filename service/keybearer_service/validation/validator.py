@@ -7,8 +7,9 @@ the next commit.
 import hmac
 import threading
 from collections.abc import Sequence
+from copy import copy
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import structlog
 
@@ -38,8 +39,6 @@ from keybearer_service.domain.verdict import (
     outcome_at,
 )
 from keybearer_service.installation.keyring import Keyring, PepperMissingError
-from keybearer_service.storage import Store
-from keybearer_service.validation.usage import UsageRecorder
 
 log = structlog.get_logger(__name__)
 
@@ -50,7 +49,8 @@ MAX_REMEMBERED_CALLERS = 1000
 MAX_TRIES = 5
 """How often a token is judged whose secret is issued again meanwhile. Twice is enough, unless the
 change that does it fails."""
-_NOBODY = "0" * token_format.ID_LENGTH
+NOBODY = "0" * token_format.ID_LENGTH
+"""The id of no key: what is ill-formed is looked up under it, for the revision."""
 
 
 class Question(NamedTuple):
@@ -62,14 +62,42 @@ class Question(NamedTuple):
     rule: AccessRule
 
 
+class Lookups(Protocol):
+    """Reads keys; a `Store` does."""
+
+    def lookup(self, key_id: str) -> tuple[TokenRecord | None, int]:
+        """Return a key's record and the revision; see `Store.lookup`."""
+        ...
+
+    def lookup_many(self, key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], int]:
+        """Return the known ones of many keys and the revision; see `Store.lookup_many`."""
+        ...
+
+    def version(self) -> int:
+        """Return a number that every commit changes; see `Store.version`."""
+        ...
+
+
+class Uses(Protocol):
+    """Counts uses; a `UsageRecorder` does."""
+
+    def add(self, match: Match, now: Micros) -> bool:
+        """Count one use; see `UsageRecorder.add`."""
+        ...
+
+    def add_all(self, matches: Sequence[Match], now: Micros) -> bool:
+        """Count uses that are answered together; see `UsageRecorder.add_all`."""
+        ...
+
+
 class Validator:
     """Judges tokens."""
 
     def __init__(
         self,
-        store: Store,
+        store: Lookups,
         keyring: Keyring,
-        usage: UsageRecorder,
+        usage: Uses,
         clock: Clock,
         entropy: Entropy,
         prefixes: frozenset[str],
@@ -85,6 +113,12 @@ class Validator:
         self._memory_key = entropy.key_bytes(32)
         self._memory = threading.local()
 
+    def reading(self, lookups: Lookups, uses: Uses) -> "Validator":
+        """Return the same validator, but for where it looks keys up and where it counts uses."""
+        twin = copy(self)
+        twin._store, twin._usage = lookups, uses  # noqa: SLF001 - a copy of itself
+        return twin
+
     def judge(self, question: Question) -> Verdict:
         """Return the verdict about one token, and count its use when it is valid.
 
@@ -95,7 +129,7 @@ class Validator:
         """
         parsed = token_format.parse(question.presented.token, self._prefixes)
         for _ in range(MAX_TRIES):
-            record, revision = self._store.lookup(_NOBODY if parsed is None else parsed.key_id)
+            record, revision = self._store.lookup(NOBODY if parsed is None else parsed.key_id)
             now = self._clock.now()
             verdict = self._verdict(question, parsed, record, revision, now)
             match = verdict.match
@@ -190,12 +224,12 @@ class Validator:
 
     def _match_at(self, token: str, now: Micros) -> Match | None:
         parsed = token_format.parse(token, self._prefixes)
-        record, _ = self._store.lookup(_NOBODY if parsed is None else parsed.key_id)
+        record, _ = self._store.lookup(NOBODY if parsed is None else parsed.key_id)
         return self._match(parsed, record, now)
 
     def revision(self) -> int:
         """Return the newest revision."""
-        return self._store.lookup(_NOBODY)[1]
+        return self._store.lookup(NOBODY)[1]
 
     def _verdict(
         self,
@@ -234,7 +268,7 @@ class Validator:
         if record is None:
             # The same work as for a known id, so that the time it takes does not show which exist.
             presented = token_format.digest_by(
-                self._dummy_mac, _NOBODY, parsed.key_id, parsed.secret
+                self._dummy_mac, NOBODY, parsed.key_id, parsed.secret
             )
             hmac.compare_digest(presented, self._dummy_digest)
             return None

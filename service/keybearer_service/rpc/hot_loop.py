@@ -1,0 +1,385 @@
+"""The hot methods on one thread, which polls a completion queue of its own on the same server.
+
+On the ordinary path grpc's serving thread hears of a call, a thread of an executor serves it, and
+the two wake each other up several times; that costs more than all the rest of a validation. Here
+one thread takes every event that is ready, judges the callers and the tokens of all calls whose
+message has come, and sends the answers. It waits for nothing but its queue.
+
+What is odd is handed to the ordinary path, a thread of the method's executor that goes through the
+same pipeline: refusals and errors, so that they have one story; large batches; first uses of young
+secrets; callers whose message does not come; and whatever the store refuses.
+
+grpc has no public way to any of this. A mistake with its private parts ends the process, so:
+
+- Every operation is made anew for each call and used in one batch: a second use frees it twice.
+- A method is registered once, before the server starts, and grpc's own loop never asks for it.
+- The queue is shut down when the server has ended, and not earlier: an operation on it would abort.
+- Nothing keeps a call that has ended: it counts among the streams of its connection.
+
+`docs/decisions/0007-hot-loop.md` says what else was tried; 0002 lists the private parts.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+import grpc
+import structlog
+from google.rpc.status_pb2 import Status
+from grpc import _server
+
+from keybearer._wire.peer import host_of
+from keybearer._wire.status import DETAILS_KEY
+from keybearer_service.domain.clock import SECOND, SystemClock
+from keybearer_service.domain.errors import CredentialsMissing
+from keybearer_service.domain.token_format import id_in
+from keybearer_service.gateway.status import status_of
+from keybearer_service.rpc.executors import SLOW_AFTER_S, CallExecutor, MessageWatchdog
+from keybearer_service.rpc.pipeline import UnaryMethod
+from keybearer_service.rpc.requests import Metadata
+from keybearer_service.storage import StoreError
+from keybearer_service.usecases.call_context import CallContext
+from keybearer_service.validation.groups import ElsewhereError, GroupReads, GroupUses
+
+log = structlog.get_logger(__name__)
+
+MAX_ITEMS = 10
+"""Tokens of one call that are judged here; a larger batch would hold up everybody else."""
+MAX_EVENTS = 256
+"""Events that are taken before the calls that came with them are answered."""
+_REQUESTED = 16
+"""Calls of each method that grpc may hand over before it is asked for the next one."""
+_IDLE_S = 1.0
+_NOW = 0.0
+
+_cygrpc: Any = _server.cygrpc  # type: ignore[attr-defined]
+_NO_FLAGS = 0
+_OK = 0
+_TIMEOUT: Any = _cygrpc.CompletionType.queue_timeout
+_SHUTDOWN: Any = _cygrpc.CompletionType.queue_shutdown
+_UNIX = b"unix:"
+_NO_CREDENTIAL = status_of(CredentialsMissing())
+_GONE = object()
+_machine = SystemClock()  # grpc's queue and its deadlines go by the machine's clock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HotMethod:
+    """A method that is served by the loop."""
+
+    here: UnaryMethod
+    """What serves it on the loop; its validator reads from the group."""
+    ordinary: UnaryMethod
+    """What serves it on threads that may wait."""
+    tokens_in: Callable[[Any], Sequence[str]]
+    """Returns the tokens that a message asks about."""
+    executor: CallExecutor
+    """The threads of the ordinary path."""
+
+
+class HotLoop:
+    """Serves the hot methods of one server."""
+
+    def __init__(
+        self,
+        methods: Iterable[HotMethod],
+        *,
+        reads: GroupReads,
+        uses: GroupUses,
+        watchdog: MessageWatchdog,
+    ) -> None:
+        """Create the loop; `attach` it to a server before that starts, and `start` it afterwards.
+
+        Args:
+            methods: What it serves.
+            reads: What their validator reads from.
+            uses: What their validator counts with.
+            watchdog: Watches the slow senders on the ordinary path.
+        """
+        self._methods = list(methods)
+        self._reads = reads
+        self._uses = uses
+        self._watchdog = watchdog
+        self._queue: Any = _cygrpc.CompletionQueue()
+        self._server: Any = None
+        self._thread = threading.Thread(target=self._run, name="hot-loop", daemon=True)
+        # The thread alone touches these.
+        self._begun: list[_Call] = []
+        self._arrived: list[_Call] = []
+        self._waiting: dict[_Call, float] = {}
+
+    def attach(self, server: grpc.Server) -> None:
+        """Take the methods out of the hands of a server that has not started."""
+        self._server = server._state.server  # type: ignore[attr-defined]  # noqa: SLF001 - see above
+        self._server.register_completion_queue(self._queue)
+        for one in self._methods:
+            self._server.register_method(one.here.spec.path)
+
+    def start(self) -> None:
+        """Begin to serve; the server has started."""
+        for one in self._methods:
+            for _ in range(_REQUESTED):
+                self._request(one)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread; the server has ended."""
+        self._queue.shutdown()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    # --- on the thread of the loop ----------------------------------------------------------------
+
+    def _run(self) -> None:
+        is_open = True
+        while is_open:
+            try:
+                is_open = self._take_events()
+                self._serve_arrived()
+                self._hand_over_slow()
+            except Exception:  # what serves everybody goes on after an error that nobody foresaw
+                log.exception("hot_loop_failed")
+
+    def _take_events(self) -> bool:
+        """Take what is ready, waiting for the first; return False once the queue is shut down."""
+        poll = self._queue.poll
+        wait_s = SLOW_AFTER_S if self._waiting else _IDLE_S
+        event = poll(_machine.now() / SECOND + wait_s)
+        taken = 0
+        while event.completion_type not in (_TIMEOUT, _SHUTDOWN):
+            event.tag(event)
+            taken += 1
+            if taken == MAX_EVENTS:
+                return True
+            event = None  # what has ended is let go before the next is asked for
+            event = poll(_NOW)
+        return bool(event.completion_type != _SHUTDOWN)
+
+    def _request(self, method: HotMethod) -> None:
+        queue = self._queue
+        try:
+            self._server.request_registered_call(
+                queue, queue, method.here.spec.path, _Requested(self, method)
+            )
+        except ValueError:
+            """The server stops, and takes no calls any more."""
+
+    def _begin(self, event: Any, method: HotMethod) -> None:
+        if not event.success:  # the server stops
+            return
+        self._request(method)
+        call = _Call(self, method, event)
+        self._begun.append(call)
+        call.receive()
+
+    def _arrive(self, call: "_Call") -> None:
+        self._waiting.pop(call, None)
+        self._arrived.append(call)
+
+    def _serve_arrived(self) -> None:
+        if self._begun:
+            now = _machine.monotonic()
+            self._waiting.update((call, now) for call in self._begun if not call.has_arrived)
+            self._begun.clear()
+        if self._arrived:
+            arrived, self._arrived = self._arrived, []
+            self._reads.begin()
+            admitted = [one for call in arrived if (one := self._admitted(call)) is not None]
+            arrived.clear()
+            if self._read(admitted):
+                for call, context, message in admitted:
+                    self._answer(call, context, message)
+
+    def _admitted(self, call: "_Call") -> "tuple[_Call, CallContext, Any] | None":
+        """Return a call that is to be judged here, with its message; None for every other."""
+        if call.is_abandoned or not call.is_alive:
+            return None  # letting go of it ends it
+        if call.is_private:
+            call.end(_NO_CREDENTIAL)
+            return None
+        if call.raw is None:
+            call.hand_over_slow()
+            return None
+        method = call.method
+        context = method.here.begin(call)
+        try:
+            method.here.admit(context, call)
+            self._uses.count()
+            message = method.here.parse(call.raw)
+            if len(method.tokens_in(message)) <= MAX_ITEMS:
+                return call, context, message
+        except ElsewhereError:
+            call.hand_over(method.ordinary.answer, call)
+        except Exception as error:  # noqa: BLE001 - the ordinary path knows what becomes of it
+            self._uses.count()
+            call.hand_over(method.ordinary.refuse, context, error)
+        else:
+            call.hand_over(method.ordinary.finish, context, call.raw)
+        return None
+
+    def _read(self, admitted: "list[tuple[_Call, CallContext, Any]]") -> bool:
+        """Read what the whole group asks about; hand it over when the store refuses that."""
+        tokens = (
+            token for call, _, message in admitted for token in call.method.tokens_in(message)
+        )
+        try:
+            self._reads.read(map(id_in, tokens))
+        except StoreError:
+            for call, context, _ in admitted:
+                call.hand_over(call.method.ordinary.finish, context, call.raw)
+            return False
+        return True
+
+    def _answer(self, call: "_Call", context: CallContext, message: Any) -> None:
+        method = call.method
+        try:
+            answer = method.here.serve(context, message)
+        except ElsewhereError:
+            self._uses.drop()
+            call.hand_over(method.ordinary.finish, context, call.raw)
+        except Exception as error:  # noqa: BLE001 - the ordinary path knows what becomes of it
+            self._uses.drop()
+            call.hand_over(method.ordinary.refuse, context, error)
+        else:
+            self._uses.count()
+            call.end(answer)
+            method.here.served(context)
+
+    def _hand_over_slow(self) -> None:
+        if not self._waiting:
+            return
+        now = _machine.monotonic()
+        slow = [call for call, since in self._waiting.items() if now - since > SLOW_AFTER_S]
+        for call in slow:
+            del self._waiting[call]
+            call.hand_over_slow()
+
+    @property
+    def watchdog(self) -> MessageWatchdog:
+        """Watches the slow senders on the ordinary path."""
+        return self._watchdog
+
+
+class _Requested:
+    """Is called with the event of the call that was asked for."""
+
+    __slots__ = ("_loop", "_method")
+
+    def __init__(self, loop: HotLoop, method: HotMethod) -> None:
+        self._loop = loop
+        self._method = method
+
+    def __call__(self, event: Any) -> None:
+        self._loop._begin(event, self._method)
+
+
+class _Call:
+    """One call, a `Request` of the pipeline."""
+
+    __slots__ = ("_call", "_deadline", "_late", "_loop", "has_arrived", "is_abandoned", "metadata", "method", "raw")
+
+    def __init__(self, loop: HotLoop, method: HotMethod, event: Any) -> None:
+        self._loop = loop
+        self._call = event.call
+        self._deadline = event.call_details.deadline
+        self._late: SimpleQueue[Any] | None = None
+        self.method = method
+        self.metadata: Metadata = event.invocation_metadata
+        self.has_arrived = False
+        self.is_abandoned = False
+        self.raw: bytes | None = None
+
+    @property
+    def peer(self) -> str:
+        """The address of the other end, without its port; the family where it has none."""
+        return host_of(self._call.peer().decode())
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the deadline of the call is still to come."""
+        return bool(self._deadline is None or self._deadline > _machine.now() / SECOND)
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the call came over the private listener."""
+        if self._call.peer() != _UNIX:
+            return False
+        facts = _cygrpc.auth_context(self._call) or {}
+        return list(facts.get(b"transport_security_type", ())) == [b"local"]
+
+    def message(self) -> bytes:
+        """Wait for the message; see `MessageWatchdog.first_message`."""
+        if self.raw is not None:
+            return self.raw
+        return self._loop.watchdog.first_message(self, self._call, self.method.executor)
+
+    def __iter__(self) -> "_Call":
+        return self
+
+    def __next__(self) -> bytes:
+        assert self._late is not None
+        late = self._late.get()
+        if late is None:
+            raise StopIteration
+        if late is _GONE:
+            raise ConnectionError
+        message: bytes = late
+        return message
+
+    def receive(self) -> None:
+        """Ask for the message."""
+        self._start((_cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._received)
+
+    def hand_over(self, work: Callable[..., bytes | Status], *arguments: Any) -> None:
+        """Have the ordinary path answer the call by what `work` returns."""
+        self.method.executor.submit(self._answer_by, work, arguments)
+
+    def hand_over_slow(self) -> None:
+        """Have the ordinary path judge the caller and wait for the message."""
+        self._late = SimpleQueue()
+        if self.has_arrived:
+            self._late.put(None)
+        self.hand_over(self.method.ordinary.answer, self)
+
+    def end(self, answer: bytes | Status) -> None:
+        """Send the answer, or the status of a call that failed. To be called once."""
+        if isinstance(answer, Status):
+            details = ((DETAILS_KEY, answer.SerializeToString()),)
+            status = _cygrpc.SendStatusFromServerOperation(
+                details, answer.code, answer.message, _NO_FLAGS
+            )
+            body = ()
+        else:
+            status = _cygrpc.SendStatusFromServerOperation(None, _OK, b"", _NO_FLAGS)
+            body = (_cygrpc.SendMessageOperation(answer, _NO_FLAGS),)
+        operations = (
+            _cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
+            *body,
+            status,
+            _cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),
+        )
+        self._start(operations, _ended)
+
+    def _answer_by(self, work: Callable[..., bytes | Status], arguments: tuple[Any, ...]) -> None:
+        self.end(work(*arguments))
+
+    def _received(self, event: Any) -> None:
+        message: bytes | None = event.batch_operations[0].message()
+        self.has_arrived = True
+        self.is_abandoned = not event.success
+        if self._late is not None:
+            self._late.put(_GONE if self.is_abandoned else message)
+            return
+        self.raw = message
+        self._loop._arrive(self)
+
+    def _start(self, operations: tuple[Any, ...], then: Callable[[Any], None]) -> None:
+        error = self._call.start_server_batch(operations, then)
+        if error:
+            raise RuntimeError(f"grpc refused a batch of operations: {error}")
+
+
+def _ended(_event: Any) -> None:
+    """Do nothing: the call is let go with its event."""

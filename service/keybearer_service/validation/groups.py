@@ -1,0 +1,96 @@
+"""What the validator needs to judge a group of calls at once, on a thread that must not wait.
+
+The keys of the whole group are read by one statement, and uses are counted when a call is done
+with: a call that turns out to belong elsewhere has left no trace.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from keybearer_service.domain.clock import Micros
+from keybearer_service.domain.verdict import Match, TokenRecord
+from keybearer_service.validation.usage import UsageRecorder, is_first_use
+from keybearer_service.validation.validator import NOBODY, Lookups
+
+_READ_ONE_BY_ONE = 2
+"""So few keys are read sooner by a statement each."""
+
+
+class ElsewhereError(Exception):
+    """The call belongs to a thread that may wait."""
+
+
+class GroupReads(Lookups):
+    """Looks keys up in what was read for the group, and otherwise in the store."""
+
+    def __init__(self, store: Lookups) -> None:
+        self._store = store
+        self._version: int | None = None
+        self._records: dict[str, TokenRecord | None] = {}
+        self._revision = 0
+
+    def begin(self) -> None:
+        """Forget what was read for the group before."""
+        self._version = None
+        self._records = {}
+
+    def read(self, key_ids: Iterable[str]) -> None:
+        """Read the keys of the group by one statement, when that is worth it.
+
+        Args:
+            key_ids: Ids of keys, or any other text, which is the id of none.
+
+        Raises:
+            StoreError: The store cannot be read.
+        """
+        wanted = {*key_ids, NOBODY}
+        if len(wanted) > _READ_ONE_BY_ONE:
+            found, self._revision = self._store.lookup_many([*wanted])
+            self._records = {key_id: found.get(key_id) for key_id in wanted}
+
+    def lookup(self, key_id: str) -> tuple[TokenRecord | None, int]:
+        """Return a key's record and the revision of the snapshot that it is from."""
+        if key_id in self._records:
+            return self._records[key_id], self._revision
+        return self._store.lookup(key_id)
+
+    def lookup_many(self, key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], int]:
+        """Return the known ones of many keys and the revision, of one snapshot."""
+        records = self._records
+        if not records or any(key_id not in records for key_id in key_ids):
+            return self._store.lookup_many(key_ids)
+        found = ((key_id, records[key_id]) for key_id in key_ids)
+        return {key_id: record for key_id, record in found if record is not None}, self._revision
+
+    def version(self) -> int:
+        """Return how often the store has committed, as of the first call of the group."""
+        if self._version is None:
+            self._version = self._store.version()
+        return self._version
+
+
+class GroupUses:
+    """Holds the uses of one call back until it is done with."""
+
+    def __init__(self, uses: UsageRecorder) -> None:
+        self._uses = uses
+        self._held: list[tuple[Match, Micros]] = []
+
+    def add(self, match: Match, now: Micros) -> None:
+        """Hold one use back.
+
+        Raises:
+            ElsewhereError: It is the first use of a young secret, which is written to the store.
+        """
+        if is_first_use(match, now):
+            raise ElsewhereError
+        self._held.append((match, now))
+
+    def count(self) -> None:
+        """Count the uses that were held back."""
+        for match, now in self._held:
+            self._uses.add(match, now)
+        self._held.clear()
+
+    def drop(self) -> None:
+        """Forget them: the call is judged elsewhere, and counted there."""
+        self._held.clear()
