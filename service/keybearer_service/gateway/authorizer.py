@@ -136,7 +136,7 @@ class Authorizer:
     def asking(self, validator: Validator) -> "Authorizer":
         """Return the same authorizer, but for whom it asks about tokens."""
         twin = copy(self)
-        twin._validator = validator
+        twin._validator = validator  # noqa: SLF001 - a copy of itself
         return twin
 
     def authorize(

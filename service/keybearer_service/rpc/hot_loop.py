@@ -13,14 +13,14 @@ grpc has no public way to any of this. A mistake with its private parts ends the
 
 - Every operation is made anew for each call and used in one batch: a second use frees it twice.
 - A method is registered once, before the server starts, and grpc's own loop never asks for it.
-- The queue is shut down when the server has ended, and not earlier: an operation on it would abort.
+- No operation is started once the queue is shut down, which happens when the server has ended.
 - Nothing keeps a call that has ended: it counts among the streams of its connection.
 
 `docs/decisions/0007-hot-loop.md` says what else was tried; 0002 lists the private parts.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -61,6 +61,7 @@ _TIMEOUT: Any = _cygrpc.CompletionType.queue_timeout
 _SHUTDOWN: Any = _cygrpc.CompletionType.queue_shutdown
 _UNIX = b"unix:"
 _NO_CREDENTIAL = status_of(CredentialsMissing())
+_TOO_LATE = Status(code=4, message="the deadline is over")  # DEADLINE_EXCEEDED
 _GONE = object()
 _machine = SystemClock()  # grpc's queue and its deadlines go by the machine's clock
 
@@ -104,6 +105,8 @@ class HotLoop:
         self._watchdog = watchdog
         self._queue: Any = _cygrpc.CompletionQueue()
         self._server: Any = None
+        self._gate = threading.Lock()
+        self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="hot-loop", daemon=True)
         # The thread alone touches these.
         self._begun: list[_Call] = []
@@ -125,7 +128,9 @@ class HotLoop:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread; the server has ended."""
+        """End the thread; the server has ended, and every call with it."""
+        with self._gate:
+            self._is_closed = True
         self._queue.shutdown()
         if self._thread.is_alive():
             self._thread.join()
@@ -166,18 +171,6 @@ class HotLoop:
         except ValueError:
             """The server stops, and takes no calls any more."""
 
-    def _begin(self, event: Any, method: HotMethod) -> None:
-        if not event.success:  # the server stops
-            return
-        self._request(method)
-        call = _Call(self, method, event)
-        self._begun.append(call)
-        call.receive()
-
-    def _arrive(self, call: "_Call") -> None:
-        self._waiting.pop(call, None)
-        self._arrived.append(call)
-
     def _serve_arrived(self) -> None:
         if self._begun:
             now = _machine.monotonic()
@@ -194,13 +187,8 @@ class HotLoop:
 
     def _admitted(self, call: "_Call") -> "tuple[_Call, CallContext, Any] | None":
         """Return a call that is to be judged here, with its message; None for every other."""
-        if call.is_abandoned or not call.is_alive:
-            return None  # letting go of it ends it
-        if call.is_private:
-            call.end(_NO_CREDENTIAL)
-            return None
-        if call.raw is None:
-            call.hand_over_slow()
+        if not call.is_alive:
+            call.end(_TOO_LATE)
             return None
         method = call.method
         context = method.here.begin(call)
@@ -234,6 +222,9 @@ class HotLoop:
 
     def _answer(self, call: "_Call", context: CallContext, message: Any) -> None:
         method = call.method
+        if self._is_closed or not call.is_alive:  # those before it may have taken long
+            call.end(_TOO_LATE)
+            return
         try:
             answer = method.here.serve(context, message)
         except ElsewhereError:
@@ -254,16 +245,55 @@ class HotLoop:
         slow = [call for call, since in self._waiting.items() if now - since > SLOW_AFTER_S]
         for call in slow:
             del self._waiting[call]
-            call.hand_over_slow()
+            call.wait_elsewhere()
+
+    # --- for the calls ----------------------------------------------------------------------------
+
+    def start_batch(
+        self, call: Any, operations: tuple[Any, ...], then: Callable[[Any], None]
+    ) -> None:
+        """Start operations of a call, unless the queue that hears of their end is shut down.
+
+        The server may end while calls are still judged, and grpc ends the process for an operation
+        on a queue that is shut down.
+        """
+        with self._gate:
+            error = 0 if self._is_closed else call.start_server_batch(operations, then)
+        if error:
+            raise RuntimeError(f"grpc refused a batch of operations: {error}")
 
     @property
     def watchdog(self) -> MessageWatchdog:
         """Watches the slow senders on the ordinary path."""
         return self._watchdog
 
+    def begin(self, event: Any, method: HotMethod) -> None:
+        """Begin a call of a method."""
+        if not event.success:  # the server stops
+            return
+        self._request(method)
+        call = _Call(self, method, event)
+        if call.is_private:
+            call.end(_NO_CREDENTIAL)
+        else:
+            self._begun.append(call)
+            call.receive()
+
+    def arrived(self, call: "_Call") -> None:
+        """Have a call judged whose message has come."""
+        self._arrived.append(call)
+
+    def wait_for(self, call: "_Call") -> None:
+        """Have a call hear of it when nothing comes for SLOW_AFTER_S."""
+        self._waiting[call] = _machine.monotonic()
+
+    def wait_no_more_for(self, call: "_Call") -> None:
+        """Forget what `wait_for` was told."""
+        self._waiting.pop(call, None)
+
 
 class _Requested:
-    """Is called with the event of the call that was asked for."""
+    """Is called with the event of a call that was asked for."""
 
     __slots__ = ("_loop", "_method")
 
@@ -272,24 +302,35 @@ class _Requested:
         self._method = method
 
     def __call__(self, event: Any) -> None:
-        self._loop._begin(event, self._method)
+        self._loop.begin(event, self._method)
 
 
 class _Call:
     """One call, a `Request` of the pipeline."""
 
-    __slots__ = ("_call", "_deadline", "_late", "_loop", "has_arrived", "is_abandoned", "metadata", "method", "raw")
+    __slots__ = (
+        "_call",
+        "_deadline",
+        "_is_close_asked",
+        "_late",
+        "_loop",
+        "has_arrived",
+        "metadata",
+        "method",
+        "raw",
+    )
 
     def __init__(self, loop: HotLoop, method: HotMethod, event: Any) -> None:
         self._loop = loop
         self._call = event.call
         self._deadline = event.call_details.deadline
+        self._is_close_asked = False
         self._late: SimpleQueue[Any] | None = None
         self.method = method
         self.metadata: Metadata = event.invocation_metadata
         self.has_arrived = False
-        self.is_abandoned = False
-        self.raw: bytes | None = None
+        """Whether the message has come, or it is known that none will."""
+        self.raw = b""
 
     @property
     def peer(self) -> str:
@@ -309,76 +350,86 @@ class _Call:
         facts = _cygrpc.auth_context(self._call) or {}
         return list(facts.get(b"transport_security_type", ())) == [b"local"]
 
-    def message(self) -> bytes:
-        """Wait for the message; see `MessageWatchdog.first_message`."""
-        if self.raw is not None:
-            return self.raw
-        return self._loop.watchdog.first_message(self, self._call, self.method.executor)
-
-    def __iter__(self) -> "_Call":
-        return self
-
-    def __next__(self) -> bytes:
-        assert self._late is not None
-        late = self._late.get()
-        if late is None:
-            raise StopIteration
-        if late is _GONE:
-            raise ConnectionError
-        message: bytes = late
-        return message
+    # --- on the thread of the loop ----------------------------------------------------------------
 
     def receive(self) -> None:
         """Ask for the message."""
         self._start((_cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._received)
 
+    def wait_elsewhere(self) -> None:
+        """Have the ordinary path judge the caller, and wait there for the message."""
+        if self._late is None:
+            self._late = SimpleQueue()
+            self.hand_over(self.method.ordinary.answer, self)
+        if self.has_arrived:
+            self._late.put(None)
+
     def hand_over(self, work: Callable[..., bytes | Status], *arguments: Any) -> None:
         """Have the ordinary path answer the call by what `work` returns."""
         self.method.executor.submit(self._answer_by, work, arguments)
 
-    def hand_over_slow(self) -> None:
-        """Have the ordinary path judge the caller and wait for the message."""
-        self._late = SimpleQueue()
-        if self.has_arrived:
-            self._late.put(None)
-        self.hand_over(self.method.ordinary.answer, self)
+    def _received(self, event: Any) -> None:
+        message: bytes | None = event.batch_operations[0].message()
+        self.has_arrived = True
+        if not event.success:
+            self._ends_waiting(_GONE)
+        elif message is not None:
+            self._ends_waiting(message)
+        else:
+            # A call that was taken back has no message either; this tells one from the other.
+            self._is_close_asked = True
+            self._start((_cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._closed)
+            self._loop.wait_for(self)
+
+    def _closed(self, event: Any) -> None:
+        if event.batch_operations[0].cancelled():
+            self._ends_waiting(_GONE)
+
+    def _ends_waiting(self, received: Any) -> None:
+        self._loop.wait_no_more_for(self)
+        if self._late is not None:
+            self._late.put(received)
+        elif received is not _GONE:
+            self.raw = received
+            self._loop.arrived(self)
+
+    # --- on any thread ----------------------------------------------------------------------------
+
+    def message(self) -> bytes:
+        """Wait for the message; see `MessageWatchdog.first_message`."""
+        if self._late is None:
+            return self.raw
+        late = iter(self._late.get, None)
+        return self._loop.watchdog.first_message(
+            _unless_gone(late), self._call, self.method.executor
+        )
 
     def end(self, answer: bytes | Status) -> None:
         """Send the answer, or the status of a call that failed. To be called once."""
+        operations = [_cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS)]
         if isinstance(answer, Status):
             details = ((DETAILS_KEY, answer.SerializeToString()),)
-            status = _cygrpc.SendStatusFromServerOperation(
-                details, answer.code, answer.message, _NO_FLAGS
-            )
-            body = ()
+            code, text = answer.code, answer.message
         else:
-            status = _cygrpc.SendStatusFromServerOperation(None, _OK, b"", _NO_FLAGS)
-            body = (_cygrpc.SendMessageOperation(answer, _NO_FLAGS),)
-        operations = (
-            _cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
-            *body,
-            status,
-            _cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),
-        )
-        self._start(operations, _ended)
+            operations.append(_cygrpc.SendMessageOperation(answer, _NO_FLAGS))
+            details, code, text = None, _OK, ""
+        operations.append(_cygrpc.SendStatusFromServerOperation(details, code, text, _NO_FLAGS))
+        if not self._is_close_asked:
+            operations.append(_cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS))
+        self._start(tuple(operations), _ended)
 
     def _answer_by(self, work: Callable[..., bytes | Status], arguments: tuple[Any, ...]) -> None:
         self.end(work(*arguments))
 
-    def _received(self, event: Any) -> None:
-        message: bytes | None = event.batch_operations[0].message()
-        self.has_arrived = True
-        self.is_abandoned = not event.success
-        if self._late is not None:
-            self._late.put(_GONE if self.is_abandoned else message)
-            return
-        self.raw = message
-        self._loop._arrive(self)
-
     def _start(self, operations: tuple[Any, ...], then: Callable[[Any], None]) -> None:
-        error = self._call.start_server_batch(operations, then)
-        if error:
-            raise RuntimeError(f"grpc refused a batch of operations: {error}")
+        self._loop.start_batch(self._call, operations, then)
+
+
+def _unless_gone(messages: Iterator[Any]) -> Iterator[bytes]:
+    for message in messages:
+        if message is _GONE:
+            raise ConnectionError
+        yield message
 
 
 def _ended(_event: Any) -> None:
