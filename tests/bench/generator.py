@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-_DATA, _HEADERS, _RESET, _SETTINGS, _PING, _GOAWAY, _WINDOW = 0, 1, 3, 4, 6, 7, 8
-_END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
-_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-_WINDOW_BYTES = 2**30
-_MAX_STREAM = 2**31 - 1000
-_FRAME_HEADER = 9
+DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY, WINDOW = 0, 1, 3, 4, 6, 7, 8
+END_STREAM, END_HEADERS, ACK = 1, 4, 1
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+WINDOW_BYTES = 2**30
+MAX_STREAM = 2**31 - 1000
+FRAME_HEADER = 9
 
 Check = Callable[[bytes], bool]
 HttpCheck = Callable[[bytes, bytes], bool]
@@ -46,7 +46,8 @@ class Report:
         return ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000
 
 
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """Return a frame of HTTP/2."""
     return (
         struct.pack(">I", len(payload))[1:]
         + bytes((kind, flags))
@@ -69,11 +70,11 @@ class _Connection:
         self._good: set[int] = set()
         self.socket = socket.create_connection(address)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        settings = struct.pack(">HIHI", 1, 0, 4, _WINDOW_BYTES)  # no header table; large windows
+        settings = struct.pack(">HIHI", 1, 0, 4, WINDOW_BYTES)  # no header table; large windows
         self.socket.sendall(
-            _PREFACE
-            + _frame(_SETTINGS, 0, 0, settings)
-            + _frame(_WINDOW, 0, 0, struct.pack(">I", _WINDOW_BYTES))
+            PREFACE
+            + frame(SETTINGS, 0, 0, settings)
+            + frame(WINDOW, 0, 0, struct.pack(">I", WINDOW_BYTES))
         )
 
     def start_at(self, offset: int) -> None:
@@ -87,11 +88,11 @@ class _Connection:
             self._next_body = (self._next_body + 1) % len(self._bodies)
             stream = self._next_stream
             self._next_stream += 2
-            if stream > _MAX_STREAM:
+            if stream > MAX_STREAM:
                 raise RuntimeError("too many calls for one connection")
             self._open[stream] = now
-            parts.append(_frame(_HEADERS, _END_HEADERS, stream, self._headers))
-            parts.append(_frame(_DATA, _END_STREAM, stream, body))
+            parts.append(frame(HEADERS, END_HEADERS, stream, self._headers))
+            parts.append(frame(DATA, END_STREAM, stream, body))
         self.socket.sendall(b"".join(parts))
 
     def receive(self, report: Report) -> int:
@@ -102,28 +103,28 @@ class _Connection:
         buffer = self._buffer + data
         position, ended, size = 0, 0, len(buffer)
         now = time.perf_counter()
-        while size - position >= _FRAME_HEADER:
+        while size - position >= FRAME_HEADER:
             length = int.from_bytes(buffer[position : position + 3])
-            end = position + _FRAME_HEADER + length
+            end = position + FRAME_HEADER + length
             if end > size:
                 break
             kind, flags = buffer[position + 3], buffer[position + 4]
-            stream = int.from_bytes(buffer[position + 5 : position + _FRAME_HEADER])
-            self._take(kind, flags, stream, buffer[position + _FRAME_HEADER : end])
+            stream = int.from_bytes(buffer[position + 5 : position + FRAME_HEADER])
+            self._take(kind, flags, stream, buffer[position + FRAME_HEADER : end])
             position = end
-            if (flags & _END_STREAM and kind in (_DATA, _HEADERS)) or kind == _RESET:
+            if (flags & END_STREAM and kind in (DATA, HEADERS)) or kind == RESET:
                 ended += self._end(stream, now, report)
         self._buffer = buffer[position:]
         return ended
 
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
-        if kind == _DATA:
+        if kind == DATA:
             if self._check(payload[5:]):
                 self._good.add(stream)
-        elif kind in (_SETTINGS, _PING) and not flags & _ACK:
-            answer = payload if kind == _PING else b""
-            self.socket.sendall(_frame(kind, _ACK, 0, answer))
-        elif kind == _GOAWAY:
+        elif kind in (SETTINGS, PING) and not flags & ACK:
+            answer = payload if kind == PING else b""
+            self.socket.sendall(frame(kind, ACK, 0, answer))
+        elif kind == GOAWAY:
             raise ConnectionError("the server is going away")
 
     def _end(self, stream: int, now: float, report: Report) -> int:
@@ -166,7 +167,7 @@ def run(
         in_flight: Open calls on each.
     """
     headers = b"".join(
-        _literal(name.encode(), value.encode())
+        literal(name.encode(), value.encode())
         for name, value in (
             (":method", "POST"),
             (":scheme", "http"),
@@ -246,7 +247,7 @@ def _content_length(head: bytes) -> int:
     return int(rest.partition(b"\r\n")[0]) if found else 0
 
 
-def _literal(name: bytes, value: bytes) -> bytes:
+def literal(name: bytes, value: bytes) -> bytes:
     """Write a header without indexing: RFC 7541, section 6.2.2, with a literal name.
 
     The same bytes are sent for every call, so no block may rely on an earlier one.

@@ -13,6 +13,7 @@ import pytest
 
 from fakes import FakeClock, SeededEntropy
 from harness import Stubs, running
+from keybearer_service.validation.usage import YOUNG
 
 ROOT = Path(__file__).parents[2]
 SERVICE, CLIENT = ROOT / "service/keybearer_service", ROOT / "client/keybearer"
@@ -121,9 +122,11 @@ def test_each_function_of_a_walk_is_in_its_file(title: str) -> None:
 def test_a_real_call_takes_the_walk(title: str, tmp_path: Path, seed: int) -> None:
     """A call to a running service passes each function of the walk, in the order of the page."""
     steps = steps_of(title)
-    with traced() as trace, running(tmp_path / "data", FakeClock(), SeededEntropy(seed)) as service:
+    clock, entropy = FakeClock(), SeededEntropy(seed)
+    with traced() as trace, running(tmp_path / "data", clock, entropy, hot_loop=True) as service:
         stubs: Stubs = service.admin
         token = stubs.create_key().token
+        clock.advance(YOUNG)
         trace.clear()
         WALKS[title](stubs, token)
     assert first_missing(steps, trace) is None

@@ -139,6 +139,7 @@ def test_only_the_edges_know_grpc() -> None:
         "net.tls",
         "rpc.bidi",
         "rpc.handlers",
+        "rpc.hot_loop",
         "rpc.probes",
         "rpc.server",
     }

@@ -95,6 +95,17 @@ SHAPES: Mapping[str, Callable[[], bool]] = {
     ),
     "start_server_batch": lambda: callable(cygrpc.Call.start_server_batch),
     "batch_operations": lambda: hasattr(cygrpc.BatchOperationEvent, "batch_operations"),
+    "CompletionQueue": lambda: callable(cygrpc.CompletionQueue().poll),
+    "CompletionType": lambda: (
+        cygrpc.CompletionType.queue_timeout != cygrpc.CompletionType.queue_shutdown
+    ),
+    "register_completion_queue": lambda: callable(cygrpc.Server.register_completion_queue),
+    "register_method": lambda: callable(cygrpc.Server.register_method),
+    "request_registered_call": lambda: callable(cygrpc.Server.request_registered_call),
+    "SendStatusFromServerOperation": lambda: (
+        cygrpc.SendStatusFromServerOperation(None, 0, b"", 0) is not None
+    ),
+    "ReceiveCloseOnServerOperation": lambda: cygrpc.ReceiveCloseOnServerOperation(0) is not None,
     "initial_metadata_allowed": lambda: _state().initial_metadata_allowed is True,
     "experimental_non_blocking": lambda: (
         "experimental_non_blocking" in inspect.getsource(grpc_server._stream_response_in_pool)

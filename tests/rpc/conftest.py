@@ -1,12 +1,15 @@
 """The check of documented errors comes after all calls of this directory."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from fakes import FakeClock, SeededEntropy
 from harness import SEEN_ERRORS, ReplaceableStore, Service, running, store_of
+from keybearer_service.telemetry import logs
 
 HERE = Path(__file__).parent
 LAST = HERE / "test_documented_errors.py"
@@ -29,6 +32,25 @@ def service(tmp_path: Path, clock: FakeClock, entropy: SeededEntropy) -> Iterato
 def store(service: Service) -> ReplaceableStore:
     """The store of the running service."""
     return store_of(service.app)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Callable[[], str]]:
+    """The log at debug level, as it is written; call it for its text."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    with (tmp_path / "log").open("wb") as file:
+        logs.configure("debug", descriptor=file.fileno())
+
+    def text() -> str:
+        root.handlers[0].flush()
+        return (tmp_path / "log").read_text("utf-8")
+
+    yield text
+    root.handlers[0].close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

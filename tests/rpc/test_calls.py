@@ -1,16 +1,13 @@
 """What holds for every call: credentials, errors, limits, and what is served beside the API."""
 
-import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import grpc
 import pytest
-import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
@@ -36,7 +33,6 @@ from keybearer_service.storage import (
     StoreFullError,
     StoreLockedError,
 )
-from keybearer_service.telemetry import logs
 
 Metadata = list[Any]
 WHO = "/keybearer.v1.TokenService/WhoAmI"
@@ -553,25 +549,6 @@ def test_a_shutdown_writes_the_uses_that_were_only_counted(tmp_path: Any, clock:
             assert Stubs(channel, token).key(key_id).use_count == 3
     finally:
         app.stop(grace_s=0)
-
-
-@pytest.fixture
-def log(tmp_path: Path) -> Iterator[Callable[[], str]]:
-    """The log at debug level, as it is written; call it for its text."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    with (tmp_path / "log").open("wb") as file:
-        logs.configure("debug", descriptor=file.fileno())
-
-    def text() -> str:
-        root.handlers[0].flush()
-        return (tmp_path / "log").read_text("utf-8")
-
-    yield text
-    root.handlers[0].close()
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
 
 
 def test_no_token_is_in_the_log_at_debug_level(

@@ -13,7 +13,7 @@ import threading
 import time
 
 from bench import generator
-from bench.generator import _frame, _literal
+from bench.generator import frame, literal
 from keybearer.v1 import token_service_pb2 as pb
 
 STREAMS_A_CONNECTION = 90
@@ -35,20 +35,20 @@ class _Connection:
         settings = struct.pack(">HIHI", 1, 0, 4, _WINDOW_BYTES)
         parts = [
             _PREFACE,
-            _frame(_SETTINGS, 0, 0, settings),
-            _frame(_WINDOW, 0, 0, struct.pack(">I", _WINDOW_BYTES)),
+            frame(_SETTINGS, 0, 0, settings),
+            frame(_WINDOW, 0, 0, struct.pack(">I", _WINDOW_BYTES)),
         ]
         subscribe = pb.WatchInvalidationsRequest(subscribe=pb.WatchInvalidationsRequest.Subscribe())
         body = generator.message(subscribe.SerializeToString())
         for stream in self.streams:
-            parts.append(_frame(_HEADERS, _END_HEADERS, stream, headers))
-            parts.append(_frame(_DATA, 0, stream, body))
+            parts.append(frame(_HEADERS, _END_HEADERS, stream, headers))
+            parts.append(frame(_DATA, 0, stream, body))
         self.socket.sendall(b"".join(parts))
 
     def ping(self, stream: int) -> None:
         ping = pb.WatchInvalidationsRequest.Ping(sent_at=time.monotonic_ns())
         body = pb.WatchInvalidationsRequest(ping=ping).SerializeToString()
-        self.socket.sendall(_frame(_DATA, 0, stream, generator.message(body)))
+        self.socket.sendall(frame(_DATA, 0, stream, generator.message(body)))
 
     def receive(self) -> None:
         data = self.socket.recv(1 << 18)
@@ -68,9 +68,9 @@ class _Connection:
                 if response.HasField("pong"):
                     self.answered.add(stream)
             elif kind == _SETTINGS and not flags & _ACK:
-                self.socket.sendall(_frame(_SETTINGS, _ACK, 0, b""))
+                self.socket.sendall(frame(_SETTINGS, _ACK, 0, b""))
             elif kind == _PING and not flags & _ACK:
-                self.socket.sendall(_frame(_PING, _ACK, 0, payload))
+                self.socket.sendall(frame(_PING, _ACK, 0, payload))
             if kind == _RESET or (flags & _END_STREAM and kind == _HEADERS):
                 self.lost = True
         self._buffer = buffer[position:]
@@ -90,7 +90,7 @@ class IdleStreams:
             ("te", "trailers"),
             ("authorization", f"Bearer {token}"),
         )
-        headers = b"".join(_literal(name.encode(), value.encode()) for name, value in fields)
+        headers = b"".join(literal(name.encode(), value.encode()) for name, value in fields)
         self._connections = [
             _Connection((host, int(port)), headers, min(STREAMS_A_CONNECTION, count - start))
             for start in range(0, count, STREAMS_A_CONNECTION)

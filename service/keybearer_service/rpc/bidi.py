@@ -6,8 +6,9 @@ for the one interpreter: they made the slowest of them twice as slow. Here a mes
 grpc hears of it, on its serving thread, and the thread that has an answer begins to send it.
 
 The first half of this is public (`experimental_non_blocking`, as grpc's own health service uses
-it); for receiving and sending without waiting grpc has no public way, so this module, and it alone,
-uses `grpc._server`. What it takes from there is the same from 1.67 to 1.85.
+it); for receiving and sending without waiting grpc has no public way, so this module and
+`hot_loop` use `grpc._server`, and nothing else does. What they take from there is the same from
+1.67 to 1.85.
 """
 
 from collections import deque

@@ -16,7 +16,7 @@ grpc has no public way to any of this. A mistake with its private parts ends the
 - No operation is started once the queue is shut down, which happens when the server has ended.
 - Nothing keeps a call that has ended: it counts among the streams of its connection.
 
-`docs/decisions/0007-hot-loop.md` says what else was tried; 0002 lists the private parts.
+`docs/decisions/0008-hot-loop.md` says what else was tried; 0002 lists the private parts.
 """
 
 import threading
@@ -109,9 +109,9 @@ class HotLoop:
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="hot-loop", daemon=True)
         # The thread alone touches these.
-        self._begun: list[_Call] = []
-        self._arrived: list[_Call] = []
-        self._waiting: dict[_Call, float] = {}
+        self._begun: list[HotCall] = []
+        self._arrived: list[HotCall] = []
+        self._waiting: dict[HotCall, float] = {}
 
     def attach(self, server: grpc.Server) -> None:
         """Take the methods out of the hands of a server that has not started."""
@@ -185,7 +185,7 @@ class HotLoop:
                 for call, context, message in admitted:
                     self._answer(call, context, message)
 
-    def _admitted(self, call: "_Call") -> "tuple[_Call, CallContext, Any] | None":
+    def _admitted(self, call: "HotCall") -> "tuple[HotCall, CallContext, Any] | None":
         """Return a call that is to be judged here, with its message; None for every other."""
         if not call.is_alive:
             call.end(_TOO_LATE)
@@ -207,7 +207,7 @@ class HotLoop:
             call.hand_over(method.ordinary.finish, context, call.raw)
         return None
 
-    def _read(self, admitted: "list[tuple[_Call, CallContext, Any]]") -> bool:
+    def _read(self, admitted: "list[tuple[HotCall, CallContext, Any]]") -> bool:
         """Read what the whole group asks about; hand it over when the store refuses that."""
         tokens = (
             token for call, _, message in admitted for token in call.method.tokens_in(message)
@@ -220,7 +220,7 @@ class HotLoop:
             return False
         return True
 
-    def _answer(self, call: "_Call", context: CallContext, message: Any) -> None:
+    def _answer(self, call: "HotCall", context: CallContext, message: Any) -> None:
         method = call.method
         if self._is_closed or not call.is_alive:  # those before it may have taken long
             call.end(_TOO_LATE)
@@ -272,22 +272,22 @@ class HotLoop:
         if not event.success:  # the server stops
             return
         self._request(method)
-        call = _Call(self, method, event)
+        call = HotCall(self, method, event)
         if call.is_private:
             call.end(_NO_CREDENTIAL)
         else:
             self._begun.append(call)
             call.receive()
 
-    def arrived(self, call: "_Call") -> None:
+    def arrived(self, call: "HotCall") -> None:
         """Have a call judged whose message has come."""
         self._arrived.append(call)
 
-    def wait_for(self, call: "_Call") -> None:
+    def wait_for(self, call: "HotCall") -> None:
         """Have a call hear of it when nothing comes for SLOW_AFTER_S."""
         self._waiting[call] = _machine.monotonic()
 
-    def wait_no_more_for(self, call: "_Call") -> None:
+    def wait_no_more_for(self, call: "HotCall") -> None:
         """Forget what `wait_for` was told."""
         self._waiting.pop(call, None)
 
@@ -305,7 +305,7 @@ class _Requested:
         self._loop.begin(event, self._method)
 
 
-class _Call:
+class HotCall:
     """One call, a `Request` of the pipeline."""
 
     __slots__ = (
