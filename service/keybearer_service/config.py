@@ -160,3 +160,217 @@ class Settings(BaseSettings):
         description="Serve validations on a thread of their own, which costs half the processor "
         "time; off only when that thread is suspected of a fault.",
     )
+    max_keys_per_account: int = Field(
+        default=1_000_000,
+        ge=0,
+        description="Most keys of an account that are not revoked; 0 for no limit. Commands on the "
+        "data directory are not limited.",
+    )
+    max_users_per_account: int = Field(
+        default=100_000,
+        ge=0,
+        description="Most users of an account that are not deleted; 0 for no limit.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least level that is logged: debug, info, warning or error."
+    )
+    log_format: Literal["json", "text"] = Field(
+        default="json", description="Format of log lines: json or text."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library's signature
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources; .env files are not read."""
+        if cls.file is None:
+            return init_settings, env_settings
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, cls.file)
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The TLS files, None for plaintext.
+
+        Raises:
+            ConfigError: Only one of the two files is given.
+        """
+        if self.tls_cert is None and self.tls_key is None:
+            return None
+        if self.tls_cert is None or self.tls_key is None:
+            raise ConfigError("tls_cert and tls_key: give both or neither")
+        return TlsFiles(certificate=self.tls_cert, key=self.tls_key, client_ca=self.tls_client_ca)
+
+    @property
+    def tls_of_metrics(self) -> TlsFiles | None:
+        """The TLS files of the port for metrics; the same as of every port, unless set."""
+        if self.tls is None or self.metrics_tls == "off":
+            return None
+        return replace(self.tls, client_ca=None) if self.metrics_tls == "server" else self.tls
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """How one setting is given and what it means; for help texts and the reference."""
+
+    name: str
+    flag: str
+    variable: str
+    default: str
+    """As one would write it; empty where the setting is unset by default."""
+    meaning: str
+
+
+def describe(name: str) -> Description:
+    """Return the description of a setting.
+
+    Raises:
+        KeyError: There is no such setting.
+    """
+    field = Settings.model_fields[name]
+    default = field.default
+    return Description(
+        name=name,
+        flag=f"--{name.replace('_', '-')}",
+        variable=f"{PREFIX}{name.upper()}",
+        default=("on" if default else "off") if isinstance(default, bool) else str(default or ""),
+        meaning=field.description or "",
+    )
+
+
+def load(file: Path | None, flags: Mapping[str, Any]) -> Settings:
+    """Read the settings.
+
+    Args:
+        file: A TOML file, or None.
+        flags: The values of the command line; None for a flag that was not given.
+
+    Raises:
+        ConfigError: A setting is unknown or ill-formed, or the name of an environment variable is
+            nearly that of a setting.
+    """
+    if file is not None and not file.is_file():
+        raise ConfigError(f"--config: {file} is no file")
+    _assert_no_near_miss()
+    # pydantic-settings asks the class for its sources, so the file is an attribute of a subclass.
+    settings_class = type("Settings", (Settings,), {"file": file, "__module__": __name__})
+    try:
+        settings: Settings = settings_class(
+            **{name: value for name, value in flags.items() if value is not None}
+        )
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error)) from None
+    except (ValueError, OSError) as error:  # not TOML, or not to be read
+        raise ConfigError(f"--config: {error}") from None
+    return settings
+
+
+def load_to_serve(file: Path | None, flags: Mapping[str, Any]) -> Settings:
+    """Read the settings of a server.
+
+    The other commands share its file and environment, but what is given to `serve` as a flag is
+    unknown to them. So they do not ask whether the settings of the ports fit each other.
+
+    Raises:
+        ConfigError: As from `load`, or a setting contradicts another.
+    """
+    settings = load(file, flags)
+    _assert_consistent(settings)
+    return settings
+
+
+def unknown_variables() -> list[str]:
+    """Return the `KEYBEARER_…` variables of the environment that nothing of keybearer reads."""
+    known = {
+        CONFIG_VARIABLE,
+        *CLIENT_VARIABLES,
+        *HEALTHCHECK_VARIABLES,
+        *(describe(one).variable for one in _NAMES),
+    }
+    return sorted(
+        name
+        for name in map(str.upper, os.environ)
+        if name.startswith(PREFIX)
+        and name not in known
+        and not _SERVICE_LINK.fullmatch(name.removeprefix(PREFIX))
+    )
+
+
+_NAMES: Final = tuple(Settings.model_fields)
+
+
+def _assert_no_near_miss() -> None:
+    # A misspelt variable would be ignored: a server without the TLS, say, that it was to have.
+    for name in unknown_variables():
+        near = _near(name.removeprefix(PREFIX).lower())
+        if near:
+            meant = CONFIG_VARIABLE if near == "config" else describe(near).variable
+            raise ConfigError(f"{name}: there is no such setting; did you mean {meant}?")
+
+
+def _near(name: str) -> str:
+    return next(iter(difflib.get_close_matches(name, [*_NAMES, "config"], n=1, cutoff=0.8)), "")
+
+
+def _first_problem(error: ValidationError) -> str:
+    # Never the value: what was mistyped into a variable may be a secret.
+    first = error.errors(include_url=False, include_input=False)[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        near = _near(name)
+        return f"{name}: there is no such setting" + (f"; did you mean {near}?" if near else "")
+    return f"{name}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def _assert_consistent(settings: Settings) -> None:
+    if settings.tls_client_ca is not None and settings.tls is None:
+        raise ConfigError("tls_client_ca: needs tls_cert and tls_key")
+    _assert_may_listen("listen", settings.listen, settings)
+    _assert_http_consistent(settings)
+
+
+def _assert_http_consistent(settings: Settings) -> None:
+    for name in ("http_listen", "metrics_listen"):
+        address: Address | None = getattr(settings, name)
+        if address is not None:
+            if address.is_unix:
+                raise ConfigError(f"{name}: a unix socket is for --listen alone; give host:port")
+            _assert_may_listen(name, address, settings)
+    _assert_metrics_tls_consistent(settings)
+    if settings.http_max_connections_per_peer > settings.http_max_connections:
+        raise ConfigError(
+            "http_max_connections_per_peer: at most http_max_connections, "
+            f"{settings.http_max_connections}"
+        )
+    if settings.http_open and settings.http_listen is None:
+        raise ConfigError("http_open: needs http_listen")
+    if settings.http_open and not settings.http_account:
+        raise ConfigError("http_open: needs http_account, the account that is opened, or *")
+    if settings.http_account and settings.http_listen is None:
+        raise ConfigError("http_account: needs http_listen")
+    if settings.http_account not in ("", "*") and not is_id(settings.http_account):
+        raise ConfigError("http_account: the id of an account, or * for all")
+
+
+def _assert_metrics_tls_consistent(settings: Settings) -> None:
+    wanted = settings.metrics_tls
+    if wanted is not None and settings.metrics_listen is None:
+        raise ConfigError("metrics_tls: needs metrics_listen")
+    if wanted == "server" and settings.tls is None:
+        raise ConfigError("metrics_tls: server needs tls_cert and tls_key")
+    if wanted == "mutual" and settings.tls_client_ca is None:
+        raise ConfigError("metrics_tls: mutual needs tls_cert, tls_key and tls_client_ca")
+
+
+def _assert_may_listen(name: str, address: Address, settings: Settings) -> None:
+    if name == "metrics_listen" and settings.metrics_tls == "off":
+        return  # said for this port; metrics and health hold no secret
+    if settings.tls is None and not settings.insecure and not address.is_loopback:
+        raise ConfigError(
+            f"{name}: {address} would send tokens in plain text; give --tls-cert and --tls-key, "
+            "or --insecure if something in front does TLS"
+        )

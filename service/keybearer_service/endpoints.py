@@ -42,7 +42,7 @@ from keybearer_service.rpc.servicers.audit import AuditServicer
 from keybearer_service.rpc.servicers.tokens import TokenServicer
 from keybearer_service.rpc.servicers.users import UserServicer
 from keybearer_service.validation.callers import Callers, SharedCallers
-from keybearer_service.validation.groups import GroupReads, GroupUses
+from keybearer_service.validation.groups import GroupReads, PromptUses
 from keybearer_service.validation.validator import Validator
 
 log = structlog.get_logger(__name__)
@@ -277,8 +277,8 @@ class RpcEndpoints:
 
     def _new_hot_loop(self) -> HotLoop:
         container = self._container
-        reads, uses = GroupReads(container.store), GroupUses(container.usage)
-        validator = container.validator.reading(reads, uses)
+        reads = GroupReads(container.store)
+        validator = container.validator.reading(reads, PromptUses(container.usage))
         servicers, here = servicers_of(container), servicers_of(container, validator)
         specs = served_methods()
         return HotLoop(
@@ -294,7 +294,6 @@ class RpcEndpoints:
                 for path, tokens_in in HOT_METHODS.items()
             ],
             reads=reads,
-            uses=uses,
             watchdog=self._watchdog,
         )
 

@@ -13,7 +13,7 @@ import pytest
 
 from fakes import FakeClock, SeededEntropy
 from harness import Stubs, running
-from keybearer_service.validation.usage import YOUNG
+from keybearer_service.storage import CLAIMED_FOR
 
 ROOT = Path(__file__).parents[2]
 SERVICE, CLIENT = ROOT / "service/keybearer_service", ROOT / "client/keybearer"
@@ -126,7 +126,7 @@ def test_a_real_call_takes_the_walk(title: str, tmp_path: Path, seed: int) -> No
     with traced() as trace, running(tmp_path / "data", clock, entropy, hot_loop=True) as service:
         stubs: Stubs = service.admin
         token = stubs.create_key().token
-        clock.advance(YOUNG)
+        clock.advance(CLAIMED_FOR)
         trace.clear()
         WALKS[title](stubs, token)
     assert first_missing(steps, trace) is None

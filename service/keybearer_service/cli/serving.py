@@ -56,3 +56,28 @@ def serve(
     insecure: Annotated[bool | None, setting("insecure")] = None,
     reflection: Annotated[bool | None, setting("reflection")] = None,
     hot_loop: Annotated[bool | None, setting("hot_loop")] = None,
+    max_keys_per_account: Annotated[str | None, setting("max_keys_per_account")] = None,
+    max_users_per_account: Annotated[str | None, setting("max_users_per_account")] = None,
+    log_level: LogLevelOption = None,
+    log_format: Annotated[str | None, setting("log_format")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Serve an installation until SIGTERM, SIGINT or SIGHUP."""
+    flags = {name: value for name, value in locals().items() if name != "config"}
+    run_server(load_to_serve(config, flags))
+
+
+def run_server(
+    settings: Settings, on_serving: Callable[[Address], None] = lambda _address: None
+) -> None:
+    """Serve until the end, then exit with the server's exit code.
+
+    Args:
+        settings: What to serve, where and how.
+        on_serving: Called with the address once the server listens on it.
+    """
+    logs.configure(settings.log_level, json=settings.log_format == "json")
+    unknown = unknown_variables()
+    if unknown:
+        log.warning("unknown_variables", names=unknown)
+    raise typer.Exit(supervisor.serve(settings, on_serving))

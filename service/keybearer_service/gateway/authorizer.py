@@ -10,7 +10,6 @@ and the log says what is wrong with it.
 
 import json
 from collections.abc import Iterable, Sequence
-from copy import copy
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -127,17 +126,22 @@ class Requirement:
 class Authorizer:
     """Admits or denies the clients of gateways."""
 
-    def __init__(self, validator: Validator, recorder: Recorder, clock: Clock) -> None:
+    def __init__(
+        self,
+        validator: Validator,
+        recorder: Recorder,
+        clock: Clock,
+        logged_faults: MinuteQuota | None = None,
+    ) -> None:
+        """Create the authorizer; `logged_faults` is that of another one, which flushes it."""
         self._validator = validator
         self._recorder = recorder
         self._clock = clock
-        self._logged_faults = MinuteQuota(clock, _FAULTS_LOGGED_A_MINUTE)
+        self._logged_faults = logged_faults or MinuteQuota(clock, _FAULTS_LOGGED_A_MINUTE)
 
     def asking(self, validator: Validator) -> "Authorizer":
         """Return the same authorizer, but for whom it asks about tokens."""
-        twin = copy(self)
-        twin._validator = validator  # noqa: SLF001 - a copy of itself
-        return twin
+        return Authorizer(validator, self._recorder, self._clock, self._logged_faults)
 
     def authorize(
         self,

@@ -41,7 +41,7 @@ from keybearer_service.rpc.pipeline import UnaryMethod
 from keybearer_service.rpc.requests import Metadata
 from keybearer_service.storage import StoreError
 from keybearer_service.usecases.call_context import CallContext
-from keybearer_service.validation.groups import ElsewhereError, GroupReads, GroupUses
+from keybearer_service.validation.groups import ElsewhereError, GroupReads
 
 log = structlog.get_logger(__name__)
 
@@ -88,7 +88,6 @@ class HotLoop:
         methods: Iterable[HotMethod],
         *,
         reads: GroupReads,
-        uses: GroupUses,
         watchdog: MessageWatchdog,
     ) -> None:
         """Create the loop; `attach` it to a server before that starts, and `start` it afterwards.
@@ -96,12 +95,10 @@ class HotLoop:
         Args:
             methods: What it serves.
             reads: What their validator reads from.
-            uses: What their validator counts with.
             watchdog: Watches the slow senders on the ordinary path.
         """
         self._methods = list(methods)
         self._reads = reads
-        self._uses = uses
         self._watchdog = watchdog
         self._queue: Any = _cygrpc.CompletionQueue()
         self._server: Any = None
@@ -194,14 +191,12 @@ class HotLoop:
         context = method.here.begin(call)
         try:
             method.here.admit(context, call)
-            self._uses.count()
             message = method.here.parse(call.raw)
             if len(method.tokens_in(message)) <= MAX_ITEMS:
                 return call, context, message
         except ElsewhereError:
             call.hand_over(method.ordinary.answer, call)
         except Exception as error:  # noqa: BLE001 - the ordinary path knows what becomes of it
-            self._uses.count()
             call.hand_over(method.ordinary.refuse, context, error)
         else:
             call.hand_over(method.ordinary.finish, context, call.raw)
@@ -228,13 +223,10 @@ class HotLoop:
         try:
             answer = method.here.serve(context, message)
         except ElsewhereError:
-            self._uses.drop()
             call.hand_over(method.ordinary.finish, context, call.raw)
         except Exception as error:  # noqa: BLE001 - the ordinary path knows what becomes of it
-            self._uses.drop()
             call.hand_over(method.ordinary.refuse, context, error)
         else:
-            self._uses.count()
             call.end(answer)
             method.here.served(context)
 

@@ -1,15 +1,15 @@
 """What the validator needs to judge a group of calls at once, on a thread that must not wait.
 
-The keys of the whole group are read by one statement, and uses are counted when a call is done
-with: a call that turns out to belong elsewhere has left no trace.
+The keys of the whole group are read by one statement, and a use that waits for the store is not
+counted: its call belongs elsewhere, and leaves no trace here.
 """
 
 from collections.abc import Iterable, Sequence
 
 from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.verdict import Match, TokenRecord
-from keybearer_service.validation.usage import UsageRecorder, is_first_use
-from keybearer_service.validation.validator import NOBODY, Lookups
+from keybearer_service.validation.usage import needs_claim
+from keybearer_service.validation.validator import NOBODY, Lookups, Uses
 
 _READ_ONE_BY_ONE = 2
 """So few keys are read sooner by a statement each."""
@@ -68,29 +68,28 @@ class GroupReads(Lookups):
         return self._version
 
 
-class GroupUses:
-    """Holds the uses of one call back until it is done with."""
+class PromptUses(Uses):
+    """Counts the uses that are only noted, and none that waits for the store."""
 
-    def __init__(self, uses: UsageRecorder) -> None:
+    def __init__(self, uses: Uses) -> None:
         self._uses = uses
-        self._held: list[tuple[Match, Micros]] = []
 
-    def add(self, match: Match, now: Micros) -> None:
-        """Hold one use back.
+    def add(self, match: Match, now: Micros) -> bool:
+        """Count one use; see `UsageRecorder.add`.
 
         Raises:
-            ElsewhereError: It is the first use of a young secret, which is written to the store.
+            ElsewhereError: It has to be claimed, so it is not counted.
         """
-        if is_first_use(match, now):
+        if needs_claim(match, now):
             raise ElsewhereError
-        self._held.append((match, now))
+        return self._uses.add(match, now)
 
-    def count(self) -> None:
-        """Count the uses that were held back."""
-        for match, now in self._held:
-            self._uses.add(match, now)
-        self._held.clear()
+    def add_all(self, matches: Sequence[Match], now: Micros) -> bool:
+        """Count uses that are answered together; see `UsageRecorder.add_all`.
 
-    def drop(self) -> None:
-        """Forget them: the call is judged elsewhere, and counted there."""
-        self._held.clear()
+        Raises:
+            ElsewhereError: One of them has to be claimed, so none is counted.
+        """
+        if any(needs_claim(match, now) for match in matches):
+            raise ElsewhereError
+        return self._uses.add_all(matches, now)

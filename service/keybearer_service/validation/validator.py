@@ -7,7 +7,6 @@ the next commit.
 import hmac
 import threading
 from collections.abc import Sequence
-from copy import copy
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
@@ -107,6 +106,7 @@ class Validator:
         self._keyring = keyring
         self._usage = usage
         self._clock = clock
+        self._entropy = entropy
         self._prefixes = prefixes
         self._dummy_mac = token_format.mac_of(entropy.key_bytes(32))
         self._dummy_digest = entropy.key_bytes(32)
@@ -115,9 +115,9 @@ class Validator:
 
     def reading(self, lookups: Lookups, uses: Uses) -> "Validator":
         """Return the same validator, but for where it looks keys up and where it counts uses."""
-        twin = copy(self)
-        twin._store, twin._usage = lookups, uses  # noqa: SLF001 - a copy of itself
-        return twin
+        return Validator(
+            lookups, self._keyring, uses, self._clock, self._entropy, self._prefixes
+        )
 
     def judge(self, question: Question) -> Verdict:
         """Return the verdict about one token, and count its use when it is valid.
