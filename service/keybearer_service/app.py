@@ -35,7 +35,7 @@ class AppConfig:
     bounds: Bounds = GRPC
     http: HttpConfig = field(default_factory=HttpConfig)
     reflection: bool = True
-    hot_loop: bool = True
+    hot_loop: bool = False
 
 
 class App:

@@ -156,9 +156,9 @@ class Settings(BaseSettings):
         default=True, description="Let tools such as grpcurl list the methods and messages."
     )
     hot_loop: bool = Field(
-        default=True,
-        description="Serve validations on a thread of their own, which costs half the processor "
-        "time; off only when that thread is suspected of a fault.",
+        default=False,
+        description="Serve validations on a thread of their own, at half the processor time. Uses "
+        "private parts of grpcio.",
     )
     max_keys_per_account: int = Field(
         default=1_000_000,

@@ -19,6 +19,7 @@ from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.net.bounds import Bounds
 from keybearer_service.rpc import executors, handlers, probes
 from keybearer_service.telemetry import logs
+from reliability.hot_loop_bugs import LOOP_BUGS
 from reliability.seeded_bugs import store_with
 
 
@@ -58,6 +59,8 @@ def _write_at_once(self: logs.LogHandler, record: logging.LogRecord) -> None:
 
 
 def _plant(names: list[str]) -> None:
+    for name in LOOP_BUGS.keys() & set(names):
+        LOOP_BUGS[name]()
     if "library-health" in names:
         handlers.MethodHandlers.service = _health_of_the_library()  # type: ignore[method-assign]
     if "no-http-bounds" in names:

@@ -115,9 +115,7 @@ class Validator:
 
     def reading(self, lookups: Lookups, uses: Uses) -> "Validator":
         """Return the same validator, but for where it looks keys up and where it counts uses."""
-        return Validator(
-            lookups, self._keyring, uses, self._clock, self._entropy, self._prefixes
-        )
+        return Validator(lookups, self._keyring, uses, self._clock, self._entropy, self._prefixes)
 
     def judge(self, question: Question) -> Verdict:
         """Return the verdict about one token, and count its use when it is valid.
