@@ -53,6 +53,18 @@ test-long: $(VENV)/.dev ## Run the long suites, those marked slow
 mutation: $(VENV)/.dev ## Change the code that decides, and see that tests notice (MUTATION_ARGS="--seconds 600")
 	@PYTHONPATH=client:service:tests $(PY) -m mutation.run $(MUTATION_ARGS)
 
+# What serves the hot methods, and is tested once more on their other path and with an old grpcio.
+HOT_TESTS := tests/rpc/test_hot_loop.py tests/rpc/test_tokens.py tests/rpc/test_calls.py \
+	tests/rpc/test_access_matrix.py tests/rpc/test_bad_input.py tests/gateway/test_same_decision.py
+
+.PHONY: test-ordinary-path
+test-ordinary-path: $(VENV)/.dev ## Run the tests of the hot methods without the hot loop
+	KEYBEARER_TEST_HOT_LOOP=off $(PY) -m pytest -q $(HOT_TESTS)
+
+.PHONY: test-grpcio
+test-grpcio: .venv-grpcio/.installed ## Run the tests of the hot methods with the oldest grpcio
+	PYTHONPATH=client:service:tests .venv-grpcio/bin/python -m pytest -q $(HOT_TESTS)
+
 .PHONY: bench
 bench: $(VENV)/.dev ## Measure the service on this machine
 	$(PY) tests/bench/report.py --plot docs/performance.svg
@@ -135,6 +147,18 @@ $(GEN_PY):
 
 $(LOCK_PY):
 	$(call venv,.venv-lock)
+
+# Everything of .venv, below the oldest grpcio that pyproject.toml allows.
+OLD_GRPCIO := $(shell sed -n 's/.*"grpcio>=\([0-9.]*\),<2".*/\1/p' pyproject.toml)
+
+.venv-grpcio/.installed: $(VENV)/.dev
+	$(call venv,.venv-grpcio)
+	@$(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$(.venv-grpcio/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+	@echo "Installing grpcio $(OLD_GRPCIO) into .venv-grpcio"
+	@.venv-grpcio/bin/python $(PIP_INSTALL) --no-deps $(foreach part,grpcio grpcio-status \
+		grpcio-reflection grpcio-health-checking grpcio-testing,$(part)==$(OLD_GRPCIO))
+	@touch $@
 
 $(VENV)/.run: requirements/run.txt pyproject.toml | $(PY)
 	@echo "Installing the service into $(VENV)"

@@ -8,6 +8,7 @@ the generator on the others. Every reply is checked.
 
 import argparse
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -183,6 +184,26 @@ def growth(options: argparse.Namespace) -> list[Figures]:
     return [yardstick, *found]
 
 
+def paths(options: argparse.Namespace) -> list[Figures]:
+    """Measure the hot methods on the hot loop and on the ordinary path, each with its own data."""
+    data_dir, caller, tokens = seed.installation(options.root, options.keys[0])
+    with ExitStack() as stack:
+        bare = stack.enter_context(bare_server())
+        found = [Figures(bare, Asker(bare, caller, tokens, options.connections).validate(BARE))]
+        for flag in ("--no-hot-loop", "--hot-loop"):
+            copy = stack.enter_context(tempfile.TemporaryDirectory()) + "/data"
+            shutil.copytree(data_dir, copy)
+            ours = stack.enter_context(keybearer_server(Path(copy), flag))
+            asker = Asker(ours, caller, tokens, options.connections)
+            found += [
+                Figures(ours, one._replace(name=f"{one.name}, {flag}"))
+                for one in (asker.validate(), asker.ext_authz(), asker.batches(SMALL_BATCH))
+            ]
+        measure(found, options.rounds, options.seconds)
+        print(f"\n{table(HEADINGS, [one.row(found[0]) for one in found])}")
+    return found
+
+
 def workers(options: argparse.Namespace) -> list[Figures]:
     """Measure two workers beside one, where every process may use every core."""
     data_dir, caller, tokens = seed.installation(options.root, options.keys[-1])
@@ -215,7 +236,7 @@ def main() -> int:
     parser.add_argument(
         "--root", type=Path, default=Path(tempfile.gettempdir()) / "keybearer-bench"
     )
-    parser.add_argument("--only", choices=("entry-points", "growth", "workers"))
+    parser.add_argument("--only", choices=("entry-points", "paths", "growth", "workers"))
     options = parser.parse_args()
     for keys in options.keys:
         seed.installation(options.root, keys)
@@ -231,6 +252,8 @@ def main() -> int:
             options.plot.write_text(
                 plot.bars("CPU µs of the server for each question", bars), "utf-8"
             )
+    if options.only in (None, "paths"):
+        figures += paths(options)
     if options.only in (None, "growth"):
         figures += growth(options)
     if options.only in (None, "workers"):

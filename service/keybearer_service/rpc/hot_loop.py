@@ -63,7 +63,7 @@ _UNIX = b"unix:"
 _NO_CREDENTIAL = status_of(CredentialsMissing())
 _TOO_LATE = Status(code=4, message="the deadline is over")  # DEADLINE_EXCEEDED
 _GONE = object()
-_machine = SystemClock()  # grpc's queue and its deadlines go by the machine's clock
+_machine_clock = SystemClock()  # grpc's queue and its deadlines go by the machine's clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +148,7 @@ class HotLoop:
         """Take what is ready, waiting for the first; return False once the queue is shut down."""
         poll = self._queue.poll
         wait_s = SLOW_AFTER_S if self._waiting else _IDLE_S
-        event = poll(_machine.now() / SECOND + wait_s)
+        event = poll(_machine_clock.now() / SECOND + wait_s)
         taken = 0
         while event.completion_type not in (_TIMEOUT, _SHUTDOWN):
             event.tag(event)
@@ -170,7 +170,7 @@ class HotLoop:
 
     def _serve_arrived(self) -> None:
         if self._begun:
-            now = _machine.monotonic()
+            now = _machine_clock.monotonic()
             self._waiting.update((call, now) for call in self._begun if not call.has_arrived)
             self._begun.clear()
         if self._arrived:
@@ -233,7 +233,7 @@ class HotLoop:
     def _hand_over_slow(self) -> None:
         if not self._waiting:
             return
-        now = _machine.monotonic()
+        now = _machine_clock.monotonic()
         slow = [call for call, since in self._waiting.items() if now - since > SLOW_AFTER_S]
         for call in slow:
             del self._waiting[call]
@@ -277,7 +277,7 @@ class HotLoop:
 
     def wait_for(self, call: "HotCall") -> None:
         """Have a call hear of it when nothing comes for SLOW_AFTER_S."""
-        self._waiting[call] = _machine.monotonic()
+        self._waiting[call] = _machine_clock.monotonic()
 
     def wait_no_more_for(self, call: "HotCall") -> None:
         """Forget what `wait_for` was told."""
@@ -332,7 +332,7 @@ class HotCall:
     @property
     def is_alive(self) -> bool:
         """Whether the deadline of the call is still to come."""
-        return bool(self._deadline is None or self._deadline > _machine.now() / SECOND)
+        return bool(self._deadline is None or self._deadline > _machine_clock.now() / SECOND)
 
     @property
     def is_private(self) -> bool:
