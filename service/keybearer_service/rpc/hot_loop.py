@@ -208,7 +208,7 @@ class HotLoop:
             token for call, _, message in admitted for token in call.method.tokens_in(message)
         )
         try:
-            self._reads.read(map(id_in, tokens))
+            self._reads.prepare(map(id_in, tokens))
         except StoreError:
             for call, context, _ in admitted:
                 call.hand_over(call.method.ordinary.finish, context, call.raw)

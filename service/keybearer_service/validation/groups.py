@@ -5,9 +5,11 @@ counted: its call belongs elsewhere, and leaves no trace here.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 
 from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.verdict import Match, TokenRecord
+from keybearer_service.storage import Reader
 from keybearer_service.validation.usage import needs_claim
 from keybearer_service.validation.validator import NOBODY, Lookups, Uses
 
@@ -33,7 +35,7 @@ class GroupReads(Lookups):
         self._version = None
         self._records = {}
 
-    def read(self, key_ids: Iterable[str]) -> None:
+    def prepare(self, key_ids: Iterable[str]) -> None:
         """Read the keys of the group by one statement, when that is worth it.
 
         Args:
@@ -60,6 +62,14 @@ class GroupReads(Lookups):
             return self._store.lookup_many(key_ids)
         found = ((key_id, records[key_id]) for key_id in key_ids)
         return {key_id: record for key_id, record in found if record is not None}, self._revision
+
+    def read(self) -> AbstractContextManager[Reader]:
+        """Refuse to open a snapshot.
+
+        Raises:
+            ElsewhereError: It takes several statements.
+        """
+        raise ElsewhereError
 
     def version(self) -> int:
         """Return how often the store has committed, as of the first call of the group."""

@@ -7,6 +7,7 @@ the next commit.
 import hmac
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from hashlib import blake2b
 from typing import NamedTuple, Protocol
 
@@ -38,6 +39,7 @@ from keybearer_service.domain.verdict import (
     outcome_at,
 )
 from keybearer_service.installation.keyring import Keyring, PepperMissingError
+from keybearer_service.storage import Reader
 
 log = structlog.get_logger(__name__)
 
@@ -74,6 +76,10 @@ class Lookups(Protocol):
 
     def version(self) -> int:
         """Return a number that every commit changes; see `Store.version`."""
+        ...
+
+    def read(self) -> AbstractContextManager[Reader]:
+        """Open a snapshot; see `Store.read`."""
         ...
 
 
