@@ -87,6 +87,8 @@ check-generated: .venv-generate/.installed ## Fail when the generated code is st
 	@tools/generate.sh check $(GEN_PY)
 
 .PHONY: check
+# A PostgreSQL for its tests is among the development tools; none at all is an error here.
+check: export KEYBEARER_TEST_POSTGRES = required
 check: lint types check-generated test ## All of the above that must pass: what CI runs
 
 ##### Change
@@ -108,9 +110,9 @@ public-api: $(VENV)/.dev ## Accept the public names and signatures of the client
 
 .PHONY: lock
 lock: .venv-lock/.installed ## Update requirements/ to the newest versions allowed
-	$(COMPILE) --upgrade --extra server --extra cli --group dev pyproject.toml --output-file requirements/dev.txt
-	$(COMPILE_PART) --extra server --extra cli --group run pyproject.toml --output-file requirements/run.txt
-	$(COMPILE_PART) --extra server --extra cli pyproject.toml --output-file requirements/server.txt
+	$(COMPILE) --upgrade --extra server --extra postgres --extra cli --group dev pyproject.toml --output-file requirements/dev.txt
+	$(COMPILE_PART) --extra server --extra postgres --extra cli --group run pyproject.toml --output-file requirements/run.txt
+	$(COMPILE_PART) --extra server --extra postgres --extra cli pyproject.toml --output-file requirements/server.txt
 	$(COMPILE_PART) --group build --output-file requirements/build.txt
 	$(COMPILE) --upgrade --group generate --output-file requirements/generate.txt
 

@@ -2,10 +2,14 @@
 
 import atexit
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from keybearer_service.domain.clock import Micros
+import postgres_server
+from keybearer_service.domain.clock import Micros, SystemClock
+from keybearer_service.domain.entropy import SystemEntropy
+from keybearer_service.net.database_url import DatabaseUrl
 from keybearer_service.storage import Store, dbapi
 from keybearer_service.storage.sqlite import BUSY_TIMEOUT_S, SqliteStore
 from storeprocess import AlternatingStore, StoreProcess
@@ -144,4 +148,86 @@ class SqliteOfProcessesBackend(SqliteBackend):
         return self._keep(cast("Store", store))
 
 
-BACKENDS = {"sqlite": SqliteBackend, "sqlite-processes": SqliteOfProcessesBackend}
+class PostgresBackend:
+    """A database of its own on a real server."""
+
+    def __init__(self, directory: Path) -> None:
+        self._url = postgres_server.new_database()
+        self._opened: list[Store] = []
+        self.store = self.open_another()
+
+    def open_another(self, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
+        return self._keep(open_postgres(self._url, busy_timeout_s=busy_timeout_s))
+
+    def open_file(self, path: Path) -> Store:
+        return self._keep(SqliteStore(path))
+
+    def dump(self) -> Dump:
+        return dump_postgres(self._url)
+
+    def execute(self, statement: str) -> None:
+        # As a replica: without checks between tables.
+        postgres_server.execute(self._url.text, "SET session_replication_role = replica", statement)
+
+    def append_changes(self, count: int, time: Micros) -> None:
+        columns = "revision, time, account_id, kind, subject_id"
+        added = f"revision + i, {time}, operator_account_id, 1, lpad(i::text, 16, '0')"
+        source = f"generate_series(1, {count}) i, installation"
+        insert = f"INSERT INTO changes ({columns}) SELECT {added} FROM {source}"  # noqa: S608 - numbers
+        advance = f"UPDATE installation SET revision = revision + {count}"  # noqa: S608 - a number
+        postgres_server.execute(self._url.text, insert, advance)
+
+    def close(self) -> None:
+        for store in self._opened:
+            store.close()
+        postgres_server.drop_database(self._url)
+
+    def _keep(self, store: Store) -> Store:
+        self._opened.append(store)
+        return store
+
+
+def open_postgres(url: DatabaseUrl, **options: Any) -> Store:
+    """Open a store on PostgreSQL, with the clock and the randomness of the machine."""
+    from keybearer_service.storage.postgres import PostgresStore  # noqa: PLC0415 - needs psycopg
+
+    return PostgresStore(url, clock=SystemClock(), entropy=SystemEntropy(), **options)
+
+
+def dump_postgres(url: DatabaseUrl) -> Dump:
+    """Return every column of every row, without what only this backend keeps.
+
+    The usage of a key stands in its row, as in SQLite.
+    """
+    import psycopg  # noqa: PLC0415 - it may not be installed
+
+    from keybearer_service.storage.postgres_schema import BOOKKEEPING, OWN_COLUMNS  # noqa: PLC0415
+    from keybearer_service.storage.postgres_session import KEYS  # noqa: PLC0415
+
+    with psycopg.connect(url.text, row_factory=psycopg.rows.dict_row) as connection:
+        names = connection.execute(
+            "SELECT relname, attname FROM pg_index i JOIN pg_class c ON c.oid = i.indrelid"
+            " JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]"
+            " WHERE i.indisprimary AND c.relnamespace = current_schema()::regnamespace"
+        ).fetchall()
+        dump = {}
+        for name, key in ((one["relname"], one["attname"]) for one in names):
+            source = KEYS if name == "api_keys" else f"{name} k"
+            if name not in BOOKKEEPING:
+                select = f"SELECT k.* FROM {source} ORDER BY {key}"  # noqa: S608 - our names
+                dump[name] = [
+                    {
+                        column: value
+                        for column, value in row.items()
+                        if (name, column) not in OWN_COLUMNS
+                    }
+                    for row in connection.execute(select.encode()).fetchall()
+                ]
+        return dump
+
+
+BACKENDS: dict[str, Callable[[Path], Backend]] = {
+    "postgres": PostgresBackend,
+    "sqlite": SqliteBackend,
+    "sqlite-processes": SqliteOfProcessesBackend,
+}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import postgres_server
 from fakes import FakeClock, SeededEntropy
 from harness import Service, Stubs, running
 
@@ -20,9 +21,25 @@ def seed() -> int:
 
 
 @pytest.hookimpl
-def pytest_report_header() -> str:
-    """Say how to repeat a run."""
-    return f"KEYBEARER_TEST_SEED={os.environ.get('KEYBEARER_TEST_SEED', '(drawn, see failures)')}"
+def pytest_report_header() -> list[str]:
+    """Say how to repeat a run, and what it runs on."""
+    return [
+        f"KEYBEARER_TEST_SEED={os.environ.get('KEYBEARER_TEST_SEED', '(drawn, see failures)')}",
+        f"PostgreSQL: {postgres_server.describe()}",
+    ]
+
+
+@pytest.hookimpl
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly that tests were skipped because there was no PostgreSQL."""
+    skipped = [
+        one
+        for one in terminalreporter.stats.get("skipped", [])
+        if "no PostgreSQL" in str(one.longrepr)
+    ]
+    if skipped:
+        terminalreporter.section("NOT TESTED: PostgreSQL", red=True)
+        terminalreporter.line(f"{len(skipped)} tests were skipped: {postgres_server.describe()}")
 
 
 @pytest.fixture

@@ -35,6 +35,15 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 floor above, and not from its neighbours on the same floor. `ext_authz` is generated code."""
 
 ONLY_HERE = {
+    "psycopg": {
+        "storage.postgres",
+        "storage.postgres_connections",
+        "storage.postgres_errors",
+        "storage.postgres_schema",
+        "storage.postgres_session",
+        "storage.postgres_wakeups",
+        "storage.postgres_writes",
+    },
     "sqlite3": {"storage.dbapi"},
     "pysqlite3": {"storage.dbapi"},
     "time": {"domain.clock"},
@@ -183,7 +192,7 @@ def test_only_the_rpc_room_decides_a_status() -> None:
     assert {name.split(".")[0] for name in found} == {"rpc"}
 
 
-BACKEND_MODULES = frozenset({"sqlite", "sqlite_errors", "sqlite_session", "dbapi", "migrations"})
+BACKEND_PREFIXES = ("sqlite", "postgres", "dbapi", "migrations")
 
 
 def test_only_the_container_names_a_backend() -> None:
@@ -193,6 +202,7 @@ def test_only_the_container_names_a_backend() -> None:
         for name, tree in MODULES.items()
         if not name.startswith("storage")
         for imported in imports_of(tree)
-        if imported.startswith(f"{PACKAGE}.storage.") and imported.split(".")[2] in BACKEND_MODULES
+        if imported.startswith(f"{PACKAGE}.storage.")
+        and imported.split(".")[2].startswith(BACKEND_PREFIXES)
     }
     assert naming == {"container"}

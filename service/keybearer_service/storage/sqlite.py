@@ -15,11 +15,7 @@ from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.model import SecretId, Use
 from keybearer_service.domain.verdict import TokenRecord
 from keybearer_service.storage import (
-    CHANGES_KEPT,
-    CHANGES_KEPT_FOR,
     CLAIM_WAIT_S,
-    MAX_USES,
-    REQUESTS_KEPT_FOR,
     ClaimFailedError,
     CommitFailedError,
     News,
@@ -37,6 +33,13 @@ from keybearer_service.storage import (
     no_progress,
     rows,
 )
+from keybearer_service.storage.care import (
+    contradictions,
+    dangling_row,
+    planted_object,
+    pruned,
+    storable_uses,
+)
 from keybearer_service.storage.files import sync
 from keybearer_service.storage.first_uses import FirstUses
 from keybearer_service.storage.sqlite_errors import (
@@ -48,7 +51,9 @@ from keybearer_service.storage.sqlite_errors import (
 )
 from keybearer_service.storage.sqlite_session import KEYS, SqliteSession
 from keybearer_service.storage.transactions import (
+    CHANGES_SINCE,
     lookup_in,
+    news_of,
     not_initialised,
     reader_over,
     record_and_revision,
@@ -64,28 +69,12 @@ _LOG_LIMIT: Final = 64 * 1024 * 1024
 """Bytes that the write-ahead log keeps once it is folded in; a long backup lets it grow."""
 SHARED_POLL_S: Final = 0.01
 """How long a commit of another process may go unnoticed."""
-_TIMES: Final = range(253_402_300_800_000_000)
-"""The moments a use can be of, 1970 to 9999; a time outside them would fail the whole batch."""
-_SECRET_VERSIONS: Final = range(2**31)
-
 _LOOKUP: Final = lookup_in(KEYS)
 _LOOKUP_MANY: Final = (
     # A list in one value keeps the statement the same, and so prepared, for every number of ids.
     f"SELECT i.revision, {rows.TOKEN_RECORD} FROM installation i LEFT JOIN json_each(?) ids"
     " LEFT JOIN api_keys k ON k.id = ids.value LEFT JOIN users u ON u.id = k.owner_id"
     " LEFT JOIN accounts a ON a.id = k.account_id"
-)
-_CHANGES_SINCE: Final = (
-    "SELECT i.epoch, i.revision, coalesce((SELECT min(revision) FROM changes), i.revision + 1),"
-    # A bound of the range, since revisions have no gaps: a LIMIT costs 20 us.
-    f" {rows.INVALIDATION} FROM installation i"
-    " LEFT JOIN changes c ON c.revision > ?1 AND c.revision <= ?1 + ?2"
-    " WHERE i.id = 1 ORDER BY c.revision"
-)
-_WRONG_COUNTS: Final = (
-    "SELECT a.id, coalesce(c.unrevoked, 0) AS counted, (SELECT count(*) FROM api_keys k"
-    " WHERE k.account_id = a.id AND k.revoke_time IS NULL) AS found"
-    " FROM accounts a LEFT JOIN key_counts c ON c.account_id = a.id WHERE counted <> found"
 )
 _READ_ONLY: Final = (
     "query_only = ON",
@@ -337,14 +326,8 @@ class SqliteStore:
     def add_uses(self, uses: Sequence[Use]) -> None:
         """Add uses in one transaction; times only move forward."""
         items = [
-            (
-                use.last_used_time,
-                min(max(use.uses, 1), MAX_USES),
-                use.secret_version,
-                use.key_id,
-            )
-            for use in uses
-            if use.last_used_time in _TIMES and use.secret_version in _SECRET_VERSIONS
+            (use.last_used_time, use.uses, use.secret_version, use.key_id)
+            for use in storable_uses(uses)
         ]
         with self._transaction():
             self._writer.executemany(
@@ -365,10 +348,8 @@ class SqliteStore:
 
     def changes_since(self, revision: int, limit: int) -> News:
         """Return the changes after a revision, of one statement's snapshot."""
-        found = self._read_all(_CHANGES_SINCE, revision, limit)
-        epoch, head, oldest = found[0][:3]
-        changes = [rows.invalidation_from_row(row[3:]) for row in found if row[3] is not None]
-        return News(epoch, head, oldest, changes)
+        found = self._read_all(CHANGES_SINCE, revision, limit)
+        return news_of(found)
 
     @property
     def poll_interval_s(self) -> float | None:
@@ -399,34 +380,18 @@ class SqliteStore:
         """Delete what nobody may ask for any more; return how many rows that were."""
         self._first_uses.prune(now)
         with self._transaction():
-            requests = self._writer.execute(
-                "DELETE FROM request_records WHERE rowid IN (SELECT rowid FROM request_records"
-                " WHERE create_time < ? ORDER BY create_time LIMIT ?)",
-                (now - REQUESTS_KEPT_FOR, limit),
-            )
-            return int(requests.rowcount) + self._prune_changes(now, limit)
-
-    def _prune_changes(self, now: Micros, limit: int) -> int:
-        head, oldest = self._writer.execute(
-            "SELECT (SELECT revision FROM installation), (SELECT min(revision) FROM changes)"
-        ).fetchone()
-        if head is None or oldest is None:
-            return 0
-        last = min(head - CHANGES_KEPT, oldest + limit - 1)
-        # Whatever a clock that stepped back has written: the changes that stay are without gaps.
-        kept = self._writer.execute(
-            "SELECT min(revision) FROM changes WHERE revision <= ? AND time >= ?",
-            (last, now - CHANGES_KEPT_FOR),
-        ).fetchone()[0]
-        deleted = self._writer.execute(
-            "DELETE FROM changes WHERE revision <= ?", (last if kept is None else kept - 1,)
-        )
-        return int(deleted.rowcount)
+            return pruned(SqliteSession(self._writer, self._first_uses), now, limit)
 
     def check(self) -> Sequence[str]:
         """Look for rows that contradict each other."""
         with self.read(), self._translated():
-            return list(_contradictions(self._reader()))
+            connection = self._reader()
+            dangling = connection.execute("PRAGMA foreign_key_check").fetchall()
+            return [
+                *(dangling_row(table=row[0], target=row[2]) for row in dangling),
+                *contradictions(SqliteSession(connection, self._first_uses)),
+                *_planted(connection),
+            ]
 
     def check_file(self) -> Sequence[str]:
         """Run SQLite's own check of every page and index; say which tables it is about."""
@@ -662,34 +627,10 @@ def _roll_back(connection: dbapi.Connection) -> None:
             connection.execute("ROLLBACK")
 
 
-def _contradictions(connection: dbapi.Connection) -> Iterator[str]:
-    for row in connection.execute("PRAGMA foreign_key_check"):
-        yield f"a row of {row[0]} points to a missing row of {row[2]}"
-    installation = connection.execute("SELECT revision FROM installation").fetchone()
-    count, oldest, newest = connection.execute(
-        "SELECT count(*), min(revision), max(revision) FROM changes"
-    ).fetchone()
-    if count and count != newest - oldest + 1:
-        yield f"changes are missing between the revisions {oldest} and {newest}"
-    elif count and oldest > 1 and count < CHANGES_KEPT:
-        yield f"changes before the revision {oldest} are missing"
-    if installation is not None and installation[0] != (newest or 0):
-        yield f"the revision is {installation[0]} and the newest change is {newest or 0}"
-    count, first, last = connection.execute(
-        "SELECT count(*), min(seq), max(seq) FROM audit_events"
-    ).fetchone()
-    if count and count != last - first + 1:
-        yield f"audit events are missing between {first} and {last}"
-    for account_id, counted, found in connection.execute(_WRONG_COUNTS):
-        yield f"the account {account_id} has {found} unrevoked keys and a count of {counted}"
-    for key_id, user_id in connection.execute(
-        "SELECT k.id, u.id FROM users u JOIN api_keys k ON k.owner_id = u.id"
-        " WHERE u.delete_time IS NOT NULL AND k.revoke_time IS NULL"
-    ):
-        yield f"key {key_id} is not revoked, and its owner {user_id} is deleted"
-    planted = connection.execute(_TRIGGERS_AND_VIEWS).fetchall()
-    for kind, name, _ in sorted(set(planted) - _triggers_and_views()):
-        yield f"the {kind} {name} is not of keybearer"
+def _planted(connection: dbapi.Connection) -> Iterator[str]:
+    found = connection.execute(_TRIGGERS_AND_VIEWS).fetchall()
+    for kind, name, _ in sorted(set(found) - _triggers_and_views()):
+        yield planted_object(kind, name)
 
 
 def _triggers_and_views() -> set[tuple[str, str, str]]:

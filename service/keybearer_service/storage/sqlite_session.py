@@ -36,6 +36,10 @@ class SqliteSession:
         """Execute a statement that changes rows; return how many."""
         return int(self._connection.execute(sql, values).rowcount)
 
+    def run_many(self, sql: str, values: Sequence[Sequence[object]]) -> None:
+        """Execute a statement once for each of some values."""
+        self._connection.executemany(sql, values)
+
     def insert(self, table: str, row: rows.Columns) -> None:
         """Insert a row."""
         with conflicts():

@@ -32,6 +32,7 @@ from keybearer_service.storage import (
     AccountQuery,
     AuditQuery,
     KeyQuery,
+    News,
     Page,
     Reader,
     Revoked,
@@ -63,6 +64,10 @@ class Session(Protocol):
 
     def run(self, sql: str, *values: object) -> int:
         """Execute a statement that changes rows; return how many."""
+        ...
+
+    def run_many(self, sql: str, values: Sequence[Sequence[object]]) -> None:
+        """Execute a statement once for each of some values."""
         ...
 
     def insert(self, table: str, row: rows.Columns) -> None:
@@ -109,6 +114,23 @@ def lookup_in(keys: str) -> str:
         f" LEFT JOIN {keys} ON k.id = ? LEFT JOIN users u ON u.id = k.owner_id"
         " LEFT JOIN accounts a ON a.id = k.account_id"
     )
+
+
+CHANGES_SINCE: Final = (
+    "SELECT i.epoch, i.revision, coalesce((SELECT min(revision) FROM changes), i.revision + 1),"
+    # A bound of the range, since revisions have no gaps: a LIMIT costs 20 us.
+    f" {rows.INVALIDATION} FROM installation i"
+    " LEFT JOIN changes c ON c.revision > ?1 AND c.revision <= ?1 + ?2"
+    " WHERE i.id = 1 ORDER BY c.revision"
+)
+"""Epoch, head, oldest revision and the changes of the next `?2` revisions after `?1`."""
+
+
+def news_of(found: Sequence[rows.Row]) -> News:
+    """Return what the rows of CHANGES_SINCE hold; there is at least one."""
+    epoch, head, oldest = found[0][:3]
+    changes = [rows.invalidation_from_row(row[3:]) for row in found if row[3] is not None]
+    return News(epoch, head, oldest, changes)
 
 
 def record_and_revision(row: rows.Row | None) -> tuple[TokenRecord | None, int]:
@@ -514,12 +536,10 @@ class _SqlWriter(_SqlReader):
 
     def append_audit(self, record: AuditRecord, found_by: Sequence[str] = ()) -> None:
         self._session.insert("audit_events", rows.row_from_audit_record(record))
-        for subject_id in found_by:
-            self._session.run(
-                "INSERT INTO audit_event_subjects (subject_id, seq) VALUES (?, ?)",
-                subject_id,
-                record.seq,
-            )
+        self._session.run_many(
+            "INSERT INTO audit_event_subjects (subject_id, seq) VALUES (?, ?)",
+            [(subject_id, record.seq) for subject_id in found_by],
+        )
 
     def insert_personal_text(self, text: PersonalText) -> None:
         self._session.insert("personal_texts", rows.row_from_personal_text(text))

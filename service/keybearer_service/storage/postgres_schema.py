@@ -1,0 +1,363 @@
+"""The schema on PostgreSQL, as steps with the names of those of SQLite.
+
+Append only: a step that was released is never edited. A step that *widens* adds what older programs
+do without; one that *narrows* removes or demands something, and comes one minor version after the
+programs that can live with that. So two neighbouring versions always run side by side.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import psycopg
+
+from keybearer_service.storage import StoreUnusableError, rows
+from keybearer_service.storage.postgres_connections import Connection
+from keybearer_service.storage.postgres_errors import store_error
+
+
+class Step(NamedTuple):
+    """One change of the schema."""
+
+    name: str
+    statements: str
+    narrows_for: int = 0
+    """The number of the step that the oldest program that lives with this one knows; 0 for a step
+    that widens."""
+
+
+_INITIAL: Final = """
+CREATE TABLE installation (
+  id bigint PRIMARY KEY CHECK (id = 1),
+  epoch text COLLATE "C" NOT NULL,
+  revision bigint NOT NULL,
+  prefix text COLLATE "C" NOT NULL,
+  retired_prefixes text COLLATE "C" NOT NULL DEFAULT '',
+  operator_account_id text COLLATE "C" NOT NULL,
+  create_time bigint NOT NULL
+);
+
+CREATE TABLE accounts (
+  id text COLLATE "C" PRIMARY KEY,
+  name text COLLATE "C" NOT NULL,
+  create_time bigint NOT NULL,
+  disable_time bigint,
+  is_operator bigint NOT NULL DEFAULT 0,
+  row_version bigint NOT NULL DEFAULT 1
+);
+CREATE INDEX accounts_by_create_time ON accounts (create_time, id);
+
+CREATE TABLE users (
+  id text COLLATE "C" PRIMARY KEY,
+  account_id text COLLATE "C" NOT NULL REFERENCES accounts (id),
+  email text COLLATE "C" NOT NULL,
+  display_name text COLLATE "C" NOT NULL,
+  role bigint NOT NULL,
+  type bigint NOT NULL,
+  create_time bigint NOT NULL,
+  update_time bigint NOT NULL,
+  delete_time bigint,
+  row_version bigint NOT NULL DEFAULT 1
+);
+CREATE UNIQUE INDEX users_by_email ON users (account_id, email) WHERE delete_time IS NULL;
+CREATE INDEX users_by_create_time ON users (account_id, create_time, id);
+
+CREATE TABLE peppers (
+  seq bigint GENERATED ALWAYS AS IDENTITY,
+  id text COLLATE "C" PRIMARY KEY,
+  check_value bytea NOT NULL,
+  create_time bigint NOT NULL,
+  retire_time bigint
+);
+
+CREATE TABLE api_keys (
+  id text COLLATE "C" PRIMARY KEY,
+  account_id text COLLATE "C" NOT NULL REFERENCES accounts (id),
+  owner_id text COLLATE "C" NOT NULL REFERENCES users (id),
+  name text COLLATE "C" NOT NULL,
+  description text COLLATE "C" NOT NULL DEFAULT '',
+  role bigint NOT NULL,
+  scopes text COLLATE "C" NOT NULL DEFAULT '',
+  labels text COLLATE "C" NOT NULL DEFAULT '',
+  create_time bigint NOT NULL,
+  created_by text COLLATE "C" NOT NULL REFERENCES users (id),
+  update_time bigint NOT NULL,
+  expire_time bigint,
+  disable_time bigint,
+  revoke_time bigint,
+  revoked_by text COLLATE "C" NOT NULL DEFAULT '',
+  revocation_reason bigint,
+  revocation_note text COLLATE "C" NOT NULL DEFAULT '',
+  row_version bigint NOT NULL DEFAULT 1,
+  secret_version bigint NOT NULL DEFAULT 1,
+  secret_create_time bigint NOT NULL,
+  digest bytea NOT NULL,
+  pepper_id text COLLATE "C" NOT NULL REFERENCES peppers (id),
+  old_digest bytea,
+  old_pepper_id text COLLATE "C" REFERENCES peppers (id),
+  old_secret_version bigint,
+  old_use_version bigint,
+  overlap_end_time bigint
+);
+CREATE INDEX api_keys_by_create_time ON api_keys (account_id, create_time, id);
+CREATE INDEX api_keys_by_expire_time
+  ON api_keys (account_id, coalesce(expire_time, 9223372036854775807), id);
+CREATE INDEX api_keys_by_name ON api_keys (account_id, name, id);
+CREATE INDEX api_keys_by_owner ON api_keys (owner_id) WHERE revoke_time IS NULL;
+CREATE INDEX api_keys_by_creator ON api_keys (created_by) WHERE revoke_time IS NULL;
+
+CREATE TABLE key_usage (
+  key_id text COLLATE "C" PRIMARY KEY,
+  last_used_time bigint,
+  use_count bigint NOT NULL DEFAULT 0,
+  used_version bigint,
+  replaced_version bigint,
+  old_used_version bigint,
+  old_secret_last_used_time bigint
+) WITH (fillfactor = 70);
+
+CREATE TABLE request_records (
+  user_id text COLLATE "C" NOT NULL,
+  request_id text COLLATE "C" NOT NULL,
+  body_hash bytea NOT NULL,
+  attempt bigint NOT NULL,
+  key_id text COLLATE "C" NOT NULL,
+  secret_version bigint NOT NULL,
+  create_time bigint NOT NULL,
+  PRIMARY KEY (user_id, request_id)
+);
+CREATE INDEX request_records_by_create_time ON request_records (create_time);
+
+CREATE TABLE changes (
+  revision bigint PRIMARY KEY,
+  time bigint NOT NULL,
+  account_id text COLLATE "C" NOT NULL,
+  kind bigint NOT NULL,
+  subject_id text COLLATE "C" NOT NULL
+);
+
+CREATE TABLE audit_events (
+  seq bigint PRIMARY KEY,
+  id text COLLATE "C" NOT NULL UNIQUE,
+  time bigint NOT NULL,
+  account_id text COLLATE "C" NOT NULL,
+  actor_type bigint NOT NULL,
+  actor_key_id text COLLATE "C" NOT NULL,
+  actor_user_id text COLLATE "C" NOT NULL,
+  actor_user_email text COLLATE "C" NOT NULL,
+  action bigint NOT NULL,
+  target_type bigint NOT NULL,
+  target_id text COLLATE "C" NOT NULL,
+  changes text COLLATE "C" NOT NULL,
+  request_id text COLLATE "C" NOT NULL,
+  peer text COLLATE "C" NOT NULL,
+  hash bytea NOT NULL
+);
+CREATE INDEX audit_events_by_account ON audit_events (account_id, seq);
+CREATE INDEX audit_events_by_target ON audit_events (target_id, seq);
+
+CREATE TABLE commits (
+  id bigint PRIMARY KEY CHECK (id = 1),
+  count bigint NOT NULL
+);
+INSERT INTO commits VALUES (1, 0);
+
+CREATE TABLE outcomes (
+  nonce bytea PRIMARY KEY,
+  time timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX outcomes_by_time ON outcomes (time);
+
+CREATE TABLE leases (name text COLLATE "C" PRIMARY KEY);
+INSERT INTO leases VALUES ('prune');
+"""
+
+_INTEGRITY: Final = """
+ALTER TABLE audit_events ADD COLUMN target_digest bytea;
+ALTER TABLE audit_events ADD COLUMN personal_digest bytea;
+
+CREATE TABLE head (
+  id bigint PRIMARY KEY CHECK (id = 1),
+  version bigint NOT NULL,
+  seq bigint NOT NULL,
+  hash bytea NOT NULL,
+  revision bigint NOT NULL,
+  mac bytea NOT NULL
+);
+
+CREATE TABLE personal_texts (
+  digest bytea PRIMARY KEY,
+  user_id text COLLATE "C" NOT NULL,
+  salt bytea,
+  text text COLLATE "C",
+  erasure bytea
+);
+CREATE INDEX personal_texts_by_user ON personal_texts (user_id);
+"""
+
+_KEY_COUNTS: Final = """
+CREATE TABLE key_counts (
+  account_id text COLLATE "C" PRIMARY KEY REFERENCES accounts (id),
+  unrevoked bigint NOT NULL
+);
+
+-- Once for a statement: one that revokes a hundred thousand keys writes the count once.
+CREATE FUNCTION count_new_keys() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  INSERT INTO key_counts AS c
+    SELECT account_id, count(*) FROM new_rows WHERE revoke_time IS NULL GROUP BY account_id
+    ON CONFLICT (account_id) DO UPDATE SET unrevoked = c.unrevoked + excluded.unrevoked;
+  RETURN NULL;
+END $$;
+CREATE TRIGGER api_keys_counted AFTER INSERT ON api_keys
+  REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION count_new_keys();
+
+CREATE FUNCTION count_changed_keys() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  INSERT INTO key_counts AS c
+    SELECT n.account_id, sum(CASE WHEN n.revoke_time IS NULL THEN 1 ELSE -1 END)
+    FROM new_rows n JOIN old_rows o ON o.id = n.id
+    WHERE (n.revoke_time IS NULL) <> (o.revoke_time IS NULL) GROUP BY n.account_id
+    ON CONFLICT (account_id) DO UPDATE SET unrevoked = c.unrevoked + excluded.unrevoked;
+  RETURN NULL;
+END $$;
+CREATE TRIGGER api_keys_recounted AFTER UPDATE ON api_keys
+  REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
+  FOR EACH STATEMENT EXECUTE FUNCTION count_changed_keys();
+"""
+
+_AUDIT_EVENT_SUBJECTS: Final = """
+CREATE TABLE audit_event_subjects (
+  subject_id text COLLATE "C" NOT NULL,
+  seq bigint NOT NULL REFERENCES audit_events (seq),
+  PRIMARY KEY (subject_id, seq)
+);
+CREATE INDEX audit_event_subjects_by_seq ON audit_event_subjects (seq);
+"""
+
+STEPS: Final[Sequence[Step]] = (
+    Step("m001_initial", _INITIAL),
+    Step("m002_integrity", _INTEGRITY),
+    Step("m003_key_counts", _KEY_COUNTS),
+    Step("m004_audit_event_subjects", _AUDIT_EVENT_SUBJECTS),
+)
+
+TRIGGERS: Final = frozenset({"api_keys_counted", "api_keys_recounted"})
+BOOKKEEPING: Final = frozenset(
+    {"commits", "outcomes", "leases", "key_usage", "schema_version", "schema_steps"}
+)
+"""Tables that this backend has for itself; what SQLite has too stands in the others."""
+OWN_COLUMNS: Final = frozenset({("peppers", "seq"), ("api_keys", "old_use_version")})
+"""Columns of the others that this backend has for itself."""
+
+_CREATE: Final = """
+CREATE TABLE IF NOT EXISTS schema_version (
+  id bigint PRIMARY KEY CHECK (id = 1),
+  version bigint NOT NULL,
+  oldest_program bigint NOT NULL
+);
+CREATE TABLE IF NOT EXISTS schema_steps (
+  name text COLLATE "C" PRIMARY KEY,
+  time timestamptz NOT NULL DEFAULT now()
+);
+INSERT INTO schema_version VALUES (1, 0, 0) ON CONFLICT (id) DO NOTHING;
+"""
+_TRIES: Final = 10
+
+
+def migrate(connection: Connection, steps: Sequence[Step] = STEPS) -> list[str]:
+    """Bring the schema up to date, one process at a time; return the names of the steps done.
+
+    Raises:
+        StoreUnusableError: The database needs a newer program, or belongs to something else.
+        StoreLockedError: The database cannot be reached.
+    """
+    try:
+        if not _is_marked(connection):
+            _assert_empty(connection)
+            _mark(connection)
+        done = []
+        for number, step in enumerate(steps, 1):
+            with connection.transaction():
+                # The row that whoever migrates holds; the others find the step done.
+                connection.execute("SELECT version FROM schema_version WHERE id = 1 FOR UPDATE")
+                version, oldest_program = _version(connection)
+                if oldest_program > len(steps):
+                    raise _too_new()
+                if version < number:
+                    connection.execute(step.statements)
+                    connection.execute("INSERT INTO schema_steps (name) VALUES ($1)", (step.name,))
+                    connection.execute(
+                        "UPDATE schema_version SET version = $1,"
+                        " oldest_program = greatest(oldest_program, $2::bigint)",
+                        (number, step.narrows_for),
+                    )
+                    done.append(step.name)
+    except psycopg.Error as error:
+        raise store_error(error) from error
+    return done
+
+
+def assert_current(connection: Connection, steps: Sequence[Step] = STEPS) -> None:
+    """Refuse a schema that this program cannot work with.
+
+    Raises:
+        StoreUnusableError: It is too old, needs a newer program, or is not ours.
+        StoreLockedError: The database cannot be reached.
+    """
+    try:
+        if not _is_marked(connection):
+            raise StoreUnusableError(
+                "the database holds no installation; run `keybearer-server init`"
+            )
+        version, oldest_program = _version(connection)
+    except psycopg.Error as error:
+        raise store_error(error) from error
+    if version < len(steps):
+        raise StoreUnusableError(
+            f"the schema of the database is {len(steps) - version} steps behind this program; run "
+            "`keybearer-server migrate`"
+        )
+    if oldest_program > len(steps):
+        raise _too_new()
+
+
+def _too_new() -> StoreUnusableError:
+    return StoreUnusableError(
+        "the database was brought up to date by a newer version of keybearer, and no longer works "
+        "with this one; use that version"
+    )
+
+
+def _is_marked(connection: Connection) -> bool:
+    return _one(connection, "SELECT to_regclass('schema_version') IS NOT NULL")[0] is True
+
+
+def _version(connection: Connection) -> tuple[int, int]:
+    version, oldest = _one(connection, "SELECT version, oldest_program FROM schema_version")
+    return version, oldest
+
+
+def _assert_empty(connection: Connection) -> None:
+    tables = _one(
+        connection,
+        "SELECT count(*) FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm')"
+        " AND relnamespace = current_schema()::regnamespace",
+    )[0]
+    if tables:
+        raise StoreUnusableError("the database holds tables of something else; give an empty one")
+
+
+def _mark(connection: Connection) -> None:
+    # CREATE TABLE IF NOT EXISTS fails when another process is creating the same table.
+    for _ in range(_TRIES):
+        try:
+            with connection.transaction():
+                connection.execute(_CREATE)
+        except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable):
+            continue
+        return
+
+
+def _one(connection: Connection, sql: str) -> rows.Row:
+    row = connection.execute(sql).fetchone()
+    return row or ()

@@ -1,0 +1,219 @@
+"""Write transactions on PostgreSQL: the row that orders them, and how each one ended."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import psycopg
+from psycopg import pq
+
+from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.entropy import Entropy
+from keybearer_service.storage import (
+    CommitFailedError,
+    StoreError,
+    StoreLockedError,
+    StoreUnusableError,
+)
+from keybearer_service.storage.first_uses import FirstUses
+from keybearer_service.storage.postgres_connections import Connection, Pool
+from keybearer_service.storage.postgres_errors import is_conflict, store_error
+from keybearer_service.storage.postgres_session import PostgresSession
+
+CHANNEL: Final = "keybearer"
+"""Where commits are announced."""
+_TAKE_ROW: Final = (
+    # READ COMMITTED, so that each statement sees what the writer before has committed.
+    "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
+    " UPDATE commits SET count = count + 1 WHERE id = 1"
+)
+_NONCE_BYTES: Final = 16
+_LONGEST_PAUSE_S: Final = 0.05
+_SEARCH_LIMIT_S: Final = 2.0
+"""How long the outcome of a lost COMMIT is looked for."""
+
+
+class _RolledBackError(StoreLockedError):
+    """COMMIT was answered with ROLLBACK, which is no error of the driver's."""
+
+
+class _OutcomeUnknownError(Exception):
+    """The server has not said for certain that it committed."""
+
+
+class Writes:
+    """Runs write transactions, one after another."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        first_uses: FirstUses,
+        clock: Clock,
+        entropy: Entropy,
+        busy_timeout_s: float,
+    ) -> None:
+        self._pool = pool
+        self._first_uses = first_uses
+        self._clock = clock
+        self._entropy = entropy
+        self._busy_timeout_s = busy_timeout_s
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def begin(self) -> Iterator[PostgresSession]:
+        """Open a transaction that has the row, and commit it after the block.
+
+        Raises:
+            StoreLockedError: The row was not to be had, and the block has not run; or the database
+                was lost, and nothing is changed.
+            CommitFailedError: The outcome is unknown.
+        """
+        if not self._lock.acquire(timeout=self._busy_timeout_s):
+            raise StoreLockedError("another write has held the store for too long")
+        try:
+            connection = self._connection_with_row()
+            session = PostgresSession(connection, self._first_uses)
+            try:
+                yield session
+                session.assert_whole()
+            except BaseException:
+                self._roll_back(connection)
+                raise
+            self._commit(connection, has_changes=session.has_changes)
+        finally:
+            self._first_uses.end_write()
+            self._lock.release()
+
+    def _connection_with_row(self) -> Connection:
+        deadline = self._clock.monotonic() + self._busy_timeout_s
+        while True:
+            connection = self._pool.take()
+            try:
+                _take_row(connection)
+            except psycopg.Error as error:
+                # One that was lost while nobody used it says nothing about the database.
+                may_repeat = is_conflict(error) or (
+                    connection.is_lost and not connection.has_timed_out
+                )
+                self._roll_back(connection)
+                if not may_repeat or self._clock.monotonic() >= deadline:
+                    raise store_error(error) from error
+            else:
+                return connection
+            self._pause()
+
+    def _commit(self, connection: Connection, *, has_changes: bool) -> None:
+        nonce = self._entropy.key_bytes(_NONCE_BYTES)
+        try:
+            _finish(
+                connection,
+                # All in one message: nothing is waited for between these and COMMIT. A COMMIT that
+                # is cut off by a time limit of the server would look like a success.
+                f"INSERT INTO outcomes (nonce) VALUES ('\\x{nonce.hex()}');"
+                f"{f' NOTIFY {CHANNEL};' if has_changes else ''}"
+                " SET LOCAL statement_timeout = 0; COMMIT",
+            )
+        except psycopg.Error as error:
+            if not _is_lost(connection, error):
+                self._roll_back(connection)
+                raise store_error(error) from error
+            self._pool.drop(connection)
+            self._pool.drop_idle()
+            if not self._is_committed(nonce):
+                raise StoreLockedError("the database was lost before the commit") from error
+        except _RolledBackError:
+            self._roll_back(connection)
+            raise
+        except _OutcomeUnknownError as error:
+            self._pool.drop(connection)
+            raise CommitFailedError(str(error), is_fatal=False) from error
+        else:
+            self._pool.give(connection)
+
+    def _is_committed(self, nonce: bytes) -> bool:
+        """Find out what became of a transaction whose COMMIT was not answered.
+
+        Raises:
+            CommitFailedError: The database cannot be asked.
+        """
+        deadline = self._clock.monotonic() + _SEARCH_LIMIT_S
+        while True:
+            try:
+                return self._finds(nonce)
+            except (psycopg.Error, StoreError, _OutcomeUnknownError) as error:
+                if self._clock.monotonic() >= deadline:
+                    raise CommitFailedError(
+                        "the answer to COMMIT was lost, and the database cannot be asked again",
+                        is_fatal=False,
+                    ) from error
+            self._pause()
+
+    def _finds(self, nonce: bytes) -> bool:
+        connection = self._pool.new()
+        try:
+            # Waits until the lost transaction has ended, one way or the other. What is read is told
+            # after a commit alone: a server that was replaced does not get that far.
+            _take_row(connection)
+            found = connection.execute("SELECT 1 FROM outcomes WHERE nonce = $1", (nonce,))
+            is_there = found.fetchone() is not None
+            _finish(connection, "COMMIT")
+        except BaseException:
+            self._pool.drop(connection)
+            raise
+        self._pool.give(connection)
+        return is_there
+
+    def _roll_back(self, connection: Connection) -> None:
+        try:
+            if not connection.is_lost:
+                connection.execute("ROLLBACK")
+        except psycopg.Error:
+            self._pool.drop(connection)
+        else:
+            self._pool.give(connection)
+
+    def _pause(self) -> None:
+        share = self._entropy.key_bytes(1)[0] / 255
+        threading.Event().wait(share * _LONGEST_PAUSE_S)  # one that nobody sets
+
+
+def _take_row(connection: Connection) -> None:
+    cursor = connection.execute(_TAKE_ROW)
+    cursor.nextset()
+    if cursor.rowcount != 1:
+        raise StoreUnusableError("the database has lost the row of `commits`")
+
+
+def _finish(connection: Connection, statements: str) -> None:
+    """Execute statements that end with COMMIT.
+
+    Raises:
+        _RolledBackError: Nothing is changed.
+        _OutcomeUnknownError: The server says something else than that it committed.
+    """
+    notices: list[psycopg.errors.Diagnostic] = []
+    connection.add_notice_handler(notices.append)
+    try:
+        cursor = connection.execute(statements)
+        while cursor.nextset():
+            pass
+    finally:
+        connection.remove_notice_handler(notices.append)
+    if cursor.statusmessage == "ROLLBACK":
+        raise _RolledBackError("the database has rolled the change back")
+    warnings = [one for one in notices if one.severity_nonlocalized == "WARNING"]
+    if warnings or cursor.statusmessage != "COMMIT":
+        raise _OutcomeUnknownError(
+            f"COMMIT was answered with {cursor.statusmessage}"
+            + "".join(f", {one.message_primary}" for one in warnings)
+        )
+
+
+def _is_lost(connection: Connection, error: psycopg.Error) -> bool:
+    return (
+        connection.is_lost
+        or connection.pgconn.transaction_status == pq.TransactionStatus.ACTIVE
+        or error.sqlstate is None
+        or error.sqlstate.startswith(("08", "57P"))
+    )
