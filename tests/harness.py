@@ -2,15 +2,16 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+import postgres_server
 from keybearer.v1 import (
     account_service_pb2,
     account_service_pb2_grpc,
@@ -28,18 +29,22 @@ from keybearer.v1 import (
 )
 from keybearer_service.app import App, AppConfig
 from keybearer_service.container import StoreOpener, create_store, open_container, open_store
-from keybearer_service.domain.clock import Clock
-from keybearer_service.domain.entropy import Entropy
+from keybearer_service.domain.clock import Clock, SystemClock
+from keybearer_service.domain.entropy import Entropy, SystemEntropy
 from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.net.addresses import Address, Listener
+from keybearer_service.net.database_url import DatabaseUrl
 from keybearer_service.offline.initialise import initialise as initialise_offline
+from keybearer_service.storage import Store
 from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.usecases.accounts import CreatedAccount, NewAccount
 from keybearer_service.usecases.issuing import Expiration
 from keybearer_service.usecases.quotas import NO_QUOTAS, Quotas
 from keybearer_service.watch.hub import MAX_WATCHERS
 
+ON_POSTGRES = os.environ.get("KEYBEARER_TEST_BACKEND") == "postgres"
+"""Whether services run over a database on PostgreSQL instead of a file."""
 CALL_TIMEOUT_S = 10.0
 ANY_PORT = Listener(address=Address("127.0.0.1", 0))
 NO_HTTP = HttpConfig()
@@ -366,7 +371,7 @@ class Tenant:
 
 def initialise(path: Path, clock: Clock, entropy: Entropy) -> tuple[DataDir, CreatedAccount]:
     """Make an installation in an empty directory."""
-    data_dir = DataDir(path)
+    data_dir = DataDir(path, postgres_server.new_database(is_empty=True) if ON_POSTGRES else None)
     created = initialise_offline(
         data_dir,
         NewAccount(
@@ -383,9 +388,7 @@ def initialise(path: Path, clock: Clock, entropy: Entropy) -> tuple[DataDir, Cre
     return data_dir, created
 
 
-class ReplaceableStore(SqliteStore):
-    """A store some of whose methods a test replaces for a while."""
-
+class _Replaceable:
     @contextmanager
     def replacing(self, **methods: Callable[..., Any]) -> Iterator[None]:
         """Have these methods in the place of the store's own, until the end of the block."""
@@ -397,11 +400,34 @@ class ReplaceableStore(SqliteStore):
                 del vars(self)[name]
 
 
+class _ReplaceableSqliteStore(_Replaceable, SqliteStore):
+    """A file."""
+
+
+class ReplaceableStore(Store, Protocol):
+    """A store some of whose methods a test replaces for a while."""
+
+    def replacing(self, **methods: Callable[..., Any]) -> AbstractContextManager[None]:
+        """Have these methods in the place of the store's own, until the end of the block."""
+        ...
+
+
+def open_replaceable(location: Path | DatabaseUrl, *, shared: bool = False) -> ReplaceableStore:
+    """Open a store of which a test replaces methods."""
+    if isinstance(location, Path):
+        return _ReplaceableSqliteStore(location, shared=shared)
+    from keybearer_service.storage.postgres import PostgresStore  # noqa: PLC0415 - needs psycopg
+
+    of_postgres = type("ReplaceablePostgresStore", (_Replaceable, PostgresStore), {})
+    opened: ReplaceableStore = of_postgres(location, clock=SystemClock(), entropy=SystemEntropy())
+    return opened
+
+
 def store_of(app: App) -> ReplaceableStore:
-    """Return the store of a service that was opened with `opener=ReplaceableStore`."""
+    """Return the store of a service that was opened with `opener=open_replaceable`."""
     store = app.container.store
-    assert isinstance(store, ReplaceableStore)
-    return store
+    assert isinstance(store, _Replaceable)
+    return cast("ReplaceableStore", store)
 
 
 def raising(error: BaseException) -> Callable[..., Any]:
@@ -480,3 +506,5 @@ def running(
         yield service
     finally:
         service.close()
+        if data_dir.url is not None:
+            postgres_server.drop_database(data_dir.url)

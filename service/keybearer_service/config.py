@@ -20,6 +20,7 @@ from pydantic_settings import (
 from keybearer_service.domain.token_format import is_id
 from keybearer_service.net.addresses import Address
 from keybearer_service.net.bounds import GRPC, HTTP
+from keybearer_service.net.database_url import DatabaseUrl
 from keybearer_service.net.tls import TlsFiles
 
 PREFIX: Final = "KEYBEARER_"
@@ -73,6 +74,12 @@ def _mode(value: object) -> object:
     return f"0{text[-3:]}"
 
 
+def _database(value: object) -> object:
+    if isinstance(value, str) and value:
+        DatabaseUrl(text=value)
+    return value
+
+
 AddressSetting = Annotated[InstanceOf[Address], NoDecode, BeforeValidator(_address)]
 PathSetting = Annotated[Path, BeforeValidator(_path)]
 
@@ -89,6 +96,20 @@ class Settings(BaseSettings):
     data_dir: PathSetting = Field(
         default=Path("data"),
         description="Directory of the database, the key files and the lock; on a local disk.",
+    )
+    database: Annotated[str, BeforeValidator(_database)] = Field(
+        default="",
+        description="postgresql://USER@HOST/NAME of a database that several nodes share. Without: "
+        "a file in data_dir, which then holds the key files alone. No password: see "
+        "database_password_file.",
+    )
+    database_password_file: PathSetting | None = Field(
+        default=None,
+        description="File with the password of database. Without: PGPASSWORD, or ~/.pgpass.",
+    )
+    insecure_database: bool = Field(
+        default=False,
+        description="Let the way to a database on another machine do without sslmode=verify-full.",
     )
     listen: AddressSetting = Field(
         default=Address("127.0.0.1", 50051),
@@ -191,6 +212,17 @@ class Settings(BaseSettings):
         if cls.file is None:
             return init_settings, env_settings
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, cls.file)
+
+    @property
+    def database_url(self) -> DatabaseUrl | None:
+        """The database on a server of its own; None for the file in data_dir."""
+        if not self.database:
+            return None
+        return DatabaseUrl(
+            text=self.database,
+            password_file=self.database_password_file,
+            is_insecure=self.insecure_database,
+        )
 
     @property
     def tls(self) -> TlsFiles | None:

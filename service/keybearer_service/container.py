@@ -2,15 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from keybearer_service.domain.clock import Clock
-from keybearer_service.domain.entropy import Entropy
+from keybearer_service.domain.clock import Clock, SystemClock
+from keybearer_service.domain.entropy import Entropy, SystemEntropy
 from keybearer_service.domain.model import Installation
 from keybearer_service.gateway.authorizer import Authorizer
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.keyring import Keyring
-from keybearer_service.storage import FileStore, Store
+from keybearer_service.net.database_url import DatabaseUrl
+from keybearer_service.storage import Store, StoreUnusableError
 from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.telemetry.metrics import PrometheusMetrics
 from keybearer_service.telemetry.recorder import NullRecorder, Recorder
@@ -26,6 +27,9 @@ from keybearer_service.usecases.users import UserManager
 from keybearer_service.validation.usage import UsageRecorder
 from keybearer_service.validation.validator import Validator
 from keybearer_service.watch.hub import MAX_WATCHERS, WatchHub
+
+if TYPE_CHECKING:
+    from keybearer_service.storage.postgres import PostgresStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,29 +66,66 @@ class Container:
         self.store.close()
 
 
-def create_store(path: Path) -> FileStore:
-    """Create an empty store.
+def create_store(location: Path | DatabaseUrl) -> Store:
+    """Create an empty store: a new file, or the tables in a database that is empty.
 
     Raises:
         StoreError: It cannot be created there.
     """
-    return SqliteStore.create(path)
+    if isinstance(location, Path):
+        return SqliteStore.create(location)
+    migrate_store(location)
+    return open_store(location)
 
 
-def open_store(path: Path, *, shared: bool = False) -> FileStore:
-    """Open a store; `shared` when other processes have it open too.
+def open_store(
+    location: Path | DatabaseUrl, *, shared: bool = False, is_patient: bool = False
+) -> Store:
+    """Open a store.
+
+    Args:
+        location: The file, or the database.
+        shared: Whether other processes have the file open too.
+        is_patient: Whether statements may take as long as they need: for commands.
 
     Raises:
         StoreError: It cannot be used; the text says why.
     """
-    return SqliteStore(path, shared=shared)
+    if isinstance(location, Path):
+        return SqliteStore(location, shared=shared)
+    clock, entropy = SystemClock(), SystemEntropy()
+    if is_patient:
+        return _postgres_store()(location, clock=clock, entropy=entropy, limit_s=None)
+    return _postgres_store()(location, clock=clock, entropy=entropy)
+
+
+def migrate_store(url: DatabaseUrl) -> list[str]:
+    """Bring the schema of a database up to date; return the names of the steps that were done.
+
+    Raises:
+        StoreError: It cannot be done; the text says why.
+    """
+    return _postgres_store().migrate(url)
+
+
+def _postgres_store() -> "type[PostgresStore]":
+    try:
+        from keybearer_service.storage.postgres import (  # noqa: PLC0415 - the driver is optional
+            PostgresStore,
+        )
+    except ImportError as error:
+        raise StoreUnusableError(
+            f"the driver for PostgreSQL is missing ({error.name}); run: "
+            "pip install 'keybearer[server,postgres]'"
+        ) from None
+    return PostgresStore
 
 
 class StoreOpener(Protocol):
     """What opens the store of an installation, as `open_store` does."""
 
-    def __call__(self, path: Path, /, *, shared: bool) -> Store:
-        """Open a store; `shared` when other processes have it open too.
+    def __call__(self, location: Any, /, *, shared: bool) -> Store:
+        """Open the store at `DataDir.location`; `shared` when other processes use the file too.
 
         Raises:
             StoreError: It cannot be used; the text says why.
@@ -120,7 +161,7 @@ def open_container(
     """
     data_dir.assert_initialised()
     keyring = Keyring(data_dir.peppers)
-    store = opener(data_dir.database, shared=shared)
+    store = opener(data_dir.location, shared=shared)
     try:
         return build_container(
             store,

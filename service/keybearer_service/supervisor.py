@@ -61,11 +61,11 @@ def serve(settings: Settings, on_serving: Callable[[Address], None] = lambda _ad
         ConfigError, DataDirError, StoreError, KeyringError, TlsError, ListenError, RuleError: It
             cannot start; the text names the reason.
     """
-    directory = DataDir(settings.data_dir)
+    directory = DataDir(settings.data_dir, settings.database_url)
     directory.assert_initialised()
     directory.assert_writable()
     hazard = files.sharing_hazard()
-    if settings.workers > 1 and hazard is not None:
+    if settings.workers > 1 and directory.url is None and hazard is not None:
         raise ConfigError(f"workers: {hazard}, or serve with one worker")
     descriptors.raise_limit()
     with directory.locked():
@@ -97,7 +97,7 @@ def _serve_alone(
     with _listening(settings, address, shared=shared) as place:
         http = _http(settings, shared=shared)
         container = open_container(
-            DataDir(settings.data_dir),
+            DataDir(settings.data_dir, settings.database_url),
             SystemClock(),
             SystemEntropy(),
             shared=shared,

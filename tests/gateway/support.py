@@ -28,6 +28,7 @@ from harness import (
     initialise,
     make_app,
     message,
+    open_replaceable,
     raising,
     store_of,
 )
@@ -130,7 +131,7 @@ def ending(service: Service) -> Iterator[None]:
 
 def started(data_dir: DataDir, clock: FakeClock, entropy: SeededEntropy, http: HttpConfig) -> App:
     """Serve an installation on free ports."""
-    app = make_app(data_dir, clock, entropy, http=http, opener=ReplaceableStore)
+    app = make_app(data_dir, clock, entropy, http=http, opener=open_replaceable)
     app.start()
     return app
 

@@ -8,7 +8,7 @@ import pytest
 import structlog
 
 from fakes import FakeClock, SeededEntropy
-from harness import SEEN_ERRORS, ReplaceableStore, Service, running, store_of
+from harness import SEEN_ERRORS, ReplaceableStore, Service, open_replaceable, running, store_of
 from keybearer_service.telemetry import logs
 
 HERE = Path(__file__).parent
@@ -24,7 +24,7 @@ def _errors_of_this_directory() -> None:
 @pytest.fixture
 def service(tmp_path: Path, clock: FakeClock, entropy: SeededEntropy) -> Iterator[Service]:
     """A running service over a store whose methods may be replaced."""
-    with running(tmp_path / "data", clock, entropy, opener=ReplaceableStore) as running_service:
+    with running(tmp_path / "data", clock, entropy, opener=open_replaceable) as running_service:
         yield running_service
 
 

@@ -19,6 +19,7 @@ from harness import (
     initialise,
     make_app,
     message,
+    open_replaceable,
     raising,
     refusal_of,
     refused,
@@ -382,7 +383,7 @@ def test_a_failed_commit_ends_the_process_when_only_a_fresh_one_can_go_on(
     """The service asks to be ended, once it has answered."""
     data_dir, created = initialise(tmp_path / "data", clock, SeededEntropy(1))
     ended = threading.Event()
-    app = make_app(data_dir, clock, SeededEntropy(2), on_fatal=ended.set, opener=ReplaceableStore)
+    app = make_app(data_dir, clock, SeededEntropy(2), on_fatal=ended.set, opener=open_replaceable)
     app.start()
     service = Service(
         app=app,

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import ReplaceableStore, Service, Stubs, running, store_of
+from harness import Service, Stubs, open_replaceable, running, store_of
 from keybearer import CachingVerifier, KeybearerClient
 from keybearer._cache.caching import now_ns
 from keybearer._cache.stream import Stream
@@ -304,7 +304,7 @@ def test_a_pong_of_a_remembered_head_would_be_seen(tmp_path: Path) -> None:
 
     Two trials are some three seconds apart, so at least one begins well before the head is read.
     """
-    opener = ReplaceableStore
+    opener = open_replaceable
     with running(tmp_path / "data", SystemClock(), SystemEntropy(), opener=opener) as service:
         store = store_of(service.app)
         read, polled = store.changes_since, 0.0

@@ -7,6 +7,7 @@ import typer
 from keybearer_service.cli.opening import opened
 from keybearer_service.cli.options import (
     ConfigOption,
+    DatabaseOption,
     DataDirOption,
     Output,
     OutputOption,
@@ -23,13 +24,17 @@ def admin_token(
     account: Annotated[str, typer.Option(help="Account id. [default: the operator account]")] = "",
     ttl: Annotated[str, typer.Option(help="Life of the token, as 1h.")] = "1h",
     data_dir: DataDirOption = None,
+    database: DatabaseOption = None,
     token_file: TokenFileOption = None,
     output: OutputOption = Output.TEXT,
     config: ConfigOption = None,
 ) -> None:
     """Break glass: issue an ADMIN token with access to the files alone. It is audited."""
     life = ttl_micros(ttl)
-    with token_output(token_file, output) as destination, opened(config, data_dir) as container:
+    with (
+        token_output(token_file, output) as destination,
+        opened(config, data_dir, database) as container,
+    ):
         issued = issue_admin_token(
             container.mutations,
             container.issuer,

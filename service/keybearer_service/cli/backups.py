@@ -7,9 +7,15 @@ import typer
 
 from keybearer_service.cli.long_work import breakable
 from keybearer_service.cli.opening import opened
-from keybearer_service.cli.options import ConfigOption, DataDirOption, Output, OutputOption
+from keybearer_service.cli.options import (
+    ConfigOption,
+    DatabaseOption,
+    DataDirOption,
+    Output,
+    OutputOption,
+)
 from keybearer_service.cli.output import print_result
-from keybearer_service.config import load
+from keybearer_service.config import ConfigError, load
 from keybearer_service.container import open_store
 from keybearer_service.domain.clock import SECOND, SystemClock, rfc3339
 from keybearer_service.domain.entropy import SystemEntropy
@@ -23,6 +29,7 @@ def backup(
     file: Annotated[Path, typer.Argument(help="A file that does not exist yet.")],
     *,
     data_dir: DataDirOption = None,
+    database: DatabaseOption = None,
     keys: Annotated[
         bool, typer.Option(help="Copy the key files too, into FILE.peppers beside it.")
     ] = True,
@@ -35,11 +42,12 @@ def backup(
     what has that name is whole. Exit codes: 0 done, 1 refused or broken off (one line says why),
     2 wrong usage.
     """
-    directory = DataDir(load(config, {"data_dir": data_dir}).data_dir)
+    settings = load(config, {"data_dir": data_dir, "database": database})
+    directory = DataDir(settings.data_dir, settings.database_url)
     _assert_target(file, directory)
     with (
         breakable(f"{file} was not written") as progress,
-        opened(config, data_dir) as container,
+        opened(config, data_dir, database) as container,
     ):
         backups.back_up(container.store, directory, file, with_keys=keys, on_step=progress)
     result = {"file": str(file), "peppers": str(keys_beside(file)) if keys else ""}
@@ -56,6 +64,7 @@ def restore(
     file: Annotated[Path, typer.Argument(help="What `backup` wrote.")],
     *,
     data_dir: DataDirOption = None,
+    database: DatabaseOption = None,
     peppers: Annotated[
         Path | None, typer.Option(help="The key files. [default: FILE.peppers]")
     ] = None,
@@ -67,7 +76,9 @@ def restore(
     The directory holds an installation once everything is done; a restore that was broken off can
     be run again. Exit codes: 0 done, 1 refused or broken off (one line says why), 2 wrong usage.
     """
-    settings = load(config, {"data_dir": data_dir})
+    settings = load(config, {"data_dir": data_dir, "database": database})
+    if settings.database:
+        raise ConfigError("database: restore makes a file in data_dir; leave database out")
     _assert_file_name(file)
     clock = SystemClock()
     with breakable("nothing was restored") as progress:

@@ -7,7 +7,13 @@ from typing import Annotated, Any
 import typer
 
 from keybearer_service.cli.opening import opened, opened_store
-from keybearer_service.cli.options import ConfigOption, DataDirOption, Output, OutputOption
+from keybearer_service.cli.options import (
+    ConfigOption,
+    DatabaseOption,
+    DataDirOption,
+    Output,
+    OutputOption,
+)
 from keybearer_service.cli.output import (
     EXIT_FINDINGS,
     CouldNotLookError,
@@ -40,6 +46,7 @@ def check(
         ),
     ] = True,
     data_dir: DataDirOption = None,
+    database: DatabaseOption = None,
     output: OutputOption = Output.TEXT,
     config: ConfigOption = None,
 ) -> None:
@@ -51,14 +58,15 @@ def check(
         expected = None if expect is None else _head(expect)
         if expected is not None and not keys:
             raise ConfigError("--expect needs the key files; leave out --no-keys")
-        directory = DataDir(load(config, {"data_dir": data_dir}).data_dir)
+        settings = load(config, {"data_dir": data_dir, "database": database})
+        directory = DataDir(settings.data_dir, settings.database_url)
         if keys:
-            with opened(config, data_dir) as container, progress_line() as progress:
+            with opened(config, data_dir, database) as container, progress_line() as progress:
                 report = audit.check(
                     container.store, container.keyring.audit_key, expected, progress=progress
                 )
         else:
-            with opened_store(config, data_dir) as store:
+            with opened_store(config, data_dir, database) as store:
                 report = CheckReport(findings=audit.check_store(store))
         findings = [*report.findings, *directory.problems()]
     notes = _notes(report) if keys else ["Not compared without the key files: hashes and rows."]
@@ -77,6 +85,7 @@ def audit_verify(
     *,
     expect: ExpectOption = None,
     data_dir: DataDirOption = None,
+    database: DatabaseOption = None,
     output: OutputOption = Output.TEXT,
     config: ConfigOption = None,
 ) -> None:
@@ -86,7 +95,7 @@ def audit_verify(
     """
     with _looking():
         expected = None if expect is None else _head(expect)
-        with opened(config, data_dir) as container, progress_line() as progress:
+        with opened(config, data_dir, database) as container, progress_line() as progress:
             report, head_findings = audit.verify_audit(
                 container.store, container.keyring.audit_key, expected, progress=progress
             )
@@ -110,9 +119,14 @@ def audit_verify(
 
 
 @audit_app.command("export")
-def audit_export(*, data_dir: DataDirOption = None, config: ConfigOption = None) -> None:
+def audit_export(
+    *,
+    data_dir: DataDirOption = None,
+    database: DatabaseOption = None,
+    config: ConfigOption = None,
+) -> None:
     """Write the audit log as JSON lines, the last one being the head."""
-    with opened(config, data_dir) as container:
+    with opened(config, data_dir, database) as container:
         for line in audit.export_audit(container.store):
             typer.echo(line)
 

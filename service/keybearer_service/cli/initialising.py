@@ -7,7 +7,10 @@ import typer
 from keybearer._wire.limits import MAX_NAME
 from keybearer_service.cli.options import (
     ConfigOption,
+    DatabaseOption,
+    DatabasePasswordFileOption,
     DataDirOption,
+    InsecureDatabaseOption,
     Output,
     OutputOption,
     TokenFileOption,
@@ -31,6 +34,9 @@ def init(
     account: Annotated[str, typer.Option(help="The name of the operator account.")],
     admin_email: Annotated[str, typer.Option(help="The address of its first administrator.")],
     data_dir: DataDirOption = None,
+    database: DatabaseOption = None,
+    database_password_file: DatabasePasswordFileOption = None,
+    insecure_database: InsecureDatabaseOption = None,
     prefix: Annotated[str, typer.Option(help="What tokens begin with.")] = DEFAULT_PREFIX,
     ttl: Annotated[
         str | None, typer.Option(help="Life of the first key, as 90d. Without: for ever.")
@@ -40,7 +46,15 @@ def init(
     config: ConfigOption = None,
 ) -> None:
     """Make an installation, without serving it."""
-    settings = load(config, {"data_dir": data_dir})
+    settings = load(
+        config,
+        {
+            "data_dir": data_dir,
+            "database": database,
+            "database_password_file": database_password_file,
+            "insecure_database": insecure_database,
+        },
+    )
     email = validators.email("--admin-email", admin_email)
     new = NewAccount(
         name=validators.name("--account", account),
@@ -49,7 +63,7 @@ def init(
         expiration=Expiration(ttl=None if ttl is None else ttl_micros(ttl)),
     )
     with token_output(token_file, output) as destination:
-        created = make_installation(DataDir(settings.data_dir), new, prefix)
+        created = make_installation(DataDir(settings.data_dir, settings.database_url), new, prefix)
         ids = {
             "account_id": created.account.id,
             "user_id": created.user.id,

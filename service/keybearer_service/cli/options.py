@@ -20,6 +20,8 @@ class Output(StrEnum):
 
 _METAVARS = {
     "data_dir": "DIR",
+    "database": "URL",
+    "database_password_file": "FILE",
     "listen": "ADDRESS",
     "unix_socket_mode": "MODE",
     "http_listen": "HOST:PORT",
@@ -54,6 +56,9 @@ def setting(name: str) -> Any:
 
 
 DataDirOption = Annotated[str | None, setting("data_dir")]
+DatabaseOption = Annotated[str | None, setting("database")]
+DatabasePasswordFileOption = Annotated[str | None, setting("database_password_file")]
+InsecureDatabaseOption = Annotated[bool | None, setting("insecure_database")]
 ListenOption = Annotated[str | None, setting("listen")]
 HttpListenOption = Annotated[str | None, setting("http_listen")]
 TlsCertOption = Annotated[str | None, setting("tls_cert")]

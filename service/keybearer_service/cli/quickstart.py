@@ -48,7 +48,7 @@ def quickstart(
         "log_level": log_level,
     }
     settings = load_to_serve(config, flags)
-    directory = DataDir(settings.data_dir)
+    directory = DataDir(settings.data_dir, settings.database_url)
     if directory.is_initialised:
         typer.echo(
             f"{settings.data_dir} holds an installation: serving it. Its first token was shown "

@@ -15,6 +15,7 @@ from keybearer_service.cli.backups import backup, restore
 from keybearer_service.cli.checks import audit_app, check
 from keybearer_service.cli.healthcheck import healthcheck
 from keybearer_service.cli.initialising import init
+from keybearer_service.cli.migrating import migrate
 from keybearer_service.cli.output import EXIT_COULD_NOT_LOOK, EXIT_REFUSED, CouldNotLookError
 from keybearer_service.cli.peppers import pepper_app
 from keybearer_service.cli.quickstart import quickstart
@@ -39,7 +40,7 @@ app = typer.Typer(
 app.command()(quickstart)
 app.command()(init)
 app.command(epilog=bounds_help())(serve)
-for command in (admin_token, backup, restore, check):
+for command in (admin_token, backup, restore, check, migrate):
     app.command()(command)
 app.add_typer(audit_app, name="audit")
 app.add_typer(pepper_app, name="pepper")

@@ -9,8 +9,11 @@ import typer
 from keybearer_service import supervisor
 from keybearer_service.cli.options import (
     ConfigOption,
+    DatabaseOption,
+    DatabasePasswordFileOption,
     DataDirOption,
     HttpListenOption,
+    InsecureDatabaseOption,
     ListenOption,
     LogLevelOption,
     TlsCertOption,
@@ -37,6 +40,9 @@ def bounds_help() -> str:
 def serve(
     *,
     data_dir: DataDirOption = None,
+    database: DatabaseOption = None,
+    database_password_file: DatabasePasswordFileOption = None,
+    insecure_database: InsecureDatabaseOption = None,
     listen: ListenOption = None,
     unix_socket_mode: Annotated[str | None, setting("unix_socket_mode")] = None,
     http_listen: HttpListenOption = None,

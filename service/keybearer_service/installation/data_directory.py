@@ -1,6 +1,6 @@
 """The data directory: the files of an installation, and who may use them.
 
-DATA/keybearer.db     the database, with its -wal and -shm beside it
+DATA/keybearer.db     the database, with its -wal and -shm beside it; not where it is elsewhere
 DATA/peppers/         the key files; keep a copy of them apart from the backups
 DATA/metrics/         metrics of several processes; emptied at every start
 DATA/lock             held by the one `serve`
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TextIO
 
 from keybearer_service.installation.ownership import give, give_open_file, problems, user_name
+from keybearer_service.net.database_url import DatabaseUrl
 from keybearer_service.storage import files
 
 
@@ -29,8 +30,15 @@ class DataDirError(Exception):
 class DataDir:
     """One data directory."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, url: DatabaseUrl | None = None) -> None:
+        """Name a directory.
+
+        Args:
+            path: The directory.
+            url: The database, where it is no file in the directory.
+        """
         self.path = path
+        self.url = url
         self.database = path / "keybearer.db"
         self.peppers = path / "peppers"
         self.admin_token = path / "admin-token"
@@ -40,46 +48,59 @@ class DataDir:
         self._workers_lock = path / "workers.lock"
 
     @property
+    def location(self) -> Path | DatabaseUrl:
+        """Where the database is, for what opens its store."""
+        return self.database if self.url is None else self.url
+
+    @property
     def is_initialised(self) -> bool:
-        """Whether there is a database.
+        """Whether there is a database; where it is elsewhere, whether there are its key files.
 
         Raises:
             DataDirError: This user may not look into the directory.
         """
         try:
-            return self.database.exists()
+            return self._mark.exists()
         except PermissionError:
             raise DataDirError(_why_not_writable(self.path)) from None
 
     def assert_initialised(self) -> None:
-        """Refuse a directory without a database.
+        """Refuse a directory without an installation.
 
         Raises:
             DataDirError: There is none; the text says how to make one.
         """
-        if not self.is_initialised:
+        if self.is_initialised:
+            return
+        if self.url is not None:
             raise DataDirError(
-                f"{self.path} holds no installation; run `keybearer-server init` or `quickstart`"
+                f"{self.path} holds no key files; copy the directory peppers/ of another node into "
+                "it, or run `keybearer-server init` for the first one"
             )
+        raise DataDirError(
+            f"{self.path} holds no installation; run `keybearer-server init` or `quickstart`"
+        )
 
     def assert_writable(self) -> None:
-        """Refuse a directory that this user cannot write: SQLite writes even for those who read.
+        """Refuse a database that this user cannot write: SQLite writes even for those who read.
 
         Raises:
             DataDirError: It is read-only, or belongs to somebody else.
         """
-        for path in (self.path, self.database):
+        for path in () if self.url is not None else (self.path, self.database):
             if not os.access(path, os.W_OK):
                 raise DataDirError(_why_not_writable(path))
 
     def problems(self) -> list[str]:
-        """Return what is wrong with the owners and modes of the files, compared with the database.
+        """Return what is wrong with the owners and modes of the files.
+
+        The owner that all should have is that of the database, or of the key files without one.
 
         Raises:
             DataDirError: The directory cannot be looked at.
         """
         try:
-            return list(problems(self.path, self.database, besides=self.metrics))
+            return list(problems(self.path, self._mark, besides=self.metrics))
         except OSError as error:
             raise DataDirError(f"{error.filename}: {error.strerror}") from None
 
@@ -152,11 +173,16 @@ class DataDir:
             DataDirError: They may not, and a server is running.
         """
         hazard = find_hazard()
-        if hazard is None:
+        if hazard is None or self.url is not None:
             yield
             return
         with self.locked(f": {hazard}"):
             yield
+
+    @property
+    def _mark(self) -> Path:
+        """What is there once there is an installation."""
+        return self.database if self.url is None else self.peppers
 
     @contextmanager
     def _held(self, lock: Path, kind: int, why: str = "") -> Iterator[None]:
@@ -169,7 +195,7 @@ class DataDir:
         except OSError as error:
             raise DataDirError(f"{lock}: {error.strerror}") from None
         try:
-            holder = self.database if self.is_initialised else self.path
+            holder = self._mark if self.is_initialised else self.path
             give_open_file(descriptor, holder.stat())
             try:
                 fcntl.flock(descriptor, kind | fcntl.LOCK_NB)

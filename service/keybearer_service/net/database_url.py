@@ -1,6 +1,6 @@
-"""Where a database is: a URL that holds no secret, and the password beside it."""
+"""Where a database is: a URL that holds no secret, and the file of the password beside it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
@@ -14,10 +14,9 @@ class DatabaseUrl:
 
     text: str
     """postgresql://USER@HOST/NAME, as libpq reads it."""
-    password: str = field(default="", repr=False)
-    """Empty: libpq finds one where it always looks, or none is needed."""
     password_file: Path | None = None
-    """Read whenever a connection is opened, so that the password can be changed."""
+    """Read whenever a connection is opened, so that the password can be changed. Without it libpq
+    looks where it always does: in PGPASSWORD and in ~/.pgpass."""
     is_insecure: bool = False
     """Whether the way to another machine may be one that does not prove which server answers."""
 
@@ -33,20 +32,18 @@ class DatabaseUrl:
         options = dict(parse_qsl(parts.query))
         if ":" in parts.netloc.rpartition("@")[0] or "password" in options:
             raise ValueError(
-                "holds a password; give it in KEYBEARER_DATABASE_PASSWORD, or name a file with "
-                "--database-password-file"
+                "holds a password, which logs and lists of processes would show; name a file with "
+                "--database-password-file, or set PGPASSWORD"
             )
         if "service" in options:
             raise ValueError("names a service; give the host and the name of the database")
-        if self.password and self.password_file is not None:
-            raise ValueError("has two passwords; give the variable or the file, not both")
 
     def secret(self) -> str:
-        """Return the password; empty when libpq finds one by itself.
+        """Return the password; empty when libpq is to find one by itself.
 
         Raises:
             OSError: The file cannot be read.
         """
         if self.password_file is None:
-            return self.password
+            return ""
         return self.password_file.read_text("utf-8").rstrip("\r\n")

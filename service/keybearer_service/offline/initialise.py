@@ -13,9 +13,10 @@ from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.model import Installation, SubjectKind
 from keybearer_service.installation.data_directory import DataDir, DataDirError
 from keybearer_service.installation.keyring import Keyring
+from keybearer_service.net.database_url import DatabaseUrl
 from keybearer_service.offline.errors import LocalError
 from keybearer_service.offline.peppers import insert_pepper
-from keybearer_service.storage import Store
+from keybearer_service.storage import Reader, Store, StoreUnusableError
 from keybearer_service.usecases.accounts import CreatedAccount, NewAccount, create_account_rows
 from keybearer_service.usecases.audit import AuditLog
 from keybearer_service.usecases.issuing import KeyIssuer
@@ -29,18 +30,19 @@ def initialise(
     new: NewAccount,
     prefix: str,
     *,
-    create_store: Callable[[Path], Store],
+    create_store: Callable[[Path | DatabaseUrl], Store],
     clock: Clock,
     entropy: Entropy,
 ) -> CreatedAccount:
     """Create an installation: key files, database, operator account, administrator and key.
 
-    The database gets its name last, when it is complete, so that an interrupted attempt is never
-    mistaken for an installation.
+    A file gets its name last, when it is complete, and a database elsewhere is filled by one
+    transaction, so that an interrupted attempt is never mistaken for an installation.
 
     Raises:
         DataDirError: The directory holds an installation, or the key files of one.
-        LocalError: The prefix is not valid.
+        LocalError: The prefix is not valid, or the database holds an installation.
+        StoreError: The database cannot be used.
     """
     if not token_format.is_prefix(prefix):
         raise LocalError(f"prefix {prefix!r}: [a-z][a-z0-9], 2 to 16 characters")
@@ -56,11 +58,12 @@ def initialise(
     unfinished_keys = data_dir.path / "peppers.new"
     shutil.rmtree(unfinished_keys, ignore_errors=True)
     keyring = Keyring.create(unfinished_keys, entropy)
-    store = create_store(unfinished)
+    store = create_store(unfinished if data_dir.url is None else data_dir.url)
     try:
         mutations = Mutations(store, AuditLog(keyring.audit_key, entropy), clock)
         issuer = KeyIssuer(keyring, entropy, prefix)
         with mutations.begin_local() as mutation:
+            _assert_empty(mutation.tx)
             pepper = insert_pepper(mutation, keyring, entropy)
             created = _create_operator_rows(mutation, issuer, new, prefix, entropy)
             mutation.record(
@@ -83,11 +86,23 @@ def initialise(
                 ),
             )
             mutation.invalidate(SubjectKind.EVERYTHING, "", created.account.id)
+            if data_dir.url is not None:
+                # From the commit on other nodes may open the installation.
+                data_dir.publish(unfinished_keys, data_dir.peppers)
     finally:
         store.close()
-    data_dir.publish(unfinished_keys, data_dir.peppers)
-    data_dir.publish(unfinished, data_dir.database)
+    if data_dir.url is None:
+        data_dir.publish(unfinished_keys, data_dir.peppers)
+        data_dir.publish(unfinished, data_dir.database)
     return created
+
+
+def _assert_empty(tx: Reader) -> None:
+    try:
+        tx.installation()
+    except StoreUnusableError:
+        return
+    raise LocalError("the database holds an installation already")
 
 
 def _create_operator_rows(

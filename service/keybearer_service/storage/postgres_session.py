@@ -98,7 +98,11 @@ class PostgresSession:
         if table == "api_keys":
             columns = self._without_usage(row_id, columns)
         assignments = ", ".join(f"{name} = ?" for name in columns)
-        self._execute(f"UPDATE {table} SET {assignments} WHERE id = ?", (*columns.values(), row_id))
+        changed = self.run(
+            f"UPDATE {table} SET {assignments} WHERE id = ?", *columns.values(), row_id
+        )
+        if changed != 1:
+            raise LookupError(f"no row of {table} has this id")
 
     def replace_unused(self, secret: SecretId, columns: rows.Columns) -> bool:
         """Write columns of a key, on the condition that this secret of it was never used.
