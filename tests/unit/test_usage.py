@@ -2,17 +2,22 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from fakes import START, at
-from keybearer_service.domain.clock import DAY, MINUTE, SECOND
-from keybearer_service.domain.model import Use
-from keybearer_service.domain.verdict import Match
-from keybearer_service.storage import StoreLockedError
+from keybearer.access import AccessRule
+from keybearer.models import Presented
+from keybearer_service.domain.clock import DAY, MINUTE, SECOND, Micros
+from keybearer_service.domain.model import SecretId, Use
+from keybearer_service.domain.verdict import Caller, Match
+from keybearer_service.storage import StoreFullError, StoreLockedError, StoreReadOnlyError
 from keybearer_service.storage.sqlite import SqliteStore
+from keybearer_service.validation.callers import SharedCallers
 from keybearer_service.validation.usage import UsageRecorder
 from samples import EVERYWHERE, add_keys, fill, sample_id, sample_key
 
@@ -26,6 +31,7 @@ class WatchedStore:
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
         self.refusal: Exception | None = None
+        self.claim_refusal: Exception | None = None
         self.batches: list[Sequence[Use]] = []
         self.written = threading.Event()
         self.refused = threading.Event()
@@ -37,6 +43,11 @@ class WatchedStore:
         self._store.add_uses(uses)
         self.batches.append(uses)
         self.written.set()
+
+    def claim_uses(self, secrets: Sequence[SecretId], now: Micros) -> bool:
+        if self.claim_refusal is not None:
+            raise self.claim_refusal
+        return self._store.claim_uses(secrets, now)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -224,3 +235,71 @@ def test_the_writer_outlives_what_it_cannot_foresee(store: WatchedStore) -> None
     recorder.add_many(KEY, 1, START, 1)
     assert store.written.wait(WAIT_S)
     recorder.stop()
+
+
+@pytest.mark.parametrize("error", [StoreFullError("full"), StoreReadOnlyError("read-only")])
+def test_a_store_without_room_stops_no_first_use(
+    store: WatchedStore, recorder: UsageRecorder, error: Exception
+) -> None:
+    """Nothing can be issued in it either; the use counts, and is written once there is room."""
+    store.claim_refusal = error
+    store.refusal = error
+    recorder.start()
+    assert recorder.add(match(store), START)
+    assert store.refused.wait(WAIT_S)
+    store.refusal = None
+    assert store.written.wait(WAIT_S)
+    assert counted(store) == (1, START)
+
+
+def test_a_busy_store_stops_a_first_use(store: WatchedStore, recorder: UsageRecorder) -> None:
+    """It may be issuing this very secret again: nothing is answered, and nothing is counted."""
+    store.claim_refusal = StoreLockedError("busy")
+    with pytest.raises(StoreLockedError):
+        recorder.add(match(store), START)
+    recorder.flush()
+    assert counted(store) == (0, None)
+    assert recorder.add(match(store), at(12 * MINUTE))  # no longer young
+
+
+def test_the_uses_of_a_batch_are_claimed_at_once_and_count_all_or_none(
+    store: WatchedStore, recorder: UsageRecorder
+) -> None:
+    """One secret that was issued again meanwhile has the whole batch judged again."""
+    add_keys(store, sample_key("other"))
+    matches = [match(store), match(store, "other")]
+    stale = matches[1]._replace(secret_version=7)
+    assert not recorder.add_all([matches[0], stale], START)
+    recorder.flush()
+    assert counted(store) == (0, None)
+    assert recorder.add_all(matches, START)
+    recorder.flush()
+    assert counted(store) == counted(store, "other") == (1, START)
+
+
+def test_callers_that_share_a_thread_are_counted_on_their_own() -> None:
+    """A claim may wait for the store, and the thread that all of them share must not."""
+    seen: list[str] = []
+
+    class Known:
+        def authenticate(self, _presented: Presented) -> Caller:
+            raise AssertionError
+
+        def identify(self, _presented: Presented) -> Caller:
+            seen.append(threading.current_thread().name)
+            return cast("Caller", object())
+
+        def count(self, _caller: Caller) -> bool:
+            seen.append(threading.current_thread().name)
+            return len(seen) > 2  # the first time it was issued again meanwhile
+
+    class Call:
+        rule = AccessRule()
+        caller: Caller | None = None
+
+    with ThreadPoolExecutor(1, thread_name_prefix="shared") as shared:
+        callers = SharedCallers(Known(), lambda work: shared.submit(work).result())
+        with suppress(AttributeError):  # the caller is none that a rule could judge
+            callers.admit(Call(), Presented("token"))
+    here = threading.current_thread().name
+    assert seen == ["shared_0", here, "shared_0", here]
