@@ -19,6 +19,7 @@ from harness import (
     initialise,
     make_app,
     message,
+    open_replaceable,
     raising,
     refused,
     running,
@@ -61,7 +62,7 @@ def check(token: str) -> bytes:
 def service(tmp_path: Path, clock: FakeClock, entropy: SeededEntropy) -> Iterator[Service]:
     """A running service with a hot loop, whatever this run has."""
     with running(
-        tmp_path / "data", clock, entropy, opener=ReplaceableStore, hot_loop=True
+        tmp_path / "data", clock, entropy, opener=open_replaceable, hot_loop=True
     ) as running_service:
         yield running_service
 
@@ -308,7 +309,7 @@ def test_a_loop_that_does_not_work_is_not_used(
     data_dir, created = initialise(tmp_path / "data", clock, SeededEntropy(1))
     with monkeypatch.context() as patched:
         patched.setattr(cygrpc, "SendStatusFromServerOperation", moved)
-        app = make_app(data_dir, clock, SeededEntropy(2), opener=ReplaceableStore, hot_loop=True)
+        app = make_app(data_dir, clock, SeededEntropy(2), opener=open_replaceable, hot_loop=True)
     app.start()
     try:
         with (
