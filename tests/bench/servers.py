@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from bench import machine
 
-_PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -34,8 +33,11 @@ class Target(NamedTuple):
         )
 
     def memory_mib(self) -> float:
-        """Return the memory that it holds, of all its processes."""
-        return sum(int(_stat(pid)[21]) for pid in self._processes()) * _PAGE_KIB / 1024
+        """Return the memory of all its processes, without the mapped pages of files.
+
+        The system takes mapped pages back when somebody needs the memory.
+        """
+        return sum(map(_own_kib, self._processes())) / 1024
 
     def _processes(self) -> list[int]:
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
@@ -45,6 +47,11 @@ class Target(NamedTuple):
 def _stat(pid: int) -> list[str]:
     """Return the fields of /proc/PID/stat from the third on."""
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _own_kib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:"))
 
 
 @contextmanager
