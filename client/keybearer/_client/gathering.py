@@ -106,6 +106,17 @@ class Queue(Generic[CheckT]):
         """Return how many checks wait to be sent."""
         return len(self._waiting)
 
+    def begin_alone(self, now: float) -> bool:
+        """Begin a call for one check that has not arrived, unless a call is under way already.
+
+        This saves most checks of an idle service the cost of waiting objects.
+        """
+        if self._under_way:
+            return False
+        self._under_way = 1
+        self._last_began = now
+        return True
+
     def arrive(self, check: CheckT, now: float) -> list[Call[CheckT]]:
         """Add a check, and return the calls that begin now."""
         self._waiting[check] = None
@@ -276,9 +287,14 @@ class Gatherer:
 
     def _wait(self, token: str) -> Verdict:
         now = self._now()
-        check = _ThreadCheck(token, now + self._timeout)
         with self._lock:
-            _hand_out(self._queue.arrive(check, now))
+            if self._queue.begin_alone(now):
+                check = None
+            else:
+                check = _ThreadCheck(token, now + self._timeout)
+                _hand_out(self._queue.arrive(check, now))
+        if check is None:
+            return self._ask_alone(token)
         try:
             while not check.is_settled:
                 if check.call is not None:
@@ -288,6 +304,19 @@ class Gatherer:
         finally:
             self._leave(check)
         return check.result()
+
+    def _ask_alone(self, token: str) -> Verdict:
+        try:
+            (verdict,) = self._ask([token], self._timeout)
+        except VerifierUnavailableError:
+            raise
+        except Exception as error:
+            # Before the next call begins, so that it is refused if nobody gets an answer now.
+            raise _failed(self._gate, error, self._begin_probing) from error
+        finally:
+            with self._lock:
+                _hand_out(self._queue.end(self._now()))
+        return verdict
 
     def _make(self, sender: "_ThreadCheck", call: "Call[_ThreadCheck]") -> None:
         sender.woken.clear()
@@ -300,7 +329,7 @@ class Gatherer:
             result = error
         again = distribute(call, result)
         if isinstance(result, Exception) and not again:
-            # Before the next call begins, so that it is refused if nobody gets an answer now.
+            # As in `_ask_alone`.
             _failed(self._gate, result, self._begin_probing)
         with self._lock:
             sender.call = None
@@ -389,20 +418,29 @@ class AsyncGatherer:
         if queue is None:
             queue = self._queues[loop] = Queue()
         now = self._now()
+        if queue.begin_alone(now):
+            return await self._ask_alone(queue, token)
         check = _TaskCheck(token, now + self._timeout, loop.create_future())
+        for call in queue.arrive(check, now):
+            self._start(queue, call)
         try:
-            for call in queue.arrive(check, now):
-                if call.checks == [check]:
-                    # Nobody else is concerned, so the cost of a task is saved.
-                    await self._make(queue, call)
-                else:
-                    self._start(queue, call)
-            if not check.woken.done():
-                left = max(0.0, check.deadline - self._now())
-                await asyncio.wait((check.woken,), timeout=left)
+            await asyncio.wait((check.woken,), timeout=self._timeout)
         finally:
             queue.leave(check)
         return check.result()
+
+    async def _ask_alone(self, queue: "Queue[_TaskCheck]", token: str) -> Verdict:
+        # Without a task of its own: nobody else is concerned when this check is cancelled.
+        try:
+            (verdict,) = await self._ask([token], self._timeout)
+        except VerifierUnavailableError:
+            raise
+        except Exception as error:
+            raise _failed(self._gate, error, self._begin_probing) from error
+        finally:
+            for following in queue.end(self._now()):
+                self._start(queue, following)
+        return verdict
 
     def _start(self, queue: "Queue[_TaskCheck]", call: "Call[_TaskCheck]") -> None:
         task = asyncio.create_task(self._make(queue, call))
