@@ -70,13 +70,25 @@ def mutants_of(source: str) -> list[Mutant]:
     """Return every mutant of a module, in the order of its lines."""
     tree = ast.parse(source)
     skipped = _not_run(tree)
+    lines = source.splitlines()
     found = [
-        Mutant(getattr(node, "lineno", 0), what, source, place, change)
+        Mutant(
+            line := getattr(node, "lineno", 0),
+            _said(what, node, lines[line - 1]),
+            source,
+            place,
+            change,
+        )
         for place, node in enumerate(ast.walk(tree))
         if node not in skipped
         for what, change in _changes(node)
     ]
     return sorted(found, key=lambda one: (one.line, one.what))
+
+
+def _said(what: str, node: ast.AST, line: str) -> str:
+    # A number says nothing without its line.
+    return f"{what} in `{line.strip()}`" if isinstance(node, ast.Constant) else what
 
 
 def _changes(node: ast.AST) -> Iterator[tuple[str, Change]]:  # noqa: C901 - one case each

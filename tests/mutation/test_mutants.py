@@ -20,7 +20,7 @@ def may(role: int | None, held: list[int]) -> bool:
 def test_every_kind_of_change_is_made() -> None:
     """Comparisons, conditions, numbers, calls, errors and answers; no annotations, no log."""
     assert [str(one) for one in mutants_of(SOURCE)] == [
-        "line 3: 2: 3",
+        "line 3: 2: 3 in `if role is None or role < 2:`",
         "line 3: if role is None or role < 2: negated",
         "line 3: role < 2: GtE",
         "line 3: role < 2: LtE",

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Collection
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -193,6 +194,25 @@ def test_a_public_method_asks_for_nothing_else(asked: dict[str, object]) -> None
     """A rule that contradicts itself is none."""
     with pytest.raises(RuleError):
         AccessRule(public=True, **asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"role": "ADMIN"},
+        {"role": 3},
+        {"only_roles": ("ADMIN",)},
+        {"only_roles": (3,)},
+        {"scopes": "a.b"},
+        {"public": "no"},
+        {"operator_only": "no"},
+    ],
+    ids=str,
+)
+def test_a_field_of_another_type_is_refused(wrong: dict[str, Any]) -> None:
+    """A rule that means something else than it looks like would be judged silently."""
+    with pytest.raises(TypeError, match=next(iter(wrong))):
+        AccessRule(**wrong)
 
 
 def test_a_rule_cannot_require_a_wildcard() -> None:
