@@ -4,5 +4,9 @@ _CACHE = "keybearer._cache.verdict_cache"
 
 EXPLAINED: dict[tuple[str, str], str] = {
     (_CACHE, "0: 1 in `self.used_at = 0`"): "read only after a use, which sets it",
+    (
+        _CACHE,
+        "not self._epoch or epoch != self._epoch or head < self._seen: without `not self._epoch`",
+    ): "the epoch of a server is never empty, so the second condition holds already",
 }
 """By module and change."""

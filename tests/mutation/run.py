@@ -22,7 +22,11 @@ from mutation.mutants import VARIABLE, mutants_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS: dict[str, tuple[str, ...]] = {
-    "keybearer.access": ("unit/test_access.py", "client/test_arguments.py"),
+    "keybearer.access": (
+        "unit/test_access.py",
+        "client/test_arguments.py",
+        "client/test_interceptor.py",
+    ),
     "keybearer._cache.verdict_cache": ("watch/test_verdict_cache.py", "watch/test_caching.py"),
     "keybearer._guard.check": ("client/test_interceptor.py", "client/test_surfaces.py"),
     "keybearer._guard.rules": ("client/test_interceptor.py", "client/test_arguments.py"),
