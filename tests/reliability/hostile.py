@@ -9,6 +9,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.events import (
+    ConnectionTerminated,
     DataReceived,
     Event,
     PingAckReceived,
@@ -42,6 +43,7 @@ class HostileConnection:
             self._socket = tls.wrap_socket(self._socket, server_hostname="localhost")
         self._answered: set[int] = set()
         self._ended: set[int] = set()
+        self._farewell = "without a word"
         config = H2Configuration(
             header_encoding="utf-8",
             validate_outbound_headers=False,
@@ -148,12 +150,14 @@ class HostileConnection:
     def _events(self) -> list[Event]:
         data = self._socket.recv(65536)
         if not data:
-            raise ConnectionError("the server closed the connection")
+            raise ConnectionError(f"the server closed the connection: {self._farewell}")
         events = list(self._h2.receive_data(data))
         for event in events:
             if isinstance(event, DataReceived):
                 self._answered.add(event.stream_id)
                 self._h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            elif isinstance(event, ConnectionTerminated):
+                self._farewell = f"{event.error_code!r} {event.additional_data!r}"
             elif isinstance(event, StreamEnded | StreamReset):
                 self._ended.add(event.stream_id)
         self._flush()
