@@ -2,7 +2,14 @@
 
 _CACHE = "keybearer._cache.verdict_cache"
 
+_RULE = "keybearer.access"
+_DERIVED = "field(init=False, repr=False, compare=False)`"
+
 EXPLAINED: dict[tuple[str, str], str] = {
+    (
+        _RULE,
+        f"False: True in `accepted_scopes: tuple[frozenset[str], ...] = {_DERIVED}",
+    ): "shown and compared beside what it is computed from",
     (_CACHE, "0: 1 in `self.used_at = 0`"): "read only after a use, which sets it",
     (
         _CACHE,
