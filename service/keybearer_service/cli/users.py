@@ -5,7 +5,13 @@ from typing import Annotated
 import typer
 
 from keybearer_service.cli.opening import opened
-from keybearer_service.cli.options import ConfigOption, DataDirOption, Output, OutputOption
+from keybearer_service.cli.options import (
+    ConfigOption,
+    DatabaseOption,
+    DataDirOption,
+    Output,
+    OutputOption,
+)
 from keybearer_service.cli.output import print_result
 from keybearer_service.offline import erasure
 
@@ -22,6 +28,7 @@ def users_erase(
     user_id: Annotated[str, typer.Argument(metavar="ID", help="A user that is deleted.")],
     *,
     data_dir: DataDirOption = None,
+    database: DatabaseOption = None,
     output: OutputOption = Output.TEXT,
     config: ConfigOption = None,
 ) -> None:
@@ -29,7 +36,7 @@ def users_erase(
 
     Backups, exports and logs that were written before keep them.
     """
-    with opened(config, data_dir) as container:
+    with opened(config, data_dir, database) as container:
         erased = erasure.erase_user(container.mutations, container.store, user_id)
     lines = [f"Erased. Backups, exports and logs written before still name the user {user_id}."]
     if erased.old_events:
