@@ -42,6 +42,10 @@ class Backend(Protocol):
         """Commit many changes of one time."""
         ...
 
+    def append_keys(self, count: int) -> None:
+        """Commit many keys that are like those there are."""
+        ...
+
     def close(self) -> None:
         """Close every store that was opened."""
         ...
@@ -60,8 +64,9 @@ def dump_database(path: Path) -> Dump:
 
 
 def _rows(connection: Any, table: str) -> list[dict[str, Any]]:
-    cursor = connection.execute(f"SELECT * FROM {table}")  # noqa: S608 - our names
-    columns = [one[0] for one in cursor.description]
+    # Without the columns that are computed.
+    columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+    cursor = connection.execute(f"SELECT {', '.join(columns)} FROM {table}")  # noqa: S608 - our names
     return [dict(zip(columns, row, strict=True)) for row in cursor.fetchall()]
 
 
@@ -74,6 +79,18 @@ def append_changes(connection: Any, count: int, time: Micros) -> None:
         (count, time),
     )
     connection.execute("UPDATE installation SET revision = revision + ?", (count,))
+
+
+def append_keys(connection: Any, count: int) -> None:
+    """Add many copies of the first key, in one statement."""
+    columns = [row[1] for row in connection.execute("PRAGMA table_info(api_keys)")]
+    values = ["printf('copy%012d', i)" if name == "id" else name for name in columns]
+    connection.execute(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"  # noqa: S608 - our names
+        f" INSERT INTO api_keys ({', '.join(columns)}) SELECT {', '.join(values)}"
+        " FROM n, (SELECT * FROM api_keys ORDER BY rowid LIMIT 1)",
+        (count,),
+    )
 
 
 class Connections:
@@ -122,6 +139,12 @@ class SqliteBackend:
         connection = dbapi.connect(str(self._path))
         with connection:
             append_changes(connection, count, time)
+        connection.close()
+
+    def append_keys(self, count: int) -> None:
+        connection = dbapi.connect(str(self._path))
+        with connection:
+            append_keys(connection, count)
         connection.close()
 
     def close(self) -> None:
@@ -176,6 +199,15 @@ class PostgresBackend:
         insert = f"INSERT INTO changes ({columns}) SELECT {added} FROM {source}"  # noqa: S608 - numbers
         advance = f"UPDATE installation SET revision = revision + {count}"  # noqa: S608 - a number
         postgres_server.execute(self._url.text, insert, advance)
+
+    def append_keys(self, count: int) -> None:
+        copy = "jsonb_build_object('id', 'copy' || lpad(i::text, 12, '0'))"
+        postgres_server.execute(
+            self._url.text,
+            f"INSERT INTO api_keys SELECT (jsonb_populate_record(k, {copy})).*"  # noqa: S608 - a number
+            f" FROM generate_series(1, {count}) i,"
+            " (SELECT k FROM api_keys k ORDER BY id LIMIT 1) AS first (k)",
+        )
 
     def close(self) -> None:
         for store in self._opened:

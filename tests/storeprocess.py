@@ -56,8 +56,8 @@ class _Session:
     def call(self, number: int, name: str, arguments: tuple[Any, ...]) -> Any:
         return getattr(_stores[number], name)(*arguments)
 
-    def begin(self, number: int, name: str) -> None:
-        manager = getattr(_stores[number], name)()
+    def begin(self, number: int, name: str, arguments: tuple[Any, ...]) -> None:
+        manager = getattr(_stores[number], name)(*arguments)
         self._open.append((manager, manager.__enter__()))
 
     def use(self, name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -120,8 +120,8 @@ class RemoteStore:
         return lambda *arguments: self._process.ask("call", self._number, name, arguments)
 
     @contextmanager
-    def _block(self, kind: str) -> Iterator[Any]:
-        self._process.ask("begin", self._number, kind)
+    def _block(self, kind: str, *arguments: Any) -> Iterator[Any]:
+        self._process.ask("begin", self._number, kind, arguments)
         try:
             yield _RemoteTransaction(self._process)
         except BaseException as error:
@@ -129,8 +129,8 @@ class RemoteStore:
             raise
         self._process.ask("end", "")
 
-    def read(self) -> AbstractContextManager[Any]:
-        return self._block("read")
+    def read(self, caller: Any = None) -> AbstractContextManager[Any]:
+        return self._block("read", caller)
 
     def write(self) -> AbstractContextManager[Any]:
         return self._block("write")

@@ -18,11 +18,29 @@ from keybearer_service.container import Container
 from keybearer_service.domain.rate_limits import PeerLimiter
 from keybearer_service.gateway import ext_authz
 from keybearer_service.net.addresses import Listener
-from keybearer_service.net.bounds import Bounds
+from keybearer_service.net.bounds import (
+    AUTHORITY_CALLS,
+    LIST_CALLS,
+    LIST_SHARES,
+    LIVENESS_CALLS,
+    MANAGEMENT_CALLS,
+    PROBE_CALLS,
+    PUBLIC_CALLS,
+    REFLECTION_CALLS,
+    STREAM_CALLS,
+    VALIDATION_CALLS,
+    Bounds,
+)
 from keybearer_service.rpc import health, reflection
 from keybearer_service.rpc.call_log import CallLog
 from keybearer_service.rpc.executors import CallExecutor, MessageWatchdog
-from keybearer_service.rpc.handlers import MethodHandlers, stream_handler, unary_handler
+from keybearer_service.rpc.handlers import (
+    MethodHandlers,
+    ServedMethod,
+    refusing_handler,
+    stream_handler,
+    unary_handler,
+)
 from keybearer_service.rpc.health import HealthServicer
 from keybearer_service.rpc.hot_loop import HotLoop, HotMethod
 from keybearer_service.rpc.methods import behaviour_of, specs_of
@@ -41,6 +59,7 @@ from keybearer_service.rpc.servicers.api_keys import ApiKeyServicer
 from keybearer_service.rpc.servicers.audit import AuditServicer
 from keybearer_service.rpc.servicers.tokens import TokenServicer
 from keybearer_service.rpc.servicers.users import UserServicer
+from keybearer_service.rpc.shares import AccountShares
 from keybearer_service.validation.callers import Callers, SharedCallers
 from keybearer_service.validation.groups import GroupReads, PromptUses
 from keybearer_service.validation.validator import Validator
@@ -75,6 +94,19 @@ HOT_METHODS: Mapping[str, Callable[[Any], Sequence[str]]] = {
     ext_authz.CHECK_METHOD: ext_authz.tokens_in,
 }
 """What the hot loop serves, and the tokens that a message asks about."""
+AUTHORITY_METHODS = frozenset(
+    {
+        "/keybearer.v1.AccountService/DisableAccount",
+        "/keybearer.v1.ApiKeyService/DisableApiKey",
+        "/keybearer.v1.ApiKeyService/RevokeApiKey",
+        "/keybearer.v1.ApiKeyService/RotateApiKey",
+        "/keybearer.v1.ApiKeyService/UpdateApiKey",
+        "/keybearer.v1.UserService/DeleteUser",
+        "/keybearer.v1.UserService/UpdateUser",
+    }
+)
+"""What can take authority away, so it waits for nothing else. RevokeToken is public and has threads
+of its own too."""
 WATCH_METHOD = "/keybearer.v1.TokenService/WatchInvalidations"
 QUIET_METHODS = frozenset(
     {
@@ -84,18 +116,6 @@ QUIET_METHODS = frozenset(
     }
 )
 """Neither logged nor audited one by one."""
-
-VALIDATION_THREADS = 2
-"""Two is enough: the GIL serialises the work, and every extra thread adds hand-overs inside SQLite
-reads. Those that wait for slow senders are made up for."""
-MANAGEMENT_THREADS = 8
-PUBLIC_THREADS = 4
-"""For the public method: callers without a credential must not cost those who have one a thread."""
-STREAM_THREADS = 16
-"""Watch streams begin and end on them, and hold none in between."""
-PROBE_THREADS = 4
-"""For health, which must not wait behind anything."""
-REFLECTION_THREADS = 2
 
 
 def served_methods() -> Mapping[str, MethodSpec]:
@@ -113,25 +133,34 @@ def served_methods() -> Mapping[str, MethodSpec]:
     return {**specs_of(SERVICES), check.path: check}
 
 
+def is_list(spec: MethodSpec) -> bool:
+    """Return whether a method answers with pages of a list."""
+    return "next_page_token" in spec.response.DESCRIPTOR.fields_by_name
+
+
 class Executors:
     """The threads that calls run on, apart so that none waits behind another kind."""
 
     def __init__(self) -> None:
         """Start the threads."""
-        self.validation = CallExecutor(VALIDATION_THREADS, "validation")
-        self._management = CallExecutor(MANAGEMENT_THREADS, "management")
-        self._public = CallExecutor(PUBLIC_THREADS, "public")
-        self._streams = CallExecutor(STREAM_THREADS, "watch-stream")
-        self._probes = CallExecutor(PROBE_THREADS, "probes")
-        self.reflection = CallExecutor(REFLECTION_THREADS, "reflection")
-        self.liveness = CallExecutor(1, "liveness")
+        self.validation = CallExecutor(VALIDATION_CALLS, "validation")
+        self._authority = CallExecutor(AUTHORITY_CALLS, "authority")
+        self._management = CallExecutor(MANAGEMENT_CALLS, "management")
+        self.lists = CallExecutor(LIST_CALLS, "lists")
+        self._public = CallExecutor(PUBLIC_CALLS, "public")
+        self._streams = CallExecutor(STREAM_CALLS, "watch-stream")
+        self._probes = CallExecutor(PROBE_CALLS, "probes")
+        self.reflection = CallExecutor(REFLECTION_CALLS, "reflection")
+        self.liveness = CallExecutor(LIVENESS_CALLS, "liveness")
 
     @property
     def serving(self) -> Sequence[CallExecutor]:
         """Every executor that serves callers."""
         return (
             self.validation,
+            self._authority,
             self._management,
+            self.lists,
             self._public,
             self._streams,
             self._probes,
@@ -148,7 +177,11 @@ class Executors:
             return self._streams
         if spec.path in VALIDATING_METHODS:
             return self.validation
-        return self._public if spec.rule.public else self._management
+        if spec.rule.public:
+            return self._public
+        if spec.path in AUTHORITY_METHODS:
+            return self._authority
+        return self.lists if is_list(spec) else self._management
 
     def answer(self) -> bool:
         """Return whether every executor that serves callers ends its tasks."""
@@ -193,6 +226,7 @@ class RpcEndpoints:
         """
         self._container = container
         self._executors = Executors()
+        self._list_shares = AccountShares(LIST_SHARES, "lists", container.recorder)
         self._watchdog = MessageWatchdog(container.clock)
         self.call_log = CallLog(
             quiet=QUIET_METHODS,
@@ -211,7 +245,9 @@ class RpcEndpoints:
         make_server = partial(
             Server,
             bounds=bounds,
-            methods=MethodHandlers(self._handlers(with_reflection=with_reflection)),
+            methods=MethodHandlers(
+                self._methods(with_reflection=with_reflection), self.call_log.overloaded
+            ),
             private_address=private_address,
             default_executor=self._executors.validation,
         )
@@ -297,24 +333,35 @@ class RpcEndpoints:
             watchdog=self._watchdog,
         )
 
-    def _handlers(self, *, with_reflection: bool) -> dict[str, Any]:
+    def _methods(self, *, with_reflection: bool) -> dict[str, ServedMethod]:
         servicers = servicers_of(self._container)
         servicers[health.SERVICE] = self._health
         specs = {**served_methods(), **{spec.path: spec for spec in health.SPECS}}
         if with_reflection:
             servicers |= dict.fromkeys(reflection.SERVICES, self._reflection)
             specs |= {spec.path: spec for spec in reflection.SPECS}
-        handlers = {
-            path: self._handler_of(spec, behaviour_of(servicers, spec))
+        methods = {
+            path: self._method_of(spec, behaviour_of(servicers, spec))
             for path, spec in specs.items()
         }
-        handlers[LIVENESS_METHOD] = liveness_handler(
-            self._executors.answer, self._executors.liveness
+        liveness = self._executors.liveness
+        methods[LIVENESS_METHOD] = ServedMethod(
+            liveness_handler(self._executors.answer, liveness), liveness, None
         )
-        return handlers
+        return methods
 
-    def _handler_of(self, spec: MethodSpec, serve: Callable[..., Any]) -> Any:
-        container, executor = self._container, self._executors.of(spec)
+    def _method_of(self, spec: MethodSpec, serve: Callable[..., Any]) -> ServedMethod:
+        executor = self._executors.of(spec)
+        if executor is self._executors.lists:
+            serve = self._list_shares.sharing(serve)
+        return ServedMethod(
+            self._handler_of(spec, serve, executor), executor, refusing_handler(spec)
+        )
+
+    def _handler_of(
+        self, spec: MethodSpec, serve: Callable[..., Any], executor: CallExecutor
+    ) -> Any:
+        container = self._container
         if spec.is_stream:
             # So many streams begin at once after a restart that they share reads of the store.
             callers = SharedCallers(container.validator, container.watches.run)

@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 
 from keybearer.v1 import token_service_pb2 as pb
-from keybearer_service.endpoints import VALIDATION_THREADS
-from keybearer_service.net.bounds import GRPC
+from keybearer_service.net.bounds import GRPC, VALIDATION_CALLS
 from keybearer_service.rpc.server import server_options
 
 
@@ -33,7 +32,7 @@ def main() -> None:
     )
     answer.cache_for.FromSeconds(60)
     server = grpc.server(
-        ThreadPoolExecutor(VALIDATION_THREADS), options=server_options(GRPC, share_port=False)
+        ThreadPoolExecutor(VALIDATION_CALLS.threads), options=server_options(GRPC, share_port=False)
     )
     handler = grpc.unary_unary_rpc_method_handler(
         lambda _request, _context: answer,

@@ -92,6 +92,7 @@ class Nowhere:
 
     peer = "127.0.0.1"
     is_alive = True
+    remaining_s = None
 
 
 class Arena:
@@ -224,7 +225,7 @@ class Arena:
         """Return where the newest event about something stands in the order of commits."""
         query = AuditQuery(scope=EVERYWHERE, target_id=target_id)
         with self._store.read() as reader:
-            return reader.list_audit_events(query, Page(limit=1))[0].seq
+            return reader.list_audit_events(query, Page(limit=1)).items[0].seq
 
     def outcome(self, token: str) -> str:
         question = Question(presented=Presented(token), scope=EVERYWHERE, rule=ANY_KEY)

@@ -237,9 +237,10 @@ TAMPERINGS: Mapping[str, tuple[str, Sequence[str]]] = {
     ),
     "a key inserted": tampering(
         "key inserted00000000 was not made by keybearer: no event is about it",
-        "CREATE TEMP TABLE copy AS SELECT * FROM api_keys WHERE id = '{key}'",
-        "UPDATE copy SET id = 'inserted00000000'",
-        "INSERT INTO api_keys SELECT * FROM copy",
+        "INSERT INTO api_keys (id, account_id, owner_id, name, role, create_time, created_by,"
+        " update_time, secret_create_time, digest, pepper_id) SELECT 'inserted00000000',"
+        " account_id, owner_id, name, role, create_time, created_by, update_time,"
+        " secret_create_time, digest, pepper_id FROM api_keys WHERE id = '{key}'",
     ),
     "an account inserted": tampering(
         "account inserted00000000 was not made by keybearer: no event is about it",

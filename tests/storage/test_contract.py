@@ -1,14 +1,16 @@
 """A test for every "must" of `keybearer_service.storage`; every backend runs them all."""
 
+import random
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -26,7 +28,7 @@ from keybearer._wire.enums import (
 from keybearer.access import Role
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_digests import Head, Subject
-from keybearer_service.domain.audit_event import ERASED, PersonalText
+from keybearer_service.domain.audit_event import PersonalText
 from keybearer_service.domain.clock import DAY, HOUR, MINUTE, SECOND, Micros
 from keybearer_service.domain.model import (
     Account,
@@ -44,9 +46,11 @@ from keybearer_service.storage import (
     AccountQuery,
     AuditQuery,
     EmailConflictError,
+    Found,
     KeyQuery,
     News,
     Page,
+    ReadAbandonedError,
     Reader,
     SortKey,
     Store,
@@ -72,6 +76,7 @@ from samples import (
     sample_user,
 )
 
+T = TypeVar("T")
 ACCT = sample_id("acct")
 OWN = AccountScope(ACCT)
 FOREIGN = AccountScope(sample_id("other"))
@@ -97,7 +102,7 @@ def keys_query(**changes: Any) -> KeyQuery:
 def listed(store: Store, query: KeyQuery) -> list[str]:
     """Return the names of the keys that meet a query."""
     with store.read() as reader:
-        return [key.name for key in reader.list_api_keys(query, ALL)]
+        return [key.name for key in reader.list_api_keys(query, ALL).items]
 
 
 def changed_columns(before: Dump, after: Dump) -> dict[str, set[str]]:
@@ -178,10 +183,10 @@ def test_lists_and_counts_keep_to_their_scope(store: Store, filled: Filling) -> 
     for scope in (OWN, FOREIGN, EVERYWHERE):
         with store.read() as reader:
             found[scope] = (
-                len(reader.list_accounts(AccountQuery(scope=scope), ALL)),
-                len(reader.list_users(UserQuery(scope=scope), ALL)),
-                len(reader.list_api_keys(KeyQuery(scope=scope, now=START), ALL)),
-                len(reader.list_audit_events(AuditQuery(scope=scope), ALL)),
+                len(reader.list_accounts(AccountQuery(scope=scope), ALL).items),
+                len(reader.list_users(UserQuery(scope=scope), ALL).items),
+                len(reader.list_api_keys(KeyQuery(scope=scope, now=START), ALL).items),
+                len(reader.list_audit_events(AuditQuery(scope=scope), ALL).items),
                 reader.live_admins(scope),
             )
     assert found == {OWN: (1,) * 5, FOREIGN: (0,) * 5, EVERYWHERE: (1,) * 5}
@@ -465,67 +470,6 @@ def test_a_personal_text_is_found_by_its_digest_and_by_its_user(
         assert reader.personal_digest(sample_id("other"), text.text or "") is None
 
 
-def test_erasing_a_personal_text_leaves_its_digest_and_its_user(
-    backend: Backend, filled: Filling
-) -> None:
-    """And touches no other text."""
-    store = backend.store
-    texts = [PersonalText(one, USER, b"salt", one.decode()) for one in (b"a", b"b")]
-    with store.write() as tx:
-        for text in texts:
-            tx.insert_personal_text(text)
-        tx.insert_personal_text(PersonalText(b"c", sample_id("other"), b"salt", "c"))
-    before = backend.dump()
-    with store.write() as tx:
-        tx.erase_personal_text(b"a", b"proof")
-    with store.read() as reader:
-        found = list(reader.personal_texts_of(USER))
-        assert found == [PersonalText(b"a", USER, None, None, b"proof"), texts[1]]
-        assert reader.personal_digest(USER, "a") is None
-        assert list(reader.personal_texts_of(KEY)) == []
-    changed = changed_columns(before, backend.dump())
-    assert changed == {"personal_texts": {"salt", "text", "erasure"}}
-
-
-def test_erasing_a_user_writes_over_the_address_and_the_name(
-    backend: Backend, filled: Filling
-) -> None:
-    """Of this user alone, with a new version of the row."""
-    with backend.store.write() as tx:
-        tx.insert_user(sample_user("other"))
-    before = backend.dump()
-    with backend.store.write() as tx:
-        tx.erase_user(USER, at(5))
-    with backend.store.read() as reader:
-        user = reader.user(EVERYWHERE, USER)
-        assert user == replace(
-            filled.user,
-            email=ERASED,
-            display_name=ERASED,
-            update_time=at(5),
-            row_version=filled.user.row_version + 1,
-        )
-    assert changed_columns(before, backend.dump()) == {
-        "users": {"email", "display_name", "update_time", "row_version"}
-    }
-
-
-def test_events_of_the_first_version_with_a_users_texts_are_counted(
-    store: Store, filled: Filling
-) -> None:
-    """About the user, by the user, or with the address; not those that hold digests."""
-    old = {"target_digest": None, "personal_digest": None, "target_id": "x"}
-    with store.write() as tx:
-        tx.append_audit(sample_event(1, **{**old, "target_id": USER}))
-        tx.append_audit(sample_event(2, **old, actor_user_id=USER))
-        address = f'[["admin_email","","{filled.user.email}"]]'
-        tx.append_audit(sample_event(3, **old, changes=address))
-        tx.append_audit(sample_event(4, **old))
-        tx.append_audit(sample_event(5, target_id=USER))
-    with store.read() as reader:
-        assert reader.events_with_texts(filled.user) == 3
-
-
 def test_the_head_is_one_row(store: Store, filled: Filling) -> None:
     """None before the first, then the last one written."""
     with store.read() as reader:
@@ -761,7 +705,7 @@ def test_a_list_of_users_holds_one_account(store: Store, filled: Filling) -> Non
         tx.insert_account(sample_account("other"))
         tx.insert_user(sample_user("foreign", account_id=sample_id("other")))
     with store.read() as reader:
-        assert [one.id for one in reader.list_users(UserQuery(scope=OWN), ALL)] == [USER]
+        assert [one.id for one in reader.list_users(UserQuery(scope=OWN), ALL).items] == [USER]
 
 
 def test_a_list_of_keys_holds_one_account(store: Store, filled: Filling) -> None:
@@ -807,8 +751,10 @@ def test_names_are_compared_without_case_for_ascii_alone(store: Store, filled: F
 
     def found(part: str) -> list[list[str]]:
         with store.read() as reader:
-            accounts = reader.list_accounts(AccountQuery(scope=EVERYWHERE, name_contains=part), ALL)
-            users = reader.list_users(UserQuery(scope=OWN, email_contains=part), ALL)
+            accounts = reader.list_accounts(
+                AccountQuery(scope=EVERYWHERE, name_contains=part), ALL
+            ).items
+            users = reader.list_users(UserQuery(scope=OWN, email_contains=part), ALL).items
         return [
             listed(store, keys_query(name_contains=part)),
             [one.name for one in accounts],
@@ -830,7 +776,7 @@ def test_names_are_ordered_by_code_point(
     expected = sorted([*names, "key"], reverse=descending)
     assert listed(store, query) == expected
     with store.read() as reader:
-        page = reader.list_api_keys(query, Page(limit=1000, after=("z", "~")))
+        page = reader.list_api_keys(query, Page(limit=1000, after=("z", "~"))).items
     assert [one.name for one in page] == [
         one for one in expected if (one <= "z" if descending else one > "z")
     ]
@@ -870,13 +816,13 @@ def test_pages_are_complete_and_ordered_while_keys_are_inserted(
     add_keys(store, *_many_keys())
     store.add_uses([Use(sample_id(f"m{n:02}"), 1, at(SECOND + n % 3), 1) for n in range(0, 24, 2)])
     with store.read() as reader:
-        there = {key.id: key for key in reader.list_api_keys(keys_query(), ALL)}
+        there = {key.id: key for key in reader.list_api_keys(keys_query(), ALL).items}
     query = keys_query(order_by=order, descending=descending)
     seen: list[ApiKey] = []
     after: SortKey | None = None
     for number in range(60):
         with store.read() as reader:
-            page = reader.list_api_keys(query, Page(limit=size, after=after))
+            page = reader.list_api_keys(query, Page(limit=size, after=after)).items
         if not page:
             break
         assert len(page) <= size
@@ -918,7 +864,7 @@ def test_ties_are_ordered_by_id(store: Store, filled: Filling) -> None:
     add_keys(store, *(sample_key(f"t{n}", name="same") for n in (3, "a", 1, "Z", 2)))
     with store.read() as reader:
         query = keys_query(order_by="name", descending=False, name_contains="same")
-        found = [one.id for one in reader.list_api_keys(query, ALL)]
+        found = [one.id for one in reader.list_api_keys(query, ALL).items]
     assert found == sorted(found)
 
 
@@ -951,7 +897,7 @@ def test_accounts_are_listed_newest_first_and_stable_under_inserts(
             tx.insert_account(sample_account(f"a{n}", create_time=at(n // 2)))
     ids = paged_under_inserts(
         store,
-        lambda reader, page: reader.list_accounts(AccountQuery(scope=EVERYWHERE), page),
+        lambda reader, page: reader.list_accounts(AccountQuery(scope=EVERYWHERE), page).items,
         lambda tx, n: tx.insert_account(sample_account(f"b{n}", create_time=at(9))),
     )
     assert ids == [sample_id(name) for name in ("a5", "a4", "a3", "a2", "acct", "a1", "a0")]
@@ -966,7 +912,7 @@ def test_users_are_listed_newest_first_and_stable_under_inserts(
             tx.insert_user(sample_user(f"u{n}", create_time=at(n // 2)))
     ids = paged_under_inserts(
         store,
-        lambda reader, page: reader.list_users(UserQuery(scope=OWN), page),
+        lambda reader, page: reader.list_users(UserQuery(scope=OWN), page).items,
         lambda tx, n: tx.insert_user(sample_user(f"b{n}", create_time=at(9))),
     )
     assert ids == [sample_id(name) for name in ("u5", "u4", "u3", "u2", "user", "u1", "u0")]
@@ -979,12 +925,12 @@ def test_audit_events_are_paged_while_others_are_written(store: Store, filled: F
             tx.append_audit(sample_event(seq))
     query = AuditQuery(scope=OWN)
     with store.read() as reader:
-        first = reader.list_audit_events(query, Page(limit=2))
+        first = reader.list_audit_events(query, Page(limit=2)).items
     with store.write() as tx:
         tx.append_audit(sample_event(6))
     with store.read() as reader:
-        after = (first[-1].seq, first[-1].id)
-        second = reader.list_audit_events(query, Page(limit=10, after=after))
+        after = (first[-1].time, first[-1].seq)
+        second = reader.list_audit_events(query, Page(limit=10, after=after)).items
     assert [one.seq for one in [*first, *second]] == [5, 4, 3, 2, 1]
 
 
@@ -995,7 +941,7 @@ def test_accounts_are_found_by_a_part_of_their_name(store: Store, filled: Fillin
     with store.read() as reader:
         for wanted, found in (("% oFF", ["50% Off"]), ("", ["50% Off", "acct"]), ("a%", [])):
             query = AccountQuery(scope=EVERYWHERE, name_contains=wanted)
-            assert sorted(one.name for one in reader.list_accounts(query, ALL)) == found
+            assert sorted(one.name for one in reader.list_accounts(query, ALL).items) == found
 
 
 @pytest.mark.parametrize(
@@ -1020,7 +966,7 @@ def test_users_are_filtered(
         tx.insert_user(sample_user("machine", type=UserType.SERVICE_ACCOUNT))
         tx.insert_user(sample_user("gone", role=Role.VALIDATOR, delete_time=START))
     with store.read() as reader:
-        users: Sequence[User] = reader.list_users(UserQuery(scope=OWN, **changes), ALL)
+        users: Sequence[User] = reader.list_users(UserQuery(scope=OWN, **changes), ALL).items
     assert sorted(one.display_name for one in users) == found
 
 
@@ -1098,7 +1044,7 @@ def test_audit_events_are_filtered_newest_first(store: Store, filled: Filling) -
     def seqs(**changes: Any) -> list[int]:
         query = AuditQuery(**{"scope": OWN, **changes})
         with store.read() as reader:
-            return [one.seq for one in reader.list_audit_events(query, ALL)]
+            return [one.seq for one in reader.list_audit_events(query, ALL).items]
 
     assert seqs() == [3, 2, 1]
     assert seqs(scope=EVERYWHERE) == [4, 3, 2, 1]
@@ -1122,14 +1068,234 @@ def test_an_event_is_found_by_everything_that_it_is_about(store: Store, filled: 
     def seqs(target_id: str, page: Page = ALL, **changes: Any) -> list[int]:
         query = AuditQuery(**{"scope": OWN, "target_id": target_id, **changes})
         with store.read() as reader:
-            return [one.seq for one in reader.list_audit_events(query, page)]
+            return [one.seq for one in reader.list_audit_events(query, page).items]
 
     assert seqs("a") == [5, 3, 2, 1]
     assert seqs("b") == [2]
     assert seqs("owner") == [2]
     assert seqs("a", scope=EVERYWHERE) == [5, 4, 3, 2, 1]
     assert seqs("a", actions=(AuditAction.API_KEY_CREATED,), after=at(1)) == [3, 2]
-    assert seqs("a", Page(limit=2, after=(5, sample_id("event5")))) == [3, 2]
+    assert seqs("a", Page(limit=2, after=(at(5), 5))) == [3, 2]
+
+
+def walked(read_page: Callable[[Page], Found[T]], key: Callable[[T], SortKey]) -> list[T]:
+    """Return what pages of three hold together, of a list that looks at few rows for each."""
+    items: list[T] = []
+    after: SortKey | None = None
+    for _ in range(500):
+        found = read_page(Page(limit=3, after=after, looked_at=7))
+        items.extend(found.items)
+        if len(found.items) == 3:
+            after = key(found.items[-1])
+        elif found.rest is None:
+            return items
+        else:
+            after = found.rest
+    raise AssertionError("the list does not end")
+
+
+def fill_with_variety(store: Store) -> None:
+    """Insert keys, users and events of every kind, with many equal values to sort by."""
+    chance = random.Random(1)
+    with store.write() as tx:
+        for n in range(40):
+            tx.insert_user(
+                sample_user(
+                    f"u{n:02}",
+                    role=chance.choice((Role.VALIDATOR, Role.ADMIN)),
+                    type=chance.choice((UserType.PERSON, UserType.SERVICE_ACCOUNT)),
+                    create_time=at(n % 3),
+                    delete_time=chance.choice((None, None, START)),
+                )
+            )
+            tx.insert_account(sample_account(f"b{n:02}", create_time=at(n % 3)))
+            tx.append_audit(
+                sample_event(
+                    n + 1,
+                    id=sample_id(f"e{n:02}"),
+                    # As after a clock that was set back.
+                    time=at(chance.randrange(5)),
+                    account_id=chance.choice((ACCT, ACCT, "other")),
+                    actor_key_id=chance.choice("kl"),
+                    actor_user_id=chance.choice("uv"),
+                    action=chance.choice((AuditAction.USER_CREATED, AuditAction.API_KEY_ROTATED)),
+                    target_id=chance.choice("st"),
+                ),
+                chance.choice(((), (), ("also",), ("t", "also"))),
+            )
+    add_keys(
+        store,
+        *(
+            sample_key(
+                f"v{n:02}",
+                name=f"name {n % 4}",
+                owner_id=sample_id(chance.choice(("user", "u01", "u02"))),
+                create_time=at(n % 5),
+                expire_time=chance.choice((None, NOW - 1, NOW, NOW + 1)),
+                disable_time=chance.choice((None, None, START)),
+                revoke_time=chance.choice((None, None, START)),
+            )
+            for n in range(80)
+        ),
+    )
+    store.add_uses([Use(sample_id(f"v{n:02}"), 1, at(SECOND + n % 3), 1) for n in range(0, 80, 3)])
+
+
+KEY_FILTERS: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "owner": {"owner_id": sample_id("u01")},
+    "no owner": {"owner_id": "nobody"},
+    **{state.name: {"states": (state,)} for state in members_of(ApiKeyState)},
+    "live": {"states": (ApiKeyState.ACTIVE, ApiKeyState.DISABLED)},
+    "dead": {"states": (ApiKeyState.EXPIRED, ApiKeyState.REVOKED)},
+    "name": {"name_contains": "e 3"},
+    "no name": {"name_contains": "none"},
+    "expires": {"expires_before": NOW + 1},
+    "unused": {"unused_since": at(SECOND + 1)},
+    "all": {
+        "owner_id": sample_id("user"),
+        "states": (ApiKeyState.ACTIVE, ApiKeyState.REVOKED),
+        "name_contains": "n",
+        "expires_before": NOW + 2,
+        "unused_since": at(SECOND + 2),
+    },
+}
+
+
+@pytest.mark.parametrize("order", sorted(SORT))
+@pytest.mark.parametrize("name", KEY_FILTERS)
+def test_pages_that_end_early_put_together_are_the_whole_list(
+    store: Store, filled: Filling, name: str, order: str
+) -> None:
+    """Of keys, by whatever filter and order: every match comes once, in order."""
+    fill_with_variety(store)
+    for descending in (False, True):
+        query = keys_query(order_by=order, descending=descending, now=NOW, **KEY_FILTERS[name])
+        with store.read() as reader:
+            whole = reader.list_api_keys(query, ALL)
+            pages = walked(partial(reader.list_api_keys, query), SORT[order])
+        assert whole.rest is None
+        assert pages == whole.items
+        assert pages == sorted(pages, key=SORT[order], reverse=descending)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"show_deleted": True},
+        {"roles": (Role.VALIDATOR,)},
+        {"roles": (Role.ADMIN, Role.VALIDATOR)},
+        {"types": (UserType.PERSON,), "show_deleted": True},
+        {"email_contains": "u1"},
+        {"email_contains": "nobody"},
+    ],
+)
+def test_pages_of_users_that_end_early_are_the_whole_list(
+    store: Store, filled: Filling, changes: dict[str, Any]
+) -> None:
+    """By whatever filter: every match comes once."""
+    fill_with_variety(store)
+    query = UserQuery(scope=OWN, **changes)
+    with store.read() as reader:
+        whole = reader.list_users(query, ALL)
+        pages = walked(partial(reader.list_users, query), lambda one: (one.create_time, one.id))
+    assert whole.rest is None
+    assert pages == whole.items
+
+
+@pytest.mark.parametrize("wanted", ["", "b1", "nothing"])
+def test_pages_of_accounts_that_end_early_are_the_whole_list(
+    store: Store, filled: Filling, wanted: str
+) -> None:
+    """Every match comes once."""
+    fill_with_variety(store)
+    query = AccountQuery(scope=EVERYWHERE, name_contains=wanted)
+    with store.read() as reader:
+        whole = reader.list_accounts(query, ALL)
+        pages = walked(partial(reader.list_accounts, query), lambda one: (one.create_time, one.id))
+    assert whole.rest is None
+    assert pages == whole.items
+
+
+@pytest.mark.parametrize("scope", [OWN, EVERYWHERE], ids=["an account", "every account"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"actor_id": "k"},
+        {"actor_id": "u"},
+        {"actor_id": "nobody"},
+        {"target_id": "t"},
+        {"target_id": "also"},
+        {"target_id": "nothing"},
+        {"actions": (AuditAction.USER_CREATED,)},
+        {"actions": (AuditAction.USER_CREATED, AuditAction.API_KEY_ROTATED)},
+        {"actions": (AuditAction.API_KEY_REVOKED,)},
+        {"after": at(1), "before": at(4)},
+        {"after": at(5)},
+        {"actor_id": "k", "target_id": "t", "actions": (AuditAction.USER_CREATED,), "after": at(0)},
+    ],
+)
+def test_pages_of_audit_events_that_end_early_are_the_whole_list(
+    store: Store, filled: Filling, scope: AccountScope, changes: dict[str, Any]
+) -> None:
+    """By whatever filter: every match comes once, the newest first also after a clock went back."""
+    fill_with_variety(store)
+    query = AuditQuery(scope=scope, **changes)
+    with store.read() as reader:
+        whole = reader.list_audit_events(query, ALL)
+        pages = walked(partial(reader.list_audit_events, query), lambda one: (one.time, one.seq))
+    assert whole.rest is None
+    assert pages == whole.items
+    assert pages == sorted(pages, key=lambda one: (one.time, one.seq), reverse=True)
+
+
+def test_a_page_looks_at_no_more_rows_than_it_may(store: Store, filled: Filling) -> None:
+    """Without a hit among them it is empty, and says where the list goes on."""
+    fill_with_variety(store)
+    query = keys_query(order_by="name", descending=False, name_contains="none")
+    with store.read() as reader:
+        names = [key.name for key in reader.list_api_keys(keys_query(order_by="name"), ALL).items]
+        found = reader.list_api_keys(query, Page(limit=3, looked_at=7))
+    assert found.items == []
+    assert found.rest is not None
+    assert found.rest[0] == sorted(names)[6]
+
+
+@pytest.mark.parametrize(("count", "has_more"), [(0, True), (80, True), (81, False), (99, False)])
+def test_an_account_has_more_keys_than_a_count(
+    store: Store, filled: Filling, count: int, *, has_more: bool
+) -> None:
+    """Those of the one account alone, in whatever state."""
+    fill_with_variety(store)
+    with store.read() as reader:
+        assert reader.has_more_keys_than(OWN, count) is has_more
+        assert not reader.has_more_keys_than(FOREIGN, 0)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Somebody who waits for what is read, or no longer."""
+
+    is_alive: bool
+    remaining_s: float | None = None
+
+
+def read_long(store: Store, caller: Caller) -> int:
+    """Read for some thousandths of a second: a list that looks at very many rows."""
+    query = keys_query(name_contains="nothing")
+    with store.read(caller) as reader:
+        return len(reader.list_api_keys(query, Page(limit=3, looked_at=1_000_000)).items)
+
+
+def test_what_is_read_ends_when_its_caller_has_gone(backend: Backend, filled: Filling) -> None:
+    """The store is as usable afterwards as before, for those who still wait."""
+    backend.append_keys(30_000)
+    with pytest.raises(ReadAbandonedError):
+        read_long(backend.store, Caller(is_alive=False))
+    assert read_long(backend.store, Caller(is_alive=True)) == 0
+    assert read_key(backend.store).name == filled.key.name
 
 
 # --- writing --------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from keybearer_service.net.bounds import CallBounds
 from keybearer_service.rpc.executors import CallExecutor
 
 WAIT_S = 10.0
@@ -13,7 +14,7 @@ WAIT_S = 10.0
 @pytest.fixture
 def pool() -> Iterator[CallExecutor]:
     """A pool of one thread."""
-    made = CallExecutor(1, "test")
+    made = CallExecutor(CallBounds(threads=1, queued=3), "test")
     yield made
     made.shutdown()
 
@@ -54,6 +55,17 @@ def test_no_more_threads_than_needed(pool: CallExecutor) -> None:
     over.set()
     pool.shutdown()
     assert order == [0, 1, 2]
+
+
+def test_there_is_room_until_the_queue_is_full(pool: CallExecutor) -> None:
+    """What is worked on takes no room."""
+    over = occupy(pool)
+    room = []
+    for _ in range(4):
+        room.append(pool.has_room)
+        pool.submit(int)
+    over.set()
+    assert room == [True, True, True, False]
 
 
 def test_stand_ins_take_what_waits(pool: CallExecutor) -> None:

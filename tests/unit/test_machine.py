@@ -60,6 +60,7 @@ class Waiting:
 
     peer = "127.0.0.1"
     is_alive = True
+    remaining_s = None
 
 
 @dataclass

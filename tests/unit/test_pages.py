@@ -1,7 +1,6 @@
 """Page tokens: forged, altered, foreign."""
 
 import string
-from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -15,7 +14,7 @@ from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.token_format import ID_LENGTH
-from keybearer_service.storage import KeyQuery, Page, SortKey
+from keybearer_service.storage import Found, KeyQuery, Page, SortKey
 from keybearer_service.usecases.pagination import PageTokens
 
 PAGES = PageTokens(b"k" * 32)
@@ -25,10 +24,9 @@ KEY: SortKey = (START, "id")
 
 def token_after(key: SortKey, bound_to: object = BOUND, pages: PageTokens = PAGES) -> str:
     """Return the token of the page after an item."""
-    found: Sequence[SortKey] = [key, (0, "more")]
-    shown, token = pages.split(found, Page(limit=2), bound_to, lambda item: item)
-    assert list(shown) == [key]
-    return token
+    listed = pages.listed(Found([key, (0, "more")]), Page(limit=2), bound_to, lambda item: item)
+    assert list(listed.items) == [key]
+    return listed.next_page_token
 
 
 def refused_field(page_size: int, token: str, bound_to: object = BOUND) -> str:
@@ -137,5 +135,19 @@ def test_a_negative_page_size_is_refused(asked: int) -> None:
 
 def test_the_last_page_has_no_next_one() -> None:
     """A page that is exactly full is the last one too."""
-    items: Sequence[SortKey] = [KEY]
-    assert PAGES.split(items, Page(limit=2), BOUND, lambda item: item) == (items, "")
+    listed = PAGES.listed(Found([KEY]), Page(limit=2), BOUND, lambda item: item)
+    assert (listed.items, listed.next_page_token) == ([KEY], "")
+
+
+def test_a_page_that_ended_early_has_a_next_one() -> None:
+    """Also one without any item: it goes on where the store stopped."""
+    nothing: Found[SortKey] = Found([], rest=KEY)
+    listed = PAGES.listed(nothing, Page(limit=2), BOUND, lambda item: item)
+    assert PAGES.page(1, listed.next_page_token, BOUND).after == KEY
+
+
+def test_a_page_can_be_cut_after_any_item() -> None:
+    """The next one begins behind that item."""
+    keys: list[SortKey] = [(START + n, "id") for n in range(3)]
+    listed = PAGES.listed(Found(keys), Page(limit=9), BOUND, lambda item: item)
+    assert [PAGES.page(1, listed.token_after(key), BOUND).after for key in keys] == keys

@@ -224,7 +224,9 @@ class ListApiKeysRequest(Message):
     """
     order_by: str
     """Optional. `create_time`, `expire_time`, `name` or `last_used_time`, with ` desc` for falling
-    order. Empty means `create_time desc`. Ties by id; absent times come first when rising.
+    order. Empty means `create_time desc`. Ties by id. In rising order a key without an expiry comes
+    last, and one without a use first. `last_used_time` is for accounts of at most 100,000 keys:
+    with more it is FIELD_INVALID, and `unused_since` finds what is not used.
     """
     page_size: int
     """Optional. 0 means 50; more than 1000 means 1000."""
@@ -271,7 +273,7 @@ class ListApiKeysResponse(Message):
     API_KEYS_FIELD_NUMBER: int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: int
     next_page_token: str
-    """Empty on the last page."""
+    """Empty on the last page, and on no other."""
     @property
     def api_keys(self) -> RepeatedCompositeFieldContainer[ApiKey]:
         """The page."""

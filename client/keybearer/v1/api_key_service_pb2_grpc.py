@@ -100,6 +100,18 @@ class ApiKeyServiceServicer(object):
     def ListApiKeys(self, request, context):
         """Lists keys; revoked and expired ones stay in the list. Errors: FIELD_INVALID, OPERATOR_ONLY,
         RESOURCE_NOT_FOUND (the account).
+
+        Pages. A page ends when it has `page_size` items or 2 MiB, or when it has looked at enough keys
+        that its filters leave out, so that every page comes soon: it may be short, or empty, and still
+        have a next one. Go on until `next_page_token` is empty.
+
+        Walks. All pages together, in the order `create_time` or `create_time desc`, hold every key that
+        exists throughout, once. In the other orders a key whose sorted value changes meanwhile may come
+        twice or be missing, because it is moved between pages that were read and pages to come: whoever
+        needs all keys walks by `create_time` and sorts afterwards.
+
+        At most six lists of one account run or wait at a time, over all list methods; more are
+        OVERLOADED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

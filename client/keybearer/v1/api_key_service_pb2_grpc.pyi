@@ -240,6 +240,18 @@ class ApiKeyServiceStub(typing.Generic[_ApiKeyServiceCreateApiKeyType, _ApiKeySe
     ListApiKeys: _ApiKeyServiceListApiKeysType
     """Lists keys; revoked and expired ones stay in the list. Errors: FIELD_INVALID, OPERATOR_ONLY,
     RESOURCE_NOT_FOUND (the account).
+
+    Pages. A page ends when it has `page_size` items or 2 MiB, or when it has looked at enough keys
+    that its filters leave out, so that every page comes soon: it may be short, or empty, and still
+    have a next one. Go on until `next_page_token` is empty.
+
+    Walks. All pages together, in the order `create_time` or `create_time desc`, hold every key that
+    exists throughout, once. In the other orders a key whose sorted value changes meanwhile may come
+    twice or be missing, because it is moved between pages that were read and pages to come: whoever
+    needs all keys walks by `create_time` and sorts afterwards.
+
+    At most six lists of one account run or wait at a time, over all list methods; more are
+    OVERLOADED.
     """
 
     UpdateApiKey: _ApiKeyServiceUpdateApiKeyType
@@ -333,6 +345,18 @@ class ApiKeyServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[keybearer.v1.api_key_service_pb2.ListApiKeysResponse, collections.abc.Awaitable[keybearer.v1.api_key_service_pb2.ListApiKeysResponse]]:
         """Lists keys; revoked and expired ones stay in the list. Errors: FIELD_INVALID, OPERATOR_ONLY,
         RESOURCE_NOT_FOUND (the account).
+
+        Pages. A page ends when it has `page_size` items or 2 MiB, or when it has looked at enough keys
+        that its filters leave out, so that every page comes soon: it may be short, or empty, and still
+        have a next one. Go on until `next_page_token` is empty.
+
+        Walks. All pages together, in the order `create_time` or `create_time desc`, hold every key that
+        exists throughout, once. In the other orders a key whose sorted value changes meanwhile may come
+        twice or be missing, because it is moved between pages that were read and pages to come: whoever
+        needs all keys walks by `create_time` and sorts afterwards.
+
+        At most six lists of one account run or wait at a time, over all list methods; more are
+        OVERLOADED.
         """
 
     @abc.abstractmethod

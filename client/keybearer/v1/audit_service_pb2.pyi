@@ -98,7 +98,9 @@ class ListAuditEventsResponse(Message):
     AUDIT_EVENTS_FIELD_NUMBER: int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: int
     next_page_token: str
-    """Empty on the last page."""
+    """Empty on the last page, and on no other: a page may be short, or empty, and still have a next
+    one. See ApiKeyService.ListApiKeys.
+    """
     @property
     def audit_events(self) -> RepeatedCompositeFieldContainer[AuditEvent]:
         """The page."""

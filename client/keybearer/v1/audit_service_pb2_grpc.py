@@ -47,8 +47,9 @@ class AuditServiceServicer(object):
     """
 
     def ListAuditEvents(self, request, context):
-        """Lists events, newest first. Errors: FIELD_INVALID, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the
-        account).
+        """Lists events, newest first: by their time, and by their seq at the same time. All pages together
+        hold every event that exists throughout, once. Errors: FIELD_INVALID, OPERATOR_ONLY,
+        RESOURCE_NOT_FOUND (the account).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

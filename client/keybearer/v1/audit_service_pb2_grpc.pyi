@@ -61,8 +61,9 @@ class AuditServiceStub(typing.Generic[_AuditServiceListAuditEventsType]):
     ], channel: grpc.aio.Channel) -> None: ...
 
     ListAuditEvents: _AuditServiceListAuditEventsType
-    """Lists events, newest first. Errors: FIELD_INVALID, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the
-    account).
+    """Lists events, newest first: by their time, and by their seq at the same time. All pages together
+    hold every event that exists throughout, once. Errors: FIELD_INVALID, OPERATOR_ONLY,
+    RESOURCE_NOT_FOUND (the account).
     """
 
 AuditServiceAsyncStub: typing_extensions.TypeAlias = AuditServiceStub[
@@ -81,8 +82,9 @@ class AuditServiceServicer(metaclass=abc.ABCMeta):
         request: keybearer.v1.audit_service_pb2.ListAuditEventsRequest,
         context: _ServicerContext,
     ) -> typing.Union[keybearer.v1.audit_service_pb2.ListAuditEventsResponse, collections.abc.Awaitable[keybearer.v1.audit_service_pb2.ListAuditEventsResponse]]:
-        """Lists events, newest first. Errors: FIELD_INVALID, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the
-        account).
+        """Lists events, newest first: by their time, and by their seq at the same time. All pages together
+        hold every event that exists throughout, once. Errors: FIELD_INVALID, OPERATOR_ONLY,
+        RESOURCE_NOT_FOUND (the account).
         """
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

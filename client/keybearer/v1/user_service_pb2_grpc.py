@@ -82,7 +82,8 @@ class UserServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListUsers(self, request, context):
-        """Lists users, newest first. Errors: FIELD_INVALID, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the
+        """Lists users, newest first. All pages together hold every user that exists throughout, once.
+        Errors: FIELD_INVALID, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the
         account).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -165,7 +165,8 @@ class UserServiceStub(typing.Generic[_UserServiceCreateUserType, _UserServiceGet
     """Returns one user, also a deleted one. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND."""
 
     ListUsers: _UserServiceListUsersType
-    """Lists users, newest first. Errors: FIELD_INVALID, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the
+    """Lists users, newest first. All pages together hold every user that exists throughout, once.
+    Errors: FIELD_INVALID, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the
     account).
     """
 
@@ -230,7 +231,8 @@ class UserServiceServicer(metaclass=abc.ABCMeta):
         request: keybearer.v1.user_service_pb2.ListUsersRequest,
         context: _ServicerContext,
     ) -> typing.Union[keybearer.v1.user_service_pb2.ListUsersResponse, collections.abc.Awaitable[keybearer.v1.user_service_pb2.ListUsersResponse]]:
-        """Lists users, newest first. Errors: FIELD_INVALID, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the
+        """Lists users, newest first. All pages together hold every user that exists throughout, once.
+        Errors: FIELD_INVALID, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the
         account).
         """
 

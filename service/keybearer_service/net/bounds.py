@@ -1,6 +1,7 @@
-"""How much a listener holds for its clients, and for how long: one table for every port.
+"""How much the service holds for its clients, and for how long: one table for every port.
 
-Whoever was not identified yet costs a connection, memory and time. Each of these has a bound here.
+Whoever was not identified yet costs a connection, memory and time, and every call a place in a
+queue. Each of these has a bound here.
 """
 
 import ipaddress
@@ -114,6 +115,54 @@ def described() -> list[BoundRow]:
         row("idle connection", lambda one: f"{one.idle_s:.0f} s"),
     ]
 
+
+@dataclass(frozen=True, slots=True)
+class CallBounds:
+    """The bounds of one kind of calls over gRPC."""
+
+    threads: int
+    """Calls that are worked on at once."""
+    queued: int
+    """Calls that wait for a thread; beyond, they are refused at once. No more than are worked on
+    in some two seconds, so that a call is not answered when its caller has given up."""
+
+
+# Two is enough: the GIL serialises the work, and every extra thread adds hand-overs inside SQLite
+# reads. Those that wait for slow senders are made up for.
+VALIDATION_CALLS = CallBounds(threads=2, queued=2000)
+AUTHORITY_CALLS = CallBounds(threads=4, queued=200)
+"""What takes authority away. Writes come one after another anyway."""
+MANAGEMENT_CALLS = CallBounds(threads=8, queued=400)
+"""Other changes, and reads of one thing."""
+LIST_CALLS = CallBounds(threads=12, queued=200)
+"""More threads than lists that run at once: the others wait for the share of their account."""
+PUBLIC_CALLS = CallBounds(threads=4, queued=200)
+"""The public method: callers without a credential must not cost those who have one a thread."""
+STREAM_CALLS = CallBounds(threads=16, queued=2000)
+"""Watch streams begin and end here, and hold no thread in between. After a restart all come."""
+PROBE_CALLS = CallBounds(threads=4, queued=500)
+"""Health, which must not wait behind anything."""
+REFLECTION_CALLS = CallBounds(threads=2, queued=100)
+LIVENESS_CALLS = CallBounds(threads=1, queued=100)
+"""The process that asks itself whether it answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShareBounds:
+    """What one account may have of something that all accounts share."""
+
+    at_once: int
+    """Calls of all accounts that run at once."""
+    of_one_at_once: int
+    """Calls of one account that run at once."""
+    of_one: int
+    """Calls of one account that run, or hold a thread while they wait for that; beyond, they are
+    refused at once."""
+
+
+LIST_SHARES = ShareBounds(at_once=2, of_one_at_once=1, of_one=6)
+"""A list works for up to a tenth of a second, so those of one account leave processors, threads and
+places to everybody else."""
 
 _DESCRIPTORS_OF_A_LISTENER = 4
 """One listener takes up to this part of the descriptors; the rest is for the other ports and the

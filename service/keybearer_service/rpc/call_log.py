@@ -21,8 +21,11 @@ log = structlog.get_logger(__name__)
 LOGGED_A_MINUTE = 10
 """Refused calls of one peer, and failed calls of one key, that get a line each; the rest are
 counted."""
+OVERLOADS_LOGGED_A_MINUTE = 1
+"""Calls for which an executor has no room that get a line; the rest are counted."""
 _REFUSALS = frozenset({Code.UNAUTHENTICATED, Code.PERMISSION_DENIED})
 _CANCELLED = Status(code=1, message="the caller has gone")
+_DEADLINE_EXCEEDED = Status(code=4, message="the deadline is over")
 
 
 class CallLog:
@@ -56,6 +59,7 @@ class CallLog:
         self._on_outcome_unknown = on_outcome_unknown
         self._logged_refusals = MinuteQuota(clock, LOGGED_A_MINUTE)
         self._logged_failures = MinuteQuota(clock, LOGGED_A_MINUTE)
+        self._logged_overloads = MinuteQuota(clock, OVERLOADS_LOGGED_A_MINUTE)
 
     def served(self, call: CallContext) -> None:
         """Report a call that was answered."""
@@ -72,7 +76,8 @@ class CallLog:
     def failed(self, call: CallContext, error: Exception) -> Status:
         """Report a call that failed; return its status."""
         if isinstance(error, CallAbandoned):  # nobody waits for an answer
-            return _CANCELLED
+            remaining = call.remaining_s
+            return _CANCELLED if remaining is None or remaining > 0 else _DEADLINE_EXCEEDED
         known = self._failures.error_of(error, call, self._on_outcome_unknown)
         is_refusal = known.code in _REFUSALS
         if is_refusal:
@@ -95,12 +100,20 @@ class CallLog:
             )
         return status_of(known)
 
+    def overloaded(self, executor: str) -> None:
+        """Report a call that was refused because too many of its kind wait."""
+        self._recorder.overloaded(executor, "all")
+        if self._logged_overloads.admit(executor):
+            log.warning("calls_overloaded", executor=executor)
+
     def flush_suppressed(self, *, everything: bool = False) -> None:
         """Log how much was not logged line by line; called every minute."""
         for peer, count in self._logged_refusals.collect(everything=everything).items():
             log.warning("calls_refused", peer=peer, not_logged=count)
         for key_id, count in self._logged_failures.collect(everything=everything).items():
             log.warning("calls_failed", key_id=key_id, not_logged=count)
+        for executor, count in self._logged_overloads.collect(everything=everything).items():
+            log.warning("calls_overloaded", executor=executor, not_logged=count)
 
     def _log_served(self, call: CallContext) -> None:
         log.info("call_served", method=call.method, **self._facts(call))

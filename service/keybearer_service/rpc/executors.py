@@ -17,7 +17,7 @@ import structlog
 
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.errors import CallAbandoned, FieldInvalid
-from keybearer_service.net.bounds import GRPC
+from keybearer_service.net.bounds import GRPC, CallBounds
 
 log = structlog.get_logger(__name__)
 
@@ -71,19 +71,20 @@ class CallExecutor(ThreadPoolExecutor):
     of that class is used but its name.
     """
 
-    def __init__(self, threads: int, name: str) -> None:
+    def __init__(self, bounds: CallBounds, name: str) -> None:
         """Start the threads.
 
         Args:
-            threads: How many calls may be worked on at a time.
+            bounds: How many calls may be worked on at a time, and wait.
             name: What the names of the threads begin with.
         """
-        self._name = name
-        self._threads_at_work = threads
+        self.name = name
+        self._max_queued = bounds.queued
+        self._threads_at_work = bounds.threads
         self._queue: SimpleQueue[_Work | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
-        self._wanted = threads
+        self._wanted = bounds.threads
         self._is_shut_down = False
         self.finished = 0
         """Counts the tasks that ended; a count may be lost, but not every one of several."""
@@ -95,6 +96,11 @@ class CallExecutor(ThreadPoolExecutor):
         return self._queue.qsize()
 
     @property
+    def has_room(self) -> bool:
+        """Whether one more call may wait."""
+        return self._queue.qsize() < self._max_queued
+
+    @property
     def threads(self) -> int:
         """How many threads there are."""
         return len(self._threads)
@@ -102,7 +108,7 @@ class CallExecutor(ThreadPoolExecutor):
     def submit(  # type: ignore[override]  # what is returned has of a Future what grpc asks for
         self, work: Callable[..., object], /, *args: object
     ) -> Submitted:
-        """Queue a call.
+        """Queue a call, whether there is room or not: `MethodHandlers` looks before.
 
         Raises:
             RuntimeError: The executor was shut down.
@@ -152,7 +158,7 @@ class CallExecutor(ThreadPoolExecutor):
     def _hire(self) -> None:
         while len(self._threads) < self._wanted and not self._is_shut_down:
             thread = threading.Thread(
-                target=self._run, name=f"{self._name}-{len(self._threads)}", daemon=True
+                target=self._run, name=f"{self.name}-{len(self._threads)}", daemon=True
             )
             self._threads.add(thread)
             thread.start()
@@ -178,6 +184,23 @@ class CallExecutor(ThreadPoolExecutor):
             if is_surplus:
                 self._threads.discard(threading.current_thread())
             return is_surplus
+
+
+class HereAndNow(ThreadPoolExecutor):
+    """Runs what is submitted at once, on the thread that submits it: grpc's serving thread.
+
+    Only for what waits for nothing. Like CallExecutor an executor by its name alone.
+    """
+
+    def __init__(self) -> None:
+        """Start no thread."""
+
+    def submit(  # type: ignore[override]  # as in CallExecutor
+        self, work: Callable[..., object], /, *args: object
+    ) -> Submitted:
+        """Run a call."""
+        work(*args)
+        return _SUBMITTED
 
 
 class Cancellable(Protocol):

@@ -5,28 +5,69 @@ are there, so that the caller is judged before its message is waited for, and we
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import grpc
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
 from keybearer._wire.peer import host_of
+from keybearer_service.domain.errors import Overloaded
+from keybearer_service.gateway.status import status_of
 from keybearer_service.rpc.bidi import BidiStream
-from keybearer_service.rpc.executors import CallExecutor, MessageWatchdog
-from keybearer_service.rpc.pipeline import StreamMethod, UnaryMethod
+from keybearer_service.rpc.executors import CallExecutor, HereAndNow, MessageWatchdog
+from keybearer_service.rpc.pipeline import MethodSpec, StreamMethod, UnaryMethod
 from keybearer_service.rpc.requests import Metadata
+
+_HERE_AND_NOW = HereAndNow()
+
+
+class ServedMethod(NamedTuple):
+    """A method on a port."""
+
+    handler: Any
+    executor: CallExecutor
+    refusal: Any
+    """The handler of calls that find no room in the executor."""
 
 
 class MethodHandlers(grpc.GenericRpcHandler):
     """The methods of ours on a port, found by their path in one step."""
 
-    def __init__(self, handlers: Mapping[str, Any]) -> None:
-        self._handlers = handlers
+    def __init__(
+        self, methods: Mapping[str, ServedMethod], on_overload: Callable[[str], None]
+    ) -> None:
+        """Create the handlers.
+
+        Args:
+            methods: By their path.
+            on_overload: Called with the name of the executor that has no room for a call.
+        """
+        self._methods = methods
+        self._on_overload = on_overload
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """Return the handler of a method; None, for UNIMPLEMENTED, when it is not ours."""
-        return self._handlers.get(handler_call_details.method)
+        served = self._methods.get(handler_call_details.method)
+        if served is None:
+            return None
+        if served.executor.has_room:
+            return served.handler
+        self._on_overload(served.executor.name)
+        return served.refusal
+
+
+def refusing_handler(spec: MethodSpec) -> Any:
+    """Return a handler that answers every call with OVERLOADED, without a thread."""
+    status = status_of(Overloaded())
+
+    def behaviour(_messages: Iterator[bytes], context: grpc.ServicerContext) -> NoReturn:
+        _abort(context, status)
+
+    behaviour.experimental_thread_pool = _HERE_AND_NOW  # type: ignore[attr-defined]
+    if spec.is_stream:
+        return grpc.stream_stream_rpc_method_handler(behaviour)
+    return grpc.stream_unary_rpc_method_handler(behaviour)
 
 
 def unary_handler(method: UnaryMethod, executor: CallExecutor, watchdog: MessageWatchdog) -> Any:
@@ -92,9 +133,14 @@ class GrpcRequest:
     @property
     def is_alive(self) -> bool:
         """Whether the call is neither cancelled nor past its deadline."""
-        # None without a deadline, which the type stubs do not say.
-        remaining = cast("float | None", self._context.time_remaining())
+        remaining = self.remaining_s
         return self._context.is_active() and (remaining is None or remaining > 0)
+
+    @property
+    def remaining_s(self) -> float | None:
+        """How many seconds the caller may still wait; None without a deadline."""
+        # The type stubs do not say that it may be None.
+        return cast("float | None", self._context.time_remaining())
 
     def message(self) -> bytes:
         """Wait for the message; see `MessageWatchdog.first_message`."""

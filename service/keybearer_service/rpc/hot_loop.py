@@ -335,6 +335,13 @@ class HotCall:
         return bool(self._deadline is None or self._deadline > _machine_clock.now() / SECOND)
 
     @property
+    def remaining_s(self) -> float | None:
+        """How many seconds the caller may still wait; None without a deadline."""
+        if self._deadline is None:
+            return None
+        return float(self._deadline - _machine_clock.now() / SECOND)
+
+    @property
     def is_private(self) -> bool:
         """Whether the call came over the private listener."""
         if self._call.peer() != _UNIX:

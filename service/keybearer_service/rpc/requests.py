@@ -27,6 +27,11 @@ class Request(Protocol):
         """Whether somebody still waits for the answer."""
         ...
 
+    @property
+    def remaining_s(self) -> float | None:
+        """How many seconds the caller may still wait; None without a deadline."""
+        ...
+
     def message(self) -> bytes:
         """Wait for the message and return it.
 

@@ -21,13 +21,14 @@ What holds everywhere:
 - Text must be ordered by code point.
 - Bounds of a query must be exclusive.
 - A list must be stable: what is inserted between two pages moves nothing on the others.
+- A list must look at a bounded number of rows for each page: see `Page.looked_at`.
 """
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol, runtime_checkable
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from keybearer._wire.enums import ApiKeyState, AuditAction, RevocationReason, UserType
 from keybearer.access import Role
@@ -65,6 +66,10 @@ MAX_USES: Final = 1_000_000
 """The most uses that one item counts, as reported or stored."""
 NO_AUDIT_HEAD: Final = (0, bytes(32))
 """The head of an empty audit log: the seq and hash that its first event follows."""
+LOOKED_AT: Final = 5_000
+"""Rows that a page of a list looks at: few enough to answer within 100 ms."""
+
+T = TypeVar("T")
 
 
 class StoreError(Exception):
@@ -110,6 +115,10 @@ class ClaimFailedError(CommitFailedError):
     """COMMIT failed when a use was recorded. Nothing else was changed, and nothing was answered."""
 
 
+class ReadAbandonedError(StoreError):
+    """A read was ended because its caller no longer waits."""
+
+
 class StoreUnusableError(StoreError):
     """The store is not one of ours, is damaged, or is of another version. The text says which."""
 
@@ -135,8 +144,8 @@ NEVER = 9223372036854775807
 UNUSED = -1
 """The sort value of a key without a use: before every other."""
 
-SortKey = tuple[int | str, str]
-"""Where a page ended: the sorted value and the id."""
+SortKey = tuple[int | str, int | str]
+"""Where a page ended: the sorted value and the id; of an audit event its time and its seq."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +155,34 @@ class Page:
     limit: int
     after: SortKey | None = None
     """Only what comes after this in the order of the list."""
+    looked_at: int = LOOKED_AT
+    """How many rows the store may look at. A page whose filters match few of them ends early: see
+    `Found.rest`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[T]):
+    """What a store found of a page."""
+
+    items: Sequence[T]
+    """At most as many as the page may have, in the order of the list."""
+    rest: SortKey | None = None
+    """Where the list goes on when the page ended early, because enough rows were looked at. There
+    may be no items at all, and nothing more either: whoever wants all goes on until it is None."""
+
+
+class Waiting(Protocol):
+    """Somebody who waits for what is read."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether somebody still waits."""
+        ...
+
+    @property
+    def remaining_s(self) -> float | None:
+        """How many seconds the wait may still last; None without a bound."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +225,7 @@ class KeyQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditQuery:
-    """The wanted audit events, newest first."""
+    """The wanted audit events, newest first: by time, and by seq at the same time."""
 
     scope: AccountScope
     actor_id: str = ""
@@ -263,15 +300,15 @@ class Reader(Protocol):
         """Return the current and the old secret; must raise KeyError for an unknown id."""
         ...
 
-    def list_accounts(self, query: AccountQuery, page: Page) -> Sequence[Account]:
+    def list_accounts(self, query: AccountQuery, page: Page) -> Found[Account]:
         """Return a page of accounts."""
         ...
 
-    def list_users(self, query: UserQuery, page: Page) -> Sequence[User]:
+    def list_users(self, query: UserQuery, page: Page) -> Found[User]:
         """Return a page of users; must hold users of the scope only."""
         ...
 
-    def list_api_keys(self, query: KeyQuery, page: Page) -> Sequence[ApiKey]:
+    def list_api_keys(self, query: KeyQuery, page: Page) -> Found[ApiKey]:
         """Return a page of keys.
 
         Must hold keys of the one account only, must order ties by id, and must find the states that
@@ -279,7 +316,7 @@ class Reader(Protocol):
         """
         ...
 
-    def list_audit_events(self, query: AuditQuery, page: Page) -> Sequence[AuditRecord]:
+    def list_audit_events(self, query: AuditQuery, page: Page) -> Found[AuditRecord]:
         """Return a page of audit events."""
         ...
 
@@ -342,14 +379,6 @@ class Reader(Protocol):
         """
         ...
 
-    def personal_texts_of(self, user_id: str) -> Sequence[PersonalText]:
-        """Return every personal text of a user, erased ones too."""
-        ...
-
-    def events_with_texts(self, user: User) -> int:
-        """Count the events of the first version about a user or with the user's address."""
-        ...
-
     def covered_row(self, subject: Subject) -> CoveredRow | None:
         """Return the columns of a row that its digest covers; must return None for no such row."""
         ...
@@ -382,6 +411,13 @@ class Reader(Protocol):
 
     def key_count(self) -> int:
         """Count all keys."""
+        ...
+
+    def has_more_keys_than(self, scope: AccountScope, count: int) -> bool:
+        """Return whether the one account of the scope has more than so many keys.
+
+        Must not look at more of them than that.
+        """
         ...
 
     def live_keys(self, now: Micros, expiring_by: Sequence[Micros]) -> Sequence[int]:
@@ -490,17 +526,6 @@ class Writer(Reader, Protocol):
         """Insert a personal text; must raise StoreConflictError for a digest that is taken."""
         ...
 
-    def erase_personal_text(self, digest: bytes, erasure: bytes) -> None:
-        """Erase a text and its salt, and write the proof; must leave the digest and the user."""
-        ...
-
-    def erase_user(self, user_id: str, now: Micros) -> None:
-        """Write ERASED over the address and the name of a user, a new update_time and row_version.
-
-        Must write nothing else.
-        """
-        ...
-
     def put_head(self, head: Head) -> None:
         """Write the head; must replace the one before."""
         ...
@@ -549,8 +574,17 @@ class Store(Protocol):
 
     # --- transactions -----------------------------------------------------------------------------
 
-    def read(self) -> AbstractContextManager[Reader]:
-        """Open a snapshot."""
+    def read(self, caller: Waiting | None = None) -> AbstractContextManager[Reader]:
+        """Open a snapshot.
+
+        Args:
+            caller: Who waits for what is read. A statement of the block must end soon after that
+                one has gone or its time is over: a store may ask `is_alive` while a statement runs,
+                or have the database end it after `remaining_s`. Without one nothing ends early.
+
+        Raises:
+            ReadAbandonedError: By what is read in the block: the caller no longer waits.
+        """
         ...
 
     def write(self) -> AbstractContextManager[Writer]:
@@ -707,14 +741,6 @@ class FileStore(Store, Protocol):
     @property
     def application_id(self) -> int:
         """The number in the file's header that marks it as a database of keybearer."""
-        ...
-
-    def fold_log(self) -> bool:
-        """Move what stands beside the file into it, and empty that.
-
-        Returns:
-            Whether it is empty now; others may be reading it.
-        """
         ...
 
     def check_file(self) -> Sequence[str]:

@@ -28,6 +28,7 @@ from keybearer_service.storage import (
     StoreLockedError,
     StoreReadOnlyError,
     StoreUnusableError,
+    Waiting,
     Writer,
     no_progress,
     rows,
@@ -176,10 +177,10 @@ class PostgresStore:
     # --- transactions -----------------------------------------------------------------------------
 
     @contextmanager
-    def read(self) -> Iterator[Reader]:
+    def read(self, caller: Waiting | None = None) -> Iterator[Reader]:
         """Open a snapshot on a connection of its own."""
         with self._snapshot() as connection:
-            yield reader_over(PostgresSession(connection, self._first_uses))
+            yield reader_over(PostgresSession(connection, self._first_uses, caller))
 
     @contextmanager
     def write(self) -> Iterator[Writer]:

@@ -234,11 +234,24 @@ CREATE TABLE audit_event_subjects (
 CREATE INDEX audit_event_subjects_by_seq ON audit_event_subjects (seq);
 """
 
+_LIST_INDEXES: Final = """
+CREATE INDEX api_keys_by_owner_and_create_time ON api_keys (account_id, owner_id, create_time, id);
+CREATE INDEX users_by_role ON users (account_id, role) WHERE delete_time IS NULL;
+CREATE INDEX audit_events_by_time ON audit_events (time, seq);
+CREATE INDEX audit_events_by_account_and_time ON audit_events (account_id, time, seq);
+CREATE INDEX audit_events_by_actor_key_and_time
+  ON audit_events (actor_key_id, account_id, time, seq);
+CREATE INDEX audit_events_by_actor_user_and_time
+  ON audit_events (actor_user_id, account_id, time, seq);
+CREATE INDEX audit_events_by_action_and_time ON audit_events (action, account_id, time, seq);
+"""
+
 STEPS: Final[Sequence[Step]] = (
     Step("m001_initial", _INITIAL),
     Step("m002_integrity", _INTEGRITY),
     Step("m003_key_counts", _KEY_COUNTS),
     Step("m004_audit_event_subjects", _AUDIT_EVENT_SUBJECTS),
+    Step("m005_list_indexes", _LIST_INDEXES),
 )
 
 TRIGGERS: Final = frozenset({"api_keys_counted", "api_keys_recounted"})

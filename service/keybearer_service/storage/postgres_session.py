@@ -8,7 +8,7 @@ from typing import Final
 import psycopg
 
 from keybearer_service.domain.model import SecretId
-from keybearer_service.storage import rows
+from keybearer_service.storage import NEVER, UNUSED, ReadAbandonedError, Waiting, rows
 from keybearer_service.storage.first_uses import FirstUses
 from keybearer_service.storage.postgres_connections import Connection
 from keybearer_service.storage.postgres_errors import store_error
@@ -53,9 +53,23 @@ class PostgresSession:
     keys = KEYS
     contains = 'strpos(lower({column}), lower(CAST(? AS text) COLLATE "C")) > 0'
     inserted = "seq"
+    expire_order = f"coalesce(k.expire_time, {NEVER})"
+    last_used_order = f"coalesce(k.last_used_time, {UNUSED})"
+    row = "ctid"
+    by_index = ""
+    by_row = ""
 
-    def __init__(self, connection: Connection, first_uses: FirstUses) -> None:
-        """Create the session; the store tells `first_uses` when its transaction ends."""
+    def __init__(
+        self, connection: Connection, first_uses: FirstUses, caller: Waiting | None = None
+    ) -> None:
+        """Create the session; the store tells `first_uses` when its transaction ends.
+
+        Args:
+            connection: Inside a transaction.
+            first_uses: Notes the uses of young secrets.
+            caller: Who waits for what is read; no statement begins for one that has gone.
+        """
+        self._caller = caller
         self._connection = connection
         self._first_uses = first_uses
         self._failure: Exception | None = None
@@ -174,6 +188,8 @@ class PostgresSession:
         self, work: Callable[[psycopg.Cursor[rows.Row]], object]
     ) -> psycopg.Cursor[rows.Row]:
         self.assert_whole()
+        if self._caller is not None and not self._caller.is_alive:
+            raise ReadAbandonedError("the caller no longer waits")
         try:
             cursor = self._connection.cursor()
             work(cursor)

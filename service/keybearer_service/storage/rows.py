@@ -108,13 +108,16 @@ COVERED: Mapping[str, tuple[str, ...]] = {
 revision, which the head holds."""
 
 
+OWNER_AND_CREATOR = "JOIN users o ON o.id = k.owner_id JOIN users c ON c.id = k.created_by"
+
+
 def api_key_source(keys: str) -> str:
     """Return what the columns API_KEY are read from.
 
     Args:
         keys: What stands for the keys in FROM, as `k`.
     """
-    return f"{keys} JOIN users o ON o.id = k.owner_id JOIN users c ON c.id = k.created_by"
+    return f"{keys} {OWNER_AND_CREATOR}"
 
 
 @_of_what_was_written

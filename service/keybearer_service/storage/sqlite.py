@@ -27,6 +27,7 @@ from keybearer_service.storage import (
     StoreFullError,
     StoreLockedError,
     StoreUnusableError,
+    Waiting,
     Writer,
     dbapi,
     migrations,
@@ -86,6 +87,8 @@ _TRIGGERS_AND_VIEWS: Final = (
     "SELECT type, name, sql FROM sqlite_schema WHERE type IN ('trigger', 'view')"
 )
 _CLAIM_TRIES: Final = 100
+_STEPS_BETWEEN_LOOKS: Final = 100_000
+"""Steps of a statement, a few milliseconds, between two looks whether its caller still waits."""
 _WAL_TRIES: Final = 20
 """Each is lost to another process that has switched meanwhile, or is about to."""
 
@@ -200,13 +203,13 @@ class SqliteStore:
     # --- transactions -----------------------------------------------------------------------------
 
     @contextmanager
-    def read(self) -> Iterator[Reader]:
+    def read(self, caller: Waiting | None = None) -> Iterator[Reader]:
         """Open a snapshot on the calling thread's connection."""
         connection = self._reader()
         with self._translated():
             connection.execute("BEGIN")
         try:
-            with self._translated():
+            with self._translated(), _ending_with(caller, connection):
                 yield reader_over(SqliteSession(connection, self._first_uses))
         finally:
             _roll_back(connection)
@@ -392,17 +395,6 @@ class SqliteStore:
                 *contradictions(SqliteSession(connection, self._first_uses)),
                 *_planted(connection),
             ]
-
-    def fold_log(self) -> bool:
-        """Fold the write-ahead log into the database and truncate it; False while others read it.
-
-        Raises:
-            StoreLockedError: Another process holds the store.
-        """
-        with self._write_lock, translated():
-            self._assert_open()
-            row = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            return bool(row[0] == 0)
 
     def check_file(self) -> Sequence[str]:
         """Run SQLite's own check of every page and index; say which tables it is about."""
@@ -629,6 +621,20 @@ def _switch_to_wal(connection: dbapi.Connection) -> None:
         else:
             return
     connection.execute("PRAGMA journal_mode = WAL")
+
+
+@contextmanager
+def _ending_with(caller: Waiting | None, connection: dbapi.Connection) -> Iterator[None]:
+    """End the statements of the block once their caller no longer waits."""
+    if caller is None:
+        yield
+        return
+    connection.set_progress_handler(lambda: not caller.is_alive, _STEPS_BETWEEN_LOOKS)
+    try:
+        yield
+    finally:
+        with suppress(dbapi.ProgrammingError):  # the store was closed meanwhile
+            connection.set_progress_handler(None, 0)
 
 
 def _roll_back(connection: dbapi.Connection) -> None:

@@ -6,6 +6,7 @@ from typing import Final, cast
 
 from keybearer_service.storage import (
     EmailConflictError,
+    ReadAbandonedError,
     StoreClosedError,
     StoreConflictError,
     StoreDamagedError,
@@ -19,6 +20,7 @@ FULL: Final = frozenset({"SQLITE_FULL"})
 LOCKED: Final = frozenset(
     {"SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_BUSY_SNAPSHOT", "SQLITE_CANTOPEN"}
 )
+_INTERRUPTED: Final = "SQLITE_INTERRUPT"
 _TAKEN: Final = "UNIQUE constraint failed: "
 """How SQLite's message begins; not every driver tells the kinds of constraints apart."""
 _EMAIL_TAKEN: Final = _TAKEN + "users.account_id, users.email"
@@ -69,6 +71,8 @@ def store_error(error: dbapi.DatabaseError) -> Exception:
         return StoreClosedError("the store is closed")
     if name in FULL or text == _FULL_IN_BACKUP:
         return StoreFullError("the disk is full")
+    if name == _INTERRUPTED:
+        return ReadAbandonedError("the caller no longer waits")
     if name.startswith("SQLITE_READONLY"):
         return StoreReadOnlyError("the database is read-only")
     if name == "SQLITE_ERROR" or isinstance(error, dbapi.BROKEN_STATEMENT):

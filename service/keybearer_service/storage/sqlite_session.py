@@ -18,6 +18,11 @@ class SqliteSession:
     keys = KEYS
     contains = "instr(lower({column}), lower(?)) > 0"
     inserted = "rowid"
+    expire_order = "k.expire_order"
+    last_used_order = "k.last_used_order"
+    row = "rowid"
+    by_index = "INDEXED BY {index}"
+    by_row = "NOT INDEXED"
 
     def __init__(self, connection: dbapi.Connection, first_uses: FirstUses) -> None:
         """Create the session; the store tells `first_uses` when its transaction ends."""

@@ -4,13 +4,13 @@ The statements are those of every backend, with `?` for a value. What a database
 its own stands behind `Session`.
 """
 
-from collections.abc import Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol, TypeVar
 
-from keybearer._wire.enums import ApiKeyState, AuditAction, AuditTargetType, RevocationReason
+from keybearer._wire.enums import AuditAction, AuditTargetType, RevocationReason
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_digests import CoveredRow, Head, Subject
-from keybearer_service.domain.audit_event import ERASED, AuditRecord, PersonalText
+from keybearer_service.domain.audit_event import AuditRecord, PersonalText
 from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.model import (
     Account,
@@ -26,11 +26,10 @@ from keybearer_service.domain.model import (
 )
 from keybearer_service.domain.verdict import TokenRecord
 from keybearer_service.storage import (
-    NEVER,
     NO_AUDIT_HEAD,
-    UNUSED,
     AccountQuery,
     AuditQuery,
+    Found,
     KeyQuery,
     News,
     Page,
@@ -40,27 +39,20 @@ from keybearer_service.storage import (
     StoreUnusableError,
     UserQuery,
     Writer,
+    lists,
     rows,
 )
+from keybearer_service.storage.lists import Listing, ListSession
+from keybearer_service.storage.where import Where, within
+
+T = TypeVar("T")
 
 
-class Session(Protocol):
+class Session(ListSession, Protocol):
     """An open transaction of one database."""
 
-    keys: str
-    """What stands for the keys with their usage in FROM, as `k`."""
-    contains: str
-    """The condition that a column contains a value, whatever the case of ASCII letters."""
     inserted: str
     """A column of peppers that rises with every insert."""
-
-    def one(self, sql: str, *values: object) -> rows.Row | None:
-        """Return the first row of a statement; None when there is none."""
-        ...
-
-    def all(self, sql: str, *values: object) -> list[rows.Row]:
-        """Return the rows of a statement."""
-        ...
 
     def run(self, sql: str, *values: object) -> int:
         """Execute a statement that changes rows; return how many."""
@@ -194,19 +186,19 @@ class _SqlReader:
         return None if row is None else rows.account_from_row(row)
 
     def user(self, scope: AccountScope, user_id: str) -> User | None:
-        where = _within(scope)
+        where = within(scope)
         where.add("id = ?", user_id)
         row = self._one(f"SELECT {rows.USER} FROM users{where}", *where.values)
         return None if row is None else rows.user_from_row(row)
 
     def user_by_email(self, scope: AccountScope, email: str) -> User | None:
-        where = _within(scope)
+        where = within(scope)
         where.add("email = ? AND delete_time IS NULL", email)
         row = self._one(f"SELECT {rows.USER} FROM users{where}", *where.values)
         return None if row is None else rows.user_from_row(row)
 
     def api_key(self, scope: AccountScope, key_id: str) -> ApiKey | None:
-        where = _within(scope, "k.account_id")
+        where = within(scope, "k.account_id")
         where.add("k.id = ?", key_id)
         row = self._one(
             f"SELECT {rows.API_KEY} FROM {rows.api_key_source(self._session.keys)}{where}",
@@ -224,89 +216,21 @@ class _SqlReader:
             raise KeyError(key_id)
         return StoredSecret(*row[:3]), None if row[3] is None else StoredSecret(*row[3:])
 
-    def list_accounts(self, query: AccountQuery, page: Page) -> Sequence[Account]:
-        where = _within(query.scope, "id")
-        if query.name_contains:
-            where.add(self._contains("name"), query.name_contains)
-        found = self._page(
-            f"SELECT {rows.ACCOUNT} FROM accounts",
-            where,
-            page,
-            sort="create_time",
-            tie="id",
-            descending=True,
-        )
-        return [rows.account_from_row(row) for row in found]
+    def list_accounts(self, query: AccountQuery, page: Page) -> Found[Account]:
+        return self._page(lists.accounts(self._session, query), page, rows.account_from_row)
 
-    def list_users(self, query: UserQuery, page: Page) -> Sequence[User]:
-        where = _within(query.scope)
-        if not query.show_deleted:
-            where.add("delete_time IS NULL")
-        where.add_any("role", query.roles)
-        where.add_any("type", query.types)
-        if query.email_contains:
-            where.add(self._contains("email"), query.email_contains)
-        found = self._page(
-            f"SELECT {rows.USER} FROM users",
-            where,
-            page,
-            sort="create_time",
-            tie="id",
-            descending=True,
-        )
-        return [rows.user_from_row(row) for row in found]
+    def list_users(self, query: UserQuery, page: Page) -> Found[User]:
+        return self._page(lists.users(self._session, query), page, rows.user_from_row)
 
-    def list_api_keys(self, query: KeyQuery, page: Page) -> Sequence[ApiKey]:
-        where = _within(query.scope, "k.account_id")
-        if query.states:
-            tests = [_STATE_TESTS[state] for state in query.states]
-            where.add(
-                f"({' OR '.join(tests)})",
-                *(query.now for test in tests for _ in range(test.count("?"))),
-            )
-        if query.owner_id:
-            where.add("k.owner_id = ?", query.owner_id)
-        if query.name_contains:
-            where.add(self._contains("k.name"), query.name_contains)
-        if query.expires_before is not None:
-            where.add("k.expire_time < ?", query.expires_before)
-        if query.unused_since is not None:
-            where.add("coalesce(k.last_used_time, k.create_time) < ?", query.unused_since)
-        found = self._page(
-            f"SELECT {rows.API_KEY} FROM {rows.api_key_source(self._session.keys)}",
-            where,
-            page,
-            sort=_KEY_ORDERS[query.order_by],
-            tie="k.id",
-            descending=query.descending,
-        )
-        return [rows.api_key_from_row(row) for row in found]
+    def list_api_keys(self, query: KeyQuery, page: Page) -> Found[ApiKey]:
+        return self._page(lists.keys(self._session, query), page, rows.api_key_from_row)
 
-    def list_audit_events(self, query: AuditQuery, page: Page) -> Sequence[AuditRecord]:
-        where = _within(query.scope)
-        source = "audit_events"
-        if query.target_id:
-            source = _EVENTS_ABOUT
-            where.values[:0] = [query.target_id] * 2  # they stand before all others
-        if query.actor_id:
-            where.add("(actor_key_id = ? OR actor_user_id = ?)", query.actor_id, query.actor_id)
-        where.add_any("action", query.actions)
-        if query.after is not None:
-            where.add("time > ?", query.after)
-        if query.before is not None:
-            where.add("time < ?", query.before)
-        found = self._page(
-            f"SELECT {rows.AUDIT_EVENT} FROM {source}",
-            where,
-            page,
-            sort="seq",
-            tie="id",
-            descending=True,
-        )
-        return [rows.audit_record_from_row(row) for row in found]
+    def list_audit_events(self, query: AuditQuery, page: Page) -> Found[AuditRecord]:
+        listing = lists.audit_events(self._session, query)
+        return self._page(listing, page, rows.audit_record_from_row)
 
     def live_admins(self, scope: AccountScope) -> int:
-        where = _within(scope)
+        where = within(scope)
         where.add("delete_time IS NULL AND role = 3")
         return self._count(f"SELECT count(*) FROM users{where}", *where.values)
 
@@ -376,23 +300,6 @@ class _SqlReader:
         )
         return None if row is None else row[0]
 
-    def personal_texts_of(self, user_id: str) -> Sequence[PersonalText]:
-        found = self._all(
-            f"SELECT {rows.PERSONAL_TEXT} FROM personal_texts WHERE user_id = ? ORDER BY digest",
-            user_id,
-        )
-        return [rows.personal_text_from_row(row) for row in found]
-
-    def events_with_texts(self, user: User) -> int:
-        return self._count(
-            "SELECT count(*) FROM audit_events WHERE personal_digest IS NULL AND"
-            " (actor_user_id = ? OR target_id = ?"
-            f" OR {self._contains('changes')})",
-            user.id,
-            user.id,
-            user.email,
-        )
-
     def covered_row(self, subject: Subject) -> CoveredRow | None:
         for table, by in _TABLES_OF.get(subject.kind, ()):
             columns = ", ".join(rows.COVERED[table])
@@ -409,7 +316,7 @@ class _SqlReader:
         return [rows.covered_row(table, row) for row in found]
 
     def last_event(self, subject: Subject, action: AuditAction | None = None) -> AuditRecord | None:
-        where = _Where("target_id = ? AND target_type = ?", subject.id, int(subject.kind))
+        where = Where("target_id = ? AND target_type = ?", subject.id, int(subject.kind))
         if action is not None:
             where.add("action = ?", int(action))
         row = self._one(
@@ -419,7 +326,7 @@ class _SqlReader:
         return None if row is None else rows.audit_record_from_row(row)
 
     def creation_event(self, account_id: str) -> AuditRecord | None:
-        where = _Where("target_id = ?", account_id)
+        where = Where("target_id = ?", account_id)
         where.add_any("action", (AuditAction.ACCOUNT_CREATED, AuditAction.INSTALLATION_CREATED))
         row = self._one(
             f"SELECT {rows.AUDIT_EVENT} FROM audit_events{where} ORDER BY seq LIMIT 1",
@@ -448,6 +355,12 @@ class _SqlReader:
     def key_count(self) -> int:
         return self._count("SELECT count(*) FROM api_keys")
 
+    def has_more_keys_than(self, scope: AccountScope, count: int) -> bool:
+        row = self._one(
+            "SELECT 1 FROM api_keys WHERE account_id = ? LIMIT 1 OFFSET ?", scope.only, count
+        )
+        return row is not None
+
     def live_keys(self, now: Micros, expiring_by: Sequence[Micros]) -> Sequence[int]:
         counts = ", ".join("count(*) FILTER (WHERE expire_time <= ?)" for _ in expiring_by)
         return self._all(
@@ -463,25 +376,12 @@ class _SqlReader:
     def _all(self, sql: str, *values: object) -> list[rows.Row]:
         return self._session.all(sql, *values)
 
-    def _contains(self, column: str) -> str:
-        return self._session.contains.format(column=column)
-
     def _count(self, sql: str, *values: object) -> int:
         row = self._one(sql, *values)
         return 0 if row is None else int(row[0])
 
-    def _page(
-        self, select: str, where: "_Where", page: Page, *, sort: str, tie: str, descending: bool
-    ) -> list[rows.Row]:
-        # By key set, never by offset: rows that come or go between two pages move nothing.
-        direction = "DESC" if descending else "ASC"
-        if page.after is not None:
-            where.add(f"({sort}, {tie}) {'<' if descending else '>'} (?, ?)", *page.after)
-        return self._all(
-            f"{select}{where} ORDER BY {sort} {direction}, {tie} {direction} LIMIT ?",
-            *where.values,
-            page.limit,
-        )
+    def _page(self, listing: Listing, page: Page, read: Callable[[rows.Row], T]) -> Found[T]:
+        return lists.read_page(self._session, listing, page, read)
 
 
 class _SqlWriter(_SqlReader):
@@ -561,23 +461,6 @@ class _SqlWriter(_SqlReader):
     def insert_personal_text(self, text: PersonalText) -> None:
         self._session.insert("personal_texts", rows.row_from_personal_text(text))
 
-    def erase_personal_text(self, digest: bytes, erasure: bytes) -> None:
-        self._session.run(
-            "UPDATE personal_texts SET salt = NULL, text = NULL, erasure = ? WHERE digest = ?",
-            erasure,
-            digest,
-        )
-
-    def erase_user(self, user_id: str, now: Micros) -> None:
-        self._session.run(
-            "UPDATE users SET email = ?, display_name = ?, update_time = ?,"
-            " row_version = row_version + 1 WHERE id = ?",
-            ERASED,
-            ERASED,
-            now,
-            user_id,
-        )
-
     def put_head(self, head: Head) -> None:
         self._session.replace("head", rows.row_from_head(head), key=("id",))
 
@@ -597,48 +480,9 @@ class _SqlWriter(_SqlReader):
             self._session.update("api_keys", key.id, dict.fromkeys(rows.OLD_SECRET))
 
 
-class _Where:
-    """The conditions of a statement and their values; text is never built from a value."""
-
-    def __init__(self, condition: str = "", *values: object) -> None:
-        self._conditions = [condition] if condition else []
-        self.values = list(values)
-
-    def add(self, condition: str, *values: object) -> None:
-        self._conditions.append(condition)
-        self.values.extend(values)
-
-    def add_any(self, column: str, values: Sequence[int]) -> None:
-        if values:
-            self.add(f"{column} IN ({', '.join('?' * len(values))})", *map(int, values))
-
-    def __str__(self) -> str:
-        return f" WHERE {' AND '.join(self._conditions)}" if self._conditions else ""
-
-
 _ERASE_DEAD_SECRET: Final = ", ".join(
     f"{column} = CASE WHEN overlap_end_time > ? THEN {column} END" for column in rows.OLD_SECRET
 )
-_EVENTS_ABOUT: Final = (
-    "(SELECT * FROM audit_events WHERE target_id = ? UNION ALL"
-    " SELECT e.* FROM audit_event_subjects s JOIN audit_events e ON e.seq = s.seq"
-    " WHERE s.subject_id = ?) AS events"
-)
-"""Merged, not joined by OR: each half comes in the order of its index."""
-_STATE_TESTS: Final = {
-    ApiKeyState.REVOKED: "k.revoke_time IS NOT NULL",
-    ApiKeyState.EXPIRED: "(k.revoke_time IS NULL AND k.expire_time <= ?)",
-    ApiKeyState.DISABLED: "(k.revoke_time IS NULL AND k.disable_time IS NOT NULL"
-    " AND (k.expire_time IS NULL OR k.expire_time > ?))",
-    ApiKeyState.ACTIVE: "(k.revoke_time IS NULL AND k.disable_time IS NULL"
-    " AND (k.expire_time IS NULL OR k.expire_time > ?))",
-}
-_KEY_ORDERS: Final = {
-    "create_time": "k.create_time",
-    "expire_time": f"coalesce(k.expire_time, {NEVER})",
-    "name": "k.name",
-    "last_used_time": f"coalesce(k.last_used_time, {UNUSED})",
-}
 
 
 _TABLES_OF_ROWS: Final = {
@@ -653,12 +497,8 @@ _TABLES_OF: Final = {
 """Where the row of a subject stands, and the column that names it."""
 
 
-def _within(scope: AccountScope, column: str = "account_id") -> _Where:
-    return _Where() if scope.account_id is None else _Where(f"{column} = ?", scope.account_id)
-
-
-def _keys_of(owner_id: str, created_by: str, not_owner_id: str) -> _Where:
-    where = _Where("revoke_time IS NULL")
+def _keys_of(owner_id: str, created_by: str, not_owner_id: str) -> Where:
+    where = Where("revoke_time IS NULL")
     if owner_id:
         where.add("owner_id = ?", owner_id)
     if created_by:

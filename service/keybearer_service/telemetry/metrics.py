@@ -143,6 +143,12 @@ class PrometheusMetrics:
             ["where", "reason"],
             registry=self._registry,
         )
+        self._overloads = Counter(
+            "keybearer_overloaded_calls",
+            "Calls refused because too many of their kind wait, of all callers or of one account.",
+            ["executor", "bound"],
+            registry=self._registry,
+        )
         self._gauges = {
             name: Gauge(f"keybearer_{name}", text, registry=self._registry, multiprocess_mode=mode)
             for name, text, mode in _GAUGES
@@ -175,6 +181,10 @@ class PrometheusMetrics:
     def refused(self, where: str, reason: str) -> None:
         """Count one refusal."""
         self._refusals.labels(where, reason).inc()
+
+    def overloaded(self, executor: str, bound: str) -> None:
+        """Count one call for which there was no room."""
+        self._overloads.labels(executor, bound).inc()
 
     # --- what Prometheus is shown -----------------------------------------------------------------
 

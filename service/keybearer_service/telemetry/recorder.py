@@ -40,6 +40,15 @@ class Recorder(Protocol):
         """Record one refusal: at an entry point, or in front of our own methods (`grpc`)."""
         ...
 
+    def overloaded(self, executor: str, bound: str) -> None:
+        """Record one call that was refused because too many of its kind are there.
+
+        Args:
+            executor: The name of the executor that it was for.
+            bound: Whose bound it was: of `all` callers, or of one `account`.
+        """
+        ...
+
 
 class NullRecorder:
     """Records nothing: for a server whose metrics nobody can ask for."""
@@ -53,4 +62,7 @@ class NullRecorder:
         """Ignore it."""
 
     def refused(self, where: str, reason: str) -> None:
+        """Ignore it."""
+
+    def overloaded(self, executor: str, bound: str) -> None:
         """Ignore it."""

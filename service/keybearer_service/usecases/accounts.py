@@ -1,6 +1,5 @@
 """What the operator can do with accounts."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from keybearer._wire.enums import AuditAction, AuditTargetType, UserType
@@ -18,7 +17,7 @@ from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.idempotency import IdempotencyKey
 from keybearer_service.usecases.issuing import Expiration, IssuedKey, KeyIssuer, NewKey
 from keybearer_service.usecases.mutations import Mutation, Mutations
-from keybearer_service.usecases.pagination import PageTokens
+from keybearer_service.usecases.pagination import Listed, PageTokens, reading_for
 from keybearer_service.usecases.users import NewUser, insert_user
 
 FIRST_KEY_NAME = "first admin key"
@@ -166,19 +165,20 @@ class AccountManager:
             return _reachable_account(reader, reach_of(call), account_id)
 
     def list(
-        self, query: AccountQuery, page_size: int, page_token: str
-    ) -> tuple[Sequence[Account], str]:
-        """Return a page of accounts and the token of the next one.
+        self, call: CallContext, query: AccountQuery, page_size: int, page_token: str
+    ) -> Listed[Account]:
+        """Return a page of accounts.
 
         Raises:
             FieldInvalid: The page size or the page token is not valid.
+            CallAbandoned: The caller no longer waits.
         """
         bound_to = ("accounts", query)
         page = self._page_tokens.page(page_size, page_token, bound_to)
-        with self._store.read() as reader:
-            listed = reader.list_accounts(query, page)
-        return self._page_tokens.split(
-            listed, page, bound_to, lambda account: (account.create_time, account.id)
+        with reading_for(call, self._store) as reader:
+            found = reader.list_accounts(query, page)
+        return self._page_tokens.listed(
+            found, page, bound_to, lambda account: (account.create_time, account.id)
         )
 
     def disable(self, call: CallContext, account_id: str) -> Account:

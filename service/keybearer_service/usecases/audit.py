@@ -32,11 +32,11 @@ from keybearer_service.domain.audit_event import (
 from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.token_format import ID_LENGTH
-from keybearer_service.storage import AuditQuery, Reader, Store, StoreError, Writer
+from keybearer_service.storage import AuditQuery, Found, Reader, Store, StoreError, Writer
 from keybearer_service.telemetry.log_quotas import MinuteQuota, OutageLog
 from keybearer_service.usecases.access import assert_account_exists
 from keybearer_service.usecases.call_context import CallContext
-from keybearer_service.usecases.pagination import PageTokens
+from keybearer_service.usecases.pagination import Listed, PageTokens, reading_for
 
 log = structlog.get_logger(__name__)
 
@@ -102,13 +102,6 @@ class AuditLog:
         elif not self._was_wrong:
             self._was_wrong = True
             log.error("audit_head_wrong", next_step="keybearer-server check")
-
-    def erase_texts(self, tx: Writer, user_id: str) -> int:
-        """Erase every personal text of a user; return how many that were."""
-        texts = [one for one in tx.personal_texts_of(user_id) if one.erasure is None]
-        for text in texts:
-            tx.erase_personal_text(text.digest, self._digests.erasure(text.digest, user_id))
-        return len(texts)
 
     @staticmethod
     def _fits(tx: Writer, right: Head) -> bool:
@@ -217,21 +210,24 @@ class AuditHistory:
         self._page_tokens = page_tokens
 
     def list(
-        self, query: AuditQuery, page_size: int, page_token: str
-    ) -> tuple[Sequence[AuditEvent], str]:
-        """Return a page of events, newest first, and the token of the next one.
+        self, call: CallContext, query: AuditQuery, page_size: int, page_token: str
+    ) -> Listed[AuditEvent]:
+        """Return a page of events, newest first.
 
         Raises:
             FieldInvalid: The page size or the page token is not valid.
             ResourceNotFound: An operator named an account that does not exist.
+            CallAbandoned: The caller no longer waits.
         """
         bound_to = ("audit", query)
         page = self._page_tokens.page(page_size, page_token, bound_to)
-        with self._store.read() as reader:
+        with reading_for(call, self._store) as reader:
             assert_account_exists(reader, query.scope)
             found = reader.list_audit_events(query, page)
-            events = with_texts(reader, found)
-        return self._page_tokens.split(events, page, bound_to, lambda event: (event.seq, event.id))
+            events = Found(with_texts(reader, found.items), found.rest)
+        return self._page_tokens.listed(
+            events, page, bound_to, lambda event: (event.time, event.seq)
+        )
 
 
 class RefusalLog:

@@ -22,6 +22,11 @@ class Origin(Protocol):
         """Whether somebody still waits for the answer."""
         ...
 
+    @property
+    def remaining_s(self) -> float | None:
+        """How many seconds the caller may still wait; None without a deadline."""
+        ...
+
 
 class CallContext:
     """The facts of one call. What only logs and audit events need is computed on demand."""
@@ -64,6 +69,11 @@ class CallContext:
     def is_alive(self) -> bool:
         """Whether somebody still waits for the answer."""
         return self._origin.is_alive
+
+    @property
+    def remaining_s(self) -> float | None:
+        """How many seconds the caller may still wait; None without a deadline."""
+        return self._origin.remaining_s
 
     @property
     def identity(self) -> Caller:

@@ -11,6 +11,7 @@ from keybearer._wire.enums import (
     AuditTargetType,
     RevocationReason,
 )
+from keybearer._wire.limits import MAX_SORTED_BY_LAST_USE
 from keybearer.access import Role
 from keybearer_service.domain import validators
 from keybearer_service.domain.account_scope import AccountScope
@@ -33,7 +34,7 @@ from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.idempotency import IdempotencyKey
 from keybearer_service.usecases.issuing import Expiration, IssuedKey, KeyIssuer, NewKey
 from keybearer_service.usecases.mutations import Mutation, Mutations
-from keybearer_service.usecases.pagination import PageTokens
+from keybearer_service.usecases.pagination import Listed, PageTokens, reading_for
 from keybearer_service.usecases.quotas import Quotas
 from keybearer_service.validation.validator import Validator
 
@@ -86,20 +87,24 @@ class KeyManager:
             return _reachable_key(reader, reach_of(call), key_id)
 
     def list(
-        self, query: KeyQuery, page_size: int, page_token: str
-    ) -> tuple[Sequence[ApiKey], str]:
-        """Return a page of keys and the token of the next one.
+        self, call: CallContext, query: KeyQuery, page_size: int, page_token: str
+    ) -> Listed[ApiKey]:
+        """Return a page of keys.
 
         Raises:
-            FieldInvalid: The page size or the page token is not valid.
+            FieldInvalid: The page size or the page token is not valid, or the account has too many
+                keys for this order.
             ResourceNotFound: An operator named an account that does not exist.
+            CallAbandoned: The caller no longer waits.
         """
         bound_to = ("keys", replace(query, now=Micros(0)))
         page = self._page_tokens.page(page_size, page_token, bound_to)
-        with self._store.read() as reader:
+        with reading_for(call, self._store) as reader:
             assert_account_exists(reader, query.scope)
+            if query.order_by == "last_used_time":
+                _assert_few_keys(reader, query.scope)
             found = reader.list_api_keys(query, page)
-        return self._page_tokens.split(found, page, bound_to, _SORT_KEYS[query.order_by])
+        return self._page_tokens.listed(found, page, bound_to, _SORT_KEYS[query.order_by])
 
     # --- issuing ----------------------------------------------------------------------------------
 
@@ -382,6 +387,15 @@ def _reachable_key(reader: Reader, scope: AccountScope, key_id: str) -> ApiKey:
     if key is None:
         raise ResourceNotFound("API key", key_id)
     return key
+
+
+def _assert_few_keys(reader: Reader, scope: AccountScope) -> None:
+    if reader.has_more_keys_than(scope, MAX_SORTED_BY_LAST_USE):
+        raise FieldInvalid(
+            "order_by",
+            f"last_used_time is for accounts of at most {MAX_SORTED_BY_LAST_USE:,} keys; to find "
+            "keys that are not used, filter by unused_since",
+        )
 
 
 def _assert_alive(key: ApiKey, now: Micros) -> None:

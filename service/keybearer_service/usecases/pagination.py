@@ -1,21 +1,52 @@
-"""Pages of lists: their size, and the token that says where the next one begins."""
+"""Pages of lists: their size, how they are read, and the token of the next one."""
 
 import base64
 import hashlib
 import hmac
 import json
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from keybearer._wire.limits import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
-from keybearer_service.domain.errors import FieldInvalid
-from keybearer_service.storage import Page, SortKey
+from keybearer_service.domain.errors import CallAbandoned, FieldInvalid
+from keybearer_service.storage import Found, Page, ReadAbandonedError, Reader, SortKey, Store
+from keybearer_service.usecases.call_context import CallContext
 
 _MAC_BYTES = 16
 _MAX_TOKEN = 2048
 """Characters. After a name of 100 characters that JSON writes longest there are 1,652."""
 
 T = TypeVar("T")
+
+
+@contextmanager
+def reading_for(call: CallContext, store: Store) -> Iterator[Reader]:
+    """Open a snapshot for a list: what is read in the block ends when the caller has gone.
+
+    Raises:
+        CallAbandoned: The caller no longer waits.
+    """
+    if not call.is_alive:
+        raise CallAbandoned
+    try:
+        with store.read(call) as reader:
+            yield reader
+    except ReadAbandonedError:
+        raise CallAbandoned from None
+
+
+@dataclass(frozen=True, slots=True)
+class Listed(Generic[T]):
+    """A page of a list, which may still be cut: see `token_after`."""
+
+    items: Sequence[T]
+    next_page_token: str
+    """Of the page after all items; empty on the last page. A page may have fewer items than were
+    asked for, and none, and still have a next one."""
+    token_after: Callable[[T], str]
+    """Returns the token of the page that begins after one of the items."""
 
 
 class PageTokens:
@@ -44,14 +75,19 @@ class PageTokens:
         after = self._read(page_token, bound_to) if page_token else None
         return Page(limit=size + 1, after=after)
 
-    def split(
-        self, found: Sequence[T], page: Page, bound_to: object, sort_key: Callable[[T], SortKey]
-    ) -> tuple[Sequence[T], str]:
-        """Return the items of the page, and the token of the next one; empty when there is none."""
-        if len(found) < page.limit:
-            return found, ""
-        shown = found[:-1]
-        return shown, self._write(sort_key(shown[-1]), bound_to)
+    def listed(
+        self, found: Found[T], page: Page, bound_to: object, sort_key: Callable[[T], SortKey]
+    ) -> Listed[T]:
+        """Return what was found of a page, with the token of the next one."""
+
+        def token_after(item: T) -> str:
+            return self._write(sort_key(item), bound_to)
+
+        if len(found.items) == page.limit:
+            shown = found.items[:-1]
+            return Listed(shown, token_after(shown[-1]), token_after)
+        token = "" if found.rest is None else self._write(found.rest, bound_to)
+        return Listed(found.items, token, token_after)
 
     def _write(self, key: SortKey, bound_to: object) -> str:
         body = json.dumps(key, separators=(",", ":")).encode()

@@ -23,7 +23,7 @@ from keybearer_service.usecases.audit import ids_change
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.issuing import KeyIssuer
 from keybearer_service.usecases.mutations import Mutation, Mutations
-from keybearer_service.usecases.pagination import PageTokens
+from keybearer_service.usecases.pagination import Listed, PageTokens, reading_for
 from keybearer_service.usecases.quotas import Quotas
 
 MAX_ANSWERED_IDS = 10_000
@@ -111,19 +111,22 @@ class UserManager:
         with self._store.read() as reader:
             return _reachable_user(reader, reach_of(call), user_id)
 
-    def list(self, query: UserQuery, page_size: int, page_token: str) -> tuple[Sequence[User], str]:
-        """Return a page of users and the token of the next one.
+    def list(
+        self, call: CallContext, query: UserQuery, page_size: int, page_token: str
+    ) -> Listed[User]:
+        """Return a page of users.
 
         Raises:
             FieldInvalid: The page size or the page token is not valid.
             ResourceNotFound: An operator named an account that does not exist.
+            CallAbandoned: The caller no longer waits.
         """
         bound_to = ("users", query)
         page = self._page_tokens.page(page_size, page_token, bound_to)
-        with self._store.read() as reader:
+        with reading_for(call, self._store) as reader:
             assert_account_exists(reader, query.scope)
             found = reader.list_users(query, page)
-        return self._page_tokens.split(
+        return self._page_tokens.listed(
             found, page, bound_to, lambda user: (user.create_time, user.id)
         )
 

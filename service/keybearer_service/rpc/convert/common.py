@@ -1,7 +1,7 @@
 """What the conversions share: times, enums, masks, and the key of repeated requests."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from functools import cache
 from typing import Any, Protocol, TypeVar
@@ -13,11 +13,13 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from keybearer._wire.enums import members_of
+from keybearer._wire.limits import MAX_PAGE_BYTES
 from keybearer.access import Role
 from keybearer_service.domain import validators
 from keybearer_service.domain.clock import SECOND, Micros
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.usecases.idempotency import IdempotencyKey
+from keybearer_service.usecases.pagination import Listed
 
 NANOS = 10**9
 MIN_SECONDS = -62_135_596_800
@@ -26,8 +28,14 @@ MAX_SECONDS = 253_402_300_799
 MAX_SPAN = 315_576_000_000
 """10,000 years: the range of a Duration, by its definition."""
 
+_BYTES_BESIDE_ITEMS = 4096
+"""More than a page token takes."""
+_BYTES_BEFORE_ITEM = 6
+"""At most: the number of its field, and its length."""
+
 E = TypeVar("E", bound=IntEnum)
 M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 
 
 class _IdempotentRequest(Protocol):
@@ -166,6 +174,27 @@ def to_proto(make: type[M], source: object, **computed: Any) -> M:
 @cache
 def _fields_of(descriptor: Descriptor) -> Sequence[tuple[str, bool]]:
     return [(one.name, one.message_type == Timestamp.DESCRIPTOR) for one in descriptor.fields]
+
+
+def page_to_proto(listed: Listed[T], write: Callable[[T], M]) -> tuple[list[M], str]:
+    """Write the items of a page, as many as MAX_PAGE_BYTES hold.
+
+    Args:
+        listed: The page.
+        write: Writes an item.
+
+    Returns:
+        The items, and the token of the page that begins after them.
+    """
+    messages: list[M] = []
+    room = MAX_PAGE_BYTES - _BYTES_BESIDE_ITEMS
+    for index, item in enumerate(listed.items):
+        one = write(item)
+        room -= one.ByteSize() + _BYTES_BEFORE_ITEM
+        if room < 0 and messages:
+            return messages, listed.token_after(listed.items[index - 1])
+        messages.append(one)
+    return messages, listed.next_page_token
 
 
 def fill(part: Timestamp | Duration, micros: int) -> None:

@@ -4,7 +4,7 @@ from keybearer.v1 import account_service_pb2 as pb
 from keybearer_service.domain.clock import Clock
 from keybearer_service.rpc.convert.accounts import account_query, account_to_proto, new_account
 from keybearer_service.rpc.convert.api_keys import issued_fields
-from keybearer_service.rpc.convert.common import idempotency_key
+from keybearer_service.rpc.convert.common import idempotency_key, page_to_proto
 from keybearer_service.rpc.convert.users import user_to_proto
 from keybearer_service.usecases.access import reach_of
 from keybearer_service.usecases.accounts import AccountManager
@@ -40,13 +40,10 @@ class AccountServicer:
         self, request: pb.ListAccountsRequest, call: CallContext
     ) -> pb.ListAccountsResponse:
         """Return a page of accounts."""
-        accounts, next_page = self._accounts.list(
-            account_query(reach_of(call), request), request.page_size, request.page_token
-        )
-        return pb.ListAccountsResponse(
-            accounts=[account_to_proto(account) for account in accounts],
-            next_page_token=next_page,
-        )
+        query = account_query(reach_of(call), request)
+        listed = self._accounts.list(call, query, request.page_size, request.page_token)
+        accounts, next_page = page_to_proto(listed, account_to_proto)
+        return pb.ListAccountsResponse(accounts=accounts, next_page_token=next_page)
 
     def DisableAccount(
         self, request: pb.DisableAccountRequest, call: CallContext

@@ -11,7 +11,7 @@ from keybearer_service.rpc.convert.api_keys import (
     overlap,
     revocation,
 )
-from keybearer_service.rpc.convert.common import idempotency_key
+from keybearer_service.rpc.convert.common import idempotency_key, page_to_proto
 from keybearer_service.usecases.access import authorize
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.keys import KeyManager
@@ -44,10 +44,9 @@ class ApiKeyServicer:
         """Return a page of keys."""
         now = self._clock.now()
         query = key_query(authorize(call, request.account_id), request, now)
-        keys, next_page = self._keys.list(query, request.page_size, request.page_token)
-        return pb.ListApiKeysResponse(
-            api_keys=[key_to_proto(key, now) for key in keys], next_page_token=next_page
-        )
+        listed = self._keys.list(call, query, request.page_size, request.page_token)
+        keys, next_page = page_to_proto(listed, lambda key: key_to_proto(key, now))
+        return pb.ListApiKeysResponse(api_keys=keys, next_page_token=next_page)
 
     def UpdateApiKey(
         self, request: pb.UpdateApiKeyRequest, call: CallContext

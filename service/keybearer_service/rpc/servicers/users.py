@@ -1,6 +1,7 @@
 """UserService."""
 
 from keybearer.v1 import user_service_pb2 as pb
+from keybearer_service.rpc.convert.common import page_to_proto
 from keybearer_service.rpc.convert.users import (
     deletion_to_proto,
     new_user,
@@ -33,10 +34,9 @@ class UserServicer:
     def ListUsers(self, request: pb.ListUsersRequest, call: CallContext) -> pb.ListUsersResponse:
         """Return a page of users."""
         query = user_query(authorize(call, request.account_id), request)
-        users, next_page = self._users.list(query, request.page_size, request.page_token)
-        return pb.ListUsersResponse(
-            users=[user_to_proto(user) for user in users], next_page_token=next_page
-        )
+        listed = self._users.list(call, query, request.page_size, request.page_token)
+        users, next_page = page_to_proto(listed, user_to_proto)
+        return pb.ListUsersResponse(users=users, next_page_token=next_page)
 
     def UpdateUser(self, request: pb.UpdateUserRequest, call: CallContext) -> pb.UpdateUserResponse:
         """Update a user."""
