@@ -191,6 +191,22 @@ def test_filters_and_orders(many: Cli, filters: tuple[str, ...], names: list[str
     assert [key["name"] for key in listed] == names
 
 
+@pytest.mark.parametrize("order", ["create_time", "expire_time", "name", "last_used_time"])
+def test_all_keys_are_in_the_order_of_the_service(many: Cli, order: str) -> None:
+    """With --all the command sorts, and it sorts as the service does, absent times included."""
+    for sort in (order, f"{order} desc"):
+        limited = many.json("keys", "list", "--sort", sort, "--limit", "100")["api_keys"]
+        everything = many.json("keys", "list", "--sort", sort, "--all")["api_keys"]
+        assert [key["id"] for key in everything] == [key["id"] for key in limited]
+
+
+def test_all_keys_in_an_unknown_order_are_refused(many: Cli) -> None:
+    """The error names the orders that there are."""
+    answer = many("keys", "list", "--all", "--sort", "size")
+    assert answer.code != 0
+    assert "create_time, expire_time, name, last_used_time" in answer.err
+
+
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli]:
     """A service with keys of several kinds, for the tests of lists."""

@@ -1,7 +1,8 @@
 """`keybearer keys`."""
 
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -73,6 +74,30 @@ _LAYOUT = Layout(
         *_TIMES,
     ],
 )
+
+_SORT_KEYS: Mapping[str, Callable[[ApiKey], tuple[Any, str]]] = {
+    "create_time": lambda key: (key.create_time, key.id),
+    "expire_time": lambda key: (key.expire_time or datetime.max.replace(tzinfo=UTC), key.id),
+    "name": lambda key: (key.name, key.id),
+    "last_used_time": lambda key: (key.last_used_time or datetime.min.replace(tzinfo=UTC), key.id),
+}
+"""The orders of the service: never expires is last, never used is first."""
+_WALK = "create_time desc"
+"""The order in which every key comes once, whatever happens meanwhile."""
+
+
+def _sorting(sort: str) -> Callable[[Iterator[ApiKey]], Iterator[ApiKey]] | None:
+    """Return what sorts keys that were fetched in another order; None for an unknown order."""
+    order, _, direction = sort.strip().partition(" ")
+    if order not in _SORT_KEYS or direction not in ("", "desc"):
+        return None
+    key, reverse = _SORT_KEYS[order], direction == "desc"
+
+    def in_order(keys: Iterator[ApiKey]) -> Iterator[ApiKey]:
+        yield from sorted(keys, key=key, reverse=reverse)
+
+    return in_order
+
 
 TtlOption = Annotated[
     str | None,
@@ -211,9 +236,11 @@ def list_(
     """List keys, the newest first, also revoked and expired ones.
 
     The role is the effective one: the lower of the granted role and the owner's. On a terminal, the
-    creator is named where it is not the owner, and long e-mail addresses are cut.
+    creator is named where it is not the owner, and long e-mail addresses are cut. With --all, keys
+    are fetched in the order of their creation and sorted here, so that none is missed.
     """
     shown = limit_of(limit, show_all=show_all)
+    sorting = _sorting(sort) if show_all and sort.strip() != _WALK else None
     before = inputs.future("--expires-before", expires_before)
     since = inputs.past("--unused-since", unused_since)
     client = session.client
@@ -223,7 +250,7 @@ def list_(
         name_contains=name,
         expires_before=before,
         unused_since=since,
-        order_by=sort,
+        order_by=_WALK if sorting else sort,
         page_size=page_size_of(shown),
         account_id=account,
     )
@@ -240,6 +267,7 @@ def list_(
         as_json=session.as_json,
         wide=wide,
         columns=columns,
+        arrange=sorting or iter,
     )
 
 

@@ -158,6 +158,7 @@ def show_list(
     as_json: bool,
     wide: bool,
     columns: str,
+    arrange: Callable[[Iterator[ItemT]], Iterator[ItemT]] = iter,
 ) -> None:
     """Print a list. No more of it is fetched than is shown.
 
@@ -170,12 +171,14 @@ def show_list(
         as_json: Whether a program reads the list.
         wide: Whether each item has one line, with all columns, also on a terminal.
         columns: The columns to show, separated by commas; empty leaves the choice to the layout.
+        arrange: Puts what was fetched in the order in which it is shown.
 
     Raises:
         Refusal: A column does not exist, or columns are chosen for a program.
     """
     chosen = _chosen(layout, columns, as_json=as_json)
-    with _counting(items, name.replace("_", " "), shown=limit is None) as counted:
+    with _counting(items, name.replace("_", " "), shown=limit is None) as fetched:
+        counted = arrange(fetched)
         if as_json:
             _stream_json(counted, name, limit)
             return
