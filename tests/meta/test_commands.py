@@ -34,13 +34,14 @@ DOCUMENTED = {
     "admin-token": {"--data-dir", "--email", "--account", "--ttl", "--token-file"},
     "backup": {"--data-dir", "--output"},
     "restore": {"--data-dir", "--output"},
-    "check": {"--data-dir", "--database", "--output"},
+    "check": {"--data-dir", "--database", "--expect", "--no-keys", "--output"},
     "migrate": {"--database", "--output"},
     "audit verify": {"--data-dir", "--expect", "--output"},
     "audit export": {"--data-dir"},
     "pepper add": {"--data-dir", "--output"},
     "pepper list": {"--data-dir", "--output"},
     "pepper retire": {"--data-dir", "--output"},
+    "users erase": {"--data-dir", "--output"},
     "healthcheck": {"--data-dir", "--listen"},
 }
 """Section 9 of the wire contract."""

@@ -28,7 +28,7 @@ from keybearer._wire.enums import (
 from keybearer.access import Role
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_digests import Head, Subject
-from keybearer_service.domain.audit_event import PersonalText
+from keybearer_service.domain.audit_event import ERASED, PersonalText
 from keybearer_service.domain.clock import DAY, HOUR, MINUTE, SECOND, Micros
 from keybearer_service.domain.model import (
     Account,
@@ -468,6 +468,67 @@ def test_a_personal_text_is_found_by_its_digest_and_by_its_user(
         assert reader.personal_digest(USER, text.text or "") == b"digest"
         assert reader.personal_digest(USER, "User@example.com") is None
         assert reader.personal_digest(sample_id("other"), text.text or "") is None
+
+
+def test_erasing_a_personal_text_leaves_its_digest_and_its_user(
+    backend: Backend, filled: Filling
+) -> None:
+    """And touches no other text."""
+    store = backend.store
+    texts = [PersonalText(one, USER, b"salt", one.decode()) for one in (b"a", b"b")]
+    with store.write() as tx:
+        for text in texts:
+            tx.insert_personal_text(text)
+        tx.insert_personal_text(PersonalText(b"c", sample_id("other"), b"salt", "c"))
+    before = backend.dump()
+    with store.write() as tx:
+        tx.erase_personal_text(b"a", b"proof")
+    with store.read() as reader:
+        found = list(reader.personal_texts_of(USER))
+        assert found == [PersonalText(b"a", USER, None, None, b"proof"), texts[1]]
+        assert reader.personal_digest(USER, "a") is None
+        assert list(reader.personal_texts_of(KEY)) == []
+    changed = changed_columns(before, backend.dump())
+    assert changed == {"personal_texts": {"salt", "text", "erasure"}}
+
+
+def test_erasing_a_user_writes_over_the_address_and_the_name(
+    backend: Backend, filled: Filling
+) -> None:
+    """Of this user alone, with a new version of the row."""
+    with backend.store.write() as tx:
+        tx.insert_user(sample_user("other"))
+    before = backend.dump()
+    with backend.store.write() as tx:
+        tx.erase_user(USER, at(5))
+    with backend.store.read() as reader:
+        user = reader.user(EVERYWHERE, USER)
+        assert user == replace(
+            filled.user,
+            email=ERASED,
+            display_name=ERASED,
+            update_time=at(5),
+            row_version=filled.user.row_version + 1,
+        )
+    assert changed_columns(before, backend.dump()) == {
+        "users": {"email", "display_name", "update_time", "row_version"}
+    }
+
+
+def test_events_of_the_first_version_with_a_users_texts_are_counted(
+    store: Store, filled: Filling
+) -> None:
+    """About the user, by the user, or with the address; not those that hold digests."""
+    old = {"target_digest": None, "personal_digest": None, "target_id": "x"}
+    with store.write() as tx:
+        tx.append_audit(sample_event(1, **{**old, "target_id": USER}))
+        tx.append_audit(sample_event(2, **old, actor_user_id=USER))
+        address = f'[["admin_email","","{filled.user.email}"]]'
+        tx.append_audit(sample_event(3, **old, changes=address))
+        tx.append_audit(sample_event(4, **old))
+        tx.append_audit(sample_event(5, target_id=USER))
+    with store.read() as reader:
+        assert reader.events_with_texts(filled.user) == 3
 
 
 def test_the_head_is_one_row(store: Store, filled: Filling) -> None:

@@ -38,13 +38,14 @@ _TABLES = {"accounts": "accounts", "users": "users", "api_keys": "keys"}
 def check(
     *,
     expect: ExpectOption = None,
-    keys: Annotated[
+    no_keys: Annotated[
         bool,
         typer.Option(
+            "--no-keys",
             help="Without the key files the database alone is looked at: no hash, no row against "
-            "its events."
+            "its events.",
         ),
-    ] = True,
+    ] = False,
     data_dir: DataDirOption = None,
     database: DatabaseOption = None,
     output: OutputOption = Output.TEXT,
@@ -56,24 +57,27 @@ def check(
     """
     with _looking():
         expected = None if expect is None else _head(expect)
-        if expected is not None and not keys:
+        if expected is not None and no_keys:
             raise ConfigError("--expect needs the key files; leave out --no-keys")
         settings = load(config, {"data_dir": data_dir, "database": database})
         directory = DataDir(settings.data_dir, settings.database_url)
-        if keys:
+        if no_keys:
+            with opened_store(config, data_dir, database) as store:
+                report = CheckReport(findings=audit.check_store(store))
+        else:
             with opened(config, data_dir, database) as container, progress_line() as progress:
                 report = audit.check(
                     container.store, container.keyring.audit_key, expected, progress=progress
                 )
-        else:
-            with opened_store(config, data_dir, database) as store:
-                report = CheckReport(findings=audit.check_store(store))
         findings = [*report.findings, *directory.problems()]
-    notes = _notes(report) if keys else ["Not compared without the key files: hashes and rows."]
-    result: dict[str, Any] = {"findings": findings, "notes": notes}
-    if keys:
+    result: dict[str, Any] = {"findings": findings}
+    if no_keys:
+        notes = ["Not compared without the key files: hashes and rows."]
+    else:
+        notes = _notes(report)
         head = f"{report.head_seq}:{report.head_hash.hex()}"
         result |= {"head": head, "events": report.events, "compared": dict(report.compared)}
+    result["notes"] = notes
     text = "\n".join([*findings, *notes] if findings else ["All is well.", *notes])
     print_result(result, text, output)
     if findings:

@@ -20,6 +20,7 @@ from keybearer_service.cli.output import EXIT_COULD_NOT_LOOK, EXIT_REFUSED, Coul
 from keybearer_service.cli.peppers import pepper_app
 from keybearer_service.cli.quickstart import quickstart
 from keybearer_service.cli.serving import bounds_help, serve
+from keybearer_service.cli.users import users_app
 from keybearer_service.config import ConfigError
 from keybearer_service.domain.errors import ServiceError
 from keybearer_service.installation.data_directory import DataDirError
@@ -44,6 +45,7 @@ for command in (admin_token, backup, restore, check, migrate):
     app.command()(command)
 app.add_typer(audit_app, name="audit")
 app.add_typer(pepper_app, name="pepper")
+app.add_typer(users_app, name="users")
 app.command()(healthcheck)
 
 

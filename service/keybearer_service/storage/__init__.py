@@ -379,6 +379,14 @@ class Reader(Protocol):
         """
         ...
 
+    def personal_texts_of(self, user_id: str) -> Sequence[PersonalText]:
+        """Return every personal text of a user, erased ones too."""
+        ...
+
+    def events_with_texts(self, user: User) -> int:
+        """Count the events of the first version about a user or with the user's address."""
+        ...
+
     def covered_row(self, subject: Subject) -> CoveredRow | None:
         """Return the columns of a row that its digest covers; must return None for no such row."""
         ...
@@ -524,6 +532,17 @@ class Writer(Reader, Protocol):
 
     def insert_personal_text(self, text: PersonalText) -> None:
         """Insert a personal text; must raise StoreConflictError for a digest that is taken."""
+        ...
+
+    def erase_personal_text(self, digest: bytes, erasure: bytes) -> None:
+        """Erase a text and its salt, and write the proof; must leave the digest and the user."""
+        ...
+
+    def erase_user(self, user_id: str, now: Micros) -> None:
+        """Write ERASED over the address and the name of a user, a new update_time and row_version.
+
+        Must write nothing else.
+        """
         ...
 
     def put_head(self, head: Head) -> None:
@@ -741,6 +760,14 @@ class FileStore(Store, Protocol):
     @property
     def application_id(self) -> int:
         """The number in the file's header that marks it as a database of keybearer."""
+        ...
+
+    def fold_log(self) -> bool:
+        """Move what stands beside the file into it, and empty that.
+
+        Returns:
+            Whether it is empty now; others may be reading it.
+        """
         ...
 
     def check_file(self) -> Sequence[str]:

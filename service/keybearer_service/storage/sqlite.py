@@ -396,6 +396,17 @@ class SqliteStore:
                 *_planted(connection),
             ]
 
+    def fold_log(self) -> bool:
+        """Fold the write-ahead log into the database and truncate it; False while others read it.
+
+        Raises:
+            StoreLockedError: Another process holds the store.
+        """
+        with self._write_lock, translated():
+            self._assert_open()
+            row = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            return bool(row[0] == 0)
+
     def check_file(self) -> Sequence[str]:
         """Run SQLite's own check of every page and index; say which tables it is about."""
         findings = self._integrity("")

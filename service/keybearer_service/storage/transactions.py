@@ -10,7 +10,7 @@ from typing import Final, Protocol, TypeVar
 from keybearer._wire.enums import AuditAction, AuditTargetType, RevocationReason
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_digests import CoveredRow, Head, Subject
-from keybearer_service.domain.audit_event import AuditRecord, PersonalText
+from keybearer_service.domain.audit_event import ERASED, AuditRecord, PersonalText
 from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.model import (
     Account,
@@ -300,6 +300,23 @@ class _SqlReader:
         )
         return None if row is None else row[0]
 
+    def personal_texts_of(self, user_id: str) -> Sequence[PersonalText]:
+        found = self._all(
+            f"SELECT {rows.PERSONAL_TEXT} FROM personal_texts WHERE user_id = ? ORDER BY digest",
+            user_id,
+        )
+        return [rows.personal_text_from_row(row) for row in found]
+
+    def events_with_texts(self, user: User) -> int:
+        return self._count(
+            "SELECT count(*) FROM audit_events WHERE personal_digest IS NULL AND"
+            " (actor_user_id = ? OR target_id = ?"
+            f" OR {self._contains('changes')})",
+            user.id,
+            user.id,
+            user.email,
+        )
+
     def covered_row(self, subject: Subject) -> CoveredRow | None:
         for table, by in _TABLES_OF.get(subject.kind, ()):
             columns = ", ".join(rows.COVERED[table])
@@ -460,6 +477,23 @@ class _SqlWriter(_SqlReader):
 
     def insert_personal_text(self, text: PersonalText) -> None:
         self._session.insert("personal_texts", rows.row_from_personal_text(text))
+
+    def erase_personal_text(self, digest: bytes, erasure: bytes) -> None:
+        self._session.run(
+            "UPDATE personal_texts SET salt = NULL, text = NULL, erasure = ? WHERE digest = ?",
+            erasure,
+            digest,
+        )
+
+    def erase_user(self, user_id: str, now: Micros) -> None:
+        self._session.run(
+            "UPDATE users SET email = ?, display_name = ?, update_time = ?,"
+            " row_version = row_version + 1 WHERE id = ?",
+            ERASED,
+            ERASED,
+            now,
+            user_id,
+        )
 
     def put_head(self, head: Head) -> None:
         self._session.replace("head", rows.row_from_head(head), key=("id",))

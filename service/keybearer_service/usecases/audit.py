@@ -103,6 +103,13 @@ class AuditLog:
             self._was_wrong = True
             log.error("audit_head_wrong", next_step="keybearer-server check")
 
+    def erase_texts(self, tx: Writer, user_id: str) -> int:
+        """Erase every personal text of a user; return how many that were."""
+        texts = [one for one in tx.personal_texts_of(user_id) if one.erasure is None]
+        for text in texts:
+            tx.erase_personal_text(text.digest, self._digests.erasure(text.digest, user_id))
+        return len(texts)
+
     @staticmethod
     def _fits(tx: Writer, right: Head) -> bool:
         head = tx.head()

@@ -85,6 +85,10 @@ class Mutation:
         self.tx.append_change(kind=kind, subject_id=subject_id, account_id=account_id, now=self.now)
         self._revisions += 1
 
+    def erase_texts(self, user_id: str) -> int:
+        """Erase a user's address and names from the audit log; return how many texts that were."""
+        return self._audit.erase_texts(self.tx, user_id)
+
     def finish(self) -> None:
         """Write the events, which hold digests of the rows as this change leaves them."""
         if self._entries:
