@@ -36,7 +36,6 @@ SOAK_S = float(os.environ.get("KEYBEARER_SOAK_S") or 1800)
 ROUND_S = 600.0
 """Memory after each round is compared with that after the first; and a connection is ended by the
 server after half an hour, so that those opened before a longer round would not last."""
-SHORT_S = 20.0
 CONNECTIONS = 4
 EVERY_S = 0.02
 CALL_WITHIN_S = 10.0
@@ -63,8 +62,8 @@ class Place:
     grpc: str
     http: list[int]
     ca: Path | None
-    token: str
-    given_away: dict[str, str] = field(default_factory=dict)
+    token: str = field(repr=False)
+    given_away: dict[str, str] = field(default_factory=dict, repr=False)
     """To the attackers: a token of an administrator, and a key that they may do anything to."""
     times: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
@@ -116,7 +115,7 @@ class Keybearer(Place):
     """A server of ours: an administrator works there, and its probes are asked."""
 
     server: ServerProcess = field(kw_only=True)
-    admin_token: str = field(kw_only=True)
+    admin_token: str = field(kw_only=True, repr=False)
     probes: list[int] = field(default_factory=list)
 
     @property
@@ -375,15 +374,3 @@ def test_everything_at_once_for_long_harms_nobody_who_is_connected(
     sys.stdout.write(f"KEYBEARER_TEST_SEED={seed}\n")
     with ExitStack() as stack:
         soak(Scene(stack, tmp_path, seed), SOAK_S)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("bug", ["log-in-the-call", "no-http-bounds"])
-def test_a_planted_bug_is_found_by_a_short_soak(tmp_path: Path, seed: int, bug: str) -> None:
-    """A log that calls wait for stops management; HTTP ports without bounds stop the probes."""
-    with ExitStack() as stack:
-        scene = Scene(stack, tmp_path, seed, bugs=[bug])
-        with pytest.raises((AssertionError, grpc.RpcError)):
-            soak(scene, SHORT_S)
-        subject = scene.keybearers[0]
-        assert subject.failures or set(subject.probes) != {200}
