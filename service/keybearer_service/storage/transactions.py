@@ -393,6 +393,9 @@ class _SqlReader:
     def _all(self, sql: str, *values: object) -> list[rows.Row]:
         return self._session.all(sql, *values)
 
+    def _contains(self, column: str) -> str:
+        return self._session.contains.format(column=column)
+
     def _count(self, sql: str, *values: object) -> int:
         row = self._one(sql, *values)
         return 0 if row is None else int(row[0])
