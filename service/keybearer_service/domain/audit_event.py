@@ -1,5 +1,6 @@
 """The entries of the audit log, and the forms in which they are stored, hashed and exported."""
 
+import functools
 import hmac
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -219,28 +220,34 @@ def event_hash(audit_key: bytes, previous_hash: bytes, record: AuditRecord) -> b
     one of the other form.
     """
     fields = [
-        text.encode()
-        for text in (
-            str(record.seq),
-            record.id,
-            str(record.time),
-            record.account_id,
-            str(record.actor_type),
-            record.actor_key_id,
-            record.actor_user_id,
-            record.actor_user_email,
-            str(record.action),
-            str(record.target_type),
-            record.target_id,
-            record.changes,
-            record.request_id,
-            record.peer,
-        )
+        str(record.seq),
+        record.id,
+        str(record.time),
+        record.account_id,
+        str(record.actor_type),
+        record.actor_key_id,
+        record.actor_user_id,
+        record.actor_user_email,
+        str(record.action),
+        str(record.target_type),
+        record.target_id,
+        record.changes,
+        record.request_id,
+        record.peer,
     ]
+    message = [previous_hash]
+    for text in fields:
+        encoded = text.encode()
+        message += (_prefix(len(encoded)), encoded)
     if not record.is_of_first_version:
-        fields += [record.target_digest or b"", record.personal_digest or b""]
-    message = previous_hash + b"".join(len(one).to_bytes(4) + one for one in fields)
-    return hmac.digest(audit_key, message, "sha256")
+        for digests in (record.target_digest or b"", record.personal_digest or b""):
+            message += (_prefix(len(digests)), digests)
+    return hmac.digest(audit_key, b"".join(message), "sha256")
+
+
+@functools.cache
+def _prefix(length: int) -> bytes:
+    return length.to_bytes(4)
 
 
 def export_line(event: AuditEvent) -> str:

@@ -18,7 +18,7 @@ CHAIN_BATCH: Final = 5000
 """Events that are read in one snapshot. A snapshot of the whole log would keep the write-ahead log
 from being folded into the database for as long as the check runs."""
 _TEXTS_KEPT: Final = 100_000
-"""Personal texts that are remembered, so that each is read once and not with every event."""
+"""What is remembered of personal texts, so that they are not read with every event."""
 
 Progress = Callable[[str, int, int], None]
 """Takes what is being done, how much of it is done, and how much there is."""
@@ -51,8 +51,9 @@ class ChainVerifier:
     def __init__(self, audit_key: bytes) -> None:
         self._audit_key = audit_key
         self._digests = AuditDigests(audit_key)
-        self._erased_texts: dict[bytes, bool | None] = {}
-        """For each text that was looked up: whether it is erased; None for a wrong one."""
+        self._erased: dict[bytes, bool | None] = {}
+        """For each `personal_digest` that was looked up: whether a text of it is erased; None where
+        one is missing or wrong."""
 
     def verify(
         self,
@@ -95,7 +96,8 @@ class ChainVerifier:
                     return _broken(seq, previous, erased, problem)
                 may_be_of_first_version = is_of_first_version
                 seq, previous = record.seq, record.hash
-                erased += bool(record.personal_digest) and self._mentions_erased(record)
+                if record.personal_digest and self._erased[record.personal_digest]:
+                    erased += 1
             progress("audit events", seq, until)
         if expect is not None and expect[0] > seq:
             problem = f"event {seq + 1} and what follows were cut off"
@@ -137,26 +139,19 @@ class ChainVerifier:
         right = event_hash(self._audit_key, previous, record)
         if not hmac.compare_digest(right, record.hash):
             return f"event {record.seq} was altered"
-        if record.personal_digest:
-            states = self._erased_texts
-            for digest in split_digests(record.personal_digest):
-                if states[digest] is None:
-                    return f"a personal text of event {record.seq} is missing or was altered"
+        if record.personal_digest and self._erased[record.personal_digest] is None:
+            return f"a personal text of event {record.seq} is missing or was altered"
         return ""
 
-    def _mentions_erased(self, record: AuditRecord) -> bool:
-        return any(self._erased_texts[one] for one in split_digests(record.personal_digest))
-
     def _look_up_texts(self, reader: Reader, batch: Sequence[AuditRecord]) -> None:
-        if len(self._erased_texts) > _TEXTS_KEPT:
-            self._erased_texts.clear()
+        if len(self._erased) > _TEXTS_KEPT:
+            self._erased.clear()
         mentioned = {one.personal_digest for one in batch if one.personal_digest}
-        digests = {digest for several in mentioned for digest in split_digests(several)}
-        unknown = list(digests - self._erased_texts.keys())
-        found = reader.personal_texts(unknown)
-        for digest in unknown:
-            text = found.get(digest)
-            self._erased_texts[digest] = None if text is None else self._is_erased(text)
+        for digests in mentioned - self._erased.keys():
+            singles = split_digests(digests)
+            found = reader.personal_texts(singles)
+            states = [self._is_erased(found[one]) if one in found else None for one in singles]
+            self._erased[digests] = None if None in states else True in states
 
     def _is_erased(self, text: PersonalText) -> bool | None:
         if text.text is not None and text.salt is not None:
