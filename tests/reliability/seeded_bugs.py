@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from threading import RLock
 from typing import Any, cast
 
-from keybearer_service.domain.audit_event import AuditRecord
 from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.model import ApiKey, SecretId, StoredSecret
 from keybearer_service.storage import Reader, Writer, dbapi
@@ -41,15 +40,15 @@ class AuditsApart(SqliteStore):
 
     @contextmanager
     def write(self) -> Iterator[Writer]:
-        held_back: list[AuditRecord] = []
+        held_back: list[tuple[Any, ...]] = []
         with self._both:
             with super().write() as tx:
-                proxy = Replaced(tx, append_audit=held_back.append)
+                proxy = Replaced(tx, append_audit=lambda *event: held_back.append(event))
                 yield cast("Writer", proxy)
             time.sleep(0.002)  # what a second transaction may take on a slower disk
             with super().write() as tx:
                 for event in held_back:
-                    tx.append_audit(event)
+                    tx.append_audit(*event)
 
 
 class SynchronousNormal(SqliteStore):
