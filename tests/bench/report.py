@@ -190,13 +190,13 @@ def paths(options: argparse.Namespace) -> list[Figures]:
     with ExitStack() as stack:
         bare = stack.enter_context(bare_server())
         found = [Figures(bare, Asker(bare, caller, tokens, options.connections).validate(BARE))]
-        for flag in ("--no-hot-loop", "--hot-loop"):
+        for name, flags in (("ordinary path", ()), ("hot loop", ("--hot-loop",))):
             copy = stack.enter_context(tempfile.TemporaryDirectory()) + "/data"
             shutil.copytree(data_dir, copy)
-            ours = stack.enter_context(keybearer_server(Path(copy), flag))
+            ours = stack.enter_context(keybearer_server(Path(copy), *flags))
             asker = Asker(ours, caller, tokens, options.connections)
             found += [
-                Figures(ours, one._replace(name=f"{one.name}, {flag}"))
+                Figures(ours, one._replace(name=f"{one.name}, {name}"))
                 for one in (asker.validate(), asker.ext_authz(), asker.batches(SMALL_BATCH))
             ]
         measure(found, options.rounds, options.seconds)

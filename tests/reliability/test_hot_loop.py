@@ -5,15 +5,19 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service.rpc.executors import MAX_SLOW
 from reliability.processes import ServerProcess, environment, init, serving
 
@@ -28,6 +32,9 @@ WITHIN_S = 3600.0
 GROWTH_KB = 24 * 1024
 SPARE_DESCRIPTORS = 3 * MAX_SLOW
 """Threads that stood in for slow senders leave descriptors to SQLite, which uses them again."""
+DRAIN_EVERY_S = 4.0
+GOOD_CALLS = 3_000
+PATHS = {"ordinary": (), "hot": ("--hot-loop",)}
 GOOD = ("validate", "batch", "large batch", "check")
 
 
@@ -141,10 +148,10 @@ def test_a_few_thousand_mixed_calls_are_answered_right(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flag", ["--hot-loop", "--no-hot-loop"])
-def test_very_many_mixed_calls_leave_nothing_behind(tmp_path: Path, flag: str) -> None:
+@pytest.mark.parametrize("path", ["hot", "ordinary"])
+def test_very_many_mixed_calls_leave_nothing_behind(tmp_path: Path, path: str) -> None:
     """Memory and descriptors stay, on the hot loop as on the ordinary path."""
-    mixed_calls(tmp_path, SOAK_CALLS, CONNECTIONS, [flag])
+    mixed_calls(tmp_path, SOAK_CALLS, CONNECTIONS, PATHS[path])
 
 
 @pytest.mark.parametrize("bug", ["mix-up-answers", "reuse-operations"])
@@ -168,3 +175,136 @@ def find_bug(server: ServerProcess, load: Load) -> bool:
             return server.wait() < 0
         time.sleep(0.1)  # neither of two processes says when it ends
     return bool(load.seen()["wrong"])
+
+
+# --- servers that go away in the middle -----------------------------------------------------------
+
+
+def restarted(data_dir: Path, address: str, workers: int) -> ServerProcess:
+    """Start a server in the place of one that has gone, and wait until it serves."""
+    flags = ["--hot-loop", "--listen", address, "--workers", str(workers)]
+    server = ServerProcess(data_dir, flags=flags)
+    server.wait_until_serving()
+    return server
+
+
+def workers_of(server: ServerProcess) -> list[int]:
+    """Return the processes that serve, of a supervisor."""
+    children = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    return [int(one) for one in children if b"spawn_main" in _command_of(int(one))]
+
+
+def _command_of(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+@pytest.mark.slow
+def test_drains_in_the_middle_end_in_order(tmp_path: Path) -> None:
+    """SIGTERM under the mixed load, again and again: exit code 0, and no wrong answer."""
+    token = init(tmp_path / "data")["token"]
+    drains = 0
+    with serving(tmp_path / "data", flags=["--hot-loop"]) as first:
+        server, address = first, first.address
+        load = Load(address, make_cast(first, token), SOAK_CALLS, connections=50)
+        try:
+            while load.is_running:
+                time.sleep(DRAIN_EVERY_S)  # as much of the load as there is in that time
+                assert server.stop() == 0, server.text[-2000:]
+                assert not [one for one in server.events if one["event"] == "hot_loop_failed"]
+                server.close()
+                drains += 1
+                server = restarted(tmp_path / "data", address, workers=1)
+            asserted_right(server, load.seen())
+        finally:
+            load.kill()
+            server.close()
+    sys.stdout.write(f"{drains} drains\n")
+
+
+def serve(count: int, events: list[dict[str, Any]]) -> bool:
+    """Return whether so many servers have begun to serve."""
+    return sum(one["event"] == "serving" for one in events) >= count
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_in_the_middle_are_replaced(tmp_path: Path) -> None:
+    """SIGKILL under the mixed load, again and again: the others answer, and answer right."""
+    token = init(tmp_path / "data")["token"]
+    kills = 0
+    with serving(tmp_path / "data", flags=["--hot-loop", "--workers", "2"]) as server:
+        load = Load(server.address, make_cast(server, token), SOAK_CALLS, connections=50)
+        try:
+            while load.is_running:
+                server.wait_for(partial(serve, 2 + kills))
+                time.sleep(DRAIN_EVERY_S)  # as much of the load as there is in that time
+                os.kill(workers_of(server)[kills % 2], signal.SIGKILL)
+                kills += 1
+            asserted_right(server, load.seen())
+        finally:
+            load.kill()
+        server.wait_for(partial(serve, 2 + kills))
+        ended = [one["exit_code"] for one in server.events if one["event"] == "worker_ended"]
+        sys.stdout.write(f"{kills} kills, exit codes {ended}\n")
+        assert set(ended) <= {-signal.SIGKILL}
+        assert server.stop() == 0
+
+
+# --- the well-behaved -----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_well_behaved_are_served_as_fast_as_on_the_ordinary_path(tmp_path: Path) -> None:
+    """Beside the same mixed load on both paths, in turn; the medians are shown and compared."""
+    p50 = {}
+    for name, flags in PATHS.items():
+        token = init(tmp_path / name)["token"]
+        with serving(tmp_path / name, flags=flags) as server:
+            cast = make_cast(server, token)
+            bad = Load(server.address, cast, 10 * SOAK_CALLS, connections=50)
+            try:
+                good = Load(
+                    server.address, cast, GOOD_CALLS, connections=4, victims=[], good_only=True
+                )
+                p50[name] = good.seen()["p50_ms"]
+            finally:
+                bad.kill()
+    sys.stdout.write(f"p50 beside the mixed load, ms: {p50}\n")
+    assert p50["hot"] <= p50["ordinary"]
+
+
+@pytest.mark.slow
+def test_large_batches_of_others_do_not_hold_up_single_checks(tmp_path: Path) -> None:
+    """Beside 8 callers of batches of 100: within twice what the ordinary path takes."""
+    p50 = {}
+    for name, flags in PATHS.items():
+        token = init(tmp_path / name)["token"]
+        with serving(tmp_path / name, flags=flags) as server:
+            cast = make_cast(server, token)
+            stop = threading.Event()
+            callers = [
+                threading.Thread(target=ask_batches, args=(server, cast, stop)) for _ in range(8)
+            ]
+            for caller in callers:
+                caller.start()
+            try:
+                good = Load(
+                    server.address, cast, GOOD_CALLS, connections=1, victims=[], good_only=True
+                )
+                p50[name] = good.seen()["p50_ms"]
+            finally:
+                stop.set()
+                for caller in callers:
+                    caller.join()
+    sys.stdout.write(f"p50 beside batches of 100, ms: {p50}\n")
+    assert p50["hot"] <= 2 * p50["ordinary"]
+
+
+def ask_batches(server: ServerProcess, cast: Cast, stop: threading.Event) -> None:
+    """Ask batches of 100, one after the other."""
+    tokens = server.stubs(cast.caller).tokens
+    asked = [pb.ValidateTokenRequest(token=cast.keys[n % KEYS][0]) for n in range(100)]
+    while not stop.is_set():
+        answer = tokens.BatchValidateTokens(
+            pb.BatchValidateTokensRequest(requests=asked), timeout=60
+        )
+        assert all(one.valid for one in answer.responses)
