@@ -100,7 +100,6 @@ class App:
                 with_hot_loop=config.hot_loop,
             )
             undo.pop_all()
-        self._private_listener.asks_hot_loop = self._rpc.has_hot_loop
         self.housekeeper = Housekeeper(
             container.store,
             [

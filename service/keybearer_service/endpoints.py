@@ -46,6 +46,7 @@ from keybearer_service.rpc.hot_loop import HotLoop, HotMethod
 from keybearer_service.rpc.methods import behaviour_of, specs_of
 from keybearer_service.rpc.pipeline import MethodSpec, StreamMethod, UnaryMethod
 from keybearer_service.rpc.probes import (
+    ANSWER_WITHIN_S,
     HOT_METHOD,
     LIVENESS_METHOD,
     executors_answer,
@@ -152,6 +153,8 @@ class Executors:
         self._probes = CallExecutor(PROBE_CALLS, "probes")
         self.reflection = CallExecutor(REFLECTION_CALLS, "reflection")
         self.liveness = CallExecutor(LIVENESS_CALLS, "liveness")
+        self.hot_loop: HotLoop | None = None
+        """Serves the hot methods in the place of an executor, when there is one."""
 
     @property
     def serving(self) -> Sequence[CallExecutor]:
@@ -184,8 +187,10 @@ class Executors:
         return self.lists if is_list(spec) else self._management
 
     def answer(self) -> bool:
-        """Return whether every executor that serves callers ends its tasks."""
-        return executors_answer(self.serving)
+        """Return whether the hot loop and every executor that serves callers end their tasks."""
+        return executors_answer(self.serving) and (
+            self.hot_loop is None or self.hot_loop.answers_within(ANSWER_WITHIN_S)
+        )
 
     def shutdown(self) -> None:
         """Drop what waits and end every thread."""
@@ -252,9 +257,9 @@ class RpcEndpoints:
             default_executor=self._executors.validation,
         )
         try:
-            self.has_hot_loop = with_hot_loop and self._hot_loop_works(make_server)
-            hot_loop = self._new_hot_loop() if self.has_hot_loop else None
-            self._server = make_server(listener, hot_loop=hot_loop)
+            if with_hot_loop and self._hot_loop_works(make_server):
+                self._executors.hot_loop = self._new_hot_loop()
+            self._server = make_server(listener, hot_loop=self._executors.hot_loop)
         except BaseException:
             self._executors.shutdown()
             raise

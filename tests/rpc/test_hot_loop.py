@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc import _server
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fakes import FakeClock, SeededEntropy
 from harness import (
@@ -230,6 +231,22 @@ def test_a_store_that_stands_stops_nothing_else(
         assert admin.list_keys().api_keys
         assert admin.who_am_i().valid
     assert first.result()
+
+
+def test_a_loop_that_hangs_is_not_alive(
+    service: Service, store: ReplaceableStore, token: str
+) -> None:
+    """Liveness says so after two seconds, and takes it back once the loop goes on."""
+    health: Any = health_pb2_grpc.HealthStub(service.channel())
+    liveness = health_pb2.HealthCheckRequest(service="liveness")
+    with standing(store, token.split("_")[1]) as stands:
+        first = call(service, VALIDATE, validate(token))
+        assert stands.wait(TIMEOUT_S)
+        answer = health.Check(liveness, timeout=TIMEOUT_S)
+        assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert first.result()
+    answer = health.Check(liveness, timeout=TIMEOUT_S)
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_a_call_that_is_judged_after_the_end_of_the_server_harms_nothing(

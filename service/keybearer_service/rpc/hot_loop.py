@@ -103,6 +103,8 @@ class HotLoop:
         self._queue: Any = _cygrpc.CompletionQueue()
         self._server: Any = None
         self._gate = threading.Lock()
+        self._is_waiting = True
+        self._turn_ended = threading.Event()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="hot-loop", daemon=True)
         # The thread alone touches these.
@@ -132,6 +134,14 @@ class HotLoop:
         if self._thread.is_alive():
             self._thread.join()
 
+    def answers_within(self, seconds: float) -> bool:
+        """Return whether the loop waits for calls, or ends a turn in that time.
+
+        Every turn counts, so that a loop with more to do than it can is busy and not dead.
+        """
+        self._turn_ended.clear()
+        return self._is_waiting or self._turn_ended.wait(seconds)
+
     # --- on the thread of the loop ----------------------------------------------------------------
 
     def _run(self) -> None:
@@ -143,12 +153,15 @@ class HotLoop:
                 self._hand_over_slow()
             except Exception:  # what serves everybody goes on after an error that nobody foresaw
                 log.exception("hot_loop_failed")
+            self._turn_ended.set()
 
     def _take_events(self) -> bool:
         """Take what is ready, waiting for the first; return False once the queue is shut down."""
         poll = self._queue.poll
         wait_s = SLOW_AFTER_S if self._waiting else _IDLE_S
+        self._is_waiting = True
         event = poll(_machine_clock.now() / SECOND + wait_s)
+        self._is_waiting = False
         taken = 0
         while event.completion_type not in (_TIMEOUT, _SHUTDOWN):
             event.tag(event)

@@ -116,8 +116,6 @@ class PrivateListener:
         self._directory = Path(tempfile.mkdtemp(prefix="keybearer-"))
         self.address = f"unix:{self._directory}/liveness.sock"
         self._channel: grpc.Channel | None = None
-        self.asks_hot_loop = False
-        """Whether the hot methods are served by a loop of their own, which is to answer too."""
 
     def ask(self) -> bool:
         """Return whether the serving thread, the executors and the hot loop answer."""
@@ -132,7 +130,7 @@ class PrivateListener:
                 grpc.StatusCode.DEADLINE_EXCEEDED,
                 grpc.StatusCode.UNAVAILABLE,
             )
-        return answer == _YES and (not self.asks_hot_loop or _hot_loop_answers(self._channel))
+        return answer == _YES
 
     def close(self) -> None:
         """Remove the socket and its directory."""
@@ -144,22 +142,18 @@ class PrivateListener:
 def hot_loop_works(address: str) -> bool:
     """Return whether a server on a private socket serves the hot methods on its loop."""
     with _private_channel(address) as channel:
-        return _hot_loop_answers(channel)
-
-
-def _hot_loop_answers(channel: grpc.Channel) -> bool:
-    ask: Any = channel.unary_unary(HOT_METHOD)
-    try:
-        # Only the loop has an answer to this on the private socket, the one that a call without a
-        # credential gets.
-        ask(b"", timeout=ANSWER_WITHIN_S)
-    except grpc.RpcError as error:
-        call: Any = error
-        details = read_details(call.trailing_metadata())
-        return (call.code(), details.reason) == (
-            grpc.StatusCode.UNAUTHENTICATED,
-            CredentialsMissing.reason,
-        )
+        ask: Any = channel.unary_unary(HOT_METHOD)
+        try:
+            # Only the loop has an answer to this on the private socket, the one that a call without
+            # a credential gets.
+            ask(b"", timeout=ANSWER_WITHIN_S)
+        except grpc.RpcError as error:
+            call: Any = error
+            details = read_details(call.trailing_metadata())
+            return (call.code(), details.reason) == (
+                grpc.StatusCode.UNAUTHENTICATED,
+                CredentialsMissing.reason,
+            )
     return False
 
 
