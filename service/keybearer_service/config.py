@@ -46,6 +46,8 @@ CLIENT_VARIABLES: Final = frozenset(
 """Read by the command `keybearer` and the gateways' files, which may share our environment."""
 HEALTHCHECK_VARIABLES: Final = (f"{PREFIX}TLS_CA", f"{PREFIX}TLS_NAME")
 """Read by `healthcheck` alone."""
+PRUNE_VARIABLES: Final = (f"{PREFIX}KEEP_AUDIT_EVENTS",)
+"""Read by `audit prune` alone."""
 _SERVICE_LINK = re.compile(
     r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)"
 )
@@ -321,6 +323,7 @@ def unknown_variables() -> list[str]:
         CONFIG_VARIABLE,
         *CLIENT_VARIABLES,
         *HEALTHCHECK_VARIABLES,
+        *PRUNE_VARIABLES,
         *(describe(one).variable for one in _NAMES),
     }
     return sorted(

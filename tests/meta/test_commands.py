@@ -38,6 +38,7 @@ DOCUMENTED = {
     "migrate": {"--database", "--output"},
     "audit verify": {"--data-dir", "--expect", "--output"},
     "audit export": {"--data-dir"},
+    "audit prune": {"--data-dir", "--before", "--older-than", "--export", "--output"},
     "pepper add": {"--data-dir", "--output"},
     "pepper list": {"--data-dir", "--output"},
     "pepper retire": {"--data-dir", "--output"},

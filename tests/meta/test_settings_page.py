@@ -17,6 +17,7 @@ from keybearer_service.config import (
     CLIENT_VARIABLES,
     CONFIG_VARIABLE,
     HEALTHCHECK_VARIABLES,
+    PRUNE_VARIABLES,
     Settings,
     describe,
 )
@@ -28,6 +29,7 @@ VARIABLES = {
     CONFIG_VARIABLE,
     *CLIENT_VARIABLES,
     *HEALTHCHECK_VARIABLES,
+    *PRUNE_VARIABLES,
     *(describe(one).variable for one in Settings.model_fields),
 }
 TEST_VARIABLES = {

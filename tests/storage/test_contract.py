@@ -27,7 +27,7 @@ from keybearer._wire.enums import (
 )
 from keybearer.access import Role
 from keybearer_service.domain.account_scope import AccountScope
-from keybearer_service.domain.audit_digests import Head, Subject
+from keybearer_service.domain.audit_digests import AuditBase, BaseRow, Head, Subject
 from keybearer_service.domain.audit_event import ERASED, PersonalText
 from keybearer_service.domain.clock import DAY, HOUR, MINUTE, SECOND, Micros
 from keybearer_service.domain.model import (
@@ -1357,6 +1357,48 @@ def test_what_is_read_ends_when_its_caller_has_gone(backend: Backend, filled: Fi
         read_long(backend.store, Caller(is_alive=False))
     assert read_long(backend.store, Caller(is_alive=True)) == 0
     assert read_key(backend.store).name == filled.key.name
+
+
+def test_deleted_events_are_gone_with_everything_that_finds_them(
+    backend: Backend, filled: Filling
+) -> None:
+    """Up to the seq that is named, and no others."""
+    store = backend.store
+    with store.write() as tx:
+        for seq in range(1, 5):
+            tx.append_audit(sample_event(seq), (f"subject{seq}",))
+        assert tx.first_event_since(at(3)) == 3
+        assert tx.first_event_since(at(5)) is None
+        assert tx.delete_audit_events(2) == 2
+    with store.read() as reader:
+        assert [one.seq for one in reader.audit_chain(0, 10)] == [3, 4]
+    assert [row["seq"] for row in backend.dump()["audit_event_subjects"]] == [3, 4]
+
+
+def test_the_base_of_the_log_is_one_row(store: Store, filled: Filling) -> None:
+    """None as long as nothing was pruned; then the last one that was written."""
+    with store.read() as reader:
+        assert reader.audit_base() is None
+    bases = [AuditBase(1, seq, bytes([seq]) * 32, b"r" * 32, b"m" * 32) for seq in (1, 2)]
+    for base in bases:
+        with store.write() as tx:
+            tx.put_audit_base(base)
+    with store.read() as reader:
+        assert reader.audit_base() == bases[-1]
+
+
+def test_base_rows_are_replaced_and_come_in_order(store: Store, filled: Filling) -> None:
+    """One for each kind and id."""
+    rows = [BaseRow(kind, name, 1, b"d") for kind in (0, 3, 4) for name in ("a", "b")]
+    with store.write() as tx:
+        for row in reversed(rows):
+            tx.put_base_row(row._replace(seq=9))
+            tx.put_base_row(row)
+    with store.read() as reader:
+        assert reader.base_row(3, "b") == rows[3]
+        assert reader.base_row(5, "a") is None
+        assert list(reader.base_rows((-1, ""), 100)) == rows
+        assert list(reader.base_rows((0, "b"), 2)) == rows[2:4]
 
 
 # --- writing --------------------------------------------------------------------------------------

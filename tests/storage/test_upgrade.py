@@ -17,10 +17,11 @@ import pytest
 from fakes import FakeClock, SeededEntropy
 from harness import ANY_PORT, NO_HTTP, Service, make_app, refused
 from keybearer_service.container import open_container, open_store
-from keybearer_service.domain.clock import Micros
+from keybearer_service.domain.clock import DAY, Micros, after
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.offline import backups
 from keybearer_service.offline.audit import check, verify_audit
+from keybearer_service.offline.pruning import prune_audit
 from keybearer_service.storage import StoreUnusableError, dbapi
 from storage.make_old_schema import token_of, told
 
@@ -241,3 +242,25 @@ def test_an_upgrade_counts_the_keys_that_are_there(old: Old, entropy: SeededEntr
     finally:
         container.close()
     assert counted == len(unrevoked) > 0
+
+
+def test_a_log_of_before_an_upgrade_can_be_pruned(
+    old: Old, entropy: SeededEntropy, tmp_path: Path
+) -> None:
+    """Its events vouch for no row, and `check` says so before and after alike."""
+    container = open_container(old.data_dir, old.clock, entropy)
+    audit_key = container.keyring.audit_key
+    try:
+        before = check(container.store, audit_key)
+        prune_audit(
+            container.store,
+            container.mutations,
+            audit_key,
+            after(old.clock.now(), DAY),
+            tmp_path / "export",
+        )
+        pruned = check(container.store, audit_key)
+    finally:
+        container.close()
+    assert before.findings == pruned.findings == []
+    assert before.not_compared == pruned.not_compared + 1  # the installation has an event now

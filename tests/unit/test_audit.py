@@ -50,6 +50,9 @@ class ListedStore:
         last = max(self._events, key=lambda one: one.seq, default=None)
         return (0, bytes(32)) if last is None else (last.seq, last.hash)
 
+    def audit_base(self) -> None:
+        return None
+
     def personal_texts(self, digests: Sequence[bytes]) -> dict[bytes, PersonalText]:
         return {one: self._texts[one] for one in digests if one in self._texts}
 

@@ -80,6 +80,7 @@ class AuditAction(enum.IntEnum):
     CALL_REFUSED = 20
     USER_ERASED = 21
     API_KEYS_REVOKED = 22
+    AUDIT_PRUNED = 23
 
 
 class AuditActorType(enum.IntEnum):

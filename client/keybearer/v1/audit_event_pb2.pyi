@@ -98,6 +98,10 @@ class _AuditActionEnumTypeWrapper(_EnumTypeWrapper[_AuditAction.ValueType], type
     """Keys of this account were revoked together, because the user who had made them was deleted: a
     user of another account, who is the target.
     """
+    AUDIT_ACTION_AUDIT_PRUNED: _AuditAction.ValueType  # 23
+    """Events before the one of the change `first_kept_seq` were exported and then deleted; the log
+    begins there. `export_sha256` is the digest of the file.
+    """
 
 class AuditAction(_AuditAction, metaclass=_AuditActionEnumTypeWrapper):
     """What happened."""
@@ -149,6 +153,10 @@ AUDIT_ACTION_USER_ERASED: AuditAction.ValueType  # 21
 AUDIT_ACTION_API_KEYS_REVOKED: AuditAction.ValueType  # 22
 """Keys of this account were revoked together, because the user who had made them was deleted: a
 user of another account, who is the target.
+"""
+AUDIT_ACTION_AUDIT_PRUNED: AuditAction.ValueType  # 23
+"""Events before the one of the change `first_kept_seq` were exported and then deleted; the log
+begins there. `export_sha256` is the digest of the file.
 """
 
 class _AuditActorType:

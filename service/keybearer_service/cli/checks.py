@@ -106,6 +106,7 @@ def audit_verify(
     head = f"{report.head_seq}:{report.head_hash.hex()}"
     result = {
         "events": report.events,
+        "pruned": report.pruned,
         "erased": report.erased,
         "head": head,
         "broken_seq": report.broken_seq,
@@ -119,7 +120,11 @@ def audit_verify(
         )
         raise typer.Exit(EXIT_FINDINGS)
     erased = f" {report.erased} mention an erased user." if report.erased else ""
-    print_result(result, f"{report.events} events, all whole.{erased} Head: {head}", output)
+    begin = (
+        f" The log begins behind event {report.pruned}: see AUDIT_PRUNED." if report.pruned else ""
+    )
+    text = f"{report.events} events, all whole.{begin}{erased} Head: {head}"
+    print_result(result, text, output)
 
 
 @audit_app.command("export")

@@ -286,6 +286,11 @@ def _change_in_export(change: FieldChange) -> dict[str, str]:
     return {**values, "user_id": change.user_id} if change.user_id else values
 
 
+def export_base(seq: int, last_hash: bytes) -> str:
+    """Return the first line of an export of a log whose first events were pruned."""
+    return json.dumps({"base": {"seq": seq, "hash": last_hash.hex()}})
+
+
 def export_head(seq: int, head_hash: bytes) -> str:
     """Return the last line of an export: where the chain ends."""
     return json.dumps({"head": {"seq": seq, "hash": head_hash.hex()}})

@@ -3,7 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from keybearer_service.domain.audit_event import AuditRecord, export_head, export_line
+from keybearer_service.domain.audit_event import (
+    AuditRecord,
+    export_base,
+    export_head,
+    export_line,
+)
 from keybearer_service.offline.comparison import RowComparer
 from keybearer_service.offline.verification import (
     ChainReport,
@@ -129,6 +134,9 @@ def verify_audit(
 def export_audit(store: Store) -> Iterator[str]:
     """Yield the audit log as lines of JSON, oldest first; the last one is the head of the chain."""
     with store.read() as reader:
+        base = reader.audit_base()
+        if base is not None:
+            yield export_base(base.seq, base.hash)
         for event in events_in(reader):
             yield export_line(event)
         yield export_head(*reader.audit_head())

@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from keybearer._wire.enums import AuditAction, AuditTargetType, RevocationReason
-from keybearer_service.domain.audit_digests import AuditDigests, CoveredRow, Subject
+from keybearer_service.domain.audit_digests import (
+    REVOKED_WITH_USER,
+    AuditDigests,
+    CoveredRow,
+    Subject,
+)
 from keybearer_service.domain.audit_event import AuditRecord, split_digests
 from keybearer_service.offline.verification import Progress
 from keybearer_service.storage import Reader, Store
@@ -28,6 +33,9 @@ _KINDS: Final[Mapping[str, AuditTargetType]] = {
     "users": AuditTargetType.USER,
     "api_keys": AuditTargetType.API_KEY,
     "peppers": AuditTargetType.INSTALLATION,
+}
+_NOUNS_OF_KINDS: Final[Mapping[int, str]] = {
+    int(_KINDS[table]): _NOUNS[table] for table in ("accounts", "users", "api_keys")
 }
 _CREATED_WITH_ACCOUNT: Final[Mapping[AuditAction, tuple[str, ...]]] = {
     AuditAction.ACCOUNT_CREATED: ("", "admin_user_id", "api_key_id"),
@@ -98,11 +106,33 @@ class RowComparer:
                 after, done = str(rows[-1].columns["id"]), done + len(rows)
                 if table == "api_keys":
                     progress("keys", min(done, total), total)
+        self._compare_base(store)
         with store.read() as reader:
             for user_id, cascade in self._cascades.items():
                 if cascade is not None:
                     self._compare_cascade(reader, user_id, cascade)
         return self._result
+
+    def _compare_base(self, store: Store) -> None:
+        with store.read() as reader:
+            base = reader.audit_base()
+            total, after = 0, (-1, "")
+            while rows := reader.base_rows(after, ROW_BATCH):
+                total += sum(map(self._digests.base_row, rows))
+                after = (rows[-1].kind, rows[-1].id)
+                for row in rows:
+                    noun = _NOUNS_OF_KINDS.get(row.kind)
+                    subject = Subject(AuditTargetType(row.kind), row.id)
+                    if noun is not None and reader.covered_row(subject) is None:
+                        self._result.findings.append(
+                            f"{noun} {row.id} is gone; event {row.seq}"
+                            ", which was pruned, is about it"
+                        )
+            stored = 0 if base is None else int.from_bytes(base.rows)
+        if total % 2**256 != stored:
+            self._result.findings.append(
+                "what pruned audit events said of rows was altered: there is no telling which rows"
+            )
 
     def _compare_installation(self, reader: Reader) -> None:
         operator_account = reader.installation().operator_account_id
@@ -127,6 +157,10 @@ class RowComparer:
         if event is not None:
             self._judge(name, reader, row, event, 0)
             return
+        pruned = reader.base_row(int(_KINDS[row.table]), row_id)
+        if pruned is not None:
+            self._judge_digest(name, reader, row, pruned.seq, pruned.digest)
+            return
         account_id = str(row.columns.get("account_id", row_id))
         if row.table == "peppers":
             account_id = reader.installation().operator_account_id
@@ -140,14 +174,22 @@ class RowComparer:
     def _judge(
         self, name: str, reader: Reader, row: CoveredRow, event: AuditRecord, place: int
     ) -> None:
+        expected = split_digests(event.target_digest)[place : place + 1]
         if event.is_of_first_version:
+            self._judge_digest(name, reader, row, event.seq, b"")
+        else:
+            self._judge_digest(name, reader, row, event.seq, expected[0] if expected else b"none")
+
+    def _judge_digest(
+        self, name: str, reader: Reader, row: CoveredRow, seq: int, expected: bytes
+    ) -> None:
+        if not expected:  # the event is of the first version
             self._result.not_compared += 1
             return
         self._result.compared[row.table] += 1
-        expected = split_digests(event.target_digest)[place : place + 1]
         found = row_digest(self._digests, row, reader.personal_digest)
-        if not expected or not hmac.compare_digest(found, expected[0]):
-            self._result.findings.append(f"{name} is not as event {event.seq} left it")
+        if not hmac.compare_digest(found, expected):
+            self._result.findings.append(f"{name} is not as event {seq} left it")
 
     def _look_for_first_rows(self, reader: Reader, account_id: str) -> None:
         event = reader.creation_event(account_id)
@@ -164,7 +206,11 @@ class RowComparer:
     def _note_cascade(self, reader: Reader, user_id: str) -> None:
         subject = Subject(AuditTargetType.USER, user_id)
         event = reader.last_event(subject, AuditAction.USER_DELETED)
-        if event is None:
+        pruned = reader.base_row(REVOKED_WITH_USER, user_id)
+        if event is None and pruned is not None:
+            digest = pruned.digest
+            self._cascades[user_id] = _Cascade(pruned.seq, digest) if digest else None
+        elif event is None:
             self._result.findings.append(f"user {user_id} is deleted, and no event says so")
         elif event.seq > self._until_seq or event.is_of_first_version:
             self._cascades[user_id] = None
@@ -189,8 +235,14 @@ class RowComparer:
         found = self._digests.cascade(cascade.digests)
         if hmac.compare_digest(found, cascade.digest):
             return
-        event = reader.audit_chain(cascade.seq - 1, 1)[0]
-        listed = {key_id for one in _ids_in(event) for key_id in one}
+        events = reader.audit_chain(cascade.seq - 1, 1)
+        listed = {
+            key_id
+            for event in events
+            if event.seq == cascade.seq  # it may be pruned
+            for one in _ids_in(event)
+            for key_id in one
+        }
         odd = sorted(listed ^ cascade.ids) if listed else []
         which = f" ({', '.join(odd[:10])})" if odd else ""
         self._result.findings.append(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from keybearer_service.domain.audit_digests import HEAD_VERSION, AuditDigests
+from keybearer_service.domain.audit_digests import HEAD_VERSION, AuditBase, AuditDigests
 from keybearer_service.domain.audit_event import (
     AuditRecord,
     PersonalText,
@@ -17,6 +17,7 @@ from keybearer_service.storage import NO_AUDIT_HEAD, Reader, Store
 CHAIN_BATCH: Final = 5000
 """Events that are read in one snapshot. A snapshot of the whole log would keep the write-ahead log
 from being folded into the database for as long as the check runs."""
+BASE_ALTERED: Final = "the base of the audit log, where it begins, was altered"
 _TEXTS_KEPT: Final = 100_000
 """What is remembered of personal texts, so that they are not read with every event."""
 
@@ -38,11 +39,22 @@ class ChainReport:
     """How many events are right, up to the first broken one."""
     head_seq: int
     head_hash: bytes
+    pruned: int = 0
+    """The seq of the last event that was pruned; the check begins behind it."""
     erased: int = 0
     """How many of them mention a personal text that was erased."""
     broken_seq: int | None = None
     """The seq of the first event that does not fit, None when all do."""
     problem: str = ""
+
+
+def base_in(reader: Reader, digests: AuditDigests) -> AuditBase | None:
+    """Return where the log begins, which is behind the events that were pruned; None if forged."""
+    found = reader.audit_base()
+    if found is None:
+        return digests.base(*NO_AUDIT_HEAD, 0)
+    right = digests.base(found.seq, found.hash, int.from_bytes(found.rows))
+    return found if hmac.compare_digest(found.mac, right.mac) else None
 
 
 class ChainVerifier:
@@ -63,7 +75,7 @@ class ChainVerifier:
         progress: Progress = no_progress,
         inspect: Inspect | None = None,
     ) -> ChainReport:
-        """Check the chain from its first event to the one that is the last now.
+        """Check the chain from its first event, or its base, to the event that is the last now.
 
         Args:
             store: The store; each part is read in a snapshot of its own.
@@ -75,34 +87,40 @@ class ChainVerifier:
         seq, previous = NO_AUDIT_HEAD
         with store.read() as reader:
             until, _ = reader.audit_head()
-        erased = 0
+        erased = pruned = 0
+        pruned_hash = previous
         may_be_of_first_version = True
         while seq < until:
             with store.read() as reader:
-                batch = reader.audit_chain(seq, min(CHAIN_BATCH, until - seq))
+                base = base_in(reader, self._digests)
+                if base is None:
+                    return _broken(pruned, seq, previous, erased, BASE_ALTERED)
+                if base.seq > seq:  # events were pruned before, or while this goes on
+                    pruned, seq, previous = base.seq, base.seq, base.hash
+                    pruned_hash = base.hash
+                batch = reader.audit_chain(seq, min(CHAIN_BATCH, max(until - seq, 1)))
                 self._look_up_texts(reader, batch)
                 if inspect is not None:
                     inspect(reader, batch)
             if not batch:
-                return _broken(seq, previous, erased, f"event {seq + 1} is missing")
+                return _broken(pruned, seq, previous, erased, f"event {seq + 1} is missing")
             for record in batch:
-                is_of_first_version = record.is_of_first_version
-                problem = self._problem(record, seq, previous)
-                if is_of_first_version and not may_be_of_first_version:
-                    problem = f"event {record.seq} was altered"
-                if expect is not None and expect[0] == record.seq and expect[1] != record.hash:
-                    problem = problem or f"event {record.seq} is not the expected one"
+                problem = self._problem(record, seq, previous) or _misplaced(
+                    record, expect, may_be_of_first_version=may_be_of_first_version
+                )
                 if problem:
-                    return _broken(seq, previous, erased, problem)
-                may_be_of_first_version = is_of_first_version
+                    return _broken(pruned, seq, previous, erased, problem)
+                may_be_of_first_version = record.is_of_first_version
                 seq, previous = record.seq, record.hash
                 if record.personal_digest and self._erased[record.personal_digest]:
                     erased += 1
             progress("audit events", seq, until)
-        if expect is not None and expect[0] > seq:
-            problem = f"event {seq + 1} and what follows were cut off"
-            return _broken(seq, previous, erased, problem)
-        return ChainReport(events=seq, head_seq=seq, head_hash=previous, erased=erased)
+        problem = _not_expected(expect, (pruned, pruned_hash), seq)
+        if problem:
+            return _broken(pruned, seq, previous, erased, problem)
+        return ChainReport(
+            events=seq - pruned, head_seq=seq, head_hash=previous, pruned=pruned, erased=erased
+        )
 
     def head_findings(self, reader: Reader) -> list[str]:
         """Return what contradicts the head, one sentence for each finding.
@@ -161,9 +179,30 @@ class ChainVerifier:
         return True if hmac.compare_digest(proof, text.erasure or b"") else None
 
 
-def _broken(good_seq: int, head: bytes, erased: int, problem: str) -> ChainReport:
+def _misplaced(
+    record: AuditRecord, expect: tuple[int, bytes] | None, *, may_be_of_first_version: bool
+) -> str:
+    """Return why an event whose hash is right may not stand where it does; empty when it may."""
+    if record.is_of_first_version and not may_be_of_first_version:
+        return f"event {record.seq} was altered"
+    if expect is not None and expect[0] == record.seq and expect[1] != record.hash:
+        return f"event {record.seq} is not the expected one"
+    return ""
+
+
+def _not_expected(expect: tuple[int, bytes] | None, pruned: tuple[int, bytes], last: int) -> str:
+    """Return why an expected event is not among those that were checked; empty when it is."""
+    if expect is not None and expect[0] > last:
+        return f"event {last + 1} and what follows were cut off"
+    if expect is not None and expect[0] <= pruned[0] and expect != pruned:
+        return f"event {expect[0]} was pruned; expect a later one, or look at what was exported"
+    return ""
+
+
+def _broken(pruned: int, good_seq: int, head: bytes, erased: int, problem: str) -> ChainReport:
     return ChainReport(
-        events=good_seq,
+        events=good_seq - pruned,
+        pruned=pruned,
         head_seq=good_seq,
         head_hash=head,
         erased=erased,

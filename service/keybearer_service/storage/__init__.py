@@ -33,7 +33,7 @@ from typing import Final, Generic, NamedTuple, Protocol, TypeVar, runtime_checka
 from keybearer._wire.enums import ApiKeyState, AuditAction, RevocationReason, UserType
 from keybearer.access import Role
 from keybearer_service.domain.account_scope import AccountScope
-from keybearer_service.domain.audit_digests import CoveredRow, Head, Subject
+from keybearer_service.domain.audit_digests import AuditBase, BaseRow, CoveredRow, Head, Subject
 from keybearer_service.domain.audit_event import AuditRecord, PersonalText
 from keybearer_service.domain.clock import HOUR, MINUTE, Micros
 from keybearer_service.domain.model import (
@@ -368,6 +368,22 @@ class Reader(Protocol):
         """Return events; must be in rising order of their seq."""
         ...
 
+    def first_event_since(self, time: Micros) -> int | None:
+        """Return the seq of the first event at a time or later; must be None for no such event."""
+        ...
+
+    def audit_base(self) -> AuditBase | None:
+        """Return where the log begins; must be None as long as nothing was pruned."""
+        ...
+
+    def base_row(self, kind: int, row_id: str) -> BaseRow | None:
+        """Return what the last pruned event about a row said; must be None for no such event."""
+        ...
+
+    def base_rows(self, after: tuple[int, str], limit: int) -> Sequence[BaseRow]:
+        """Return base rows behind a kind and an id; must be in rising order of these two."""
+        ...
+
     def personal_texts(self, digests: Sequence[bytes]) -> dict[bytes, PersonalText]:
         """Return the personal texts of some digests; must leave out unknown ones."""
         ...
@@ -528,6 +544,18 @@ class Writer(Reader, Protocol):
 
         A list of the events about one of the ids of `found_by` must hold the event too.
         """
+        ...
+
+    def delete_audit_events(self, until_seq: int) -> int:
+        """Delete the events up to a seq, and by what else they are found; return how many."""
+        ...
+
+    def put_audit_base(self, base: AuditBase) -> None:
+        """Write the base; must replace the one before."""
+        ...
+
+    def put_base_row(self, row: BaseRow) -> None:
+        """Write a base row; must replace that of the same kind and id."""
         ...
 
     def insert_personal_text(self, text: PersonalText) -> None:

@@ -273,6 +273,32 @@ def m005_list_indexes(db: Database) -> None:
     _run(db, _LIST_INDEXES)
 
 
+_PRUNING = """
+CREATE TABLE audit_base (
+  id INTEGER PRIMARY KEY CHECK (id = 1),
+  version INTEGER NOT NULL,
+  seq INTEGER NOT NULL,
+  hash BLOB NOT NULL,
+  rows BLOB NOT NULL,
+  mac BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE audit_base_rows (
+  kind INTEGER NOT NULL,
+  id TEXT NOT NULL,
+  seq INTEGER NOT NULL,
+  digest BLOB NOT NULL,
+  PRIMARY KEY (kind, id)
+) STRICT;
+"""
+
+
+@migrations()
+def m006_pruning(db: Database) -> None:
+    """Where the audit log begins once events were pruned, and what these said of rows."""
+    _run(db, _PRUNING)
+
+
 def apply(connection: Connection) -> None:
     """Bring the schema up to date, once, even if several processes start at the same time.
 

@@ -246,12 +246,32 @@ CREATE INDEX audit_events_by_actor_user_and_time
 CREATE INDEX audit_events_by_action_and_time ON audit_events (action, account_id, time, seq);
 """
 
+_PRUNING: Final = """
+CREATE TABLE audit_base (
+  id bigint PRIMARY KEY CHECK (id = 1),
+  version bigint NOT NULL,
+  seq bigint NOT NULL,
+  hash bytea NOT NULL,
+  rows bytea NOT NULL,
+  mac bytea NOT NULL
+);
+
+CREATE TABLE audit_base_rows (
+  kind bigint NOT NULL,
+  id text COLLATE "C" NOT NULL,
+  seq bigint NOT NULL,
+  digest bytea NOT NULL,
+  PRIMARY KEY (kind, id)
+);
+"""
+
 STEPS: Final[Sequence[Step]] = (
     Step("m001_initial", _INITIAL),
     Step("m002_integrity", _INTEGRITY),
     Step("m003_key_counts", _KEY_COUNTS),
     Step("m004_audit_event_subjects", _AUDIT_EVENT_SUBJECTS),
     Step("m005_list_indexes", _LIST_INDEXES),
+    Step("m006_pruning", _PRUNING),
 )
 
 TRIGGERS: Final = frozenset({"api_keys_counted", "api_keys_recounted"})

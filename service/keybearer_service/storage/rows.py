@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from keybearer._wire.enums import RevocationReason, UserType
 from keybearer.access import Role
-from keybearer_service.domain.audit_digests import CoveredRow, Head
+from keybearer_service.domain.audit_digests import AuditBase, BaseRow, CoveredRow, Head
 from keybearer_service.domain.audit_event import AuditRecord, PersonalText
 from keybearer_service.domain.model import (
     Account,
@@ -78,6 +78,10 @@ AUDIT_EVENT = ", ".join(AuditRecord._fields)
 """In the order of the fields of AuditRecord."""
 HEAD = ", ".join(Head._fields)
 """In the order of the fields of Head."""
+BASE = ", ".join(AuditBase._fields)
+"""In the order of the fields of AuditBase."""
+BASE_ROW = ", ".join(BaseRow._fields)
+"""In the order of the fields of BaseRow."""
 PERSONAL_TEXT = ", ".join(PersonalText._fields)
 """In the order of the fields of PersonalText."""
 COVERED: Mapping[str, tuple[str, ...]] = {
@@ -366,6 +370,11 @@ def head_from_row(row: Row) -> Head:
 def row_from_head(head: Head) -> Columns:
     """Return the row of the head."""
     return {"id": 1, **head._asdict()}
+
+
+def row_from_base(base: AuditBase) -> Columns:
+    """Return the row of the base."""
+    return {"id": 1, **base._asdict()}
 
 
 @_of_what_was_written

@@ -9,7 +9,7 @@ from typing import Final, Protocol, TypeVar
 
 from keybearer._wire.enums import AuditAction, AuditTargetType, RevocationReason
 from keybearer_service.domain.account_scope import AccountScope
-from keybearer_service.domain.audit_digests import CoveredRow, Head, Subject
+from keybearer_service.domain.audit_digests import AuditBase, BaseRow, CoveredRow, Head, Subject
 from keybearer_service.domain.audit_event import ERASED, AuditRecord, PersonalText
 from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.model import (
@@ -288,6 +288,29 @@ class _SqlReader:
         )
         return [rows.audit_record_from_row(row) for row in found]
 
+    def first_event_since(self, time: Micros) -> int | None:
+        row = self._one("SELECT min(seq) FROM audit_events WHERE time >= ?", time)
+        return None if row is None else row[0]
+
+    def audit_base(self) -> AuditBase | None:
+        row = self._one(f"SELECT {rows.BASE} FROM audit_base")
+        return None if row is None else AuditBase._make(row)
+
+    def base_row(self, kind: int, row_id: str) -> BaseRow | None:
+        row = self._one(
+            f"SELECT {rows.BASE_ROW} FROM audit_base_rows WHERE kind = ? AND id = ?", kind, row_id
+        )
+        return None if row is None else BaseRow._make(row)
+
+    def base_rows(self, after: tuple[int, str], limit: int) -> Sequence[BaseRow]:
+        found = self._all(
+            f"SELECT {rows.BASE_ROW} FROM audit_base_rows WHERE (kind, id) > (?, ?)"
+            " ORDER BY kind, id LIMIT ?",
+            *after,
+            limit,
+        )
+        return [BaseRow._make(row) for row in found]
+
     def personal_texts(self, digests: Sequence[bytes]) -> dict[bytes, PersonalText]:
         select = f"SELECT {rows.PERSONAL_TEXT} FROM personal_texts WHERE digest = ?"
         found = [self._one(select, digest) for digest in dict.fromkeys(digests)]
@@ -477,6 +500,16 @@ class _SqlWriter(_SqlReader):
             "INSERT INTO audit_event_subjects (subject_id, seq) VALUES (?, ?)",
             [(subject_id, record.seq) for subject_id in found_by],
         )
+
+    def delete_audit_events(self, until_seq: int) -> int:
+        self._session.run("DELETE FROM audit_event_subjects WHERE seq <= ?", until_seq)
+        return self._session.run("DELETE FROM audit_events WHERE seq <= ?", until_seq)
+
+    def put_audit_base(self, base: AuditBase) -> None:
+        self._session.replace("audit_base", rows.row_from_base(base), key=("id",))
+
+    def put_base_row(self, row: BaseRow) -> None:
+        self._session.replace("audit_base_rows", row._asdict(), key=("kind", "id"))
 
     def insert_personal_text(self, text: PersonalText) -> None:
         self._session.insert("personal_texts", rows.row_from_personal_text(text))
