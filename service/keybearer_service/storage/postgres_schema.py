@@ -373,10 +373,11 @@ def _version(connection: Connection) -> tuple[int, int]:
 def _assert_empty(connection: Connection) -> None:
     tables = _one(
         connection,
-        "SELECT count(*) FROM pg_class WHERE relkind IN ('r', 'p', 'v', 'm')"
-        " AND relnamespace = current_schema()::regnamespace",
+        # Another process may be making these two at this moment.
+        "SELECT count(*) FROM pg_class WHERE relname NOT IN ('schema_version', 'schema_steps')"
+        " AND relkind IN ('r', 'p', 'v', 'm') AND relnamespace = current_schema()::regnamespace",
     )[0]
-    if tables:
+    if tables and not _is_marked(connection):
         raise StoreUnusableError("the database holds tables of something else; give an empty one")
 
 
