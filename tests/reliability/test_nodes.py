@@ -1,0 +1,157 @@
+"""Several nodes over one database on PostgreSQL, each in a process and a directory of its own."""
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import postgres_server
+from harness import message
+from keybearer.v1 import token_service_pb2
+from keybearer_service.net.database_url import DatabaseUrl
+from reliability.processes import ServerProcess, command
+
+ROUNDS = 20
+
+
+class Cluster(NamedTuple):
+    """A database, and the directories of the nodes over it."""
+
+    url: DatabaseUrl
+    directories: tuple[Path, Path]
+    token: str
+
+    def serve(self, node: int) -> ServerProcess:
+        """Start a node."""
+        process = ServerProcess(self.directories[node], flags=("--database", self.url.text))
+        process.wait_until_serving()
+        return process
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """An installation that the commands make, and a second directory with its key files."""
+    url = postgres_server.new_database(is_empty=True)
+    first, second = tmp_path / "first", tmp_path / "second"
+    done = command(
+        *("init", "--data-dir", str(first), "--database", url.text),
+        *("--account", "operator", "--admin-email", "admin@example.com", "--output", "json"),
+    )
+    assert done.returncode == 0, done.stderr
+    second.mkdir(mode=0o700)
+    shutil.copytree(first / "peppers", second / "peppers")
+    yield Cluster(url, (first, second), json.loads(done.stdout)["token"])
+    postgres_server.drop_database(url)
+
+
+@pytest.fixture
+def nodes(cluster: Cluster) -> Iterator[list[ServerProcess]]:
+    """Two running nodes."""
+    started = [cluster.serve(0), cluster.serve(1)]
+    yield started
+    for process in started:
+        process.close()
+
+
+def test_a_revoked_key_is_refused_at_the_other_node_at_once(
+    cluster: Cluster, nodes: list[ServerProcess]
+) -> None:
+    """From the moment Revoke answers; and a key is known there from the moment it was made."""
+    stubs = [node.stubs(cluster.token) for node in nodes]
+    for turn in range(ROUNDS):
+        here, there = stubs[turn % 2], stubs[1 - turn % 2]
+        created = here.create_key(name=f"key {turn}")
+        assert there.outcome(created.token) == "VALID"
+        here.revoke(created.api_key.id)
+        assert there.outcome(created.token) == "REVOKED"
+
+
+def test_a_watcher_at_the_other_node_is_told(cluster: Cluster, nodes: list[ServerProcess]) -> None:
+    """In order and by the revision, whichever node made the change."""
+    here, there = (node.stubs(cluster.token) for node in nodes)
+    subscribe = message(token_service_pb2.WatchInvalidationsRequest, subscribe={})
+    stream = there.tokens.WatchInvalidations(iter([subscribe]))
+    head = next(stream).hello.head_revision
+    ids = [here.create_key(name=f"key {n}").api_key.id for n in range(3)]
+    for key_id in ids:
+        here.revoke(key_id)
+    told = [next(stream).invalidation for _ in range(6)]
+    stream.cancel()
+    assert [one.revision for one in told] == list(range(head + 1, head + 7))
+    assert [one.key_id for one in told[3:]] == ids
+
+
+def test_one_node_goes_on_when_the_other_is_killed(
+    cluster: Cluster, nodes: list[ServerProcess]
+) -> None:
+    """In the middle of its work; what it had acknowledged is there."""
+    here, there = (node.stubs(cluster.token) for node in nodes)
+    created = here.create_key(name="kept")
+    nodes[0].kill()
+    assert there.outcome(created.token) == "VALID"
+    there.revoke(created.api_key.id)
+    assert there.outcome(created.token) == "REVOKED"
+
+
+def test_a_second_installation_in_one_database_is_refused(cluster: Cluster, tmp_path: Path) -> None:
+    """And the first one stays."""
+    done = command(
+        *("init", "--data-dir", str(tmp_path / "third"), "--database", cluster.url.text),
+        *("--account", "other", "--admin-email", "other@example.com"),
+    )
+    assert done.returncode == 1
+    assert "holds an installation already" in done.stderr
+    with_database = ("--database", cluster.url.text)
+    assert (
+        command("check", "--data-dir", str(cluster.directories[0]), *with_database).returncode == 0
+    )
+
+
+def test_a_node_without_the_key_files_does_not_start(cluster: Cluster, tmp_path: Path) -> None:
+    """It says what to copy."""
+    done = command("serve", "--data-dir", str(tmp_path / "bare"), "--database", cluster.url.text)
+    assert done.returncode == 1
+    assert "peppers/" in done.stderr
+
+
+def test_the_local_commands_work_on_the_database(cluster: Cluster, tmp_path: Path) -> None:
+    """Beside a running node: admin-token, pepper, audit, check, backup, migrate."""
+    at = ("--data-dir", str(cluster.directories[0]), "--database", cluster.url.text)
+    process = cluster.serve(0)
+    try:
+        file = tmp_path / "copy.db"
+        for words in (
+            ("admin-token", "--email", "admin@example.com", *at),
+            ("pepper", "add", *at),
+            ("pepper", "list", *at),
+            ("audit", "verify", *at),
+            ("audit", "export", *at),
+            ("check", *at),
+            ("backup", str(file), *at),
+            ("migrate", *at[2:]),
+        ):
+            done = command(*words)
+            assert done.returncode == 0, (words, done.stderr)
+        # The backup is a file, and can be served from one.
+        restored = tmp_path / "restored"
+        done = command("restore", str(file), "--data-dir", str(restored))
+        assert done.returncode == 0, done.stderr
+        with sqlite3.connect(restored / "keybearer.db") as connection:
+            assert connection.execute("SELECT count(*) FROM api_keys").fetchone() == (2,)
+    finally:
+        process.close()
+
+
+@pytest.mark.parametrize("variable", ["", "KEYBEARER_DATABASE"])
+def test_a_password_in_the_url_is_refused_and_not_repeated(tmp_path: Path, variable: str) -> None:
+    """As a flag and as a variable: it would end up in logs and in lists of processes."""
+    url = "postgresql://keybearer:hunter2@db.example.com/keybearer"
+    words = ("check", "--data-dir", str(tmp_path))
+    done = command(*words, **{variable: url}) if variable else command(*words, "--database", url)
+    assert done.returncode != 0
+    assert "--database-password-file" in done.stderr
+    assert "hunter2" not in done.stdout + done.stderr
