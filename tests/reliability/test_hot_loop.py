@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -113,6 +114,8 @@ def descriptors(pid: int) -> int:
 
 def asserted_right(server: ServerProcess, seen: dict[str, Any]) -> None:
     """Fail on a wrong answer, or on an error that the loop did not foresee."""
+    failed = Counter(one["reason"] for one in server.events if one["event"] == "call_failed")
+    sys.stdout.write(f"failed calls in the log: {dict(failed)}\n")
     assert seen["wrong"] == []
     assert not [one for one in server.events if one["event"] == "hot_loop_failed"]
     assert not [one for one in server.events if one["event"] == "hot_loop_unusable"]
