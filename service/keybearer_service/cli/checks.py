@@ -149,8 +149,8 @@ def _looking() -> Iterator[None]:
 
 
 def _notes(report: CheckReport) -> list[str]:
-    rows = ", ".join(f"{report.compared.get(one, 0)} {noun}" for one, noun in _TABLES.items())
-    notes = [f"Compared: {report.events} events, {rows}."]
+    rows = ", ".join(f"{noun} {report.compared.get(one, 0)}" for one, noun in _TABLES.items())
+    notes = [f"Compared: events {report.events}, {rows}."]
     if not report.has_head:
         notes.append("An older version wrote this database last, and kept no head to compare.")
     if report.not_compared:
