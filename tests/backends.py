@@ -2,6 +2,8 @@
 
 import atexit
 import functools
+import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -12,6 +14,7 @@ from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.net.database_url import DatabaseUrl
 from keybearer_service.storage import Store, dbapi
 from keybearer_service.storage.sqlite import BUSY_TIMEOUT_S, SqliteStore
+from postgres_proxy import Proxy
 from storeprocess import AlternatingStore, StoreProcess
 
 Dump = dict[str, list[dict[str, Any]]]
@@ -174,8 +177,8 @@ class SqliteOfProcessesBackend(SqliteBackend):
 class PostgresBackend:
     """A database of its own on a real server."""
 
-    def __init__(self, directory: Path) -> None:
-        self._url = postgres_server.new_database()
+    def __init__(self, directory: Path, url: DatabaseUrl | None = None) -> None:
+        self._url = url or postgres_server.new_database()
         self._opened: list[Store] = []
         self.store = self.open_another()
 
@@ -219,6 +222,24 @@ class PostgresBackend:
         return store
 
 
+class HostilePostgresBackend(PostgresBackend):
+    """The same behind a proxy that has writes lose against others, and tells nobody of commits."""
+
+    def __init__(self, directory: Path) -> None:
+        seed = int(os.environ.get("KEYBEARER_TEST_SEED") or 1)
+        direct = postgres_server.new_database()
+        self._proxy = Proxy(direct, hostile=random.Random(seed))
+        self._proxy.open()
+        super().__init__(directory, direct)
+
+    def open_another(self, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
+        return self._keep(open_postgres(self._proxy.url, busy_timeout_s=busy_timeout_s))
+
+    def close(self) -> None:
+        super().close()
+        self._proxy.close()
+
+
 def open_postgres(url: DatabaseUrl, **options: Any) -> Store:
     """Open a store on PostgreSQL, with the clock and the randomness of the machine."""
     from keybearer_service.storage.postgres import PostgresStore  # noqa: PLC0415 - needs psycopg
@@ -260,6 +281,7 @@ def dump_postgres(url: DatabaseUrl) -> Dump:
 
 BACKENDS: dict[str, Callable[[Path], Backend]] = {
     "postgres": PostgresBackend,
+    "postgres-hostile": HostilePostgresBackend,
     "sqlite": SqliteBackend,
     "sqlite-processes": SqliteOfProcessesBackend,
 }

@@ -1,6 +1,11 @@
-"""A proxy in front of PostgreSQL that cuts, freezes and alters what goes through it."""
+"""A proxy in front of PostgreSQL that cuts, freezes and alters what goes through it.
+
+As a hostile one it makes of PostgreSQL what other databases with its protocol are like: writes that
+lose against others at their first statement, and no notifications.
+"""
 
 import enum
+import random
 import socket
 import tempfile
 import threading
@@ -15,6 +20,13 @@ _COMMIT = b"COMMIT\0"
 _TAG = b"COMMIT\0"
 
 
+_FIRST_OF_A_WRITE = b"UPDATE commits SET"
+_CONFLICT = b"SERROR\0VERROR\0C40001\0Mrestart transaction\0\0"
+_NO_LISTEN = b"SERROR\0VERROR\0C0A000\0MLISTEN is not supported\0\0"
+_IDLE = b"Z\0\0\0\x05I"
+_SHARE_OF_CONFLICTS = 0.2
+
+
 class Cut(enum.Enum):
     """Where a connection is cut off around a COMMIT."""
 
@@ -25,12 +37,26 @@ class Cut(enum.Enum):
 class Proxy:
     """Stands on a Unix socket of its own, between clients and the server of a URL."""
 
-    def __init__(self, url: DatabaseUrl, *, drops_options: bool = False) -> None:
+    def __init__(
+        self,
+        url: DatabaseUrl,
+        *,
+        drops_options: bool = False,
+        hostile: random.Random | None = None,
+    ) -> None:
+        """Prepare a proxy; `with` begins to take connections.
+
+        Args:
+            url: The database behind it.
+            drops_options: Whether a connection begins without the options that its client wants.
+            hostile: What decides which writes fail; None for none.
+        """
         self._target = str(Path(parse_qs(urlsplit(url.text).query)["host"][0]) / ".s.PGSQL.5432")
         self._directory = tempfile.TemporaryDirectory(prefix="pg-proxy-")
         head = url.text.partition("?")[0]
         self.url = DatabaseUrl(text=f"{head}?host={quote(self._directory.name, safe='')}")
         self._drops_options = drops_options
+        self._hostile = hostile
         self._cut: Cut | None = None
         self._then_refuse = False
         self._refuses = False
@@ -45,10 +71,18 @@ class Proxy:
 
     def __enter__(self) -> Self:
         """Begin to take connections."""
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.open()
         return self
 
     def __exit__(self, *_exception: object) -> None:
+        """End."""
+        self.close()
+
+    def open(self) -> None:
+        """Begin to take connections."""
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
         """End."""
         self._running.set()
         with suppress(OSError):
@@ -113,6 +147,13 @@ class Proxy:
                     self._cut = None
                     self._refuses = self._then_refuse
                     break
+                if self._hostile is not None:
+                    refusal = _refusal(data, self._hostile)
+                    if refusal:
+                        client.sendall(refusal)
+                        continue
+                    # As wide, so that the length of the message stays right.
+                    data = data.replace(b"READ COMMITTED", b"SERIALIZABLE  ")
                 server.sendall(data)
         _close(client, server)
 
@@ -135,6 +176,21 @@ def _close(*sockets: socket.socket) -> None:
         with suppress(OSError):
             one.shutdown(socket.SHUT_RDWR)
         one.close()
+
+
+def _refusal(message: bytes, chance: random.Random) -> bytes:
+    """Return what a hostile database answers to a query at once; nothing when it executes it."""
+    if message[:1] != b"Q":
+        return b""
+    if message[5:].startswith(b"LISTEN"):
+        return _error(_NO_LISTEN)
+    if _FIRST_OF_A_WRITE in message and chance.random() < _SHARE_OF_CONFLICTS:
+        return _error(_CONFLICT)
+    return b""
+
+
+def _error(fields: bytes) -> bytes:
+    return b"E" + (len(fields) + 4).to_bytes(4, "big") + fields + _IDLE
 
 
 def _without_options(message: bytes) -> bytes:

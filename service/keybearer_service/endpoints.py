@@ -27,9 +27,11 @@ from keybearer_service.net.bounds import (
     PROBE_CALLS,
     PUBLIC_CALLS,
     REFLECTION_CALLS,
+    REMOTE_VALIDATION_CALLS,
     STREAM_CALLS,
     VALIDATION_CALLS,
     Bounds,
+    CallBounds,
 )
 from keybearer_service.rpc import health, reflection
 from keybearer_service.rpc.call_log import CallLog
@@ -61,6 +63,7 @@ from keybearer_service.rpc.servicers.audit import AuditServicer
 from keybearer_service.rpc.servicers.tokens import TokenServicer
 from keybearer_service.rpc.servicers.users import UserServicer
 from keybearer_service.rpc.shares import AccountShares
+from keybearer_service.storage import FileStore
 from keybearer_service.validation.callers import Callers, SharedCallers
 from keybearer_service.validation.groups import GroupReads, PromptUses
 from keybearer_service.validation.validator import Validator
@@ -142,9 +145,9 @@ def is_list(spec: MethodSpec) -> bool:
 class Executors:
     """The threads that calls run on, apart so that none waits behind another kind."""
 
-    def __init__(self) -> None:
-        """Start the threads."""
-        self.validation = CallExecutor(VALIDATION_CALLS, "validation")
+    def __init__(self, validation: CallBounds = VALIDATION_CALLS) -> None:
+        """Start the threads; those of `validation` depend on where the store is."""
+        self.validation = CallExecutor(validation, "validation")
         self._authority = CallExecutor(AUTHORITY_CALLS, "authority")
         self._management = CallExecutor(MANAGEMENT_CALLS, "management")
         self.lists = CallExecutor(LIST_CALLS, "lists")
@@ -230,7 +233,8 @@ class RpcEndpoints:
             RuleError: A method of ours has no access rule.
         """
         self._container = container
-        self._executors = Executors()
+        is_local = isinstance(container.store, FileStore)
+        self._executors = Executors(VALIDATION_CALLS if is_local else REMOTE_VALIDATION_CALLS)
         self._list_shares = AccountShares(LIST_SHARES, "lists", container.recorder)
         self._watchdog = MessageWatchdog(container.clock)
         self.call_log = CallLog(

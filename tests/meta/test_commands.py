@@ -83,6 +83,21 @@ def test_a_command_explains_itself(name: str) -> None:
     assert first_words in " ".join(answer.output.split())
 
 
+def test_without_the_driver_a_database_url_says_how_to_get_it() -> None:
+    """The driver of PostgreSQL is an extra of its own."""
+    program = (
+        "import sys; sys.modules['psycopg'] = None\n"
+        "from keybearer_service.__main__ import main; main()"
+    )
+    words = ("migrate", "--database", "postgresql://keybearer@/keybearer")
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "pip install 'keybearer[server,postgres]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_installed_program_runs() -> None:
     """The module behind the entry point answers in a process of its own."""
     done = subprocess.run(

@@ -130,6 +130,8 @@ class CallBounds:
 # Two is enough: the GIL serialises the work, and every extra thread adds hand-overs inside SQLite
 # reads. Those that wait for slow senders are made up for.
 VALIDATION_CALLS = CallBounds(threads=2, queued=2000)
+REMOTE_VALIDATION_CALLS = CallBounds(threads=16, queued=2000)
+"""The same over a database on a server of its own: a thread that waits for it holds no GIL."""
 AUTHORITY_CALLS = CallBounds(threads=4, queued=200)
 """What takes authority away. Writes come one after another anyway."""
 MANAGEMENT_CALLS = CallBounds(threads=8, queued=400)
