@@ -152,8 +152,6 @@ class Proxy:
                     if refusal:
                         client.sendall(refusal)
                         continue
-                    # As wide, so that the length of the message stays right.
-                    data = data.replace(b"READ COMMITTED", b"SERIALIZABLE  ")
                 server.sendall(data)
         _close(client, server)
 

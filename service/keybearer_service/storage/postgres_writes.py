@@ -43,7 +43,10 @@ class _OutcomeUnknownError(Exception):
 
 
 class Writes:
-    """Runs write transactions, one after another."""
+    """Runs write transactions, one after another.
+
+    The database has the queue for the row, of all nodes; it lets the longest waiting one go first.
+    """
 
     def __init__(
         self,
@@ -58,7 +61,6 @@ class Writes:
         self._clock = clock
         self._entropy = entropy
         self._busy_timeout_s = busy_timeout_s
-        self._lock = threading.Lock()
 
     @contextmanager
     def begin(self) -> Iterator[PostgresSession]:
@@ -69,10 +71,8 @@ class Writes:
                 was lost, and nothing is changed.
             CommitFailedError: The outcome is unknown.
         """
-        if not self._lock.acquire(timeout=self._busy_timeout_s):
-            raise StoreLockedError("another write has held the store for too long")
+        connection = self._connection_with_row()
         try:
-            connection = self._connection_with_row()
             session = PostgresSession(connection, self._first_uses)
             try:
                 yield session
@@ -83,7 +83,6 @@ class Writes:
             self._commit(connection, has_changes=session.has_changes)
         finally:
             self._first_uses.end_write()
-            self._lock.release()
 
     def _connection_with_row(self) -> Connection:
         deadline = self._clock.monotonic() + self._busy_timeout_s
