@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import grpc
+import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -386,6 +387,13 @@ def initialise(path: Path, clock: Clock, entropy: Entropy) -> tuple[DataDir, Cre
         entropy=entropy,
     )
     return data_dir, created
+
+
+def file_of(service: Service) -> Path:
+    """Return the database file of a service, for a look behind its back; skip where it has none."""
+    if service.data_dir.url is not None:
+        pytest.skip("looks into the file of a service, and this one has a database elsewhere")
+    return service.data_dir.database
 
 
 class _Replaceable:

@@ -20,7 +20,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from backends import dump_database
 from fakes import FakeClock, SeededEntropy
-from harness import Service, refused, running
+from harness import Service, file_of, refused, running
 from keybearer._wire.token_format import BASE62
 from keybearer.access import method_path
 from keybearer.v1 import token_service_pb2
@@ -220,7 +220,7 @@ def _quiet(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
 def state_of(service: Service) -> dict[str, list[dict[str, Any]]]:
     """Answer every row, without usage and without the events of refused calls."""
     service.app.container.usage.flush()
-    tables = dump_database(service.data_dir.database)
+    tables = dump_database(file_of(service))
     tables["audit_events"] = [
         row for row in tables["audit_events"] if row["action"] != CALL_REFUSED
     ]

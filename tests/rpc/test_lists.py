@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from backends import append_keys
-from harness import ReplaceableStore, Service, Stubs, refused
+from harness import ReplaceableStore, Service, Stubs, file_of, refused
 from keybearer._wire.limits import MAX_LABELS, MAX_PAGE_BYTES, MAX_SORTED_BY_LAST_USE
 from keybearer.v1 import api_key_service_pb2, audit_service_pb2
 from keybearer_service.storage import LOOKED_AT, dbapi
@@ -22,14 +22,14 @@ FAT = {
 
 def execute(service: Service, statement: str, *values: object) -> None:
     """Execute a statement behind the service's back."""
-    connection = dbapi.connect(str(service.data_dir.database), isolation_level=None)
+    connection = dbapi.connect(str(file_of(service)), isolation_level=None)
     connection.execute(statement, values)
     connection.close()
 
 
 def add_keys(service: Service, count: int) -> None:
     """Add copies of the first key."""
-    connection = dbapi.connect(str(service.data_dir.database))
+    connection = dbapi.connect(str(file_of(service)))
     with connection:
         append_keys(connection, count)
     connection.close()

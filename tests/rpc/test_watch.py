@@ -22,6 +22,7 @@ from harness import (
     ReplaceableStore,
     Service,
     Stubs,
+    file_of,
     initialise,
     make_app,
     message,
@@ -294,7 +295,7 @@ def test_a_commit_of_another_process_is_told(
 @contextmanager
 def behind_the_service(service: Service) -> Iterator[dbapi.Connection]:
     """Commit something as another process would."""
-    connection = dbapi.connect(str(service.data_dir.database))
+    connection = dbapi.connect(str(file_of(service)))
     with connection:
         yield connection
     connection.close()
