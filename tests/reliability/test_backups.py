@@ -37,7 +37,9 @@ def killed_at(step: Step, signal_name: str = "KILL") -> tuple[str, ...]:
     """The words that run a command which gets a signal at the n-th call of one kind."""
     call, number = step
     inject = f"inject={call}:signal={signal_name}:when={number}"
-    return ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject)
+    # What started the tests may ignore some signals, and its programs would too.
+    heard = ("env", f"--default-signal={signal_name}") if signal_name != "KILL" else ()
+    return (*heard, "strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-e", inject)
 
 
 def every_step() -> Iterator[Step]:
