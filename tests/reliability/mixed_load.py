@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from bench.generator import (
     ACK,
@@ -362,7 +363,10 @@ class Connection:
     def _end(self, call: Call) -> None:
         if call.data:
             self._seen.answered[call.kind] += 1
-            wrong = call.check(call.data[5:], call.sent)
+            try:
+                wrong = call.check(call.data[5:], call.sent)
+            except DecodeError:
+                wrong = "another message than was asked for"
             if wrong:
                 self._seen.wrong.append(f"{call.kind}: {wrong}")
             if call.kind == "validate":

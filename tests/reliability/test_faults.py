@@ -26,7 +26,7 @@ from reliability.tracing import require_strace
 
 OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"
 EXIT_OUTCOME_UNKNOWN = 3
-DISK = "3m"
+DISK = "8m"
 STEPS = 8
 
 
