@@ -25,6 +25,8 @@ ABANDON_GRACE_S = 0.5
 """Long enough for the answers that are on their way."""
 DRAIN_GRACE_S = 10.0
 """How long calls in flight may take to finish; below the 30 s that Kubernetes waits."""
+END_AFTER_GRACE_S = 2.0
+"""For an HTTP port to end once its grace is over."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +89,7 @@ class App:
                 is_ready=lambda: self._liveness.ask() and self._is_ready(),
                 render_metrics=None if container.metrics is None else container.metrics.render,
             )
-            undo.callback(self._http.stop, 0)
+            undo.callback(self._http.close)
             self._http.bind()
             self._rpc = RpcEndpoints(
                 container,
@@ -183,8 +185,12 @@ class App:
         self._liveness.close()
         self._store_answers.close()
         self.container.watches.close()
+        # All ports at once: one grace after the other would be longer than anybody waits.
+        began = self.container.clock.monotonic()
+        self._http.end(grace_s)
         self._rpc.stop(grace_s)
-        self._http.stop(grace_s)
+        spent_s = self.container.clock.monotonic() - began
+        self._http.wait(max(0.0, grace_s - spent_s) + END_AFTER_GRACE_S)
         self._gateway_routes.close()
         if self.container.metrics is not None:
             self.container.metrics.stop()

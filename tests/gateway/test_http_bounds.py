@@ -52,6 +52,7 @@ from keybearer_service.net.bounds import (
 )
 from keybearer_service.net.tls import TlsFiles
 from keybearer_service.validation.callers import Callers
+from reliability.processes import END_TIMEOUT_S
 
 FEW = replace(HTTP, connections=20, connections_of_one_peer=15, handshakes=5)
 SHORT = replace(HTTP, handshake_s=0.3, header_s=0.3, body_s=0.3, answer_s=0.5)
@@ -286,7 +287,8 @@ def test_slow_questions_for_readiness_do_not_delay_liveness() -> None:
             assert {rest_of(one)[:12] for one in waiting} == {b"HTTP/1.1 200"}
     finally:
         released.set()
-        ports.stop(0)
+        ports.end(0)
+        ports.wait(END_TIMEOUT_S)
     assert len(asked) <= 2  # those who came after the first answer share another
 
 
@@ -335,7 +337,8 @@ def test_more_requests_than_can_be_answered_soon_are_refused_at_once(world: Gate
             assert exchange(ports.port, request).startswith(b"HTTP/1.1 403 ")
     finally:
         slow.released.set()
-        ports.stop(0)
+        ports.end(0)
+        ports.wait(END_TIMEOUT_S)
         routes.close()
 
 

@@ -3,7 +3,10 @@
 import base64
 import itertools
 import json
+import socket
 import ssl
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +30,7 @@ from keybearer_service.http.listeners import HttpConfig, HttpListeners
 from keybearer_service.net.addresses import Address, Listener, ListenError
 from keybearer_service.net.tls import TlsFiles
 from keybearer_service.storage import StoreLockedError
+from reliability.hostile import HostileConnection
 
 
 @pytest.mark.parametrize("path", ["/v1/auth", "/v1/auth/", "/v1/auth/orders/7?page=2"])
@@ -380,6 +384,28 @@ def test_a_server_that_ends_says_so_to_probes(
         assert world.http.get("/readyz").status_code == 503
 
 
+def test_every_port_ends_at_the_same_time(world: Gated) -> None:
+    """A call that is half sent has its grace, and the HTTP port does not wait for it to begin."""
+    app = world.service.app
+    ending = threading.Thread(target=app.stop, args=(60,))
+    with HostileConnection(world.service.address) as connection:
+        connection.begin_call()
+        connection.settle()
+        ending.start()
+        deadline = time.monotonic() + 30
+        while somebody_listens(app.http_port):
+            assert time.monotonic() < deadline
+        assert ending.is_alive()
+    ending.join(30)
+    assert not ending.is_alive()
+
+
+def somebody_listens(port: int) -> bool:
+    """Return whether anything listens on a port."""
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
 # --- what is refused at the start -----------------------------------------------------------------
 
 
@@ -423,7 +449,7 @@ def test_a_port_in_use_is_refused_and_leaves_nothing_open(world: Gated) -> None:
     )
     with pytest.raises(ListenError, match="in use"):
         ports.bind()
-    ports.stop(0)
+    ports.close()
 
 
 def test_an_account_that_does_not_exist_cannot_be_opened(

@@ -50,8 +50,8 @@ thread of the service opens two when it first reads."""
 MORE_MEMORY_KB = 160 * 1024
 GROWTH_KB = 16 * 1024
 """Of one round over the first."""
-END_WITHIN_S = 30.0
-"""As long as Kubernetes waits; calls in flight have ten seconds of it."""
+END_WITHIN_S = 15.0
+"""Calls in flight have ten seconds of it, and the log two."""
 
 
 @dataclass

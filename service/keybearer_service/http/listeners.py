@@ -102,15 +102,24 @@ class HttpListeners:
             server.start()
             log.info("serving_http", port=server.port, name=name)
 
-    def stop(self, grace_s: float) -> None:
-        """Finish the requests in flight and close every port."""
+    def end(self, grace_s: float) -> None:
+        """Begin to end on every port: stop accepting requests, let those in flight finish."""
         for server in self._servers.values():
-            server.stop(grace_s)
+            server.end(grace_s)
+
+    def wait(self, within_s: float) -> None:
+        """Wait until every server has ended, and close the ports."""
+        for server in self._servers.values():
+            server.wait(within_s)
+
+    def close(self) -> None:
+        """Give up the ports of servers that were never started."""
+        for server in self._servers.values():
+            server.close()
 
     def _bind(self, name: str, listener: Listener, routes: list[Route], bounds: Bounds) -> None:
         try:
             self._servers[name] = HttpServer(name, application(routes), listener, bounds)
         except BaseException:
-            for server in self._servers.values():
-                server.close()
+            self.close()
             raise

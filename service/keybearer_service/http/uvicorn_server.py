@@ -69,14 +69,18 @@ class HttpServer:
         self._thread.start()
         self._is_serving.wait()
 
-    def stop(self, grace_s: float) -> None:
-        """Stop accepting requests, and let those in flight finish for a while."""
+    def end(self, grace_s: float) -> None:
+        """Begin to end: stop accepting requests, and let those in flight finish for a while."""
         # Whole seconds are what uvicorn takes.
         self._config.timeout_graceful_shutdown = max(1, round(grace_s))
         if self._loop is not None and self._thread.is_alive():
             with contextlib.suppress(RuntimeError):  # it has ended by itself
                 self._loop.call_soon_threadsafe(self._end)
-            self._thread.join(grace_s + 2)
+
+    def wait(self, within_s: float) -> None:
+        """Wait until the server has ended, and close its port."""
+        if self._thread.is_alive():
+            self._thread.join(within_s)
         self.close()
 
     def close(self) -> None:
