@@ -298,6 +298,17 @@ def test_a_call_that_is_taken_back_is_no_failure(
     assert "call_failed" not in log()
 
 
+def test_a_call_that_is_refused_before_its_message_is_none_of_the_loop(
+    service: Service, log: Callable[[], str]
+) -> None:
+    """Anybody can make such calls, and a line for each would fill the log."""
+    with HostileConnection(service.address) as connection:
+        for _ in range(20):
+            connection.wait_for_end([connection.begin_call()])
+        connection.settle()
+    assert "hot_loop_failed" not in log()
+
+
 def test_the_private_socket_admits_no_credential(
     tmp_path: Path, clock: FakeClock, entropy: SeededEntropy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,7 +102,8 @@ class HotLoop:
         self._watchdog = watchdog
         self._queue: Any = _cygrpc.CompletionQueue()
         self._server: Any = None
-        self._gate = threading.Lock()
+        self.gate = threading.Lock()
+        """Held while operations are started, and while two threads might ask for the same one."""
         self._is_waiting = True
         self._turn_ended = threading.Event()
         self._is_closed = False
@@ -128,7 +129,7 @@ class HotLoop:
 
     def close(self) -> None:
         """End the thread; the server has ended, and every call with it."""
-        with self._gate:
+        with self.gate:
             self._is_closed = True
         self._queue.shutdown()
         if self._thread.is_alive():
@@ -262,7 +263,7 @@ class HotLoop:
         The server may end while calls are still judged, and grpc ends the process for an operation
         on a queue that is shut down.
         """
-        with self._gate:
+        with self.gate:
             error = 0 if self._is_closed else call.start_server_batch(operations, then)
         if error:
             raise RuntimeError(f"grpc refused a batch of operations: {error}")
@@ -387,9 +388,9 @@ class HotCall:
             self._ends_waiting(_GONE)
         elif message is not None:
             self._ends_waiting(message)
-        else:
-            # A call that was taken back has no message either; this tells one from the other.
-            self._is_close_asked = True
+        elif self._is_first_to_ask_close():
+            # A call that was taken back has no message either; this tells one from the other. One
+            # that the ordinary path has ended meanwhile needs nothing more.
             self._start((_cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._closed)
             self._loop.wait_for(self)
 
@@ -426,9 +427,16 @@ class HotCall:
             operations.append(_cygrpc.SendMessageOperation(answer, _NO_FLAGS))
             details, code, text = None, _OK, ""
         operations.append(_cygrpc.SendStatusFromServerOperation(details, code, text, _NO_FLAGS))
-        if not self._is_close_asked:
+        if self._is_first_to_ask_close():
             operations.append(_cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS))
         self._start(tuple(operations), _ended)
+
+    def _is_first_to_ask_close(self) -> bool:
+        """Return whether the end of the call is still to be asked for; grpc takes that once."""
+        with self._loop.gate:
+            is_first = not self._is_close_asked
+            self._is_close_asked = True
+            return is_first
 
     def _answer_by(self, work: Callable[..., bytes | Status], arguments: tuple[Any, ...]) -> None:
         self.end(work(*arguments))
