@@ -384,11 +384,16 @@ def test_a_server_that_ends_says_so_to_probes(
         assert world.http.get("/readyz").status_code == 503
 
 
-def test_every_port_ends_at_the_same_time(world: Gated) -> None:
+def test_every_port_ends_at_the_same_time(
+    tmp_path: Path, clock: FakeClock, entropy: SeededEntropy
+) -> None:
     """A call that is half sent has its grace, and the HTTP port does not wait for it to begin."""
-    app = world.service.app
-    ending = threading.Thread(target=app.stop, args=(60,))
-    with HostileConnection(world.service.address) as connection:
+    with (
+        gated(tmp_path / "data", clock, entropy) as world,
+        HostileConnection(world.service.address) as connection,
+    ):
+        app = world.service.app
+        ending = threading.Thread(target=app.stop, args=(60,))
         connection.begin_call()
         connection.settle()
         ending.start()
@@ -396,8 +401,9 @@ def test_every_port_ends_at_the_same_time(world: Gated) -> None:
         while somebody_listens(app.http_port):
             assert time.monotonic() < deadline
         assert ending.is_alive()
-    ending.join(30)
-    assert not ending.is_alive()
+        connection.close()
+        ending.join(30)
+        assert not ending.is_alive()
 
 
 def somebody_listens(port: int) -> bool:

@@ -57,6 +57,10 @@ class HostileConnection:
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection without a word."""
         self._socket.close()
 
     def begin_call(

@@ -20,6 +20,8 @@ from keybearer_service.domain.entropy import SystemEntropy
 TESTS = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 60.0
 END_TIMEOUT_S = 60.0
+SMALL_PIPE = 4096
+"""Some fifteen lines of a log."""
 SERVER = ("-m", "keybearer_service")
 RUN_WITH_BUGS = ("-m", "reliability.run_with_bugs")
 
@@ -77,7 +79,8 @@ class ServerProcess:
         wrapper: Words before the command, such as a tracer's, that leave its pid in place.
         flags: More flags of `serve`.
         entry: The arguments of the interpreter that run the command.
-        read_until: The event after which nobody reads its log any more; empty for none.
+        read_until: The event after which nobody reads its log any more; empty for none. The pipe
+            is then a small one, which is soon full.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class ServerProcess:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            pipesize=SMALL_PIPE if read_until else -1,
         )
         self._channels: list[grpc.Channel] = []
         self.output = bytearray()

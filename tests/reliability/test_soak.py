@@ -9,6 +9,7 @@ in turn, from this process.
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -28,22 +29,27 @@ from certificates import Authority
 from harness import Stubs
 from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service.gateway.routes import THREADS
+from keybearer_service.net.bounds import METRICS
 from keybearer_service.rpc.executors import MAX_SLOW
 from reliability.hostile import VALIDATE
 from reliability.processes import END_TIMEOUT_S, ServerProcess, environment, init
-from reliability.vital_signs import VitalSigns, vital_signs, wait_for_rest
+from reliability.vital_signs import VitalSigns, connections_to, vital_signs, wait_for_rest
 
 SOAK_S = float(os.environ.get("KEYBEARER_SOAK_S") or 1800)
 ROUND_S = 600.0
 """Memory after each round is compared with that after the first; and a connection is ended by the
 server after half an hour, so that those opened before a longer round would not last."""
+PLANTED_S = 5.0
 CONNECTIONS = 4
 EVERY_S = 0.02
 CALL_WITHIN_S = 10.0
 P99_FACTOR = 3.0
 SILENT = 60
 PROBER = "127.0.0.2"
+MAX_HELD = METRICS.connections_of_one_peer + 1
+"""On the port of metrics: by the attackers, and by the probe."""
 SPARE = 8
+LINES_OF_A_PIPE = 15
 SPARE_THREADS = THREADS + 2 * 3
 """Those for requests of gateways start with the first ones, and so does one for each question that
 is put on each HTTP port: liveness, readiness, metrics."""
@@ -120,6 +126,8 @@ class Keybearer(Place):
     server: ServerProcess = field(kw_only=True)
     admin_token: str = field(kw_only=True, repr=False)
     probes: list[int] = field(default_factory=list)
+    most_held: int = 0
+    """Connections to the port of metrics, at any one time."""
 
     @property
     def admin(self) -> Stubs:
@@ -149,6 +157,21 @@ class Keybearer(Place):
                 self.probes.append(connection.getresponse().status)
             except (OSError, HTTPException):
                 self.probes.append(0)
+
+    def crowd(self) -> None:
+        """Hold more silent connections to the port of metrics than a peer may, and count them."""
+        with ExitStack() as stack:
+            for _ in range(MAX_HELD + SPARE):
+                one = socket.create_connection(("127.0.0.1", self.http[-1]))
+                stack.enter_context(one)
+            self.probe()  # once it is answered, those before it have been accepted
+            self.most_held = max(self.most_held, connections_to(self.http[-1]))
+
+    def fill_the_log(self) -> None:
+        """Have more lines written than the pipe of the log holds."""
+        for _ in range(2 * LINES_OF_A_PIPE):
+            if not self.failures:
+                self.manage()
 
     def vital_signs(self) -> VitalSigns:
         return vital_signs(self.server.pid)
@@ -302,6 +325,13 @@ def validate_for(scene: Scene, seconds: float) -> None:
     managing.join()
 
 
+def press(scene: Scene) -> None:
+    """Go beyond a share of connections and the pipe of a log, however slow the machine is."""
+    for subject, _ in scene.pairs:
+        subject.crowd()
+        subject.fill_the_log()
+
+
 def soak(scene: Scene, seconds: float, *, silent: int = SILENT) -> None:
     """Attack in rounds, and assert all that is promised.
 
@@ -317,15 +347,15 @@ def soak(scene: Scene, seconds: float, *, silent: int = SILENT) -> None:
     for number in range(rounds):
         with scene.attacks(silent=silent) as done:
             validate_for(scene, seconds / rounds)
+            press(scene)
         _report(scene, done)
+        assert_nobody_was_harmed(scene)
         after.append({one.name: one.wait_for_rest(before[one.name]) for one in scene.keybearers})
         _say(f"after round {number + 1}", after[-1])
         for place in scene.places:
             place.close()
             place.open()
     for subject, control in scene.pairs:
-        assert not subject.failures
-        assert subject.probes.count(200) >= 0.99 * len(subject.probes)
         assert subject.quantile(0.99) <= P99_FACTOR * control.quantile(0.99)
         for signs in after:
             _assert_is_back(before[subject.name], after[0][subject.name], signs[subject.name])
@@ -337,6 +367,15 @@ def soak(scene: Scene, seconds: float, *, silent: int = SILENT) -> None:
             took = time.monotonic() - began
             sys.stdout.write(f"{subject.name}: ended {took:.1f} s after SIGTERM\n")
             assert took < END_WITHIN_S
+
+
+def assert_nobody_was_harmed(scene: Scene) -> None:
+    """Assert that everybody was answered so far, and that no peer held more than its share."""
+    for subject, _ in scene.pairs:
+        assert subject.most_held <= MAX_HELD
+    for subject, _ in scene.pairs:
+        assert not subject.failures
+        assert subject.probes.count(200) >= 0.99 * len(subject.probes)
 
 
 def _assert_is_back(before: VitalSigns, after_first: VitalSigns, after: VitalSigns) -> None:
@@ -377,3 +416,23 @@ def test_everything_at_once_for_long_harms_nobody_who_is_connected(
     sys.stdout.write(f"KEYBEARER_TEST_SEED={seed}\n")
     with ExitStack() as stack:
         soak(Scene(stack, tmp_path, seed), SOAK_S)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("bug", "noticed"),
+    [("no-http-bounds", "most_held"), ("log-in-the-call", "of management")],
+)
+def test_a_planted_bug_is_found_for_what_it_is(
+    tmp_path: Path, seed: int, bug: str, noticed: str
+) -> None:
+    """Ports without bounds hold too many connections; calls that wait for their log time out."""
+    sys.stdout.write(f"KEYBEARER_TEST_SEED={seed}\n")
+    with ExitStack() as stack:
+        scene = Scene(stack, tmp_path, seed, bugs=[bug])
+        with scene.attacks(silent=SILENT) as done:
+            validate_for(scene, PLANTED_S)
+            press(scene)
+        _report(scene, done)
+        with pytest.raises(AssertionError, match=noticed):
+            assert_nobody_was_harmed(scene)

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 WITHIN_S = 60.0
+_ESTABLISHED = "01"
+_NOT_ACCEPTED = "0"
+"""The inode of a connection that still waits in the backlog."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,15 @@ def _is_socket(descriptor: Path) -> bool:
         return str(descriptor.readlink()).startswith("socket:")
     except FileNotFoundError:  # closed meanwhile
         return False
+
+
+def connections_to(port: int) -> int:
+    """Return how many open connections somebody has accepted on a port of this machine."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(
+        row[1].endswith(f":{port:04X}") and row[3] == _ESTABLISHED and row[9] != _NOT_ACCEPTED
+        for row in rows
+    )
 
 
 def wait_for_rest(pid: int, before: VitalSigns, call: Callable[[], object]) -> VitalSigns:
