@@ -372,6 +372,7 @@ def soak(scene: Scene, seconds: float, *, silent: int = SILENT) -> None:
 def assert_nobody_was_harmed(scene: Scene) -> None:
     """Assert that everybody was answered so far, and that no peer held more than its share."""
     for subject, _ in scene.pairs:
+        assert not subject.server.has_ended, f"{subject.name}: exit code {subject.server.wait()}"
         assert subject.most_held <= MAX_HELD
     for subject, _ in scene.pairs:
         assert not subject.failures
