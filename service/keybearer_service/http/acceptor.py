@@ -135,7 +135,10 @@ class Acceptor:
                 ssl_handshake_timeout=self._bounds.handshake_s,
                 ssl_shutdown_timeout=_CLOSE_TLS_WITHIN_S,
             )
-        except OSError:
+        except OSError as error:
+            # asyncio keeps the error in a future, and the error its frames: together they would
+            # keep TLS buffers in memory until the collector runs.
+            error.__traceback__ = None
             # The client, or what it is, knows no better: nothing to log for each.
             self.table.closed["handshake_failed"] += 1
         finally:
