@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -33,6 +33,7 @@ from keybearer_service.net.bounds import METRICS
 from keybearer_service.rpc.executors import MAX_SLOW
 from reliability.hostile import VALIDATE
 from reliability.processes import END_TIMEOUT_S, ServerProcess, environment, init
+from reliability.served import every_method
 from reliability.vital_signs import VitalSigns, connections_to, vital_signs, wait_for_rest
 
 SOAK_S = float(os.environ.get("KEYBEARER_SOAK_S") or 1800)
@@ -49,6 +50,8 @@ PROBER = "127.0.0.2"
 MAX_HELD = METRICS.connections_of_one_peer + 1
 """On the port of metrics: by the attackers, and by the probe."""
 SPARE = 8
+FRAME = 5
+"""Bytes before a message."""
 LINES_OF_A_PIPE = 15
 SPARE_THREADS = THREADS + 2 * 3
 """Those for requests of gateways start with the first ones, and so does one for each question that
@@ -184,12 +187,22 @@ class Keybearer(Place):
         return wait_for_rest(self.server.pid, spared, self._call_all)
 
     def _call_all(self) -> None:
-        """Make a call on every executor but the one of streams."""
+        """Make a call on every executor: a thread that stood in for others leaves after its own."""
         self.validate(self.channels[0])
         self.admin.list_keys()
         self.admin.revoke_token("garbage")
         check: Any = self.channels[0].unary_unary("/grpc.health.v1.Health/Check")
         check(b"", timeout=CALL_WITHIN_S)
+        metadata = (("authorization", f"Bearer {self.token}"),)
+        for method in every_method("", ""):
+            if method.is_stream:
+                call: Any = self.channels[0].stream_stream(method.path)
+                stream = call(
+                    iter([method.request[FRAME:]]), metadata=metadata, timeout=CALL_WITHIN_S
+                )
+                with suppress(grpc.RpcError):
+                    next(stream)
+                stream.cancel()
 
 
 class Scene:
