@@ -39,8 +39,6 @@ class HostileConnection:
         host, _, port = address.rpartition(":")
         self._socket = socket.create_connection((host, int(port)), timeout=within_s)
         self._scheme = "http" if tls is None else "https"
-        if tls is not None:
-            self._socket = tls.wrap_socket(self._socket, server_hostname="localhost")
         self._answered: set[int] = set()
         self._ended: set[int] = set()
         self._farewell = "without a word"
@@ -51,7 +49,13 @@ class HostileConnection:
         )
         self._h2 = H2Connection(config)
         self._h2.initiate_connection()
-        self._flush()
+        try:
+            if tls is not None:
+                self._socket = tls.wrap_socket(self._socket, server_hostname="localhost")
+            self._flush()
+        except OSError:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
