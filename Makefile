@@ -55,7 +55,7 @@ mutation: $(VENV)/.dev ## Change the code that decides, and see that tests notic
 
 # What serves the hot methods, and is tested once more on their other path, and on it with an old grpcio.
 HOT_TESTS := tests/rpc/test_hot_loop.py tests/rpc/test_tokens.py tests/rpc/test_calls.py \
-	tests/rpc/test_access_matrix.py tests/rpc/test_bad_input.py tests/gateway/test_same_decision.py
+	tests/rpc/test_access_matrix.py tests/gateway/test_same_decision.py
 
 .PHONY: test-hot-loop
 test-hot-loop: $(VENV)/.dev ## Run the tests of the hot methods with the hot loop
