@@ -16,7 +16,7 @@ BOUND_S = 2.0
 RECOVERY_S = 5.0
 PEAK = 3.0
 PEAK_OF_FEW = 9.0
-"""Of few clients: what each asks first after the return falls into one second, and steady is little."""
+"""Of few clients: the first questions of all fall into one second, and steady is little."""
 KEYS = 20
 _LOOK_EVERY_S = 0.25
 
