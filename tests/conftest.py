@@ -22,7 +22,7 @@ def seed() -> int:
 
 @pytest.hookimpl
 def pytest_report_header() -> list[str]:
-    """Say how to repeat a run, and what it runs on."""
+    """Print how to repeat a run, and what it runs on."""
     return [
         f"KEYBEARER_TEST_SEED={os.environ.get('KEYBEARER_TEST_SEED', '(drawn, see failures)')}",
         f"PostgreSQL: {postgres_server.describe()}",
@@ -31,7 +31,7 @@ def pytest_report_header() -> list[str]:
 
 @pytest.hookimpl
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say loudly that tests were skipped because there was no PostgreSQL."""
+    """Print that tests were skipped because there was no PostgreSQL."""
     skipped = [
         one
         for one in terminalreporter.stats.get("skipped", [])

@@ -96,7 +96,7 @@ class Proxy:
         self._cut, self._then_refuse = cut, then_refuse
 
     def accept_again(self) -> None:
-        """Take connections again."""
+        """Accept connections again."""
         self._refuses = False
 
     def answer_commits_with(self, tag: bytes) -> None:

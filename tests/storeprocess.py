@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,8 @@ class _Session:
     def end(self, failure: str) -> None:
         manager, _ = self._open.pop()
         error = {"": None, "own": BlockFailedError(), "last": self._last_error}[failure]
-        try:
+        with suppress(BlockFailedError):  # the block's own exception goes on in the other process
             manager.__exit__(None if error is None else type(error), error, None)
-        except BlockFailedError:
-            """The block's own exception goes on in the other process."""
 
 
 class StoreProcess:

@@ -92,7 +92,7 @@ class Checker:
         until(lambda: self._describe()["waiting"] == count)
 
     def release(self) -> None:
-        """Let the server answer."""
+        """Release the held answers of the server."""
         assert self._server.hold is not None
         self._server.hold.set()
 

@@ -30,17 +30,17 @@ VALID = pb.ValidateTokenResponse(valid=True).SerializeToString()
 
 
 def unary(_request: bytes, _context: grpc.ServicerContext) -> bytes:
-    """Answer with an empty message."""
+    """Return an empty message."""
     return b""
 
 
 def validate(_request: bytes, _context: grpc.ServicerContext) -> bytes:
-    """Say that every token is valid."""
+    """Return that every token is valid."""
     return VALID
 
 
 def stream(requests: Iterator[bytes], _context: grpc.ServicerContext) -> Iterator[bytes]:
-    """Answer the first message, and end."""
+    """Yield one response to the first message, and end."""
     for _request in requests:
         yield b""
         return
@@ -63,7 +63,7 @@ class Handlers(grpc.GenericRpcHandler):
 
 
 async def respond(_scope: Any, _receive: Any, send: Any) -> None:
-    """Answer every request over HTTP with nothing."""
+    """Respond to every HTTP request with an empty body."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b""})
 

@@ -355,7 +355,7 @@ def test_a_killed_command_leaves_a_whole_log(
     while killed.poll() is None and not (
         export.exists() if moment == "exporting" else has_base(data)
     ):
-        """Look again."""
+        continue
     killed.kill()
     killed.wait()
     checked = answer("check", "--data-dir", str(data))

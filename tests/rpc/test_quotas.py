@@ -38,7 +38,7 @@ def test_a_key_beyond_the_quota_is_refused(admin: Stubs) -> None:
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "QUOTA_EXCEEDED",
         "max_keys_per_account: the account has reached 3; revoke keys that are expired or not "
-        "needed, or have whoever runs the server raise this setting",
+        "needed, or ask the server's operator to raise this setting",
         [],
         {"quota": "max_keys_per_account", "limit": "3"},
         None,

@@ -15,8 +15,6 @@ from watch.test_cost import Program
 BOUND_S = 2.0
 RECOVERY_S = 5.0
 PEAK = 3.0
-PEAK_OF_FEW = 9.0
-"""Of few clients: the first questions of all fall into one second, and steady is little."""
 KEYS = 20
 _LOOK_EVERY_S = 0.25
 
@@ -49,9 +47,7 @@ class ClientProcesses:
             program.close()
 
 
-def _outage(
-    tmp_path: Path, clients: int, processes: int, down: float, steady_for: float, peak: float = PEAK
-) -> None:
+def _outage(tmp_path: Path, clients: int, processes: int, down: float, steady_for: float) -> None:
     token = init(tmp_path / "data")["token"]
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(serving(tmp_path / "data"))
@@ -92,7 +88,7 @@ def _outage(
     )
     assert allowed_for <= BOUND_S
     assert recovered <= RECOVERY_S
-    assert max(rates, default=0) <= peak * steady
+    assert max(rates, default=0) <= PEAK * steady
 
 
 def _again(data_dir: Path, address: str) -> contextlib.AbstractContextManager[ServerProcess]:
@@ -102,7 +98,7 @@ def _again(data_dir: Path, address: str) -> contextlib.AbstractContextManager[Se
 
 def test_an_outage_ends_allows_in_time_and_its_end_brings_them_back(tmp_path: Path) -> None:
     """Few clients: allows end in time, and leases return after three seconds of outage."""
-    _outage(tmp_path, clients=20, processes=1, down=3.0, steady_for=1.0, peak=PEAK_OF_FEW)
+    _outage(tmp_path, clients=20, processes=1, down=3.0, steady_for=1.0)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 import weakref
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, Generic, NamedTuple, TypeVar
@@ -31,7 +32,7 @@ _OF_ALL: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLIN
 """The codes of a call that would fail for each of its tokens alone as well."""
 
 
-class Check:
+class Check(ABC):
     """A check that waits for its verdict."""
 
     __slots__ = ("_error", "_verdict", "deadline", "has_left", "is_alone", "token")
@@ -52,16 +53,16 @@ class Check:
         return self._verdict is not None or self._error is not None
 
     def settle(self, result: Verdict | Exception) -> None:
-        """Store the result and wake whoever waits for it."""
+        """Store the result and wake the thread or task that waits for it."""
         if isinstance(result, Exception):
             self._error = result
         else:
             self._verdict = result
         self.wake()
 
+    @abstractmethod
     def wake(self) -> None:
-        """Wake whoever waits for this check."""
-        raise NotImplementedError
+        """Wake the thread or task that waits for this check."""
 
     def result(self) -> Verdict:
         """Return the verdict.
@@ -93,8 +94,8 @@ class Call(NamedTuple, Generic[CheckT]):
 class Queue(Generic[CheckT]):
     """Decides which checks go together and when. It has no lock and does no I/O.
 
-    Times are seconds of a monotonic clock. Whoever gets calls from a method has to make them, and
-    to report the end of each one by `end`.
+    Times are seconds of a monotonic clock. The caller of a method makes the calls that it returns,
+    and reports the end of each one by `end`.
     """
 
     def __init__(self) -> None:

@@ -33,7 +33,7 @@ MAX_LISTED_KEY_IDS: Final = 10_000
 DEFAULT_PAGE_SIZE: Final = 50
 MAX_PAGE_SIZE: Final = 1000
 MAX_PAGE_BYTES: Final = 2 * 1024 * 1024
-"""A page ends before it is longer: clients take 4 MiB unless they are told otherwise."""
+"""The longest page, in bytes: half of the 4 MiB that gRPC clients accept by default."""
 MAX_SORTED_BY_LAST_USE: Final = 100_000
 """Keys of an account that can be listed in the order of their last use."""
 API_KEY_ORDERS: Final = ("create_time", "expire_time", "name", "last_used_time")

@@ -107,8 +107,8 @@ class ApiKeyServiceServicer(object):
 
         Walks. All pages together, in the order `create_time` or `create_time desc`, hold every key that
         exists throughout, once. In the other orders a key whose sorted value changes meanwhile may come
-        twice or be missing, because it is moved between pages that were read and pages to come: whoever
-        needs all keys walks by `create_time` and sorts afterwards.
+        twice or be missing, because it moves between pages that were read and pages to come. To get
+        every key, walk by `create_time` and sort afterwards.
 
         At most six lists of one account run or wait at a time, over all list methods; more are
         OVERLOADED.

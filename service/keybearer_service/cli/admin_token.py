@@ -12,7 +12,7 @@ from keybearer_service.cli.options import (
     Output,
     OutputOption,
     TokenFileOption,
-    ttl_micros,
+    duration_micros,
 )
 from keybearer_service.cli.output import token_output
 from keybearer_service.offline.break_glass import issue_admin_token
@@ -30,7 +30,7 @@ def admin_token(
     config: ConfigOption = None,
 ) -> None:
     """Break glass: issue an ADMIN token with access to the files alone. It is audited."""
-    life = ttl_micros(ttl)
+    life = duration_micros("--ttl", ttl)
     with (
         token_output(token_file, output) as destination,
         opened(config, data_dir, database) as container,

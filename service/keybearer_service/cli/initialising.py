@@ -14,7 +14,7 @@ from keybearer_service.cli.options import (
     Output,
     OutputOption,
     TokenFileOption,
-    ttl_micros,
+    duration_micros,
 )
 from keybearer_service.cli.output import token_output
 from keybearer_service.config import load
@@ -60,7 +60,7 @@ def init(
         name=validators.name("--account", account),
         admin_email=email,
         admin_display_name=email[:MAX_NAME],
-        expiration=Expiration(ttl=None if ttl is None else ttl_micros(ttl)),
+        expiration=Expiration(ttl=None if ttl is None else duration_micros("--ttl", ttl)),
     )
     with token_output(token_file, output) as destination:
         created = make_installation(DataDir(settings.data_dir, settings.database_url), new, prefix)

@@ -79,8 +79,8 @@ TokenFileOption = Annotated[
 ]
 
 
-def ttl_micros(text: str) -> int:
-    """Parse the value of `--ttl`, such as 90d, into microseconds.
+def duration_micros(option: str, text: str) -> int:
+    """Parse the value of an option, such as 90d, into microseconds.
 
     Raises:
         ConfigError: Not a duration.
@@ -88,4 +88,4 @@ def ttl_micros(text: str) -> int:
     try:
         return int(parse_duration(text).total_seconds()) * SECOND
     except ValueError as error:
-        raise ConfigError(f"--ttl: {error}") from None
+        raise ConfigError(f"{option}: {error}") from None

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from keybearer._wire.durations import parse_duration
 from keybearer_service.cli.opening import opened
 from keybearer_service.cli.options import (
     ConfigOption,
@@ -14,6 +13,7 @@ from keybearer_service.cli.options import (
     DataDirOption,
     Output,
     OutputOption,
+    duration_micros,
 )
 from keybearer_service.cli.output import print_result
 from keybearer_service.config import PRUNE_VARIABLES, ConfigError
@@ -51,7 +51,7 @@ def audit_prune(
         if before is not None:
             limit = _moment(before)
         elif older_than is not None:
-            limit = Micros(container.clock.now() - _age(older_than))
+            limit = Micros(container.clock.now() - duration_micros("--older-than", older_than))
         else:
             raise ConfigError("give --before TIME or --older-than DURATION, such as 365d")
         pruned = prune_audit(
@@ -69,13 +69,6 @@ def audit_prune(
         f"{pruned.export_sha256}",
         output,
     )
-
-
-def _age(text: str) -> int:
-    try:
-        return int(parse_duration(text).total_seconds()) * SECOND
-    except ValueError as error:
-        raise ConfigError(f"--older-than: {error}") from None
 
 
 def _moment(text: str) -> Micros:

@@ -226,7 +226,7 @@ class QuotaExceeded(ServiceError):
 
     def __init__(self, quota: str, limit: int, remedy: str) -> None:
         super().__init__(
-            f"{quota}: the account has reached {limit}; {remedy}, or have whoever runs the server "
+            f"{quota}: the account has reached {limit}; {remedy}, or ask the server's operator to "
             "raise this setting",
             quota=quota,
             limit=str(limit),

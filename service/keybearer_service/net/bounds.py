@@ -1,7 +1,7 @@
 """How much the service holds for its clients, and for how long: one table for every port.
 
-Whoever was not identified yet costs a connection, memory and time, and every call a place in a
-queue. Each of these has a bound here.
+A client that was not identified yet costs a connection, memory and time, and every call a place in
+a queue. Each of these has a bound here.
 """
 
 import ipaddress

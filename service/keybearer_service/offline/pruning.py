@@ -1,7 +1,7 @@
-"""Takes old events out of the audit log: exports them first, and keeps what they vouch for.
+"""Prunes old events from the audit log: exports them first, and keeps what they vouch for.
 
-Every step is a transaction that leaves the log whole: whoever breaks a run off has a log that
-begins at one of the events on the way, and can run it again.
+Every step is a transaction that leaves the log whole. After an interrupted run the log begins at
+one of the events on the way, and the command can be run again.
 """
 
 import hashlib

@@ -90,7 +90,7 @@ class CallLog:
             self.stream_ended(call)
         elif not isinstance(known, StoreUnavailable) and self._is_logged(
             call, is_refusal=is_refusal
-        ):  # an outage has a line of its own, whoever meets it
+        ):  # an outage is logged once, not for each call that meets it
             log.warning(
                 "call_refused" if is_refusal else "call_failed",
                 method=call.method,

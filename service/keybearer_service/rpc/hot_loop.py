@@ -114,7 +114,7 @@ class HotLoop:
         self._waiting: dict[HotCall, float] = {}
 
     def attach(self, server: grpc.Server) -> None:
-        """Take the methods out of the hands of a server that has not started."""
+        """Register the methods for this loop at a server that has not started."""
         self._server = server._state.server  # type: ignore[attr-defined]  # noqa: SLF001 - see above
         self._server.register_completion_queue(self._queue)
         for one in self._methods:
@@ -157,7 +157,7 @@ class HotLoop:
             self._turn_ended.set()
 
     def _take_events(self) -> bool:
-        """Take what is ready, waiting for the first; return False once the queue is shut down."""
+        """Wait for an event, and handle all that are ready; return False once the queue ended."""
         poll = self._queue.poll
         wait_s = SLOW_AFTER_S if self._waiting else _IDLE_S
         self._is_waiting = True
@@ -180,7 +180,7 @@ class HotLoop:
                 queue, queue, method.here.spec.path, _Requested(self, method)
             )
         except ValueError:
-            """The server stops, and takes no calls any more."""
+            return  # the server stops, and accepts no calls any more
 
     def _serve_arrived(self) -> None:
         if self._begun:

@@ -167,8 +167,8 @@ class Found(Generic[T]):
     items: Sequence[T]
     """At most as many as the page may have, in the order of the list."""
     rest: SortKey | None = None
-    """Where the list goes on when the page ended early, because enough rows were looked at. There
-    may be no items at all, and nothing more either: whoever wants all goes on until it is None."""
+    """Where the list goes on when the page ended early, because enough rows were looked at; None at
+    the end of the list. Such a page may have no items, and so may the rest."""
 
 
 class Waiting(Protocol):

@@ -1,6 +1,8 @@
 """The engine behind a FileStore, for commands that show it or that must not share a file."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from keybearer_service.storage import dbapi
@@ -33,3 +35,21 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def new_copy(path: Path) -> Iterator[None]:
+    """Create a file for a block that fills it; sync it afterwards, or remove it when that fails.
+
+    Raises:
+        FileExistsError: The file exists.
+        OSError: The disk refuses it.
+    """
+    path.touch(mode=0o600, exist_ok=False)
+    try:
+        yield
+        sync(path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
+        raise

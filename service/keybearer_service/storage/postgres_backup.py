@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from keybearer_service.storage import OnProgress, dbapi
-from keybearer_service.storage.files import sync
+from keybearer_service.storage.files import new_copy
 from keybearer_service.storage.postgres_connections import Connection
 from keybearer_service.storage.postgres_session import KEYS
 from keybearer_service.storage.sqlite import SqliteStore
@@ -31,8 +31,7 @@ def copy_to_file(connection: Connection, path: Path, on_progress: OnProgress) ->
         FileExistsError: The file exists.
         StoreFullError: There is no room for it.
     """
-    path.touch(mode=0o600, exist_ok=False)
-    try:
+    with new_copy(path):
         SqliteStore(path).close()  # the schema
         target = dbapi.connect(str(path), isolation_level=None)
         try:
@@ -44,11 +43,6 @@ def copy_to_file(connection: Connection, path: Path, on_progress: OnProgress) ->
             raise store_error(error) from error
         finally:
             target.close()
-        sync(path)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
-        raise
 
 
 def _copy_tables(connection: Connection, target: Any, on_progress: OnProgress) -> None:

@@ -261,7 +261,7 @@ class Pool:
             raise StoreClosedError("the store is closed")
 
     def close(self) -> None:
-        """Close every connection; whoever uses one is told so."""
+        """Close every connection; a statement that still runs on one fails."""
         self.is_closed = True
         with self._lock:
             connections = list(self._all)

@@ -7,7 +7,7 @@ acknowledged writes with NORMAL, so it is asserted when the store opens.
 import json
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final, cast
 
@@ -41,8 +41,15 @@ from keybearer_service.storage.care import (
     pruned,
     storable_uses,
 )
-from keybearer_service.storage.files import sync
+from keybearer_service.storage.files import new_copy
 from keybearer_service.storage.first_uses import FirstUses
+from keybearer_service.storage.sqlite_connections import (
+    WhenThreadEnds,
+    begin_soon,
+    ending_with,
+    prepare,
+    roll_back,
+)
 from keybearer_service.storage.sqlite_errors import (
     FULL,
     LOCKED,
@@ -66,8 +73,6 @@ BUSY_TIMEOUT_S: Final = 2.0
 """How long a write waits for another one; afterwards UNAVAILABLE."""
 BACKUP_PAGES: Final = 4096
 """What a backup copies in one step, 16 MB; between two steps it can be broken off."""
-_LOG_LIMIT: Final = 64 * 1024 * 1024
-"""Bytes that the write-ahead log keeps once it is folded in; a long backup lets it grow."""
 SHARED_POLL_S: Final = 0.01
 """How long a commit of another process may go unnoticed."""
 _LOOKUP: Final = lookup_in(KEYS)
@@ -77,20 +82,9 @@ _LOOKUP_MANY: Final = (
     " LEFT JOIN api_keys k ON k.id = ids.value LEFT JOIN users u ON u.id = k.owner_id"
     " LEFT JOIN accounts a ON a.id = k.account_id"
 )
-_READ_ONLY: Final = (
-    "query_only = ON",
-    "wal_autocheckpoint = 0",
-    # A million keys do not fit into the cache; mapped, a lookup among them costs two thirds.
-    "mmap_size = 2147418112",
-)
 _TRIGGERS_AND_VIEWS: Final = (
     "SELECT type, name, sql FROM sqlite_schema WHERE type IN ('trigger', 'view')"
 )
-_CLAIM_TRIES: Final = 100
-_STEPS_BETWEEN_LOOKS: Final = 100_000
-"""Steps of a statement, a few milliseconds, between two looks whether its caller still waits."""
-_WAL_TRIES: Final = 20
-"""Each is lost to another process that has switched meanwhile, or is about to."""
 
 
 class SqliteStore:
@@ -209,10 +203,10 @@ class SqliteStore:
         with self._translated():
             connection.execute("BEGIN")
         try:
-            with self._translated(), _ending_with(caller, connection):
+            with self._translated(), ending_with(caller, connection):
                 yield reader_over(SqliteSession(connection, self._first_uses))
         finally:
-            _roll_back(connection)
+            roll_back(connection)
 
     @contextmanager
     def write(self) -> Iterator[Writer]:
@@ -237,7 +231,7 @@ class SqliteStore:
                 with self._translated():
                     yield
             except BaseException:
-                _roll_back(self._writer)
+                roll_back(self._writer)
                 raise
             self._commit()
         finally:
@@ -253,7 +247,7 @@ class SqliteStore:
             # frame is not in the log and the rollback is certain. Any other failure, above all of
             # the sync, leaves the frame where recovery may find it.
             if name_of(error) in FULL:
-                _roll_back(connection)
+                roll_back(connection)
                 raise StoreFullError("the disk is full") from error
             # From here on every write fails as "outcome unknown": this process no longer knows
             # what is on disk.
@@ -312,12 +306,12 @@ class SqliteStore:
                 raise ClaimFailedError("an earlier commit failed")
             connection = self._claimer = self._claimer or self._connect()
             with self._translated():
-                _begin_soon(connection)
+                begin_soon(connection)
             try:
                 with self._translated():
                     yield connection
             except BaseException:
-                _roll_back(connection)
+                roll_back(connection)
                 raise
             try:
                 self._commit(connection)
@@ -448,31 +442,24 @@ class SqliteStore:
 
     def backup(self, path: Path, on_progress: OnProgress = no_progress) -> None:
         """Copy the database page by page, within one snapshot."""
-        path.touch(mode=0o600, exist_ok=False)
-        try:
-            with self.read() as reader:
-                # A snapshot begins with its first read. Within one, the commits of others do not
-                # make the copy start again.
-                reader.key_count()
-                target = self._open(str(path), isolation_level=None)
-                try:
-                    # A copy that is not whole is thrown away: it needs neither log nor syncs.
-                    target.execute("PRAGMA journal_mode = OFF")
-                    target.execute("PRAGMA synchronous = OFF")
-                    self._reader().backup(
-                        target,
-                        pages=BACKUP_PAGES,
-                        progress=lambda _status, left, total: on_progress(total - left, total),
-                    )
-                    # A copy is a file by itself: no log beside it.
-                    target.execute("PRAGMA journal_mode = DELETE")
-                finally:
-                    target.close()
-            sync(path)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            path.with_name(f"{path.name}-journal").unlink(missing_ok=True)
-            raise
+        with new_copy(path), self.read() as reader:
+            # A snapshot begins with its first read. Within one, the commits of others do not make
+            # the copy start again.
+            reader.key_count()
+            target = self._open(str(path), isolation_level=None)
+            try:
+                # A copy that is not whole is thrown away: it needs neither log nor syncs.
+                target.execute("PRAGMA journal_mode = OFF")
+                target.execute("PRAGMA synchronous = OFF")
+                self._reader().backup(
+                    target,
+                    pages=BACKUP_PAGES,
+                    progress=lambda _status, left, total: on_progress(total - left, total),
+                )
+                # A copy is a file by itself: no log beside it.
+                target.execute("PRAGMA journal_mode = DELETE")
+            finally:
+                target.close()
 
     def close(self) -> None:
         """Close every connection; the last one folds the log into the database."""
@@ -508,7 +495,7 @@ class SqliteStore:
             self._assert_open()
             connection = self._connect(read_only=True)
             self._local.connection = connection
-            self._local.ending = _Ending(lambda: self._close_one(connection))
+            self._local.ending = WhenThreadEnds(lambda: self._close_one(connection))
         return connection
 
     def _close_one(self, connection: dbapi.Connection) -> None:
@@ -546,21 +533,7 @@ class SqliteStore:
         )
         with self._connections_lock:
             self._connections.append(connection)
-        _switch_to_wal(connection)
-        for pragma in (
-            "synchronous = FULL",
-            "foreign_keys = ON",
-            "secure_delete = ON",
-            "trusted_schema = OFF",
-            "cache_size = -16384",
-            f"journal_size_limit = {_LOG_LIMIT}",
-            *(_READ_ONLY if read_only else ()),
-        ):
-            connection.execute(f"PRAGMA {pragma}")
-        if connection.execute("PRAGMA synchronous").fetchone()[0] != 2:  # noqa: PLR2004 - FULL
-            raise StoreUnusableError("this SQLite does not take synchronous=FULL")
-        if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-            raise StoreUnusableError("the file system cannot hold a WAL; use a local disk")
+        prepare(connection, read_only=read_only)
         return connection
 
     def _assert_open(self) -> None:
@@ -576,83 +549,8 @@ class SqliteStore:
             raise StoreUnusableError(f"{self._path.name} is a database of something else")
 
 
-class _Ending:
-    """Something local to a thread: when the thread ends, it is dropped and calls a function.
-
-    Threads come and go with slow callers. Connections that stayed behind would use up the open
-    files of the process.
-    """
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call = call
-
-    def __del__(self) -> None:
-        self._call()
-
-
-def _begin_soon(connection: dbapi.Connection) -> None:
-    """Begin a transaction that may write, within CLAIM_WAIT_S.
-
-    SQLite itself waits for up to 100 ms between two tries, and so would lose to busier processes.
-    """
-    connection.execute("PRAGMA busy_timeout = 0")
-    pause = threading.Event()  # one that nobody sets
-    for _ in range(_CLAIM_TRIES):
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-        except dbapi.OperationalError as error:
-            if name_of(error) not in LOCKED:
-                raise
-            pause.wait(CLAIM_WAIT_S / _CLAIM_TRIES)
-        else:
-            return
-    connection.execute("BEGIN IMMEDIATE")
-
-
 def _held_for_too_long() -> StoreLockedError:
     return StoreLockedError("another write has held the store for too long")
-
-
-def _switch_to_wal(connection: dbapi.Connection) -> None:
-    """Have the file use a write-ahead log; costs nothing where it does already.
-
-    Raises:
-        OperationalError: Others have held the file for too long.
-    """
-    for _ in range(_WAL_TRIES):
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-        except dbapi.OperationalError as error:
-            if name_of(error) not in LOCKED:
-                raise
-            # Of several processes that switch at once SQLite refuses all but one, and at once,
-            # whatever the busy timeout. A transaction does wait for that one.
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
-        else:
-            return
-    connection.execute("PRAGMA journal_mode = WAL")
-
-
-@contextmanager
-def _ending_with(caller: Waiting | None, connection: dbapi.Connection) -> Iterator[None]:
-    """End the statements of the block once their caller no longer waits."""
-    if caller is None:
-        yield
-        return
-    connection.set_progress_handler(lambda: not caller.is_alive, _STEPS_BETWEEN_LOOKS)
-    try:
-        yield
-    finally:
-        with suppress(dbapi.ProgrammingError):  # the store was closed meanwhile
-            connection.set_progress_handler(None, 0)
-
-
-def _roll_back(connection: dbapi.Connection) -> None:
-    # Some errors end the transaction by themselves, and so does closing the store.
-    with suppress(dbapi.ProgrammingError):
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
 
 
 def _planted(connection: dbapi.Connection) -> Iterator[str]:
