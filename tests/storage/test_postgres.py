@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,21 +95,37 @@ def test_migrating_twice_does_everything_once(empty_url: DatabaseUrl) -> None:
         fill(store)
 
 
-def test_several_may_migrate_at_once(empty_url: DatabaseUrl) -> None:
-    """Each step is done by one of them."""
-    done: list[str] = []
-    start = threading.Barrier(4)
+def at_once(work: Callable[[], None], count: int = 4) -> None:
+    """Run the same on several threads that begin together; raise what one of them raised."""
+    start = threading.Barrier(count)
 
     def run() -> None:
         start.wait(30)
-        done.extend(PostgresStore.migrate(empty_url))
+        work()
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(count) as threads:
+        for ran in [threads.submit(run) for _ in range(count)]:
+            ran.result()
+
+
+def test_several_may_migrate_at_once(empty_url: DatabaseUrl) -> None:
+    """Each step is done by one of them."""
+    done: list[str] = []
+    at_once(lambda: done.extend(PostgresStore.migrate(empty_url)))
     assert sorted(done) == sorted(step.name for step in postgres_schema.STEPS)
+
+
+def test_several_may_make_the_first_tables_at_once(empty_url: DatabaseUrl) -> None:
+    """PostgreSQL refuses the same name in several ways, by how far the other is."""
+
+    def make() -> None:
+        connection = connection_to(empty_url)
+        migrate(connection, ())
+        connection.close()
+
+    for _ in range(40):
+        at_once(make)
+        postgres_server.execute(empty_url.text, "DROP TABLE schema_version, schema_steps")
 
 
 def test_a_database_without_a_schema_is_refused(empty_url: DatabaseUrl) -> None:

@@ -382,14 +382,22 @@ def _assert_empty(connection: Connection) -> None:
 
 
 def _mark(connection: Connection) -> None:
-    # CREATE TABLE IF NOT EXISTS fails when another process is creating the same table.
-    for _ in range(_TRIES):
+    # CREATE TABLE IF NOT EXISTS fails when another process is creating the same table. What it
+    # fails with depends on how far the other is: the name of the row type, of the table, or its
+    # entry in an index of the catalogue is taken.
+    for tries_left in reversed(range(_TRIES)):
         try:
             with connection.transaction():
                 connection.execute(_CREATE)
-        except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable):
-            continue
-        return
+        except (
+            psycopg.errors.DuplicateObject,
+            psycopg.errors.DuplicateTable,
+            psycopg.errors.UniqueViolation,
+        ):
+            if not tries_left:
+                raise
+        else:
+            return
 
 
 def _one(connection: Connection, sql: str) -> rows.Row:
