@@ -46,8 +46,8 @@ CLIENT_VARIABLES: Final = frozenset(
 """Read by the command `keybearer` and the gateways' files, which may share our environment."""
 HEALTHCHECK_VARIABLES: Final = (f"{PREFIX}TLS_CA", f"{PREFIX}TLS_NAME")
 """Read by `healthcheck` alone."""
-PRUNE_VARIABLES: Final = (f"{PREFIX}KEEP_AUDIT_EVENTS",)
-"""Read by `audit prune` alone."""
+PRUNE_VARIABLES: Final = (f"{PREFIX}KEEP_AUDIT_EVENTS", f"{PREFIX}KEEP_REVOKED_KEYS")
+"""Read by `audit prune` and by `keys prune` alone."""
 _SERVICE_LINK = re.compile(
     r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP)(_\w+)?)?)"
 )

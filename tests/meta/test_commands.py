@@ -39,6 +39,9 @@ DOCUMENTED = {
     "audit verify": {"--data-dir", "--expect", "--output"},
     "audit export": {"--data-dir"},
     "audit prune": {"--data-dir", "--before", "--older-than", "--export", "--output"},
+    "keys prune": {
+        *("--data-dir", "--database", "--revoked-before", "--older-than", "--export", "--output")
+    },
     "pepper add": {"--data-dir", "--output"},
     "pepper list": {"--data-dir", "--output"},
     "pepper retire": {"--data-dir", "--output"},

@@ -130,6 +130,7 @@ def test_the_local_commands_work_on_the_database(cluster: Cluster, tmp_path: Pat
             ("pepper", "list", *at),
             ("audit", "verify", *at),
             ("audit", "export", *at),
+            ("keys", "prune", "--revoked-before", "2100-01-01", *at),
             ("check", *at),
             ("backup", str(file), *at),
             ("migrate", *at[2:]),

@@ -1401,6 +1401,55 @@ def test_base_rows_are_replaced_and_come_in_order(store: Store, filled: Filling)
         assert list(reader.base_rows((0, "b"), 2)) == rows[2:4]
 
 
+def test_a_base_row_can_be_deleted(store: Store, filled: Filling) -> None:
+    """The one of that kind and id; without one nothing happens."""
+    row = BaseRow(4, "a", 1, b"d")
+    with store.write() as tx:
+        tx.put_base_row(row)
+        tx.put_base_row(row._replace(kind=3))
+        tx.delete_base_row(4, "a")
+        tx.delete_base_row(4, "a")
+    with store.read() as reader:
+        assert list(reader.base_rows((-1, ""), 10)) == [row._replace(kind=3)]
+
+
+def test_a_pruned_key_finds_the_last_event_that_says_so(store: Store, filled: Filling) -> None:
+    """No other action, and no event that is about other keys."""
+    action = int(AuditAction.API_KEYS_PRUNED)
+    with store.write() as tx:
+        tx.append_audit(sample_event(1, action=action), ("one", "two"))
+        tx.append_audit(sample_event(2, action=action), ("two",))
+        tx.append_audit(sample_event(3, action=action), ("three",))
+        tx.append_audit(sample_event(4), ("two", "four"))
+    with store.read() as reader:
+        found = [reader.pruning_event(one) for one in ("one", "two", "four", "five")]
+    assert [None if one is None else one.seq for one in found] == [1, 2, None, None]
+
+
+def test_only_revoked_keys_are_deleted(backend: Backend, filled: Filling) -> None:
+    """With the rows as they were, and with everything that counts their uses."""
+    store = backend.store
+    names = ("a", "b", "kept")
+    add_keys(store, *(sample_key(name) for name in (*names, "live")))
+    ids = {name: sample_id(name) for name in (*names, "live")}
+    store.add_uses([Use(one, at(1), 1, 1) for one in ids.values()])
+    with store.write() as tx:
+        for name in names:
+            tx.update_api_key(sample_key(name, revoke_time=at(2), update_time=at(2)))
+    with store.read() as reader:
+        before = {str(row.columns["id"]): row for row in reader.covered_rows("api_keys", "", 9)}
+    with store.write() as tx:
+        deleted = tx.delete_revoked_keys([ids["live"], ids["b"], ids["a"], "nothing"])
+        assert tx.delete_revoked_keys([]) == []
+    assert list(deleted) == [before[ids["a"]], before[ids["b"]]]
+    with store.read() as reader:
+        left = {str(row.columns["id"]) for row in reader.covered_rows("api_keys", "", 9)}
+        assert reader.lookup(ids["a"]) is None
+        assert reader.unrevoked_key_count(ACCT) == 2
+    assert left == {filled.key.id, ids["live"], ids["kept"]}
+    assert store.check() == []
+
+
 # --- writing --------------------------------------------------------------------------------------
 
 

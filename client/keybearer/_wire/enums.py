@@ -81,6 +81,7 @@ class AuditAction(enum.IntEnum):
     USER_ERASED = 21
     API_KEYS_REVOKED = 22
     AUDIT_PRUNED = 23
+    API_KEYS_PRUNED = 24
 
 
 class AuditActorType(enum.IntEnum):

@@ -102,6 +102,10 @@ class _AuditActionEnumTypeWrapper(_EnumTypeWrapper[_AuditAction.ValueType], type
     """Events before the one of the change `first_kept_seq` were exported and then deleted; the log
     begins there. `export_sha256` is the digest of the file.
     """
+    AUDIT_ACTION_API_KEYS_PRUNED: _AuditAction.ValueType  # 24
+    """Keys of this account that were revoked long before were deleted, by the ids of the change
+    `pruned_key_ids`.
+    """
 
 class AuditAction(_AuditAction, metaclass=_AuditActionEnumTypeWrapper):
     """What happened."""
@@ -157,6 +161,10 @@ user of another account, who is the target.
 AUDIT_ACTION_AUDIT_PRUNED: AuditAction.ValueType  # 23
 """Events before the one of the change `first_kept_seq` were exported and then deleted; the log
 begins there. `export_sha256` is the digest of the file.
+"""
+AUDIT_ACTION_API_KEYS_PRUNED: AuditAction.ValueType  # 24
+"""Keys of this account that were revoked long before were deleted, by the ids of the change
+`pruned_key_ids`.
 """
 
 class _AuditActorType:

@@ -18,7 +18,7 @@ from keybearer_service.cli.initialising import init
 from keybearer_service.cli.migrating import migrate
 from keybearer_service.cli.output import EXIT_COULD_NOT_LOOK, EXIT_REFUSED, CouldNotLookError
 from keybearer_service.cli.peppers import pepper_app
-from keybearer_service.cli.pruning import audit_prune
+from keybearer_service.cli.pruning import audit_prune, keys_app
 from keybearer_service.cli.quickstart import quickstart
 from keybearer_service.cli.serving import bounds_help, serve
 from keybearer_service.cli.users import users_app
@@ -46,6 +46,7 @@ for command in (admin_token, backup, restore, check, migrate):
     app.command()(command)
 audit_app.command("prune")(audit_prune)
 app.add_typer(audit_app, name="audit")
+app.add_typer(keys_app, name="keys")
 app.add_typer(pepper_app, name="pepper")
 app.add_typer(users_app, name="users")
 app.command()(healthcheck)

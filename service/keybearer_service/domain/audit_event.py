@@ -15,6 +15,8 @@ ERASED = "erased"
 MISSING = "missing"
 """Stands where a personal text cannot be found; `check` names the event."""
 DIGEST_BYTES = 32
+PRUNED_KEY_IDS = "pruned_key_ids"
+"""The change of an event API_KEYS_PRUNED that lists the keys."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +128,20 @@ def split_digests(digests: bytes | None) -> list[bytes]:
     """Return the single digests of a `target_digest` or a `personal_digest`."""
     text = digests or b""
     return [text[start : start + DIGEST_BYTES] for start in range(0, len(text), DIGEST_BYTES)]
+
+
+def pruned_key_ids(record: AuditRecord) -> frozenset[str]:
+    """Return the ids of the keys that an event API_KEYS_PRUNED lists; of any other event none."""
+    if record.action != AuditAction.API_KEYS_PRUNED:
+        return frozenset()
+    return _listed_ids(record.changes, PRUNED_KEY_IDS)
+
+
+@functools.lru_cache(maxsize=100)
+def _listed_ids(changes: str, field: str) -> frozenset[str]:
+    # Looked up for each of the keys that one event lists.
+    listed = [after for name, _, after in json.loads(changes) if name == field and after]
+    return frozenset(one for ids in listed for one in ids.split(","))
 
 
 def event_from_record(record: AuditRecord, texts: Mapping[bytes, PersonalText]) -> AuditEvent:

@@ -1,13 +1,16 @@
 """Checks of the store and the audit log, and the export of the log."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from keybearer._wire.enums import AuditTargetType
+from keybearer_service.domain.audit_digests import Subject
 from keybearer_service.domain.audit_event import (
     AuditRecord,
     export_base,
     export_head,
     export_line,
+    pruned_key_ids,
 )
 from keybearer_service.offline.comparison import RowComparer
 from keybearer_service.offline.verification import (
@@ -80,13 +83,15 @@ def _check_events(
     progress: Progress,
     findings: Sequence[str],
 ) -> CheckReport:
-    gone: dict[str, None] = {}
+    missing: dict[Subject, None] = {}
 
     def note_gone(reader: Reader, batch: Sequence[AuditRecord]) -> None:
         if batch:
-            for kind, row_id in reader.targets_without_rows(batch[0].seq - 1, batch[-1].seq):
-                noun = kind.name.lower().replace("api_", "")
-                gone[f"{noun} {row_id} is gone, and events are about it"] = None
+            for subject in reader.targets_without_rows(batch[0].seq - 1, batch[-1].seq):
+                missing[subject] = None
+        for record in batch:
+            for key_id in pruned_key_ids(record):
+                missing.pop(Subject(AuditTargetType.API_KEY, key_id), None)
 
     verifier = ChainVerifier(audit_key)
     with store.read() as reader:
@@ -101,7 +106,7 @@ def _check_events(
             *findings,
             *(f"audit: {one}" for one in audit_findings),
             *comparison.findings,
-            *gone,
+            *_gone(store, missing, report.head_seq),
         ],
         head_seq=report.head_seq,
         head_hash=report.head_hash,
@@ -110,6 +115,21 @@ def _check_events(
         not_compared=comparison.not_compared,
         has_head=has_head,
     )
+
+
+def _gone(store: Store, missing: Iterable[Subject], checked_seq: int) -> Iterator[str]:
+    """Yield a finding for each missing row that was not pruned while the check was going on."""
+    for subject in missing:
+        with store.read() as reader:
+            pruning = reader.pruning_event(subject.id)
+            if reader.last_event(subject) is None or (
+                pruning is not None
+                and pruning.seq > checked_seq
+                and subject.id in pruned_key_ids(pruning)
+            ):
+                continue
+        noun = subject.kind.name.lower().replace("api_", "")
+        yield f"{noun} {subject.id} is gone, and events are about it"
 
 
 def verify_audit(

@@ -3,7 +3,7 @@
 import hmac
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -14,7 +14,7 @@ from keybearer_service.domain.audit_digests import (
     CoveredRow,
     Subject,
 )
-from keybearer_service.domain.audit_event import AuditRecord, split_digests
+from keybearer_service.domain.audit_event import AuditRecord, pruned_key_ids, split_digests
 from keybearer_service.offline.verification import Progress
 from keybearer_service.storage import Reader, Store
 from keybearer_service.usecases.audit import row_digest
@@ -42,7 +42,7 @@ _CREATED_WITH_ACCOUNT: Final[Mapping[AuditAction, tuple[str, ...]]] = {
     AuditAction.INSTALLATION_CREATED: ("", "", "admin_user_id", "api_key_id", "pepper_id"),
 }
 """For each digest of such an event the change that names its row; empty for the account itself."""
-_CASCADES: Final[Mapping[int, str]] = {
+CASCADES: Final[Mapping[int, str]] = {
     int(RevocationReason.OWNER_DELETED): "owner_id",
     int(RevocationReason.CREATOR_DELETED): "created_by",
 }
@@ -113,6 +113,12 @@ class RowComparer:
                     self._compare_cascade(reader, user_id, cascade)
         return self._result
 
+    def compare_keys(self, reader: Reader, keys: Sequence[CoveredRow]) -> list[str]:
+        """Return what is wrong with some keys that were revoked by themselves."""
+        for row in keys:
+            self._compare(reader, row)
+        return self._result.findings
+
     def _compare_base(self, store: Store) -> None:
         with store.read() as reader:
             base = reader.audit_base()
@@ -123,7 +129,11 @@ class RowComparer:
                 for row in rows:
                     noun = _NOUNS_OF_KINDS.get(row.kind)
                     subject = Subject(AuditTargetType(row.kind), row.id)
-                    if noun is not None and reader.covered_row(subject) is None:
+                    if (
+                        noun is not None
+                        and reader.covered_row(subject) is None
+                        and not _is_pruned(reader, row.id)
+                    ):
                         self._result.findings.append(
                             f"{noun} {row.id} is gone; event {row.seq}"
                             ", which was pruned, is about it"
@@ -148,9 +158,11 @@ class RowComparer:
         name = f"{_NOUNS[row.table]} {row_id}"
         if row.table == "users" and row.columns["delete_time"] is not None:
             self._note_cascade(reader, row_id)
-        if row.table == "api_keys" and row.columns["revocation_reason"] in _CASCADES:
+        if row.table == "api_keys" and row.columns["revocation_reason"] in CASCADES:
             self._add_to_cascade(name, row)
             return
+        if row.table == "api_keys" and row.columns["revoke_time"] is not None:
+            self._look_for_pruning(name, reader, row_id)
         if row.table == "accounts":
             self._look_for_first_rows(reader, row_id)
         event = reader.last_event(Subject(_KINDS[row.table], row_id))
@@ -199,9 +211,17 @@ class RowComparer:
         kinds = {"admin_user_id": AuditTargetType.USER, "api_key_id": AuditTargetType.API_KEY}
         for change, kind in kinds.items():
             row_id = named.get(change)
-            if row_id and reader.covered_row(Subject(kind, row_id)) is None:
+            if (
+                row_id
+                and reader.covered_row(Subject(kind, row_id)) is None
+                and not _is_pruned(reader, row_id)
+            ):
                 noun = "user" if kind is AuditTargetType.USER else "key"
                 self._result.findings.append(f"{noun} {row_id} is gone, and events are about it")
+
+    def _look_for_pruning(self, name: str, reader: Reader, key_id: str) -> None:
+        if _is_pruned(reader, key_id):
+            self._result.findings.append(f"{name} was pruned, and is there again")
 
     def _note_cascade(self, reader: Reader, user_id: str) -> None:
         subject = Subject(AuditTargetType.USER, user_id)
@@ -219,7 +239,7 @@ class RowComparer:
             self._cascades[user_id] = _Cascade(event.seq, b"".join(digests[1:2]))
 
     def _add_to_cascade(self, name: str, row: CoveredRow) -> None:
-        user_id = str(row.columns[_CASCADES[int(str(row.columns["revocation_reason"]))]])
+        user_id = str(row.columns[CASCADES[int(str(row.columns["revocation_reason"]))]])
         if user_id not in self._cascades:
             self._result.findings.append(f"{name} says that user {user_id} was deleted")
             return
@@ -235,6 +255,9 @@ class RowComparer:
         found = self._digests.cascade(cascade.digests)
         if hmac.compare_digest(found, cascade.digest):
             return
+        pruned = reader.base_row(REVOKED_WITH_USER, user_id)
+        if pruned is not None and pruned.digest != cascade.digest:
+            return  # `keys prune` has deleted some of them since the user was read
         events = reader.audit_chain(cascade.seq - 1, 1)
         listed = {
             key_id
@@ -249,6 +272,12 @@ class RowComparer:
             f"the keys that were revoked with user {user_id} are not as event {cascade.seq} left "
             f"them{which}"
         )
+
+
+def _is_pruned(reader: Reader, row_id: str) -> bool:
+    event = reader.pruning_event(row_id)
+    # The event is in the chain; the table that finds it is not.
+    return event is not None and row_id in pruned_key_ids(event)
 
 
 def _ids_in(event: AuditRecord) -> list[list[str]]:

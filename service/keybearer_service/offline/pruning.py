@@ -27,6 +27,7 @@ from keybearer_service.domain.audit_event import (
     export_base,
     export_head,
     export_line,
+    pruned_key_ids,
     split_digests,
 )
 from keybearer_service.domain.clock import Micros, rfc3339
@@ -167,6 +168,11 @@ class _Pruner:
                 total -= self._digests.base_row(before)
             total += self._digests.base_row(row)
             tx.put_base_row(row)
+        for key_id in sorted({one for record in records for one in pruned_key_ids(record)}):
+            row_of_key = tx.base_row(_KEY, key_id)
+            if row_of_key is not None:
+                total -= self._digests.base_row(row_of_key)
+                tx.delete_base_row(_KEY, key_id)
         tx.delete_audit_events(upto)
         tx.put_audit_base(self._digests.base(upto, records[-1].hash, total))
 

@@ -384,6 +384,10 @@ class Reader(Protocol):
         """Return base rows behind a kind and an id; must be in rising order of these two."""
         ...
 
+    def pruning_event(self, key_id: str) -> AuditRecord | None:
+        """Return the last event API_KEYS_PRUNED that is found by a key; must be None for none."""
+        ...
+
     def personal_texts(self, digests: Sequence[bytes]) -> dict[bytes, PersonalText]:
         """Return the personal texts of some digests; must leave out unknown ones."""
         ...
@@ -533,6 +537,13 @@ class Writer(Reader, Protocol):
         """
         ...
 
+    def delete_revoked_keys(self, key_ids: Sequence[str]) -> Sequence[CoveredRow]:
+        """Delete those of some keys that are revoked, with everything that counts their uses.
+
+        Must return the rows as they were, in the order of their ids.
+        """
+        ...
+
     def append_change(
         self, *, kind: SubjectKind, subject_id: str, account_id: str, now: Micros
     ) -> int:
@@ -556,6 +567,10 @@ class Writer(Reader, Protocol):
 
     def put_base_row(self, row: BaseRow) -> None:
         """Write a base row; must replace that of the same kind and id."""
+        ...
+
+    def delete_base_row(self, kind: int, row_id: str) -> None:
+        """Delete a base row; must do nothing when there is none."""
         ...
 
     def insert_personal_text(self, text: PersonalText) -> None:

@@ -142,6 +142,10 @@ class PostgresSession:
         )
         return replaced == 1
 
+    def forget_uses(self, key_ids: Sequence[str]) -> None:
+        """Delete the rows that count the uses of deleted keys."""
+        self.run_many("DELETE FROM key_usage WHERE key_id = ?", [(one,) for one in key_ids])
+
     def _insert(self, table: str, row: rows.Columns, conflict: str = "") -> None:
         columns = self._without_usage(row["id"], row) if table == "api_keys" else row
         self.has_changes |= table == "changes"

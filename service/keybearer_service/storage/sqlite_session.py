@@ -76,6 +76,9 @@ class SqliteSession:
         )
         return replaced == 1
 
+    def forget_uses(self, key_ids: Sequence[str]) -> None:
+        """Do nothing: the uses of a key stand in its row."""
+
     def _insert(self, verb: str, table: str, row: rows.Columns) -> None:
         places = ", ".join("?" * len(row))
         self.run(f"{verb} INTO {table} ({', '.join(row)}) VALUES ({places})", *row.values())

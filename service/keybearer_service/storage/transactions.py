@@ -89,6 +89,10 @@ class Session(ListSession, Protocol):
         """
         ...
 
+    def forget_uses(self, key_ids: Sequence[str]) -> None:
+        """Delete what is stored about the uses of deleted keys, outside their rows."""
+        ...
+
 
 def not_initialised() -> StoreUnusableError:
     """Return the error for a database without an installation."""
@@ -311,6 +315,16 @@ class _SqlReader:
         )
         return [BaseRow._make(row) for row in found]
 
+    def pruning_event(self, key_id: str) -> AuditRecord | None:
+        row = self._one(
+            f"SELECT {rows.AUDIT_EVENT} FROM audit_events WHERE action = ? AND seq IN"
+            " (SELECT seq FROM audit_event_subjects WHERE subject_id = ?)"
+            " ORDER BY seq DESC LIMIT 1",
+            int(AuditAction.API_KEYS_PRUNED),
+            key_id,
+        )
+        return None if row is None else rows.audit_record_from_row(row)
+
     def personal_texts(self, digests: Sequence[bytes]) -> dict[bytes, PersonalText]:
         select = f"SELECT {rows.PERSONAL_TEXT} FROM personal_texts WHERE digest = ?"
         found = [self._one(select, digest) for digest in dict.fromkeys(digests)]
@@ -483,8 +497,20 @@ class _SqlWriter(_SqlReader):
             *[now] * len(rows.OLD_SECRET),
             *where.values,
         )
-        revoked = [rows.covered_row("api_keys", row) for row in found]
-        return sorted(revoked, key=lambda row: str(row.columns["id"]))
+        return _key_rows(found)
+
+    def delete_revoked_keys(self, key_ids: Sequence[str]) -> Sequence[CoveredRow]:
+        if not key_ids:
+            return []
+        found = self._all(
+            "DELETE FROM api_keys WHERE revoke_time IS NOT NULL"
+            f" AND id IN ({', '.join('?' * len(key_ids))})"
+            f" RETURNING {', '.join(rows.COVERED['api_keys'])}",
+            *key_ids,
+        )
+        deleted = _key_rows(found)
+        self._session.forget_uses([str(row.columns["id"]) for row in deleted])
+        return deleted
 
     def append_change(
         self, *, kind: SubjectKind, subject_id: str, account_id: str, now: Micros
@@ -510,6 +536,9 @@ class _SqlWriter(_SqlReader):
 
     def put_base_row(self, row: BaseRow) -> None:
         self._session.replace("audit_base_rows", row._asdict(), key=("kind", "id"))
+
+    def delete_base_row(self, kind: int, row_id: str) -> None:
+        self._session.run("DELETE FROM audit_base_rows WHERE kind = ? AND id = ?", kind, row_id)
 
     def insert_personal_text(self, text: PersonalText) -> None:
         self._session.insert("personal_texts", rows.row_from_personal_text(text))
@@ -565,6 +594,11 @@ _TABLES_OF: Final = {
     AuditTargetType.INSTALLATION: (("installation", "operator_account_id"), ("peppers", "id")),
 }
 """Where the row of a subject stands, and the column that names it."""
+
+
+def _key_rows(found: Sequence[rows.Row]) -> list[CoveredRow]:
+    keys = [rows.covered_row("api_keys", row) for row in found]
+    return sorted(keys, key=lambda row: str(row.columns["id"]))
 
 
 def _keys_of(owner_id: str, created_by: str, not_owner_id: str) -> Where:

@@ -65,7 +65,7 @@ class AuditEntry:
     also: Sequence[Subject] = ()
     """Further rows that the change left and that no other event is about, in a fixed order."""
     revoked: Sequence[CoveredRow] | None = None
-    """The keys that the change revoked with its target, in the order of their ids."""
+    """The keys that the change revoked with its target, or deleted, in the order of their ids."""
     found_by: Sequence[str] = ()
     """Ids that find the event, beside its target and what stands in `also`."""
 
