@@ -250,8 +250,7 @@ def columns_of(service: Service) -> list[str]:
         ("UPDATE api_keys SET revocation_note = 'x' WHERE name = 'revoked'", "key .* is not as"),
         ("UPDATE api_keys SET name = 'x' WHERE revocation_reason = 5", "keys that were revoked"),
         (
-            "UPDATE api_keys SET revocation_reason = 5, owner_id = (SELECT id FROM users WHERE"
-            " delete_time IS NOT NULL) WHERE name = 'revoked'",
+            "UPDATE api_keys SET revocation_reason=5, owner_id=u.id FROM users u WHERE delete_time",
             "keys that were revoked",
         ),
         ("UPDATE audit_base SET mac = zeroblob(32)", "was altered"),

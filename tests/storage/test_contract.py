@@ -1432,7 +1432,7 @@ def test_only_revoked_keys_are_deleted(backend: Backend, filled: Filling) -> Non
     names = ("a", "b", "kept")
     add_keys(store, *(sample_key(name) for name in (*names, "live")))
     ids = {name: sample_id(name) for name in (*names, "live")}
-    store.add_uses([Use(one, at(1), 1, 1) for one in ids.values()])
+    store.add_uses([Use(one, 1, at(1), 1) for one in ids.values()])
     with store.write() as tx:
         for name in names:
             tx.update_api_key(sample_key(name, revoke_time=at(2), update_time=at(2)))
