@@ -18,7 +18,7 @@ from keybearer_service.cli.options import (
 )
 from keybearer_service.cli.output import print_result
 from keybearer_service.config import PRUNE_VARIABLES, ConfigError
-from keybearer_service.domain.clock import SECOND, Micros
+from keybearer_service.domain.clock import SECOND, Micros, rfc3339
 from keybearer_service.offline.key_pruning import left_behind, prune_keys
 from keybearer_service.offline.pruning import prune_audit
 
@@ -61,16 +61,21 @@ def audit_prune(
         pruned = prune_audit(
             container.store, container.mutations, container.keyring.audit_key, limit, export
         )
+    text = f"No event is older than {rfc3339(limit)}: nothing is pruned."
+    if pruned.events:
+        text = (
+            f"Pruned {pruned.events} events, which are in {export}: keep it. The log begins with "
+            f"event {pruned.first_kept_seq} now.\nSHA-256 of the file, which the log holds too: "
+            f"{pruned.export_sha256}"
+        )
     print_result(
         {
             "events": pruned.events,
             "first_kept_seq": pruned.first_kept_seq,
-            "file": str(export),
-            "export_sha256": pruned.export_sha256,
+            "file": str(export) if pruned.events else None,
+            "export_sha256": pruned.export_sha256 or None,
         },
-        f"Pruned {pruned.events} events, which are in {export}: keep it. The log begins with event "
-        f"{pruned.first_kept_seq} now.\nSHA-256 of the file, which the log holds too: "
-        f"{pruned.export_sha256}",
+        text,
         output,
     )
 
@@ -113,24 +118,27 @@ def keys_prune(
         opened(config, data_dir, database) as container,
         breakable("what was deleted until then is gone; run it again for the rest") as progress,
     ):
+        limit = _limit("--revoked-before", revoked_before, older_than, container.clock.now())
         pruned = prune_keys(
             container.store,
             container.mutations,
             container.keyring.audit_key,
-            _limit("--revoked-before", revoked_before, older_than, container.clock.now()),
+            limit,
             export,
             progress=progress,
         )
-    text = f"Pruned {pruned.keys} keys; their tokens are unknown now."
-    if export is not None:
-        text += f" They are in {export}."
+    text = f"No key that may go was revoked before {rfc3339(limit)}: nothing is pruned."
+    if pruned.keys:
+        text = f"Pruned {pruned.keys} keys; their tokens are unknown now."
+        if export is not None:
+            text += f" They are in {export}."
     if pruned.left:
         text += f"\nLeft: {left_behind(pruned.left)}."
     print_result(
         {
             "keys": pruned.keys,
             "left": pruned.left,
-            "file": None if export is None else str(export),
+            "file": str(export) if export is not None and pruned.keys else None,
         },
         text,
         output,

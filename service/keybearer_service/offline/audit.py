@@ -12,7 +12,7 @@ from keybearer_service.domain.audit_event import (
     export_line,
     pruned_key_ids,
 )
-from keybearer_service.offline.comparison import RowComparer
+from keybearer_service.offline.comparison import RowComparer, pruning_of
 from keybearer_service.offline.verification import (
     ChainReport,
     ChainVerifier,
@@ -121,12 +121,9 @@ def _gone(store: Store, missing: Iterable[Subject], checked_seq: int) -> Iterato
     """Yield a finding for each missing row that was not pruned while the check was going on."""
     for subject in missing:
         with store.read() as reader:
-            pruning = reader.pruning_event(subject.id)
-            if reader.last_event(subject) is None or (
-                pruning is not None
-                and pruning.seq > checked_seq
-                and subject.id in pruned_key_ids(pruning)
-            ):
+            pruning = pruning_of(reader, subject.id)
+            is_pruned_since = pruning is not None and pruning.seq > checked_seq
+            if is_pruned_since or reader.last_event(subject) is None:
                 continue
         noun = subject.kind.name.lower().replace("api_", "")
         yield f"{noun} {subject.id} is gone, and events are about it"

@@ -132,7 +132,7 @@ class RowComparer:
                     if (
                         noun is not None
                         and reader.covered_row(subject) is None
-                        and not _is_pruned(reader, row.id)
+                        and pruning_of(reader, row.id) is None
                     ):
                         self._result.findings.append(
                             f"{noun} {row.id} is gone; event {row.seq}"
@@ -214,13 +214,13 @@ class RowComparer:
             if (
                 row_id
                 and reader.covered_row(Subject(kind, row_id)) is None
-                and not _is_pruned(reader, row_id)
+                and pruning_of(reader, row_id) is None
             ):
                 noun = "user" if kind is AuditTargetType.USER else "key"
                 self._result.findings.append(f"{noun} {row_id} is gone, and events are about it")
 
     def _look_for_pruning(self, name: str, reader: Reader, key_id: str) -> None:
-        if _is_pruned(reader, key_id):
+        if pruning_of(reader, key_id) is not None:
             self._result.findings.append(f"{name} was pruned, and is there again")
 
     def _note_cascade(self, reader: Reader, user_id: str) -> None:
@@ -274,10 +274,11 @@ class RowComparer:
         )
 
 
-def _is_pruned(reader: Reader, row_id: str) -> bool:
-    event = reader.pruning_event(row_id)
+def pruning_of(reader: Reader, key_id: str) -> AuditRecord | None:
+    """Return the event that lists a key as pruned, None for none."""
+    event = reader.pruning_event(key_id)
     # The event is in the chain; the table that finds it is not.
-    return event is not None and row_id in pruned_key_ids(event)
+    return event if event is not None and key_id in pruned_key_ids(event) else None
 
 
 def _ids_in(event: AuditRecord) -> list[list[str]]:

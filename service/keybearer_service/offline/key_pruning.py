@@ -65,21 +65,16 @@ def prune_keys(
         audit_key: The key of the audit log.
         before: The moment.
         export: A new file, which gets each key as a line of JSON, without the digests of its
-            secrets, before it is deleted; None for no file.
+            secrets, before it is deleted; None for no file. Without such keys none is made.
         progress: Is told how many keys were looked at.
         on_batch: Is told after each batch how many keys are deleted.
 
     Raises:
-        LocalError: There is no such key, a row is not as its events left it, or the file cannot be
-            written. What was deleted before stays deleted.
+        LocalError: A row is not as its events left it, or the file cannot be written. What was
+            deleted before stays deleted.
     """
     pruner = _KeyPruner(store, mutations, audit_key, before, export, on_batch)
     left = pruner.prune(progress)
-    if not pruner.deleted:
-        raise LocalError(
-            f"no key that may go was revoked before {rfc3339(before)}: nothing is pruned"
-            + (f"; {left_behind(left)}" if left else "")
-        )
     return PrunedKeys(keys=pruner.deleted, left=left)
 
 

@@ -65,7 +65,7 @@ class Pruned:
     events: int
     first_kept_seq: int
     export_sha256: str
-    """In hexadecimal, of the file that the events were exported to."""
+    """In hexadecimal, of the file that the events were exported to; empty without events."""
 
 
 def prune_audit(
@@ -85,18 +85,19 @@ def prune_audit(
         mutations: Opens changes of the same store.
         audit_key: The key of the audit log.
         before: The moment.
-        file: Where to export to; as lines of JSON, as `audit export` writes them.
+        file: Where to export to; as lines of JSON, as `audit export` writes them. Without such
+            events none is made.
         on_batch: Is told the last seq of each batch, once that is deleted.
 
     Raises:
-        LocalError: There is no such event, the log does not verify, or the file cannot be written.
+        LocalError: The log does not verify, or the file cannot be written.
     """
     pruner = _Pruner(audit_key)
     with store.read() as reader:
         start = pruner.base_of(reader)
         until = _last_to_prune(reader, before)
     if until <= start.seq:
-        raise LocalError(f"no event is older than {rfc3339(before)}: nothing is pruned")
+        return Pruned(events=0, first_kept_seq=start.seq + 1, export_sha256="")
     digest = _export(file, pruner.lines(store, start, until))
     seq = start.seq
     while seq < until:
