@@ -6,11 +6,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 from gateway.support import LOOPBACK, Cast, Gated, Upstreams, free_port
@@ -26,12 +27,20 @@ class Proxy:
     name: str
     http: int
     """The port of its HTTP clients."""
-    grpc: int
-    """The port of its gRPC clients; the same one where the gateway tells them apart."""
+    grpc: int | None
+    """The port of its gRPC clients; the same one where the gateway tells them apart, None where its
+    files lead to no gRPC service."""
 
     @property
     def url(self) -> str:
         return f"http://{LOOPBACK}:{self.http}"
+
+
+def grpc_address(proxy: Proxy) -> str:
+    """Return where gRPC clients of a gateway connect to; skip without such clients."""
+    if proxy.grpc is None:
+        pytest.skip(f"the files of {proxy.name} lead to no gRPC service")
+    return f"{LOOPBACK}:{proxy.grpc}"
 
 
 @dataclass
@@ -140,11 +149,23 @@ def _start_haproxy(
     return [_find("haproxy"), "-f", "haproxy.cfg", "-db"], Proxy("haproxy", http, grpc)
 
 
+def _start_traefik(
+    directory: Path, keybearer: Keybearer, upstreams: Upstreams
+) -> tuple[list[str], Proxy]:
+    port = free_port()
+    static = directory / "traefik.yaml"
+    _replaced(static, {8080: port}, port_format='":{}"')
+    static.write_text(static.read_text().replace(f'":{port}"', f'"{LOOPBACK}:{port}"'))
+    _replaced(directory / "keybearer.yaml", {8081: keybearer.http, 9000: upstreams.http})
+    return [_find("traefik"), "--configFile=traefik.yaml"], Proxy("traefik", port, None)
+
+
 _START = {
     "envoy": _start_envoy,
     "nginx": _start_nginx,
     "caddy": _start_caddy,
     "haproxy": _start_haproxy,
+    "traefik": _start_traefik,
 }
 NAMES = tuple(_START)
 
@@ -183,8 +204,10 @@ def running(
             command, cwd=directory, env=environment, stdout=output, stderr=output
         )
         try:
-            for port in {proxy.http, proxy.grpc}:
-                _await(process, port, directory)
+            for port in {proxy.http, proxy.grpc or proxy.http}:
+                _await(process, directory, lambda port=port: _listens(port))
+            if name == "traefik":  # listens before it has read its routers
+                _await(process, directory, lambda: _has_routers(proxy.http))
             yield proxy
         finally:
             process.terminate()
@@ -195,12 +218,24 @@ def running(
                 process.wait()
 
 
-def _await(process: "subprocess.Popen[bytes]", port: int, directory: Path) -> None:
+def _await(
+    process: "subprocess.Popen[bytes]", directory: Path, is_ready: Callable[[], bool]
+) -> None:
     end = time.monotonic() + READY_WITHIN_S
     while time.monotonic() < end and process.poll() is None:
-        try:
-            with socket.create_connection((LOOPBACK, port), timeout=1):
-                return
-        except OSError:
-            time.sleep(0.02)  # nobody tells when a stranger listens
-    pytest.fail(f"did not listen on {port}:\n{(directory / 'output').read_text()[-3000:]}")
+        if is_ready():
+            return
+        time.sleep(0.02)  # a stranger tells nobody when it is ready
+    pytest.fail(f"it is not ready:\n{(directory / 'output').read_text()[-3000:]}")
+
+
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection((LOOPBACK, port), timeout=1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _has_routers(port: int) -> bool:
+    return httpx.get(f"http://{LOOPBACK}:{port}/healthz").status_code != httpx.codes.NOT_FOUND

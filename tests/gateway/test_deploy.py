@@ -42,7 +42,7 @@ def test_every_gateway_refuses_the_same_paths() -> None:
 
 
 def test_traefik_files_name_what_they_use_and_every_identity_header() -> None:
-    """As far as a parser can tell: it has not been run."""
+    """As far as a parser can tell; few machines have one to run."""
     [static] = _documents("gateways/traefik/traefik.yaml")
     [dynamic] = _documents("gateways/traefik/keybearer.yaml")
     http = dynamic["http"]

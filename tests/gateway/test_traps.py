@@ -444,6 +444,71 @@ TRAPS = {
         loses_part_of_identity,
         {"haproxy.cfg": ("tune.maxrewrite 16384", "")},
     ),
+    # --- Traefik
+    "traefik keeps claims on open paths": Trap(
+        "traefik",
+        "keybearer.yaml",
+        'X-Keybearer-Role: ""',
+        'X-Nothing: ""',
+        spoofs_on_open_path,
+    ),
+    "traefik passes a client's requirement on": Trap(
+        "traefik",
+        "keybearer.yaml",
+        'X-Keybearer-Required-Role: ""',
+        'X-Nothing: ""',
+        claims_requirement,
+    ),
+    "traefik passes folding names on": Trap(
+        "traefik",
+        "traefik.yaml",
+        "aliasHeadersStrategy: delete",
+        "aliasHeadersStrategy: keep",
+        spoofs_by_underscores,
+    ),
+    "traefik passes other paths on": Trap(
+        "traefik", "keybearer.yaml", 'X-Original-Url: ""', 'X-Nothing: ""', names_other_path
+    ),
+    "traefik passes the token on": Trap(
+        "traefik", "keybearer.yaml", 'Authorization: ""', 'X-Nothing: ""', sees_token
+    ),
+    "traefik takes paths with two readings": Trap(
+        "traefik", "keybearer.yaml", "priority: 1000", "priority: 1", spells_path_otherwise
+    ),
+    "traefik cleans no path up": Trap(
+        "traefik",
+        "traefik.yaml",
+        "sanitizePath: true",
+        "sanitizePath: false",
+        spells_path_otherwise,
+    ),
+    "traefik takes encoded slashes": Trap(
+        "traefik",
+        "traefik.yaml",
+        "allowEncodedSlash: false",
+        "allowEncodedSlash: true",
+        spells_path_otherwise,
+    ),
+    "traefik takes what is encoded twice": Trap(
+        "traefik",
+        "traefik.yaml",
+        "allowEncodedPercent: false",
+        "allowEncodedPercent: true",
+        spells_path_otherwise,
+    ),
+    "traefik looks at the case": Trap(
+        "traefik",
+        "keybearer.yaml",
+        "(?i)^/admin",
+        "^/admin",
+        spells_protected_path_in_capitals,
+    ),
+    "traefik takes a prefix for a path": Trap(
+        "traefik", "keybearer.yaml", "(?i)^/admin", "(?i)^/admin(/|$)", spells_path_otherwise
+    ),
+    "traefik changes protocols": Trap(
+        "traefik", "keybearer.yaml", 'Upgrade: ""', 'X-Nothing: ""', changes_protocol
+    ),
 }
 
 
