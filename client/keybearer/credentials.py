@@ -91,6 +91,10 @@ class _Details(NamedTuple):
     wait_for_ready: bool | None
     compression: Any
 
+    def __repr__(self) -> str:
+        """Leave the metadata out, which hold the token."""
+        return f"_Details(method={self.method!r}, timeout={self.timeout})"
+
 
 class BearerInterceptor(
     grpc.UnaryUnaryClientInterceptor,

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 
 from fakes import FakeClock
 from harness import Service
@@ -239,6 +240,24 @@ def test_secrets_stay_out_of_reprs(client: KeybearerClient, service: Service) ->
     shown = f"{client!r} {issued!r} {account!r} {TLSConfig(cert=b'public', key=b'private')!r}"
     for secret in (issued.token, account.token, service.admin_token, "private"):
         assert secret not in shown
+
+
+def test_what_a_traceback_shows_of_a_call_holds_no_token() -> None:
+    """Tools that show the variables of every frame show our own objects by their `repr`."""
+    with (
+        KeybearerClient("127.0.0.1:1", token="kbear1_hidden", tls=False) as client,
+        pytest.raises(errors.UnavailableError) as raised,
+    ):
+        client.validate_token("kbear1_shown")
+    frames = [entry.frame for entry in raised.traceback if "keybearer/_client" in str(entry.path)]
+    objects = [
+        value
+        for frame in frames
+        for value in frame.f_locals.values()
+        if type(value).__module__.startswith("keybearer.") and not isinstance(value, Message)
+    ]
+    assert any(isinstance(one, requests.Request) for one in objects)
+    assert "kbear1" not in repr(objects)
 
 
 def test_a_read_is_tried_again_and_a_change_is_not(

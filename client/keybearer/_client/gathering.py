@@ -85,6 +85,10 @@ class Call(NamedTuple, Generic[CheckT]):
     tokens: list[str]
     """Their tokens, each once."""
 
+    def __repr__(self) -> str:
+        """Leave the tokens out."""
+        return f"Call({len(self.checks)} checks)"
+
     @property
     def deadline(self) -> float:
         """The last moment at which one of the checks still waits."""

@@ -8,7 +8,7 @@ ValueError that names it, and nothing is sent.
 import enum
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -78,8 +78,8 @@ class Request(Generic[ResultT]):
 
     path: str
     """`/package.Service/Method`."""
-    message: Message
-    """What is sent."""
+    message: Message = field(repr=False)
+    """What is sent; it may hold a token."""
     response_type: type[Message]
     read: Callable[[Any], ResultT]
     """Turns the response into the result."""

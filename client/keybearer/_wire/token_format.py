@@ -36,6 +36,10 @@ class Parsed(NamedTuple):
     key_id: str
     secret: str
 
+    def __repr__(self) -> str:
+        """Leave the secret out."""
+        return f"Parsed(key_id={self.key_id!r})"
+
 
 def is_prefix(text: str) -> bool:
     """Return whether `text` may stand before the first underscore of a token."""
