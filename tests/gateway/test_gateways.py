@@ -272,7 +272,7 @@ def test_with_keybearer_stopped_nobody_passes_and_nobody_is_called_bad(
     entropy: SeededEntropy,
     upstreams: Upstreams,
 ) -> None:
-    """It fails closed: 503 (of Traefik 500 too) and UNAVAILABLE, for good keys and bad ones alike."""
+    """It fails closed: 503 (Traefik: 500 too) and UNAVAILABLE, for good keys and bad ones."""
     with gated(tmp_path / "data", clock, entropy) as world:
         keys = cast(world)
         with proxies.running(name, tmp_path / name, keybearer_of(world, keys), upstreams) as proxy:

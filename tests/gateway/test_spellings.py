@@ -207,8 +207,8 @@ def test_no_spelling_of_a_path_opens_it(proxy: Proxy, usual: Key) -> None:
                 claimed.append(target)
     assert opened == []
     assert claimed == []
-    # Envoy has no route for a target without a path, and Traefik none for no path at all; the file of
-    # that says why 418.
+    # Envoy has no route for a target without a path, and Traefik none for "*". The file of Traefik
+    # says why 418.
     right = (*REFUSED, 418) if proxy.name == "traefik" else REFUSED
     wrong = {target: status for target, status in refused.items() if status not in right}
     no_path = ("*",) if proxy.name == "traefik" else ("http://app?/admin", "http://app?/clusters")
