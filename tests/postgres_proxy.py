@@ -9,6 +9,7 @@ import random
 import socket
 import tempfile
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -43,6 +44,7 @@ class Proxy:
         *,
         drops_options: bool = False,
         hostile: random.Random | None = None,
+        on_sent: Callable[[bytes], None] = lambda _data: None,
     ) -> None:
         """Prepare a proxy; `with` begins to take connections.
 
@@ -50,6 +52,7 @@ class Proxy:
             url: The database behind it.
             drops_options: Whether a connection begins without the options that its client wants.
             hostile: What decides which writes fail; None for none.
+            on_sent: Is shown what clients have sent, once the server has it.
         """
         self._target = str(Path(parse_qs(urlsplit(url.text).query)["host"][0]) / ".s.PGSQL.5432")
         self._directory = tempfile.TemporaryDirectory(prefix="pg-proxy-")
@@ -57,6 +60,7 @@ class Proxy:
         self.url = DatabaseUrl(text=f"{head}?host={quote(self._directory.name, safe='')}")
         self._drops_options = drops_options
         self._hostile = hostile
+        self._on_sent = on_sent
         self._cut: Cut | None = None
         self._then_refuse = False
         self._refuses = False
@@ -153,6 +157,7 @@ class Proxy:
                         client.sendall(refusal)
                         continue
                 server.sendall(data)
+                self._on_sent(data)
         _close(client, server)
 
     def _to_client(self, client: socket.socket, server: socket.socket) -> None:

@@ -38,9 +38,9 @@ descriptors a port takes at most a quarter of them.
 COMMANDS = """
 ## Commands
 
-All but `quickstart`, `init`, `serve` and `restore` may run beside a server. A refusal is one line
-on standard error and exit code 1. Wrong usage is exit code 2. `check` and `audit verify` have
-codes for timers: 0 all is well, 1 findings, 2 could not look. `--output json` prints one JSON
+All but `quickstart`, `init`, `serve`, `restore` and `move` may run beside a server. A refusal is
+one line on standard error and exit code 1. Wrong usage is exit code 2. `check` and `audit verify`
+have codes for timers: 0 all is well, 1 findings, 2 could not look. `--output json` prints one JSON
 document.
 """
 

@@ -11,7 +11,7 @@ from keybearer_service.gateway.authorizer import Authorizer
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.keyring import Keyring
 from keybearer_service.net.database_url import DatabaseUrl
-from keybearer_service.storage import Store, StoreUnusableError
+from keybearer_service.storage import FileStore, ServerStore, Store, StoreUnusableError
 from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.telemetry.metrics import PrometheusMetrics
 from keybearer_service.telemetry.recorder import NullRecorder, Recorder
@@ -97,6 +97,26 @@ def open_store(
     if is_patient:
         return _postgres_store()(location, clock=clock, entropy=entropy, limit_s=None)
     return _postgres_store()(location, clock=clock, entropy=entropy)
+
+
+def open_departing_file(path: Path) -> FileStore:
+    """Open a file that an installation leaves or has left, for the move alone.
+
+    Raises:
+        StoreError: It cannot be used; the text says why.
+    """
+    return SqliteStore(path, may_be_departed=True)
+
+
+def create_server_store(url: DatabaseUrl) -> ServerStore:
+    """Bring the tables of a database up to date and open it, for work that takes long.
+
+    Raises:
+        StoreError: It cannot be used; the text says why.
+    """
+    migrate_store(url)
+    clock, entropy = SystemClock(), SystemEntropy()
+    return _postgres_store()(url, clock=clock, entropy=entropy, limit_s=None)
 
 
 def migrate_store(url: DatabaseUrl) -> list[str]:

@@ -5,16 +5,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from backends import Connections
+from backends import Connections, dump_database
 from fakes import START
 from keybearer_service.domain.model import SubjectKind, Use
 from keybearer_service.storage import (
     CommitFailedError,
+    Departure,
     FileStore,
     StoreDamagedError,
     StoreError,
@@ -642,3 +644,56 @@ def test_filling_is_what_the_tests_believe(store: SqliteStore) -> None:
     """The sample data is there."""
     with store.read() as reader:
         assert reader.account(EVERYWHERE, Filling().account.id) == Filling().account
+
+
+# --- a file whose installation leaves it ----------------------------------------------------------
+
+MOVING = Departure("move", "postgresql://db.example.com/keybearer")
+MOVED = replace(MOVING, is_done=True)
+
+
+@pytest.mark.parametrize(("departure", "says"), [(MOVING, "--abandon"), (MOVED, "--database")])
+def test_a_departed_file_is_refused(
+    store: SqliteStore, path: Path, departure: Departure, says: str
+) -> None:
+    """With where the installation goes and what to do; for the move alone it opens."""
+    store.mark(departure)
+    with pytest.raises(StoreUnusableError, match=says) as caught:
+        SqliteStore(path)
+    assert departure.target in str(caught.value)
+    moving = SqliteStore(path, may_be_departed=True)
+    assert moving.departure == departure
+    moving.close()
+
+
+def test_a_departed_file_is_refused_by_programs_that_know_of_no_departures(
+    store: SqliteStore, connections: Connections
+) -> None:
+    """They look at the number in the header."""
+    store.mark(MOVING)
+    assert pragma(connections.writer, "application_id") != store.application_id
+
+
+def test_a_departed_file_takes_no_write_of_one_who_opened_it_before(
+    store: SqliteStore, path: Path
+) -> None:
+    """As a command that waits for its turn: what it wrote would not go along."""
+    other = SqliteStore(path)
+    other.mark(MOVING)
+    with pytest.raises(StoreUnusableError, match="is being moved"):
+        add_keys(store, sample_key("late"))
+    with pytest.raises(StoreUnusableError, match="is being moved"):
+        store.add_uses([Use(KEY, 1, START, 1)])
+    assert store.lookup(sample_id("late"))[0] is None
+    other.close()
+
+
+def test_a_file_whose_mark_is_taken_away_is_as_before(store: SqliteStore, path: Path) -> None:
+    """Nothing of the mark stays."""
+    before = dump_database(path)
+    store.mark(MOVING)
+    store.mark(None)
+    assert store.departure is None
+    assert dump_database(path) == before
+    SqliteStore(path).close()
+    add_keys(store, sample_key("next"))

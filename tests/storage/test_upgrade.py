@@ -181,7 +181,7 @@ def test_a_backup_of_before_an_upgrade_is_restored(
         restored,
         backup,
         old.data_dir.peppers,
-        open_store=open_store,
+        open_file=open_store,
         clock=old.clock,
         entropy=entropy,
     )

@@ -82,6 +82,7 @@ class AuditAction(enum.IntEnum):
     API_KEYS_REVOKED = 22
     AUDIT_PRUNED = 23
     API_KEYS_PRUNED = 24
+    INSTALLATION_MOVED = 25
 
 
 class AuditActorType(enum.IntEnum):

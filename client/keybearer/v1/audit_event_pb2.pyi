@@ -106,6 +106,10 @@ class _AuditActionEnumTypeWrapper(_EnumTypeWrapper[_AuditAction.ValueType], type
     """Keys of this account that were revoked long before were deleted, by the ids of the change
     `pruned_key_ids`.
     """
+    AUDIT_ACTION_INSTALLATION_MOVED: _AuditAction.ValueType  # 25
+    """The installation was moved to another database, with everything in it (`changes` carries the
+    counts).
+    """
 
 class AuditAction(_AuditAction, metaclass=_AuditActionEnumTypeWrapper):
     """What happened."""
@@ -165,6 +169,10 @@ begins there. `export_sha256` is the digest of the file.
 AUDIT_ACTION_API_KEYS_PRUNED: AuditAction.ValueType  # 24
 """Keys of this account that were revoked long before were deleted, by the ids of the change
 `pruned_key_ids`.
+"""
+AUDIT_ACTION_INSTALLATION_MOVED: AuditAction.ValueType  # 25
+"""The installation was moved to another database, with everything in it (`changes` carries the
+counts).
 """
 
 class _AuditActorType:

@@ -1,5 +1,6 @@
 """`backup` and `restore`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,13 +11,15 @@ from keybearer_service.cli.opening import opened
 from keybearer_service.cli.options import (
     ConfigOption,
     DatabaseOption,
+    DatabasePasswordFileOption,
     DataDirOption,
+    InsecureDatabaseOption,
     Output,
     OutputOption,
 )
 from keybearer_service.cli.output import print_result
-from keybearer_service.config import ConfigError, load
-from keybearer_service.container import open_store
+from keybearer_service.config import load
+from keybearer_service.container import create_server_store, open_store
 from keybearer_service.domain.clock import SECOND, SystemClock, rfc3339
 from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.installation.data_directory import DataDir
@@ -65,6 +68,8 @@ def restore(
     *,
     data_dir: DataDirOption = None,
     database: DatabaseOption = None,
+    database_password_file: DatabasePasswordFileOption = None,
+    insecure_database: InsecureDatabaseOption = None,
     peppers: Annotated[
         Path | None, typer.Option(help="The key files. [default: FILE.peppers]")
     ] = None,
@@ -73,20 +78,30 @@ def restore(
 ) -> None:
     """Bring a backup back into an empty directory. What was changed since is undone.
 
-    The directory holds an installation once everything is done; a restore that was broken off can
-    be run again. Exit codes: 0 done, 1 refused or broken off (one line says why), 2 wrong usage.
+    With a database elsewhere everything goes into that, which must be empty too, and the key files
+    into the directory. There is an installation once everything is done; a restore that was broken
+    off can be run again. Exit codes: 0 done, 1 refused or broken off (one line says why), 2 wrong
+    usage.
     """
-    settings = load(config, {"data_dir": data_dir, "database": database})
-    if settings.database:
-        raise ConfigError("database: restore makes a file in data_dir; leave database out")
+    settings = load(
+        config,
+        {
+            "data_dir": data_dir,
+            "database": database,
+            "database_password_file": database_password_file,
+            "insecure_database": insecure_database,
+        },
+    )
+    url = settings.database_url
     _assert_file_name(file)
     clock = SystemClock()
     with breakable("nothing was restored") as progress:
         restored = backups.restore(
-            DataDir(settings.data_dir),
+            DataDir(settings.data_dir, url),
             file,
             peppers or keys_beside(file),
-            open_store=open_store,
+            open_file=open_store,
+            open_target=None if url is None else partial(create_server_store, url),
             clock=clock,
             entropy=SystemEntropy(),
             on_step=progress,

@@ -16,6 +16,7 @@ from keybearer_service.cli.checks import audit_app, check
 from keybearer_service.cli.healthcheck import healthcheck
 from keybearer_service.cli.initialising import init
 from keybearer_service.cli.migrating import migrate
+from keybearer_service.cli.moving import move
 from keybearer_service.cli.output import EXIT_COULD_NOT_LOOK, EXIT_REFUSED, CouldNotLookError
 from keybearer_service.cli.peppers import pepper_app
 from keybearer_service.cli.pruning import audit_prune, keys_app
@@ -42,7 +43,7 @@ app = typer.Typer(
 app.command()(quickstart)
 app.command()(init)
 app.command(epilog=bounds_help())(serve)
-for command in (admin_token, backup, restore, check, migrate):
+for command in (admin_token, backup, restore, move, check, migrate):
     app.command()(command)
 audit_app.command("prune")(audit_prune)
 app.add_typer(audit_app, name="audit")

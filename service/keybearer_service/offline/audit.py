@@ -16,10 +16,16 @@ from keybearer_service.offline.comparison import RowComparer, pruning_of
 from keybearer_service.offline.verification import (
     ChainReport,
     ChainVerifier,
-    Progress,
     no_progress,
 )
-from keybearer_service.storage import FileStore, Reader, Store, StoreDamagedError
+from keybearer_service.storage import (
+    FileStore,
+    OnStep,
+    Reader,
+    Snapshots,
+    Store,
+    StoreDamagedError,
+)
 from keybearer_service.usecases.audit import events_in
 
 UNSEEN = (
@@ -59,7 +65,7 @@ def check(
     audit_key: bytes,
     expect: tuple[int, bytes] | None = None,
     *,
-    progress: Progress = no_progress,
+    progress: OnStep = no_progress,
 ) -> CheckReport:
     """Look for damage, and for changes that went past keybearer.
 
@@ -80,7 +86,7 @@ def _check_events(
     store: Store,
     audit_key: bytes,
     expect: tuple[int, bytes] | None,
-    progress: Progress,
+    progress: OnStep,
     findings: Sequence[str],
 ) -> CheckReport:
     missing: dict[Subject, None] = {}
@@ -130,11 +136,11 @@ def _gone(store: Store, missing: Iterable[Subject], checked_seq: int) -> Iterato
 
 
 def verify_audit(
-    store: Store,
+    store: Snapshots,
     audit_key: bytes,
     expect: tuple[int, bytes] | None,
     *,
-    progress: Progress = no_progress,
+    progress: OnStep = no_progress,
 ) -> tuple[ChainReport, Sequence[str]]:
     """Check the audit chain, and that it holds a head that was noted elsewhere, if one is given.
 

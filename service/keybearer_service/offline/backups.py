@@ -4,23 +4,32 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from keybearer._wire.enums import AuditAction, AuditTargetType
-from keybearer_service.domain.audit_event import FieldChange
+from keybearer._wire.enums import AuditAction
 from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.entropy import Entropy
-from keybearer_service.domain.model import Installation, SubjectKind
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.keyring import Keyring
 from keybearer_service.installation.ownership import give
 from keybearer_service.offline.audit import check_store
+from keybearer_service.offline.epochs import begin_epoch
 from keybearer_service.offline.errors import LocalError
-from keybearer_service.offline.initialise import EPOCH_LENGTH
-from keybearer_service.storage import OnProgress, Reader, Store, StoreFullError, no_progress
+from keybearer_service.storage import (
+    CommitFailedError,
+    OnProgress,
+    OnStep,
+    Reader,
+    ServerStore,
+    Store,
+    StoreConflictError,
+    StoreFullError,
+    Writer,
+    no_progress,
+)
 from keybearer_service.storage.files import sync
 from keybearer_service.usecases.audit import AuditLog
 from keybearer_service.usecases.mutations import Mutations
@@ -31,8 +40,6 @@ def keys_beside(backup: Path) -> Path:
     return backup.with_name(backup.name + ".peppers")
 
 
-OnStep = Callable[[str, int, int], None]
-"""Is told what is counted, how much of it is done, and how much there is in all."""
 UNFINISHED = ".unfinished"
 """What the directory's name ends with in which a backup or a restore is made."""
 _DATABASE = "database"
@@ -150,7 +157,8 @@ def restore(
     file: Path,
     keys: Path,
     *,
-    open_store: Callable[[Path], Store],
+    open_file: Callable[[Path], Store],
+    open_target: Callable[[], ServerStore] | None = None,
     clock: Clock,
     entropy: Entropy,
     on_step: OnStep = no_steps,
@@ -158,11 +166,22 @@ def restore(
     """Restore a backup into an empty directory under a new epoch, and record that.
 
     Everything is made in DATA/restore.unfinished, and the database gets its name last: a restore
-    that is killed has left no installation, and can be run again.
+    that is killed has left no installation, and can be run again. A database elsewhere gets
+    everything in one transaction, and the directory the key files alone.
+
+    Args:
+        data_dir: The directory.
+        file: What `back_up` wrote.
+        keys: The key files that go with it.
+        open_file: Opens a file.
+        open_target: Makes the tables of the database elsewhere, and opens it; None for a file.
+        clock: The time.
+        entropy: The randomness.
+        on_step: Told how much is done.
 
     Raises:
         LocalError: The directory is not empty, the backup or its key files are not there or not
-            whole, or there is no room.
+            whole, there is no room, or the database elsewhere holds an installation.
         StoreError, KeyringError: They cannot be used, or do not belong together.
     """
     _assert_empty(data_dir)
@@ -178,16 +197,13 @@ def restore(
     with _workshop(data_dir.unfinished_restore, data_dir.path) as place:
         give(place)
         try:
-            restored = _restore(place, file, keys, open_store, clock, entropy, on_step)
+            copies = _take(place, file, keys, open_file, clock, on_step)
+            if open_target is None:
+                return _publish(copies, data_dir, open_file, clock, entropy)
+            with closing(open_target()) as target:
+                return _send(copies, data_dir, target, clock, entropy, on_step)
         except StoreFullError:
             raise LocalError(f"{data_dir.path}: no room left for the restore") from None
-        data_dir.publish(place / _KEYS, data_dir.peppers)
-        try:
-            data_dir.publish(place / _DATABASE, data_dir.database)
-        except BaseException:
-            shutil.rmtree(data_dir.peppers)
-            raise
-    return restored
 
 
 def _assert_empty(data_dir: DataDir) -> None:
@@ -203,60 +219,90 @@ def _assert_empty(data_dir: DataDir) -> None:
         raise LocalError(f"{data_dir.path} is not empty; restore into an empty directory")
 
 
-def _restore(
+@dataclass(frozen=True, slots=True)
+class _Copies:
+    """Copies of both parts of a backup, in a directory that is thrown away."""
+
+    database: Path
+    peppers: Path
+    keyring: Keyring
+    last_change: Micros
+    keys: int
+
+
+def _take(
     place: Path,
     file: Path,
     keys: Path,
-    open_store: Callable[[Path], Store],
+    open_file: Callable[[Path], Store],
     clock: Clock,
-    entropy: Entropy,
     on_step: OnStep,
-) -> Restored:
-    _copy_keys(keys, place / _KEYS)
-    database = place / _DATABASE
+) -> _Copies:
+    """Copy both parts of a backup, and check them."""
+    database, peppers = place / _DATABASE, place / _KEYS
+    _copy_keys(keys, peppers)
     _copy(file, database, partial(on_step, "bytes copied"))
-    keyring = Keyring(place / _KEYS)
-    store = open_store(database)
-    try:
+    keyring = Keyring(peppers)
+    with closing(open_file(database)) as store:
         on_step("databases checked", 0, 1)
         damage = check_store(store)
         if damage:
             raise LocalError(f"{file} is damaged: {damage[0]}")
         with store.read() as reader:
             keyring.verify(reader.peppers(), lambda one: reader.live_secrets(one, clock.now()))
-            last_change = _last_event_time(reader)
-            count = reader.key_count()
-        epoch = _begin_epoch(store, keyring, clock, entropy)
-    finally:
-        store.close()
-    sync(database)
-    return Restored(last_change, epoch, count)
+            return _Copies(database, peppers, keyring, _last_event_time(reader), reader.key_count())
 
 
-def _begin_epoch(store: Store, keyring: Keyring, clock: Clock, entropy: Entropy) -> str:
-    mutations = Mutations(store, AuditLog(keyring.audit_key, entropy), clock)
-    with mutations.begin_local() as mutation:
-        before = mutation.tx.installation()
-        epoch = entropy.base62(EPOCH_LENGTH)
-        mutation.tx.put_installation(
-            Installation(
-                epoch=epoch,
-                revision=before.revision,
-                prefix=before.prefix,
-                retired_prefixes=before.retired_prefixes,
-                operator_account_id=before.operator_account_id,
-                create_time=before.create_time,
-            )
-        )
-        mutation.record(
-            AuditAction.INSTALLATION_RESTORED,
-            account_id=before.operator_account_id,
-            target_type=AuditTargetType.INSTALLATION,
-            target_id=before.operator_account_id,
-            changes=(FieldChange("epoch", before.epoch, epoch),),
-        )
-        mutation.invalidate(SubjectKind.EVERYTHING, "", before.operator_account_id)
-    return epoch
+def _publish(
+    copies: _Copies,
+    data_dir: DataDir,
+    open_file: Callable[[Path], Store],
+    clock: Clock,
+    entropy: Entropy,
+) -> Restored:
+    """Make the copies the installation of a directory."""
+    with closing(open_file(copies.database)) as store, store.write() as tx:
+        restored = _begin(copies, store, tx, clock, entropy)
+    sync(copies.database)
+    data_dir.publish(copies.peppers, data_dir.peppers)
+    try:
+        data_dir.publish(copies.database, data_dir.database)
+    except BaseException:
+        shutil.rmtree(data_dir.peppers)
+        raise
+    return restored
+
+
+def _send(
+    copies: _Copies,
+    data_dir: DataDir,
+    target: ServerStore,
+    clock: Clock,
+    entropy: Entropy,
+    on_step: OnStep,
+) -> Restored:
+    """Make a database elsewhere the installation, and put its key files into a directory."""
+    try:
+        with target.receive(copies.database, on_step) as tx:
+            restored = _begin(copies, target, tx, clock, entropy)
+            # From the commit on other nodes may open the installation.
+            data_dir.publish(copies.peppers, data_dir.peppers)
+    except CommitFailedError:
+        raise  # the key files may be needed
+    except BaseException as error:
+        if data_dir.peppers.exists():
+            shutil.rmtree(data_dir.peppers)
+        if isinstance(error, StoreConflictError):
+            raise LocalError(str(error)) from None
+        raise
+    return restored
+
+
+def _begin(copies: _Copies, store: Store, tx: Writer, clock: Clock, entropy: Entropy) -> Restored:
+    mutations = Mutations(store, AuditLog(copies.keyring.audit_key, entropy), clock)
+    with mutations.local_in(tx) as mutation:
+        epoch = begin_epoch(mutation, entropy, AuditAction.INSTALLATION_RESTORED)
+    return Restored(copies.last_change, epoch, copies.keys)
 
 
 def _last_event_time(reader: Reader) -> Micros:

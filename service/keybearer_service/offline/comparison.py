@@ -15,8 +15,7 @@ from keybearer_service.domain.audit_digests import (
     Subject,
 )
 from keybearer_service.domain.audit_event import AuditRecord, pruned_key_ids, split_digests
-from keybearer_service.offline.verification import Progress
-from keybearer_service.storage import Reader, Store
+from keybearer_service.storage import OnStep, Reader, Store
 from keybearer_service.usecases.audit import row_digest
 
 ROW_BATCH: Final = 1000
@@ -89,7 +88,7 @@ class RowComparer:
         """By the deleted user; None where there is nothing to compare."""
         self._result = Comparison()
 
-    def compare(self, store: Store, progress: Progress) -> Comparison:
+    def compare(self, store: Store, progress: OnStep) -> Comparison:
         """Compare all rows, in parts that are each of one snapshot."""
         with store.read() as reader:
             self._compare_installation(reader)

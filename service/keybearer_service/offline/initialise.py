@@ -14,6 +14,7 @@ from keybearer_service.domain.model import Installation, SubjectKind
 from keybearer_service.installation.data_directory import DataDir, DataDirError
 from keybearer_service.installation.keyring import Keyring
 from keybearer_service.net.database_url import DatabaseUrl
+from keybearer_service.offline.epochs import EPOCH_LENGTH
 from keybearer_service.offline.errors import LocalError
 from keybearer_service.offline.peppers import insert_pepper
 from keybearer_service.storage import Reader, Store, StoreUnusableError
@@ -21,8 +22,6 @@ from keybearer_service.usecases.accounts import CreatedAccount, NewAccount, crea
 from keybearer_service.usecases.audit import AuditLog
 from keybearer_service.usecases.issuing import KeyIssuer
 from keybearer_service.usecases.mutations import Mutation, Mutations
-
-EPOCH_LENGTH = 16
 
 
 def initialise(

@@ -23,8 +23,8 @@ from keybearer_service.domain.audit_event import PRUNED_KEY_IDS, FieldChange
 from keybearer_service.domain.clock import Micros, rfc3339
 from keybearer_service.offline.comparison import CASCADES, ROW_BATCH, RowComparer
 from keybearer_service.offline.errors import LocalError
-from keybearer_service.offline.verification import BASE_ALTERED, Progress, base_in, no_progress
-from keybearer_service.storage import Store, Writer
+from keybearer_service.offline.verification import BASE_ALTERED, base_in, no_progress
+from keybearer_service.storage import OnStep, Store, Writer
 from keybearer_service.usecases.audit import ids_change
 from keybearer_service.usecases.mutations import Mutation, Mutations
 
@@ -51,7 +51,7 @@ def prune_keys(
     before: Micros,
     export: Path | None = None,
     *,
-    progress: Progress = no_progress,
+    progress: OnStep = no_progress,
     on_batch: Callable[[int], None] = lambda _keys: None,
 ) -> PrunedKeys:
     """Delete the keys that were revoked before a moment, each once its row is compared.
@@ -116,7 +116,7 @@ class _KeyPruner:
         self._on_batch = on_batch
         self.deleted = 0
 
-    def prune(self, progress: Progress) -> int:
+    def prune(self, progress: OnStep) -> int:
         """Delete the keys; return how many were left because of the event about their user."""
         with_users: dict[str, list[_Key]] = {}
         due: list[_Key] = []

@@ -12,7 +12,7 @@ from keybearer_service.domain.audit_event import (
     event_hash,
     split_digests,
 )
-from keybearer_service.storage import NO_AUDIT_HEAD, Reader, Store
+from keybearer_service.storage import NO_AUDIT_HEAD, OnStep, Reader, Snapshots
 
 CHAIN_BATCH: Final = 5000
 """Events that are read in one snapshot. A snapshot of the whole log would keep the write-ahead log
@@ -21,8 +21,6 @@ BASE_ALTERED: Final = "the base of the audit log, where it begins, was altered"
 _TEXTS_KEPT: Final = 100_000
 """What is remembered of personal texts, so that they are not read with every event."""
 
-Progress = Callable[[str, int, int], None]
-"""Takes what is being done, how much of it is done, and how much there is."""
 Inspect = Callable[[Reader, Sequence[AuditRecord]], None]
 """Takes each part of the chain in the snapshot in which it was read."""
 
@@ -69,10 +67,10 @@ class ChainVerifier:
 
     def verify(
         self,
-        store: Store,
+        store: Snapshots,
         expect: tuple[int, bytes] | None = None,
         *,
-        progress: Progress = no_progress,
+        progress: OnStep = no_progress,
         inspect: Inspect | None = None,
     ) -> ChainReport:
         """Check the chain from its first event, or its base, to the event that is the last now.

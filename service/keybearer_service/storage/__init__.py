@@ -135,6 +135,10 @@ OnProgress = Callable[[int, int], None]
 """Is told how much of a long work is done, and how much there is in all, in whichever unit."""
 
 
+OnStep = Callable[[str, int, int], None]
+"""Is told what is counted, how much of it is done, and how much there is in all."""
+
+
 def no_progress(_done: int, _total: int) -> None:
     """Ignore it."""
 
@@ -605,6 +609,14 @@ class Writer(Reader, Protocol):
         ...
 
 
+class Snapshots(Protocol):
+    """Whatever can be read in snapshots."""
+
+    def read(self, caller: Waiting | None = None) -> AbstractContextManager[Reader]:
+        """Open a snapshot, as `Store.read`."""
+        ...
+
+
 class Store(Protocol):
     """A database of accounts, users, keys and their history. Safe for use by many threads."""
 
@@ -791,9 +803,38 @@ class Store(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """That an installation leaves its file for a database elsewhere."""
+
+    move_id: str
+    """Names the move in the audit log of that database."""
+    target: str
+    """The URL of that database."""
+    is_done: bool = False
+    """Whether the installation is there for certain."""
+
+
 @runtime_checkable
 class FileStore(Store, Protocol):
-    """A store that is one file on this machine."""
+    """A store that is one file on this machine.
+
+    One with a departure must be refused by whoever opens it, and must take no more writes, unless
+    it was opened for the move alone.
+    """
+
+    @property
+    def departure(self) -> Departure | None:
+        """The move that the file is marked with; None for a file that may be served."""
+        ...
+
+    def mark(self, departure: Departure | None) -> None:
+        """Mark the file, or take its mark away.
+
+        Once this has returned, no write that began before it is without its commit, and none
+        begins any more.
+        """
+        ...
 
     @property
     def size_bytes(self) -> int:
@@ -815,4 +856,26 @@ class FileStore(Store, Protocol):
 
     def check_file(self) -> Sequence[str]:
         """Check every page of the file; return a sentence for each finding."""
+        ...
+
+
+@runtime_checkable
+class ServerStore(Store, Protocol):
+    """A store that is a database on a server of its own."""
+
+    def receive(self, file: Path, on_step: OnStep) -> AbstractContextManager[Writer]:
+        """Open a write transaction that begins with every row of a file in this empty store.
+
+        Must compare every row that it reads back with that of the file. All of it must be committed
+        together with the block, or not at all.
+
+        Args:
+            file: A file store, in which nobody writes meanwhile.
+            on_step: Told how much is done. What it raises ends the transaction.
+
+        Raises:
+            StoreConflictError: This store holds an installation; the block has not run.
+            StoreDamagedError: Rows that were read back differ; the block has not run.
+            StoreError: As from `write`.
+        """
         ...

@@ -21,6 +21,7 @@ from keybearer_service.storage import (
     CLAIM_WAIT_S,
     News,
     OnProgress,
+    OnStep,
     Reader,
     StoreClosedError,
     StoreDamagedError,
@@ -40,6 +41,7 @@ from keybearer_service.storage.care import (
     pruned,
 )
 from keybearer_service.storage.first_uses import FirstUses
+from keybearer_service.storage.postgres_arrival import fill
 from keybearer_service.storage.postgres_backup import copy_to_file
 from keybearer_service.storage.postgres_connections import (
     STATEMENT_LIMIT_S,
@@ -186,6 +188,18 @@ class PostgresStore:
     def write(self) -> Iterator[Writer]:
         """Take the row that orders all writes, and commit after the block."""
         with self._told_when_closed(), self._writes.begin() as session:
+            yield writer_over(session)
+        self._wakeups.wake()
+
+    @contextmanager
+    def receive(self, file: Path, on_step: OnStep) -> Iterator[Writer]:
+        """Open a write transaction that begins with every row of a file."""
+        with self._told_when_closed(), self._writes.begin() as session:
+            _allow_all_time(session.connection)
+            try:
+                fill(session.connection, file, on_step)
+            except psycopg.Error as error:
+                raise self._told(error) from error
             yield writer_over(session)
         self._wakeups.wake()
 

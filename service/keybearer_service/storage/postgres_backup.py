@@ -1,18 +1,19 @@
 """Copies a PostgreSQL database into the file that every backend writes as its backup."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from keybearer_service.storage import OnProgress, dbapi
+from keybearer_service.storage import OnProgress, dbapi, rows
 from keybearer_service.storage.files import new_copy
 from keybearer_service.storage.postgres_connections import Connection
 from keybearer_service.storage.postgres_session import KEYS
 from keybearer_service.storage.sqlite import SqliteStore
+from keybearer_service.storage.sqlite_departures import TABLE as DEPARTURE
 from keybearer_service.storage.sqlite_errors import store_error
 
-_BATCH: Final = 5000
-_SOURCES: Final = {
+BATCH: Final = 5000
+SOURCES: Final = {
     "api_keys": KEYS,
     # Of two peppers of one moment the newer one is read later.
     "peppers": "(SELECT * FROM peppers ORDER BY seq) k",
@@ -46,7 +47,7 @@ def copy_to_file(connection: Connection, path: Path, on_progress: OnProgress) ->
 
 
 def _copy_tables(connection: Connection, target: Any, on_progress: OnProgress) -> None:
-    tables = _tables(target)
+    tables = tables_of(target)
     counts = " + ".join(f"(SELECT count(*) FROM {table})" for table in tables)
     total = int((connection.execute(f"SELECT {counts}").fetchone() or (0,))[0])
     done = 0
@@ -58,24 +59,38 @@ def _copy_tables(connection: Connection, target: Any, on_progress: OnProgress) -
     target.execute("COMMIT")
 
 
-def _tables(target: Any) -> list[str]:
-    found = target.execute(
+def tables_of(file: Any) -> list[str]:
+    """Return the tables of a file that hold an installation."""
+    found = file.execute(
         "SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
-        " AND name NOT LIKE '%_migrations'"
+        f" AND name NOT LIKE '%_migrations' AND name <> '{DEPARTURE}'"
     )
     return [name for (name,) in found.fetchall()]
 
 
-def _copy_table(connection: Connection, target: Any, table: str) -> Iterator[int]:
-    """Copy a table; yield the number of rows of each batch."""
-    columns = [row[1] for row in target.execute(f"PRAGMA table_info({table})").fetchall()]
+def columns_of(file: Any, table: str) -> list[str]:
+    """Return the columns of a table of a file, without those that are computed."""
+    return [row[1] for row in file.execute(f"PRAGMA table_info({table})").fetchall()]
+
+
+def rows_as_in_a_file(
+    connection: Connection, table: str, columns: Sequence[str]
+) -> Iterator[Sequence[rows.Row]]:
+    """Yield the rows of a table in batches, with the columns that a file has."""
     connection.execute(
         f"DECLARE rows NO SCROLL CURSOR FOR SELECT {', '.join(columns)}"
-        f" FROM {_SOURCES.get(table, table)}"
+        f" FROM {SOURCES.get(table, table)}"
     )
+    while found := connection.execute(f"FETCH {BATCH} FROM rows", binary=True).fetchall():
+        yield found
+    connection.execute("CLOSE rows")
+
+
+def _copy_table(connection: Connection, target: Any, table: str) -> Iterator[int]:
+    """Copy a table; yield the number of rows of each batch."""
+    columns = columns_of(target, table)
     # What triggers of the file have counted is replaced by what was counted before.
     insert = f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * len(columns))})"
-    while found := connection.execute(f"FETCH {_BATCH} FROM rows").fetchall():
+    for found in rows_as_in_a_file(connection, table, columns):
         target.executemany(insert, found)
         yield len(found)
-    connection.execute("CLOSE rows")

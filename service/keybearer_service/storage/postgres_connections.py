@@ -31,6 +31,8 @@ _IDLE_LIMIT_S: Final = 10.0
 _CONNECT_LIMIT_S: Final = 2
 _UNANSWERED_MS: Final = 1000
 """How long sent bytes may stay unacknowledged (TCP_USER_TIMEOUT)."""
+_LONG_UNANSWERED_MS: Final = 60_000
+"""The same for commands, which send so much that a busy server does not read for a while."""
 _SAFE_MODE: Final = "verify-full"
 _DEFAULT_MODE: Final = "prefer"
 """What libpq does when nobody says anything."""
@@ -164,7 +166,7 @@ def _conninfo(url: DatabaseUrl, limit_s: float | None, lock_limit_s: float) -> s
     )
     defaults = {
         "connect_timeout": _CONNECT_LIMIT_S,
-        "tcp_user_timeout": _UNANSWERED_MS,
+        "tcp_user_timeout": _LONG_UNANSWERED_MS if limit_s is None else _UNANSWERED_MS,
         "target_session_attrs": "read-write",
         "application_name": "keybearer",
     }

@@ -70,7 +70,7 @@ class PostgresSession:
             caller: Who waits for what is read; no statement begins for one that has gone.
         """
         self._caller = caller
-        self._connection = connection
+        self.connection = connection
         self._first_uses = first_uses
         self._failure: Exception | None = None
         self.has_changes = False
@@ -175,9 +175,9 @@ class PostgresSession:
         return stored
 
     def _allow_more_time(self) -> None:
-        limit_s = self._connection.limit_s
+        limit_s = self.connection.limit_s
         if limit_s is not None and limit_s < LONG_LIMIT_S:
-            self._connection.limit_s = LONG_LIMIT_S
+            self.connection.limit_s = LONG_LIMIT_S
             self._execute(f"SET LOCAL statement_timeout = '{LONG_LIMIT_S:.0f}s'", ())
 
     def assert_whole(self) -> None:
@@ -195,7 +195,7 @@ class PostgresSession:
         if self._caller is not None and not self._caller.is_alive:
             raise ReadAbandonedError("the caller no longer waits")
         try:
-            cursor = self._connection.cursor()
+            cursor = self.connection.cursor()
             work(cursor)
         except psycopg.Error as error:
             self._failure = store_error(error)

@@ -18,6 +18,7 @@ from keybearer_service.storage import (
     CLAIM_WAIT_S,
     ClaimFailedError,
     CommitFailedError,
+    Departure,
     News,
     OnProgress,
     Reader,
@@ -33,6 +34,7 @@ from keybearer_service.storage import (
     migrations,
     no_progress,
     rows,
+    sqlite_departures,
 )
 from keybearer_service.storage.care import (
     contradictions,
@@ -97,6 +99,7 @@ class SqliteStore:
         shared: bool = False,
         busy_timeout_s: float = BUSY_TIMEOUT_S,
         connect: Callable[..., dbapi.Connection] = dbapi.connect,
+        may_be_departed: bool = False,
     ) -> None:
         """Open the database file, which must exist, and bring its schema up to date.
 
@@ -105,6 +108,7 @@ class SqliteStore:
             shared: Whether other servers write to it too.
             busy_timeout_s: How long a write waits for those of others.
             connect: Opens a connection, as the driver does.
+            may_be_departed: Whether to open a file whose installation leaves it, or has left it.
 
         Raises:
             StoreUnusableError: Not a database of ours, damaged, or written by a newer version.
@@ -128,7 +132,7 @@ class SqliteStore:
         self._damage = ""
         try:
             self._writer = self._connect()
-            self._assert_ours()
+            self._assert_ours(may_be_departed=may_be_departed)
             migrations.apply(self._writer)
         except dbapi.DatabaseError as error:
             self.close()
@@ -229,6 +233,7 @@ class SqliteStore:
                 self._writer.execute("BEGIN IMMEDIATE")
             try:
                 with self._translated():
+                    self._assert_not_departed()
                     yield
             except BaseException:
                 roll_back(self._writer)
@@ -401,6 +406,22 @@ class SqliteStore:
             row = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             return bool(row[0] == 0)
 
+    @property
+    def departure(self) -> Departure | None:
+        """The move that the file is marked with; None for a file that may be served."""
+        with self._write_lock, self._translated():
+            return sqlite_departures.of(self._writer)
+
+    def mark(self, departure: Departure | None) -> None:
+        """Mark the file, or take its mark away."""
+        with self._write_lock, self._translated():
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                sqlite_departures.mark(self._writer, departure)
+                self._commit()
+            finally:
+                roll_back(self._writer)
+
     def check_file(self) -> Sequence[str]:
         """Run SQLite's own check of every page and index; say which tables it is about."""
         findings = self._integrity("")
@@ -540,13 +561,26 @@ class SqliteStore:
         if self._closed:
             raise StoreClosedError("the store is closed")
 
-    def _assert_ours(self) -> None:
+    def _assert_ours(self, *, may_be_departed: bool) -> None:
         # One statement, so that a process that is making the schema is seen before or after it.
         marked, tables = self._writer.execute(
             "SELECT application_id, (SELECT count(*) FROM sqlite_schema) FROM pragma_application_id"
         ).fetchone()
-        if tables and marked != migrations.APPLICATION_ID:
+        if marked == sqlite_departures.APPLICATION_ID:
+            if not may_be_departed:
+                raise self._departed()
+        elif tables and marked != migrations.APPLICATION_ID:
             raise StoreUnusableError(f"{self._path.name} is a database of something else")
+
+    def _assert_not_departed(self) -> None:
+        # In every write: a command that has opened the file before may wait for its turn.
+        [marked] = self._writer.execute("PRAGMA application_id").fetchone()
+        if marked == sqlite_departures.APPLICATION_ID:
+            raise self._departed()
+
+    def _departed(self) -> StoreUnusableError:
+        departure = sqlite_departures.of(self._writer)
+        return StoreUnusableError(sqlite_departures.refusal(self._path.name, departure))
 
 
 def _held_for_too_long() -> StoreLockedError:

@@ -159,15 +159,20 @@ class Mutations:
     @contextmanager
     def begin_local(self) -> Iterator[Mutation]:
         """Open a change for a command on the data directory, which may grant anything."""
-        with self._store.write() as tx:
-            mutation = Mutation(
-                tx,
-                self._audit,
-                Actor(type=AuditActorType.LOCAL_COMMAND),
-                self._clock.now(),
-                role=Role.ADMIN,
-                scope=AccountScope.of_installation("a command on the data directory"),
-                call=None,
-            )
+        with self._store.write() as tx, self.local_in(tx) as mutation:
             yield mutation
-            mutation.finish()
+
+    @contextmanager
+    def local_in(self, tx: Writer) -> Iterator[Mutation]:
+        """Open the same in a write transaction of the caller, who commits it."""
+        mutation = Mutation(
+            tx,
+            self._audit,
+            Actor(type=AuditActorType.LOCAL_COMMAND),
+            self._clock.now(),
+            role=Role.ADMIN,
+            scope=AccountScope.of_installation("a command on the data directory"),
+            call=None,
+        )
+        yield mutation
+        mutation.finish()
