@@ -254,6 +254,8 @@ class AuditActor:
     user_id: str
     user_email: str
     """The e-mail address at that time, for display."""
+    session_id: str = ""
+    """The session of the console that acted; empty when it was none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from keybearer._wire.enums import AuditAction
 from keybearer_service.domain.clock import Clock, SystemClock
 from keybearer_service.domain.entropy import Entropy, SystemEntropy
 from keybearer_service.domain.model import Installation
@@ -23,7 +24,9 @@ from keybearer_service.usecases.keys import KeyManager
 from keybearer_service.usecases.mutations import Mutations
 from keybearer_service.usecases.pagination import PageTokens
 from keybearer_service.usecases.quotas import NO_QUOTAS, Quotas
+from keybearer_service.usecases.sessions import SessionManager
 from keybearer_service.usecases.users import UserManager
+from keybearer_service.validation.sessions import SessionValidator
 from keybearer_service.validation.usage import UsageRecorder
 from keybearer_service.validation.validator import Validator
 from keybearer_service.watch.hub import MAX_WATCHERS, WatchHub
@@ -58,11 +61,15 @@ class Container:
     keys: KeyManager
     users: UserManager
     accounts: AccountManager
+    sessions: SessionManager
+    session_validator: SessionValidator
+    sign_in_refusals: RefusalLog
 
     def close(self) -> None:
         """Write what is only in memory, and close the store."""
         self.usage.stop()
         self.refusals.flush_suppressed(everything=True)
+        self.sign_in_refusals.flush_suppressed(everything=True)
         self.store.close()
 
 
@@ -221,6 +228,7 @@ def build_container(
     issuer = KeyIssuer(keyring, entropy, installation.prefix)
     usage = UsageRecorder(store)
     page_tokens = PageTokens(keyring.derived_key(b"page tokens"))
+    session_key = keyring.derived_key(b"sessions")
     prefixes = frozenset((installation.prefix, *installation.retired_prefixes))
     validator = Validator(store, keyring, usage, clock, entropy, prefixes)
     watches = WatchHub(store, usage, clock, entropy, max_watchers=max_watchers)
@@ -244,7 +252,12 @@ def build_container(
         metrics=metrics,
         authorizer=Authorizer(validator, recorder, clock),
         page_tokens=page_tokens,
-        keys=KeyManager(store, mutations, issuer, validator, page_tokens, quotas),
+        keys=KeyManager(store, mutations, issuer, validator, page_tokens, quotas, clock),
         users=UserManager(store, mutations, issuer, page_tokens, quotas),
         accounts=AccountManager(store, mutations, issuer, page_tokens),
+        sessions=SessionManager(mutations, session_key, entropy),
+        session_validator=SessionValidator(store, session_key, clock),
+        sign_in_refusals=RefusalLog(
+            store, audit, clock, installation.operator_account_id, AuditAction.SIGN_IN_REFUSED
+        ),
     )

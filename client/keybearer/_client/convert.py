@@ -246,6 +246,7 @@ def audit_event_of(message: audit_event_pb2.AuditEvent) -> AuditEvent:
             key_id=message.actor.key_id,
             user_id=message.actor.user_id,
             user_email=message.actor.user_email,
+            session_id=message.actor.session_id,
         ),
         action=_enum(AuditAction, message.action),
         target=AuditTarget(type=_enum(AuditTargetType, message.target.type), id=message.target.id),

@@ -83,6 +83,9 @@ class AuditAction(enum.IntEnum):
     AUDIT_PRUNED = 23
     API_KEYS_PRUNED = 24
     INSTALLATION_MOVED = 25
+    SIGNED_IN = 26
+    SIGN_IN_REFUSED = 27
+    SIGNED_OUT = 28
 
 
 class AuditActorType(enum.IntEnum):
@@ -93,6 +96,7 @@ class AuditActorType(enum.IntEnum):
     HOLDER = 2
     LOCAL_COMMAND = 3
     ANONYMOUS = 4
+    SESSION = 5
 
 
 class AuditTargetType(enum.IntEnum):
@@ -104,6 +108,7 @@ class AuditTargetType(enum.IntEnum):
     USER = 3
     API_KEY = 4
     METHOD = 5
+    SESSION = 6
 
 
 def members_of(enum_class: type[EnumT]) -> tuple[EnumT, ...]:

@@ -110,6 +110,12 @@ class _AuditActionEnumTypeWrapper(_EnumTypeWrapper[_AuditAction.ValueType], type
     """The installation was moved to another database, with everything in it (`changes` carries the
     counts).
     """
+    AUDIT_ACTION_SIGNED_IN: _AuditAction.ValueType  # 26
+    """Somebody signed in at the console with the token of a key; the session is the target."""
+    AUDIT_ACTION_SIGN_IN_REFUSED: _AuditAction.ValueType  # 27
+    """A sign-in was refused, or several were (`changes` carries the count)."""
+    AUDIT_ACTION_SIGNED_OUT: _AuditAction.ValueType  # 28
+    """Somebody signed out; the session is the target."""
 
 class AuditAction(_AuditAction, metaclass=_AuditActionEnumTypeWrapper):
     """What happened."""
@@ -174,6 +180,12 @@ AUDIT_ACTION_INSTALLATION_MOVED: AuditAction.ValueType  # 25
 """The installation was moved to another database, with everything in it (`changes` carries the
 counts).
 """
+AUDIT_ACTION_SIGNED_IN: AuditAction.ValueType  # 26
+"""Somebody signed in at the console with the token of a key; the session is the target."""
+AUDIT_ACTION_SIGN_IN_REFUSED: AuditAction.ValueType  # 27
+"""A sign-in was refused, or several were (`changes` carries the count)."""
+AUDIT_ACTION_SIGNED_OUT: AuditAction.ValueType  # 28
+"""Somebody signed out; the session is the target."""
 
 class _AuditActorType:
     ValueType = NewType("ValueType", int)
@@ -191,6 +203,8 @@ class _AuditActorTypeEnumTypeWrapper(_EnumTypeWrapper[_AuditActorType.ValueType]
     """The server's own command line."""
     AUDIT_ACTOR_TYPE_ANONYMOUS: _AuditActorType.ValueType  # 4
     """Nobody known: the credential was not accepted."""
+    AUDIT_ACTOR_TYPE_SESSION: _AuditActorType.ValueType  # 5
+    """A person who is signed in at the console."""
 
 class AuditActorType(_AuditActorType, metaclass=_AuditActorTypeEnumTypeWrapper):
     """What an actor is."""
@@ -205,6 +219,8 @@ AUDIT_ACTOR_TYPE_LOCAL_COMMAND: AuditActorType.ValueType  # 3
 """The server's own command line."""
 AUDIT_ACTOR_TYPE_ANONYMOUS: AuditActorType.ValueType  # 4
 """Nobody known: the credential was not accepted."""
+AUDIT_ACTOR_TYPE_SESSION: AuditActorType.ValueType  # 5
+"""A person who is signed in at the console."""
 
 class _AuditTargetType:
     ValueType = NewType("ValueType", int)
@@ -224,6 +240,8 @@ class _AuditTargetTypeEnumTypeWrapper(_EnumTypeWrapper[_AuditTargetType.ValueTyp
     """A key."""
     AUDIT_TARGET_TYPE_METHOD: _AuditTargetType.ValueType  # 5
     """A method of the API, in a refused call; the id is its full name."""
+    AUDIT_TARGET_TYPE_SESSION: _AuditTargetType.ValueType  # 6
+    """A session of the console."""
 
 class AuditTargetType(_AuditTargetType, metaclass=_AuditTargetTypeEnumTypeWrapper):
     """What was changed."""
@@ -240,6 +258,8 @@ AUDIT_TARGET_TYPE_API_KEY: AuditTargetType.ValueType  # 4
 """A key."""
 AUDIT_TARGET_TYPE_METHOD: AuditTargetType.ValueType  # 5
 """A method of the API, in a refused call; the id is its full name."""
+AUDIT_TARGET_TYPE_SESSION: AuditTargetType.ValueType  # 6
+"""A session of the console."""
 
 @final
 class AuditActor(Message):
@@ -251,14 +271,17 @@ class AuditActor(Message):
     KEY_ID_FIELD_NUMBER: int
     USER_ID_FIELD_NUMBER: int
     USER_EMAIL_FIELD_NUMBER: int
+    SESSION_ID_FIELD_NUMBER: int
     type: AuditActorType.ValueType
     """What the actor is."""
     key_id: str
-    """The key used, if any."""
+    """The key used, if any; of a session, the one whose token was signed in with."""
     user_id: str
     """The owner of that key."""
     user_email: str
     """The owner's address at that moment, for display; `erased` once it is erased."""
+    session_id: str
+    """The session, if it was one."""
     def __init__(
         self,
         *,
@@ -266,8 +289,9 @@ class AuditActor(Message):
         key_id: str = ...,
         user_id: str = ...,
         user_email: str = ...,
+        session_id: str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: Literal["key_id", b"key_id", "type", b"type", "user_email", b"user_email", "user_id", b"user_id"]) -> None: ...
+    def ClearField(self, field_name: Literal["key_id", b"key_id", "session_id", b"session_id", "type", b"type", "user_email", b"user_email", "user_id", b"user_id"]) -> None: ...
 
 @final
 class AuditTarget(Message):

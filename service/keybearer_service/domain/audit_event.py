@@ -27,6 +27,7 @@ class Actor:
     key_id: str = ""
     user_id: str = ""
     user_email: str = ""
+    session_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,8 @@ class AuditRecord(NamedTuple):
     personal_digest: bytes | None
     """The digests of the personal texts, 32 bytes each: the actor's address comes first."""
     hash: bytes
+    actor_session_id: str = ""
+    """Empty for an actor that is no session, and in every event of before there were sessions."""
 
     @property
     def is_of_first_version(self) -> bool:
@@ -168,6 +171,7 @@ def event_from_record(record: AuditRecord, texts: Mapping[bytes, PersonalText]) 
             key_id=record.actor_key_id,
             user_id=record.actor_user_id,
             user_email=email,
+            session_id=record.actor_session_id,
         ),
         action=AuditAction(record.action),
         target_type=AuditTargetType(record.target_type),
@@ -230,10 +234,11 @@ def event_hash(audit_key: bytes, previous_hash: bytes, record: AuditRecord) -> b
     prefixed with its length in four big-endian bytes: seq, id, time (microseconds), account_id,
     actor type (number), actor key id, actor user id, actor user email, action (number), target type
     (number), target id, changes (`changes_as_json`), request_id, peer; then, unless the event is of
-    the first version, the bytes of target_digest and personal_digest, prefixed likewise.
+    the first version, the bytes of target_digest and personal_digest, prefixed likewise; then, when
+    the actor is a session, the actor session id.
 
-    Events of the first version have 14 fields and all others 16, so that no event can be read as
-    one of the other form.
+    Events of the first version have 14 fields, those of sessions 17 and all others 16, so that no
+    event can be read as one of another form.
     """
     fields = [
         str(record.seq),
@@ -258,6 +263,9 @@ def event_hash(audit_key: bytes, previous_hash: bytes, record: AuditRecord) -> b
     if not record.is_of_first_version:
         for digests in (record.target_digest or b"", record.personal_digest or b""):
             message += (_prefix(len(digests)), digests)
+    if record.actor_session_id:
+        session_id = record.actor_session_id.encode()
+        message += (_prefix(len(session_id)), session_id)
     return hmac.digest(audit_key, b"".join(message), "sha256")
 
 
@@ -283,6 +291,7 @@ def export_line(event: AuditEvent) -> str:
             "key_id": event.actor.key_id,
             "user_id": event.actor.user_id,
             "user_email": event.actor.user_email,
+            **({"session_id": event.actor.session_id} if event.actor.session_id else {}),
         },
         "action": event.action.name,
         "target": {"type": event.target_type.name, "id": event.target_id},

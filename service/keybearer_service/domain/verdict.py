@@ -157,3 +157,6 @@ class Caller:
     is_operator: bool
     """Whether the account is the operator account."""
     match: Match
+    """The secret that was proven; of a session, the one that was signed in with."""
+    session_id: str = ""
+    """The session that calls; empty for a caller who proved a key."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from keybearer._wire.enums import AuditAction, AuditTargetType
+from keybearer_service.domain.session import SESSION_PREFIX
 from keybearer_service.domain import token_format
 from keybearer_service.domain.audit_digests import Subject
 from keybearer_service.domain.audit_event import FieldChange
@@ -45,6 +46,8 @@ def initialise(
     """
     if not token_format.is_prefix(prefix):
         raise LocalError(f"prefix {prefix!r}: [a-z][a-z0-9], 2 to 16 characters")
+    if prefix == SESSION_PREFIX:
+        raise LocalError(f"prefix {prefix!r}: sessions have it; give another one")
     data_dir.create()
     if data_dir.peppers.exists():
         raise DataDirError(

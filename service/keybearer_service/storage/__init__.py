@@ -49,6 +49,7 @@ from keybearer_service.domain.model import (
     Use,
     User,
 )
+from keybearer_service.domain.session import Session
 from keybearer_service.domain.verdict import TokenRecord
 
 CHANGES_KEPT_FOR: Final = 10 * MINUTE
@@ -56,6 +57,8 @@ CHANGES_KEPT: Final = 100_000
 """Watchers may resume within this much history: section 4 of the wire contract."""
 REQUESTS_KEPT_FOR: Final = 24 * HOUR
 """How long a request is remembered: section 3 of the wire contract."""
+SESSIONS_KEPT_FOR: Final = 24 * HOUR
+"""How long after its beginning a session is kept, which is dead long before."""
 YOUNG: Final = 10 * MINUTE
 """A secret whose key was asked for less than this ago may be issued again, unless it was used."""
 CLAIMED_FOR: Final = YOUNG + MINUTE
@@ -352,6 +355,10 @@ class Reader(Protocol):
         """
         ...
 
+    def session(self, session_id: str) -> Session | None:
+        """Return a session, alive or not; must return None for an unknown id."""
+        ...
+
     def peppers(self) -> Sequence[Pepper]:
         """Return every pepper; must be newest first."""
         ...
@@ -600,6 +607,18 @@ class Writer(Reader, Protocol):
         """Remember a request; must replace the record of the same user and request_id."""
         ...
 
+    def insert_session(self, session: Session) -> None:
+        """Insert a session."""
+        ...
+
+    def see_session(self, session_id: str, now: Micros) -> None:
+        """Write the last_seen_time of a session, which must only move forward."""
+        ...
+
+    def end_session(self, session_id: str, now: Micros) -> None:
+        """Write the end_time of a session that has none; must leave an earlier one as it is."""
+        ...
+
     def insert_pepper(self, pepper: Pepper) -> None:
         """Insert a pepper."""
         ...
@@ -765,8 +784,8 @@ class Store(Protocol):
     def prune(self, now: Micros, limit: int) -> int:
         """Delete what nobody may ask for any more, and return how many rows that were.
 
-        Must delete at most `limit` request records older than REQUESTS_KEPT_FOR, and at most
-        `limit` of the oldest changes, of those that are both older than CHANGES_KEPT_FOR and not
+        Must delete at most `limit` request records older than REQUESTS_KEPT_FOR, at most `limit`
+        sessions older than SESSIONS_KEPT_FOR, and at most `limit` of the oldest changes, of those that are both older than CHANGES_KEPT_FOR and not
         among the newest CHANGES_KEPT. Must return 0 when nothing is left to delete.
         """
         ...

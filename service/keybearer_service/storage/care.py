@@ -10,6 +10,7 @@ from keybearer_service.storage import (
     CHANGES_KEPT_FOR,
     MAX_USES,
     REQUESTS_KEPT_FOR,
+    SESSIONS_KEPT_FOR,
     rows,
 )
 from keybearer_service.storage.transactions import Session
@@ -48,7 +49,13 @@ def pruned(session: Session, now: Micros, limit: int) -> int:
         now - REQUESTS_KEPT_FOR,
         limit,
     )
-    return requests + _pruned_changes(session, now, limit)
+    sessions = session.run(
+        "DELETE FROM sessions WHERE id IN"
+        " (SELECT id FROM sessions WHERE create_time < ? ORDER BY create_time LIMIT ?)",
+        now - SESSIONS_KEPT_FOR,
+        limit,
+    )
+    return requests + sessions + _pruned_changes(session, now, limit)
 
 
 def _pruned_changes(session: Session, now: Micros, limit: int) -> int:

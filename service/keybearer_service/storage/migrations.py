@@ -299,6 +299,31 @@ def m006_pruning(db: Database) -> None:
     _run(db, _PRUNING)
 
 
+_SESSIONS = """
+CREATE TABLE sessions (
+  id TEXT PRIMARY KEY,
+  account_id TEXT NOT NULL REFERENCES accounts (id),
+  user_id TEXT NOT NULL REFERENCES users (id),
+  key_id TEXT NOT NULL,
+  secret_version INTEGER NOT NULL,
+  create_time INTEGER NOT NULL,
+  last_seen_time INTEGER NOT NULL,
+  end_time INTEGER,
+  peer TEXT NOT NULL,
+  user_agent TEXT NOT NULL,
+  digest BLOB NOT NULL
+) STRICT;
+CREATE INDEX sessions_by_create_time ON sessions (create_time);
+ALTER TABLE audit_events ADD COLUMN actor_session_id TEXT NOT NULL DEFAULT '';
+"""
+
+
+@migrations()
+def m007_sessions(db: Database) -> None:
+    """Sessions of the console, and which of them acted."""
+    _run(db, _SESSIONS)
+
+
 def apply(connection: Connection) -> None:
     """Bring the schema up to date, once, even if several processes start at the same time.
 

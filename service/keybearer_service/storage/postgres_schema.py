@@ -265,6 +265,24 @@ CREATE TABLE audit_base_rows (
 );
 """
 
+_SESSIONS: Final = """
+CREATE TABLE sessions (
+  id text COLLATE "C" PRIMARY KEY,
+  account_id text COLLATE "C" NOT NULL REFERENCES accounts (id),
+  user_id text COLLATE "C" NOT NULL REFERENCES users (id),
+  key_id text COLLATE "C" NOT NULL,
+  secret_version bigint NOT NULL,
+  create_time bigint NOT NULL,
+  last_seen_time bigint NOT NULL,
+  end_time bigint,
+  peer text COLLATE "C" NOT NULL,
+  user_agent text COLLATE "C" NOT NULL,
+  digest bytea NOT NULL
+);
+CREATE INDEX sessions_by_create_time ON sessions (create_time);
+ALTER TABLE audit_events ADD COLUMN actor_session_id text COLLATE "C" NOT NULL DEFAULT '';
+"""
+
 STEPS: Final[Sequence[Step]] = (
     Step("m001_initial", _INITIAL),
     Step("m002_integrity", _INTEGRITY),
@@ -272,6 +290,7 @@ STEPS: Final[Sequence[Step]] = (
     Step("m004_audit_event_subjects", _AUDIT_EVENT_SUBJECTS),
     Step("m005_list_indexes", _LIST_INDEXES),
     Step("m006_pruning", _PRUNING),
+    Step("m007_sessions", _SESSIONS),
 )
 
 TRIGGERS: Final = frozenset({"api_keys_counted", "api_keys_recounted"})

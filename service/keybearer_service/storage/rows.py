@@ -21,6 +21,7 @@ from keybearer_service.domain.model import (
     SubjectKind,
     User,
 )
+from keybearer_service.domain.session import Session
 from keybearer_service.storage import StoreDamagedError
 
 Row = Sequence[Any]
@@ -84,6 +85,9 @@ BASE_ROW = ", ".join(BaseRow._fields)
 """In the order of the fields of BaseRow."""
 PERSONAL_TEXT = ", ".join(PersonalText._fields)
 """In the order of the fields of PersonalText."""
+_SESSION_FIELDS = tuple(one.name for one in fields(Session))
+SESSION = ", ".join(_SESSION_FIELDS)
+"""In the order of the fields of Session."""
 COVERED: Mapping[str, tuple[str, ...]] = {
     "installation": (
         "epoch",
@@ -391,3 +395,14 @@ def row_from_personal_text(text: PersonalText) -> Columns:
 def covered_row(table: str, row: Row) -> CoveredRow:
     """Read the columns COVERED of a table."""
     return CoveredRow(table, dict(zip(COVERED[table], row, strict=True)))
+
+
+@_of_what_was_written
+def session_from_row(row: Row) -> Session:
+    """Read the columns SESSION."""
+    return Session(**dict(zip(_SESSION_FIELDS, row, strict=True)))
+
+
+def row_from_session(session: Session) -> Columns:
+    """Return a session's row."""
+    return {name: getattr(session, name) for name in _SESSION_FIELDS}

@@ -24,6 +24,7 @@ from keybearer_service.domain.model import (
     SubjectKind,
     User,
 )
+from keybearer_service.domain.session import Session as SignedIn
 from keybearer_service.domain.verdict import TokenRecord
 from keybearer_service.storage import (
     NO_AUDIT_HEAD,
@@ -262,6 +263,10 @@ class _SqlReader:
             request_id,
         )
         return None if row is None else rows.request_record_from_row(row)
+
+    def session(self, session_id: str) -> SignedIn | None:
+        row = self._one(f"SELECT {rows.SESSION} FROM sessions WHERE id = ?", session_id)
+        return None if row is None else rows.session_from_row(row)
 
     def peppers(self) -> Sequence[Pepper]:
         found = self._all(
@@ -566,6 +571,22 @@ class _SqlWriter(_SqlReader):
     def put_request_record(self, record: RequestRecord) -> None:
         self._session.replace(
             "request_records", rows.row_from_request_record(record), key=("user_id", "request_id")
+        )
+
+    def insert_session(self, session: SignedIn) -> None:
+        self._session.insert("sessions", rows.row_from_session(session))
+
+    def see_session(self, session_id: str, now: Micros) -> None:
+        self._session.run(
+            "UPDATE sessions SET last_seen_time = ? WHERE id = ? AND last_seen_time < ?",
+            now,
+            session_id,
+            now,
+        )
+
+    def end_session(self, session_id: str, now: Micros) -> None:
+        self._session.run(
+            "UPDATE sessions SET end_time = ? WHERE id = ? AND end_time IS NULL", now, session_id
         )
 
     def insert_pepper(self, pepper: Pepper) -> None:

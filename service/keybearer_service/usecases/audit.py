@@ -141,6 +141,7 @@ class AuditLog:
             target_digest=self._target_digest(tx, entry),
             personal_digest=b"".join(texts),
             hash=b"",
+            actor_session_id=actor.session_id,
         )
         record = record._replace(hash=event_hash(self._audit_key, last_hash, record))
         found_by = dict.fromkeys((*(subject.id for subject in entry.also), *entry.found_by))
@@ -238,12 +239,29 @@ class AuditHistory:
 
 
 class RefusalLog:
-    """Audits refused management calls, ten a minute for each caller and then one with a count.
+    """Audits refused calls of one kind, ten a minute for each caller and then one with a count.
 
     A call is refused whether its event can be written or not: a store that fails costs the event.
     """
 
-    def __init__(self, store: Store, audit: AuditLog, clock: Clock, operator_account: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        audit: AuditLog,
+        clock: Clock,
+        operator_account: str,
+        action: AuditAction = AuditAction.CALL_REFUSED,
+    ) -> None:
+        """Create the log.
+
+        Args:
+            store: Holds the audit log.
+            audit: Writes it.
+            clock: Counts minutes.
+            operator_account: The account of the events about callers who are not known.
+            action: What the events are about.
+        """
+        self._action = action
         self._store = store
         self._audit = audit
         self._clock = clock
@@ -302,7 +320,7 @@ class RefusalLog:
                     time=self._clock.now(),
                     account_id=account_id,
                     actor=actor,
-                    action=AuditAction.CALL_REFUSED,
+                    action=self._action,
                     target_type=AuditTargetType.METHOD,
                     target_id=method,
                     changes=changes,

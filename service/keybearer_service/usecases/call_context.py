@@ -87,9 +87,11 @@ class CallContext:
         """The caller, as the audit log names it."""
         if self.caller is None:
             return Actor(type=AuditActorType.ANONYMOUS)
+        session_id = self.caller.session_id
         return Actor(
-            type=AuditActorType.KEY,
+            type=AuditActorType.SESSION if session_id else AuditActorType.KEY,
             key_id=self.caller.key_id,
             user_id=self.caller.owner_id,
             user_email=self.caller.owner_email,
+            session_id=session_id,
         )

@@ -8,6 +8,7 @@ never used. `find` looks at that first; `KeyIssuer.reissue` makes it a condition
 from dataclasses import dataclass, replace
 
 from keybearer._wire.enums import ApiKeyState
+from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.errors import ReplayImpossible, RequestIdReused
 from keybearer_service.domain.model import ApiKey, RequestRecord
 from keybearer_service.storage import REQUESTS_KEPT_FOR, YOUNG
@@ -47,17 +48,21 @@ def find(mutation: Mutation, user_id: str, request: IdempotencyKey | None) -> Re
     if record.body_hash != request.body_hash:
         raise RequestIdReused(record.key_id)
     key = mutation.tx.api_key(mutation.scope, record.key_id)
-    if (
-        key is None
-        # A delayed duplicate of an attempt that was answered: the caller has the token.
-        or request.attempt <= record.attempt
-        or key.state_at(mutation.now) is not ApiKeyState.ACTIVE
-        or key.secret_version != record.secret_version
-        or mutation.now - record.create_time >= YOUNG
-        or key.secret_used
-    ):
+    # A delayed duplicate of an attempt that was answered: the caller has the token.
+    is_duplicate = request.attempt <= record.attempt
+    if key is None or is_duplicate or not may_reissue(record, key, mutation.now):
         raise ReplayImpossible(record.key_id)
     return Replay(record, key)
+
+
+def may_reissue(record: RequestRecord, key: ApiKey, now: Micros) -> bool:
+    """Return whether a greater attempt of a request would get a fresh secret of its key."""
+    return (
+        key.state_at(now) is ApiKeyState.ACTIVE
+        and key.secret_version == record.secret_version
+        and now - record.create_time < YOUNG
+        and not key.secret_used
+    )
 
 
 def remember(

@@ -16,7 +16,7 @@ from keybearer.access import Role
 from keybearer_service.domain import validators
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import FieldChange
-from keybearer_service.domain.clock import Micros, after, rfc3339
+from keybearer_service.domain.clock import Clock, Micros, after, rfc3339
 from keybearer_service.domain.errors import (
     EtagMismatch,
     FieldInvalid,
@@ -56,6 +56,17 @@ class KeyUpdate:
 UPDATABLE = frozenset({*KEY_SETTINGS, "scopes", "role", "expiration", "overlap_end_time"})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MadeBefore:
+    """What a request of the caller with a certain request_id did before."""
+
+    key: ApiKey
+    attempt: int
+    """The greatest attempt that was carried out."""
+    is_reissuable: bool
+    """Whether a greater one would get a fresh secret."""
+
+
 class KeyManager:
     """The keys of accounts."""
 
@@ -67,7 +78,9 @@ class KeyManager:
         validator: Validator,
         page_tokens: PageTokens,
         quotas: Quotas,
+        clock: Clock,
     ) -> None:
+        self._clock = clock
         self._store = store
         self._mutations = mutations
         self._issuer = issuer
@@ -105,6 +118,18 @@ class KeyManager:
                 _assert_few_keys(reader, query.scope)
             found = reader.list_api_keys(query, page)
         return self._page_tokens.listed(found, page, bound_to, _SORT_KEYS[query.order_by])
+
+    def made_before(self, call: CallContext, request_id: str) -> MadeBefore | None:
+        """Return what an earlier request of the caller did; None when there was none."""
+        with self._store.read() as reader:
+            record = reader.request_record(call.identity.owner_id, request_id)
+            if record is None:
+                return None
+            key = reader.api_key(reach_of(call), record.key_id)
+            if key is None:
+                return None
+            is_reissuable = idempotency.may_reissue(record, key, self._clock.now())
+            return MadeBefore(key=key, attempt=record.attempt, is_reissuable=is_reissuable)
 
     # --- issuing ----------------------------------------------------------------------------------
 

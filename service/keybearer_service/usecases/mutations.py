@@ -20,7 +20,7 @@ from keybearer_service.storage import Store, Writer
 from keybearer_service.usecases.access import reach_of, scope_of_holder
 from keybearer_service.usecases.audit import AuditEntry, AuditLog
 from keybearer_service.usecases.call_context import CallContext
-from keybearer_service.validation.validator import judge_caller_again
+from keybearer_service.validation.sessions import judge_again
 
 
 class Mutation:
@@ -128,9 +128,7 @@ class Mutations:
             if not call.is_alive:
                 raise CallAbandoned
             now = self._clock.now()
-            caller = tx.lookup(call.identity.key_id)
-            match = judge_caller_again(caller, call.identity, call.rule, now, call)
-            role = match.record.effective_role
+            role = judge_again(tx, call.identity, call.rule, now, call).record.effective_role
             mutation = Mutation(
                 tx, self._audit, call.actor, now, role=role, scope=reach_of(call), call=call
             )

@@ -332,8 +332,13 @@ class Validator:
         return caller_of(match)
 
 
-def caller_of(match: Match) -> Caller:
-    """Return the identity behind a match that was judged VALID."""
+def caller_of(match: Match, session_id: str = "") -> Caller:
+    """Return the identity behind a match that was judged VALID.
+
+    Args:
+        match: The secret that was proven.
+        session_id: The session that calls, when it was proven to that one.
+    """
     record = match.record
     return Caller(
         key_id=record.key_id,
@@ -343,6 +348,7 @@ def caller_of(match: Match) -> Caller:
         role=record.effective_role,
         is_operator=bool(record.account_is_operator),
         match=match,
+        session_id=session_id,
     )
 
 
@@ -379,7 +385,26 @@ def judge_caller_again(
         CredentialsInvalid, CredentialsExpired: The secret that was presented no longer works.
         RoleInsufficient, ScopeInsufficient: The rule says no by now.
     """
-    match = None if record is None else record.secret_of(caller.match.secret_version, now)
+    return match_of(record, caller.match.secret_version, rule, now, context)
+
+
+def match_of(
+    record: TokenRecord | None, secret_version: int, rule: AccessRule, now: Micros, context: Context
+) -> Match:
+    """Judge a secret that was proven before by what the store says now.
+
+    Args:
+        record: The record of its key; None when there is none any more.
+        secret_version: Which secret of the key it is.
+        rule: The access rule of the call.
+        now: The moment, in microseconds.
+        context: Where the call comes from.
+
+    Raises:
+        CredentialsInvalid, CredentialsExpired, RoleInsufficient, ScopeInsufficient: As
+            `judge_caller_again`.
+    """
+    match = None if record is None else record.secret_of(secret_version, now)
     if match is None:
         raise CredentialsInvalid
     outcome = outcome_at(match.record, rule, now, context)

@@ -1,0 +1,101 @@
+"""Sessions as a credential: judged on every request, and again inside every change.
+
+A session that was opened with the token of a key is judged as a call with that token would be, by
+the same functions, and beside that by its own end. So a key that is revoked, disabled, expired or
+rotated, and an owner who is deleted or demoted, end it without anybody remembering to.
+"""
+
+import hmac
+
+from keybearer.access import AccessRule, Context
+from keybearer.models import Presented
+from keybearer_service.domain.clock import Clock, Micros
+from keybearer_service.domain.errors import CredentialsInvalid
+from keybearer_service.domain.session import (
+    SEEN_EVERY,
+    Session,
+    parse_session_token,
+    session_digest,
+)
+from keybearer_service.domain.verdict import Caller, Match
+from keybearer_service.storage import Reader, Store, StoreError
+from keybearer_service.telemetry.log_quotas import OutageLog
+from keybearer_service.validation.validator import (
+    ANY_KEY,
+    NOBODY,
+    caller_of,
+    judge_caller_again,
+    match_of,
+)
+
+
+class SessionValidator:
+    """Knows callers by the tokens of their sessions."""
+
+    def __init__(self, store: Store, key: bytes, clock: Clock) -> None:
+        """Create the validator.
+
+        Args:
+            store: Holds the sessions.
+            key: The key of the installation for the digests of sessions.
+            clock: Judges what has ended.
+        """
+        self._store = store
+        self._key = key
+        self._clock = clock
+        self._outage = OutageLog("sessions_not_seen")
+
+    def authenticate(self, presented: Presented) -> Caller:
+        """Return who calls with this session, and record that it is in use.
+
+        Raises:
+            CredentialsInvalid: The token opens no session, the session has ended, or the token that
+                was signed in with is no longer accepted.
+            CredentialsExpired: The key that was signed in with has expired.
+            StoreError: The store cannot be read; an outage ends no session.
+        """
+        parsed = parse_session_token(presented.token)
+        with self._store.read() as reader:
+            session = reader.session(NOBODY if parsed is None else parsed.key_id)
+            epoch = reader.installation().epoch
+            now = self._clock.now()
+            if parsed is None or session is None:
+                raise CredentialsInvalid
+            digest = session_digest(self._key, epoch, session, parsed.secret)
+            if not hmac.compare_digest(digest, session.digest) or not session.lives_at(now):
+                raise CredentialsInvalid
+            match = match_of(
+                reader.lookup(session.key_id), session.secret_version, ANY_KEY, now, presented
+            )
+        self._see(session, now)
+        return caller_of(match, session_id=session.id)
+
+    def _see(self, session: Session, now: Micros) -> None:
+        if now < session.last_seen_time + SEEN_EVERY:
+            return
+        try:
+            with self._store.write() as tx:
+                tx.see_session(session.id, now)
+            self._outage.recovered()
+        except StoreError as error:
+            # The session ends earlier than it should; what was asked can still be answered.
+            self._outage.failed(error)
+
+
+def judge_again(
+    reader: Reader, caller: Caller, rule: AccessRule, now: Micros, context: Context
+) -> Match:
+    """Judge a caller, with a key or with a session, by what a transaction reads.
+
+    Returns:
+        The secret behind the caller, and its key, as they are now.
+
+    Raises:
+        CredentialsInvalid, CredentialsExpired: The credential no longer works.
+        RoleInsufficient, ScopeInsufficient: The rule says no by now.
+    """
+    if caller.session_id:
+        session = reader.session(caller.session_id)
+        if session is None or not session.lives_at(now):
+            raise CredentialsInvalid
+    return judge_caller_again(reader.lookup(caller.key_id), caller, rule, now, context)
