@@ -4,6 +4,7 @@
 PYTHON   ?= python3
 DATA_DIR ?= ./data
 LISTEN   ?= 127.0.0.1:50051
+CONSOLE  ?= 127.0.0.1:8090
 PYTEST_ARGS ?=
 MUTATION_ARGS ?=
 
@@ -33,8 +34,9 @@ help: ## List the targets
 ##### Use
 
 .PHONY: run
-run: $(VENV)/.run ## Start the service (DATA_DIR=./data LISTEN=127.0.0.1:50051)
-	@exec $(BIN)/keybearer-server quickstart --data-dir "$(DATA_DIR)" --listen "$(LISTEN)"
+run: $(VENV)/.run ## Start the service (DATA_DIR=./data LISTEN=127.0.0.1:50051 CONSOLE=127.0.0.1:8090)
+	@exec $(BIN)/keybearer-server quickstart --data-dir "$(DATA_DIR)" --listen "$(LISTEN)" \
+		--console-listen "$(CONSOLE)"
 
 .PHONY: setup
 setup: $(VENV)/.dev ## Prepare .venv for development
@@ -110,9 +112,9 @@ public-api: $(VENV)/.dev ## Accept the public names and signatures of the client
 
 .PHONY: lock
 lock: .venv-lock/.installed ## Update requirements/ to the newest versions allowed
-	$(COMPILE) --upgrade --extra server --extra postgres --extra cli --group dev pyproject.toml --output-file requirements/dev.txt
-	$(COMPILE_PART) --extra server --extra postgres --extra cli --group run pyproject.toml --output-file requirements/run.txt
-	$(COMPILE_PART) --extra server --extra postgres --extra cli pyproject.toml --output-file requirements/server.txt
+	$(COMPILE) --upgrade --extra server --extra postgres --extra console --extra cli --group dev pyproject.toml --output-file requirements/dev.txt
+	$(COMPILE_PART) --extra server --extra postgres --extra console --extra cli --group run pyproject.toml --output-file requirements/run.txt
+	$(COMPILE_PART) --extra server --extra postgres --extra console --extra cli pyproject.toml --output-file requirements/server.txt
 	$(COMPILE_PART) --group build --output-file requirements/build.txt
 	$(COMPILE) --upgrade --group generate --output-file requirements/generate.txt
 

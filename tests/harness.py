@@ -488,6 +488,8 @@ def running(
     max_watchers: int = MAX_WATCHERS,
     quotas: Quotas = NO_QUOTAS,
     opener: StoreOpener = open_store,
+    http: HttpConfig = NO_HTTP,
+    on_fatal: Callable[[], None] = lambda: None,
 ) -> Iterator[Service]:
     """Run a fresh service; `shared` as one of several servers of the same data."""
     data_dir, created = initialise(path, clock, entropy)
@@ -495,6 +497,8 @@ def running(
         data_dir,
         clock,
         entropy,
+        http=http,
+        on_fatal=on_fatal,
         shared=shared,
         hot_loop=hot_loop,
         max_watchers=max_watchers,

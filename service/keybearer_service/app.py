@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -18,6 +19,9 @@ from keybearer_service.net.addresses import Listener, ListenError
 from keybearer_service.net.bounds import GRPC, Bounds
 from keybearer_service.rpc.probes import PrivateListener, SharedQuestion, Watchdog
 from keybearer_service.validation.callers import Callers
+
+if TYPE_CHECKING:
+    from keybearer_service.console.application import Console
 
 log = structlog.get_logger(__name__)
 
@@ -65,6 +69,7 @@ class App:
             RuleError: A method of ours has no access rule.
         """
         self.container = container
+        self._config = config.http
         self._is_serving = False
         self._is_stopped = False
         with ExitStack() as undo:
@@ -82,15 +87,22 @@ class App:
             )
             self._gateway_routes = gateway_routes_of(container, config.http, on_fatal)
             undo.callback(self._gateway_routes.close)
+            self._console = None
+            if config.http.console is not None:
+                self._console = console_of(container, on_fatal)
+                undo.callback(self._console.close)
             self._http = HttpListeners(
                 config.http,
                 gateway_routes=self._gateway_routes.routes(),
                 is_live=self._liveness.ask,
                 is_ready=lambda: self._liveness.ask() and self._is_ready(),
                 render_metrics=None if container.metrics is None else container.metrics.render,
+                console=self._console,
             )
             undo.callback(self._http.close)
             self._http.bind()
+            if self._console is not None:
+                self._console.serve_at(self.console_origin)
             self._rpc = RpcEndpoints(
                 container,
                 config.listener,
@@ -110,6 +122,8 @@ class App:
                 self._rpc.call_log,
                 container.authorizer,
                 self._gateway_routes,
+                container.sign_in_refusals,
+                *([] if self._console is None else [self._console]),
             ],
             container.clock,
         )
@@ -128,6 +142,15 @@ class App:
     def metrics_port(self) -> int:
         """The port of the metrics alone; 0 when there is none."""
         return self._http.metrics_port
+
+    @property
+    def console_origin(self) -> str:
+        """The scheme and host at which browsers reach the console; empty when there is none."""
+        listener = self._config.console
+        if listener is None:
+            return ""
+        address = listener.address.with_port(self._http.console_port)
+        return self._config.console_url or address.web_origin(is_tls=listener.tls is not None)
 
     @property
     def calls_without_message(self) -> int:
@@ -192,6 +215,8 @@ class App:
         spent_s = self.container.clock.monotonic() - began
         self._http.wait(max(0.0, grace_s - spent_s) + END_AFTER_GRACE_S)
         self._gateway_routes.close()
+        if self._console is not None:
+            self._console.close()
         if self.container.metrics is not None:
             self.container.metrics.stop()
         self._private_listener.close()
@@ -213,6 +238,35 @@ class App:
     def _count_keys(self) -> int:
         with self.container.store.read() as reader:
             return reader.key_count()
+
+
+def console_of(container: Container, on_fatal: Callable[[], None]) -> "Console":
+    """Return the console.
+
+    Args:
+        container: The use cases.
+        on_fatal: Called once the process must end because an outcome is unknown.
+    """
+    from keybearer_service.console.application import (  # noqa: PLC0415 - needs an extra
+        Console,
+        ConsoleParts,
+    )
+
+    parts = ConsoleParts(
+        keys=container.keys,
+        users=container.users,
+        accounts=container.accounts,
+        audit_history=container.audit_history,
+        sessions=container.sessions,
+        key_callers=Callers(container.validator),
+        session_callers=Callers(container.session_validator),
+        refusals=container.refusals,
+        sign_in_refusals=container.sign_in_refusals,
+        failures=container.failures,
+        clock=container.clock,
+        entropy=container.entropy,
+    )
+    return Console(parts, on_fatal)
 
 
 def gateway_routes_of(

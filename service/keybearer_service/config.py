@@ -1,12 +1,14 @@
 """Configuration: flags over `KEYBEARER_…` environment variables over a TOML file over defaults."""
 
 import difflib
+import importlib.util
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, InstanceOf, ValidationError
 from pydantic_settings import (
@@ -17,6 +19,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from keybearer._wire.peer import is_loopback
 from keybearer_service.domain.token_format import is_id
 from keybearer_service.net.addresses import Address
 from keybearer_service.net.bounds import GRPC, HTTP
@@ -82,6 +85,21 @@ def _database(value: object) -> object:
     return value
 
 
+def _origin(value: object) -> object:
+    if not isinstance(value, str) or not value:
+        return value
+    try:
+        parts = urlsplit(value)
+        has_host = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        has_host = False
+    if not has_host or parts.path not in ("", "/") or "@" in value or "?" in value or "#" in value:
+        raise ValueError("a scheme and a host are needed, such as https://keys.example.com")
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+        raise ValueError("must begin with https: browsers keep no sign-in otherwise")
+    return f"{parts.scheme}://{parts.netloc}".lower()
+
+
 AddressSetting = Annotated[InstanceOf[Address], NoDecode, BeforeValidator(_address)]
 PathSetting = Annotated[Path, BeforeValidator(_path)]
 
@@ -127,6 +145,16 @@ class Settings(BaseSettings):
     )
     metrics_listen: AddressSetting | None = Field(
         default=None, description="host:port for metrics and health alone."
+    )
+    console_listen: AddressSetting | None = Field(
+        default=None,
+        description="host:port of the console, the pages for administrators. Needs the extra "
+        "console of the package.",
+    )
+    console_url: Annotated[str, BeforeValidator(_origin)] = Field(
+        default="",
+        description="Scheme and host at which browsers reach the console, such as "
+        "https://keys.example.com; needed off loopback. Without: http://127.0.0.1 and the port.",
     )
     http_open: bool = Field(
         default=False,
@@ -238,6 +266,14 @@ class Settings(BaseSettings):
         if self.tls_cert is None or self.tls_key is None:
             raise ConfigError("tls_cert and tls_key: give both or neither")
         return TlsFiles(certificate=self.tls_cert, key=self.tls_key, client_ca=self.tls_client_ca)
+
+    @property
+    def console_origin(self) -> str:
+        """The scheme and host at which browsers reach the console; empty without one."""
+        address = self.console_listen
+        if address is None:
+            return ""
+        return self.console_url or address.web_origin(is_tls=self.tls is not None)
 
     @property
     def tls_of_metrics(self) -> TlsFiles | None:
@@ -369,13 +405,14 @@ def _assert_consistent(settings: Settings) -> None:
 
 
 def _assert_http_consistent(settings: Settings) -> None:
-    for name in ("http_listen", "metrics_listen"):
+    for name in ("http_listen", "metrics_listen", "console_listen"):
         address: Address | None = getattr(settings, name)
         if address is not None:
             if address.is_unix:
                 raise ConfigError(f"{name}: a unix socket is for --listen alone; give host:port")
             _assert_may_listen(name, address, settings)
     _assert_metrics_tls_consistent(settings)
+    _assert_console_consistent(settings)
     if settings.http_max_connections_per_peer > settings.http_max_connections:
         raise ConfigError(
             "http_max_connections_per_peer: at most http_max_connections, "
@@ -389,6 +426,24 @@ def _assert_http_consistent(settings: Settings) -> None:
         raise ConfigError("http_account: needs http_listen")
     if settings.http_account not in ("", "*") and not is_id(settings.http_account):
         raise ConfigError("http_account: the id of an account, or * for all")
+
+
+def _assert_console_consistent(settings: Settings) -> None:
+    address = settings.console_listen
+    if address is None:
+        if settings.console_url:
+            raise ConfigError("console_url: needs console_listen")
+        return
+    if importlib.util.find_spec("jinja2") is None:
+        raise ConfigError(
+            "console_listen: the console needs one more package; run: "
+            "pip install 'keybearer[server,console]'"
+        )
+    if not settings.console_url and not address.is_loopback:
+        raise ConfigError(
+            f"console_listen: {address} is off loopback; give --console-url, the address that "
+            "people type, such as https://keys.example.com"
+        )
 
 
 def _assert_metrics_tls_consistent(settings: Settings) -> None:

@@ -49,13 +49,20 @@ END_TIMEOUT_S = 25.0
 """How long workers may take to end before they are killed; below the 30 s of Kubernetes."""
 
 
-def serve(settings: Settings, on_serving: Callable[[Address], None] = lambda _address: None) -> int:
+OnServing = Callable[[Address, str], None]
+"""Is called with the address and with that of the console, which is empty without one."""
+
+
+def _ignore(_address: Address, _console: str) -> None:
+    """Say it to nobody."""
+
+
+def serve(settings: Settings, on_serving: OnServing = _ignore) -> int:
     """Serve an installation until the end, and return the exit code.
 
     Args:
         settings: What to serve, where and how.
-        on_serving: Called with the address once the server listens on it, with the port that was
-            taken.
+        on_serving: Called once the server listens, with the ports that were taken.
 
     Raises:
         ConfigError, DataDirError, StoreError, KeyringError, TlsError, ListenError, RuleError: It
@@ -75,19 +82,20 @@ def serve(settings: Settings, on_serving: Callable[[Address], None] = lambda _ad
             address = ports.enter_context(_reserved(settings.listen))
             http = {
                 name: ports.enter_context(_reserved(wanted))
-                for name in ("http_listen", "metrics_listen")
+                for name in ("http_listen", "metrics_listen", "console_listen")
                 if (wanted := getattr(settings, name)) is not None
             }
-            if http:
+            if settings.http_listen or settings.metrics_listen:
                 # Read by prometheus_client when a worker imports it.
                 os.environ.update(metrics.prepare(directory.metrics))
                 give(directory.metrics)
-            on_serving(address)
-            return _Supervisor(settings.model_copy(update=http), directory, address).run()
+            settings = settings.model_copy(update=http)
+            on_serving(address, settings.console_origin)
+            return _Supervisor(settings, directory, address).run()
 
 
 def _serve_alone(
-    settings: Settings, address: Address, on_serving: Callable[[Address], None], *, shared: bool
+    settings: Settings, address: Address, on_serving: OnServing, *, shared: bool
 ) -> int:
     # Put into by signal handlers and by threads; unlike an Event it may be used in both.
     ends: SimpleQueue[int] = SimpleQueue()
@@ -124,7 +132,7 @@ def _serve_alone(
         if place is not None:
             place.publish()
         service.start()
-        on_serving(address.with_port(service.port))
+        on_serving(address.with_port(service.port), service.console_origin)
         code = _first_of(ends)
         if code == EXIT_OUTCOME_UNKNOWN:
             # Whatever this process believes of the store may be wrong now: answer what is in
@@ -177,6 +185,8 @@ def _http(settings: Settings, *, shared: bool) -> HttpConfig:
     return HttpConfig(
         gateway=listener(settings.http_listen, settings.tls),
         metrics=listener(settings.metrics_listen, settings.tls_of_metrics),
+        console=listener(settings.console_listen, settings.tls),
+        console_url=settings.console_url,
         gateway_bounds=replace(
             HTTP,
             connections=settings.http_max_connections,
@@ -274,7 +284,7 @@ def _work(values: dict[str, object], address: Address) -> None:
     settings = Settings.model_validate(values)
     logs.configure(settings.log_level, json=settings.log_format == "json")
     with DataDir(settings.data_dir).working():
-        raise SystemExit(_serve_alone(settings, address, lambda _address: None, shared=True))
+        raise SystemExit(_serve_alone(settings, address, _ignore, shared=True))
 
 
 @contextmanager

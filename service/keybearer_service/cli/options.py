@@ -26,6 +26,8 @@ _METAVARS = {
     "unix_socket_mode": "MODE",
     "http_listen": "HOST:PORT",
     "metrics_listen": "HOST:PORT",
+    "console_listen": "HOST:PORT",
+    "console_url": "URL",
     "http_account": "ID",
     "workers": "N",
     "max_connections": "N",
@@ -61,6 +63,7 @@ DatabasePasswordFileOption = Annotated[str | None, setting("database_password_fi
 InsecureDatabaseOption = Annotated[bool | None, setting("insecure_database")]
 ListenOption = Annotated[str | None, setting("listen")]
 HttpListenOption = Annotated[str | None, setting("http_listen")]
+ConsoleListenOption = Annotated[str | None, setting("console_listen")]
 TlsCertOption = Annotated[str | None, setting("tls_cert")]
 TlsKeyOption = Annotated[str | None, setting("tls_key")]
 LogLevelOption = Annotated[str | None, setting("log_level")]

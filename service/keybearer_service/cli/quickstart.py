@@ -14,6 +14,7 @@ import typer
 from keybearer_service.cli.initialising import make_installation
 from keybearer_service.cli.options import (
     ConfigOption,
+    ConsoleListenOption,
     DataDirOption,
     HttpListenOption,
     ListenOption,
@@ -37,6 +38,7 @@ def quickstart(
     data_dir: DataDirOption = None,
     listen: ListenOption = None,
     http_listen: HttpListenOption = None,
+    console_listen: ConsoleListenOption = None,
     config: ConfigOption = None,
     log_level: LogLevelOption = None,
 ) -> None:
@@ -45,6 +47,7 @@ def quickstart(
         "data_dir": data_dir,
         "listen": listen,
         "http_listen": http_listen,
+        "console_listen": console_listen,
         "log_level": log_level,
     }
     settings = load_to_serve(config, flags)
@@ -54,7 +57,7 @@ def quickstart(
             f"{settings.data_dir} holds an installation: serving it. Its first token was shown "
             "once; `keybearer-server admin-token` issues another."
         )
-        run_server(settings)
+        run_server(settings, on_serving=_show_console)
         return
     _first_start(directory)
     run_server(settings, on_serving=_show_first_commands)
@@ -96,8 +99,20 @@ def _first_start(directory: DataDir) -> None:
     typer.echo(f"  {export}\n")
 
 
-def _show_first_commands(address: Address) -> None:
+def _show_first_commands(address: Address, console: str) -> None:
     lines = ["Then, in that shell:", "", *(f"  {one}" for one in first_commands(address)), "", ""]
+    _show([*lines, *_console_lines(console)])
+
+
+def _show_console(_address: Address, console: str) -> None:
+    _show(_console_lines(console))
+
+
+def _console_lines(console: str) -> list[str]:
+    return [f"The console, for that token: {console}/console", "", ""] if console else []
+
+
+def _show(lines: list[str]) -> None:
     # On a thread of its own: a terminal that is stopped (Ctrl-S) must not stop the server's end.
     threading.Thread(target=_write, args=("\n".join(lines),), daemon=True).start()
 

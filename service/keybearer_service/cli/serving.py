@@ -9,6 +9,7 @@ import typer
 from keybearer_service import supervisor
 from keybearer_service.cli.options import (
     ConfigOption,
+    ConsoleListenOption,
     DatabaseOption,
     DatabasePasswordFileOption,
     DataDirOption,
@@ -30,7 +31,7 @@ log = structlog.get_logger(__name__)
 
 def bounds_help() -> str:
     """Return the table of what each port holds for its clients, for the end of the help."""
-    rows = [("", "gRPC port", "HTTP port", "metrics port"), *described()]
+    rows = [("", "gRPC port", "HTTP port", "metrics port", "console port"), *described()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     # \b: a paragraph that is not filled.
@@ -47,6 +48,8 @@ def serve(
     unix_socket_mode: Annotated[str | None, setting("unix_socket_mode")] = None,
     http_listen: HttpListenOption = None,
     metrics_listen: Annotated[str | None, setting("metrics_listen")] = None,
+    console_listen: ConsoleListenOption = None,
+    console_url: Annotated[str | None, setting("console_url")] = None,
     http_open: Annotated[bool | None, setting("http_open")] = None,
     http_account: Annotated[str | None, setting("http_account")] = None,
     workers: Annotated[str | None, setting("workers")] = None,
@@ -74,13 +77,14 @@ def serve(
 
 
 def run_server(
-    settings: Settings, on_serving: Callable[[Address], None] = lambda _address: None
+    settings: Settings, on_serving: Callable[[Address, str], None] = lambda *_: None
 ) -> None:
     """Serve until the end, then exit with the server's exit code.
 
     Args:
         settings: What to serve, where and how.
-        on_serving: Called with the address once the server listens on it.
+        on_serving: Called with the address once the server listens on it, and with that of the
+            console, which is empty without one.
     """
     logs.configure(settings.log_level, json=settings.log_format == "json")
     unknown = unknown_variables()

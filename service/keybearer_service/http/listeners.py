@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 import structlog
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from keybearer_service.http.routes import application, health_routes, metrics_route
 from keybearer_service.http.uvicorn_server import HttpServer
 from keybearer_service.net.addresses import Listener
-from keybearer_service.net.bounds import HTTP, METRICS, Bounds
+from keybearer_service.net.bounds import CONSOLE, HTTP, METRICS, Bounds
 
 log = structlog.get_logger(__name__)
 
@@ -22,6 +23,10 @@ class HttpConfig:
     """For gateways and health; for metrics too, unless they have a port of their own."""
     metrics: Listener | None = None
     """For metrics and health alone."""
+    console: Listener | None = None
+    """For administrators and their browsers."""
+    console_url: str = ""
+    """Scheme and host at which browsers reach the console; empty for this machine's own."""
     gateway_bounds: Bounds = HTTP
     metrics_bounds: Bounds = METRICS
     accounts: str = ""
@@ -32,7 +37,7 @@ class HttpConfig:
 
     @property
     def is_served(self) -> bool:
-        """Whether there is any HTTP port."""
+        """Whether there is a port that shows metrics."""
         return self.gateway is not None or self.metrics is not None
 
 
@@ -47,6 +52,7 @@ class HttpListeners:
         is_live: Callable[[], bool],
         is_ready: Callable[[], bool],
         render_metrics: Callable[[], tuple[bytes, str]] | None,
+        console: ASGIApp | None = None,
     ) -> None:
         """Create the listeners; `bind` opens the ports.
 
@@ -56,7 +62,9 @@ class HttpListeners:
             is_live: Returns whether the process answers.
             is_ready: Returns whether calls can be answered.
             render_metrics: Returns the metrics and their content type; None for no metrics.
+            console: What the port of the console serves; None without such a port.
         """
+        self._console = console
         self._config = config
         self._gateway_routes = gateway_routes
         self._is_live = is_live
@@ -75,10 +83,12 @@ class HttpListeners:
         if gateway is not None:
             shown = [] if metrics is not None else self._metrics()
             routes = [*self._gateway_routes, *self._health(), *shown]
-            self._bind("http", gateway, routes, self._config.gateway_bounds)
+            self._bind("http", gateway, application(routes), self._config.gateway_bounds)
         if metrics is not None:
             routes = [*self._health(), *self._metrics()]
-            self._bind("metrics-http", metrics, routes, self._config.metrics_bounds)
+            self._bind("metrics-http", metrics, application(routes), self._config.metrics_bounds)
+        if self._config.console is not None and self._console is not None:
+            self._bind("console", self._config.console, self._console, CONSOLE)
 
     def _health(self) -> list[Route]:
         return health_routes(self._is_live, self._is_ready)
@@ -95,6 +105,11 @@ class HttpListeners:
     def metrics_port(self) -> int:
         """The port for metrics alone; 0 when there is none."""
         return self._servers["metrics-http"].port if "metrics-http" in self._servers else 0
+
+    @property
+    def console_port(self) -> int:
+        """The port of the console; 0 when there is none."""
+        return self._servers["console"].port if "console" in self._servers else 0
 
     def start(self) -> None:
         """Begin to serve."""
@@ -117,9 +132,9 @@ class HttpListeners:
         for server in self._servers.values():
             server.close()
 
-    def _bind(self, name: str, listener: Listener, routes: list[Route], bounds: Bounds) -> None:
+    def _bind(self, name: str, listener: Listener, app: ASGIApp, bounds: Bounds) -> None:
         try:
-            self._servers[name] = HttpServer(name, application(routes), listener, bounds)
+            self._servers[name] = HttpServer(name, app, listener, bounds)
         except BaseException:
             self.close()
             raise

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 import uvicorn
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from keybearer_service.http.acceptor import Acceptor
 from keybearer_service.http.connection import HttpConnection
@@ -28,7 +28,7 @@ _LOG_EVERY_S = 1.0
 class HttpServer:
     """One port with one application."""
 
-    def __init__(self, name: str, app: Starlette, listener: Listener, bounds: Bounds) -> None:
+    def __init__(self, name: str, app: ASGIApp, listener: Listener, bounds: Bounds) -> None:
         """Bind the port; `start` begins to serve.
 
         Args:

@@ -82,6 +82,11 @@ class Address:
         """The address for a client on this machine: loopback where the server has every one."""
         return type(self)(_EVERY_INTERFACE.get(self.host, self.host), self.port, self.path)
 
+    def web_origin(self, *, is_tls: bool) -> str:
+        """Return what a browser on this machine is told to go to: http://127.0.0.1:8090."""
+        host = f"[{self.host}]" if ":" in self.host else "127.0.0.1"
+        return f"{'https' if is_tls else 'http'}://{host}:{self.port}"
+
     @property
     def family(self) -> socket.AddressFamily:
         """The family of the socket."""

@@ -56,6 +56,15 @@ HTTP = Bounds(
 METRICS = replace(HTTP, connections=100, connections_of_one_peer=50, handshakes=20)
 """The port for metrics and health alone: a few scrapers and probes."""
 
+CONSOLE = replace(
+    HTTP,
+    connections=64,
+    connections_of_one_peer=32,
+    handshakes=16,
+    answer_s=10.0,
+)
+"""The port of the console: a few administrators, with a few connections each."""
+
 GRPC = replace(
     HTTP,
     connections=10_000,
@@ -76,6 +85,7 @@ class BoundRow(NamedTuple):
     grpc: str
     http: str
     metrics: str
+    console: str
 
 
 def described() -> list[BoundRow]:
@@ -84,7 +94,7 @@ def described() -> list[BoundRow]:
     def row(
         name: str, shown: Callable[[Bounds], str], *, of_grpc: Callable[[Bounds], str] | None = None
     ) -> BoundRow:
-        return BoundRow(name, (of_grpc or shown)(GRPC), shown(HTTP), shown(METRICS))
+        return BoundRow(name, (of_grpc or shown)(GRPC), shown(HTTP), shown(METRICS), shown(CONSOLE))
 
     return [
         row(

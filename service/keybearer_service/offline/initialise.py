@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from keybearer._wire.enums import AuditAction, AuditTargetType
-from keybearer_service.domain.session import SESSION_PREFIX
 from keybearer_service.domain import token_format
 from keybearer_service.domain.audit_digests import Subject
 from keybearer_service.domain.audit_event import FieldChange
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.model import Installation, SubjectKind
+from keybearer_service.domain.session import SESSION_PREFIX
 from keybearer_service.installation.data_directory import DataDir, DataDirError
 from keybearer_service.installation.keyring import Keyring
 from keybearer_service.net.database_url import DatabaseUrl

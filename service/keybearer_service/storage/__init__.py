@@ -785,8 +785,9 @@ class Store(Protocol):
         """Delete what nobody may ask for any more, and return how many rows that were.
 
         Must delete at most `limit` request records older than REQUESTS_KEPT_FOR, at most `limit`
-        sessions older than SESSIONS_KEPT_FOR, and at most `limit` of the oldest changes, of those that are both older than CHANGES_KEPT_FOR and not
-        among the newest CHANGES_KEPT. Must return 0 when nothing is left to delete.
+        sessions older than SESSIONS_KEPT_FOR, and at most `limit` of the oldest changes, of those
+        that are both older than CHANGES_KEPT_FOR and not among the newest CHANGES_KEPT. Must return
+        0 when nothing is left to delete.
         """
         ...
 

@@ -1,0 +1,97 @@
+"""Templates, style sheet and script: how a page becomes an answer."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.responses import HTMLResponse, Response
+
+from keybearer_service.console import links, times
+from keybearer_service.console.visits import THEMES, Visit
+from keybearer_service.domain.clock import Clock, Micros
+
+_HERE: Final = Path(__file__).parent
+_TYPES: Final = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
+_HASH_DIGITS: Final = 16
+IMMUTABLE: Final = "public, max-age=31536000, immutable"
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A static file, under a name that changes with what is in it."""
+
+    path: str
+    content: bytes
+    content_type: str
+
+
+class Pages:
+    """Renders pages. Everything is read and compiled when it is made."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._assets = {file.name: _asset(file) for file in sorted((_HERE / "static").iterdir())}
+        self._environment = Environment(
+            loader=FileSystemLoader(_HERE / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            auto_reload=False,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        self._environment.globals.update(
+            **links.TEMPLATE_FUNCTIONS, asset=lambda name: self._assets[name].path, themes=THEMES
+        )
+        self._environment.filters.update(
+            full=times.full, machine=times.machine, clock_time=times.clock_time
+        )
+        self._templates = {
+            name: self._environment.get_template(name)
+            for name in self._environment.list_templates()
+        }
+
+    @property
+    def assets(self) -> Mapping[str, Asset]:
+        """The static files, by their paths."""
+        return {one.path: one for one in self._assets.values()}
+
+    def show(
+        self, template: str, visit: Visit, *, status: int = 200, account: str = "", **values: Any
+    ) -> Response:
+        """Return a page.
+
+        Args:
+            template: The file.
+            visit: Whose answer it is.
+            status: The status.
+            account: The name of the account that the page is about.
+            **values: What the template shows.
+        """
+        now = self._clock.now()
+
+        def relative(moment: Micros) -> str:
+            return times.relative(moment, now)
+
+        caller = visit.call.caller if visit.is_signed_in else None
+        text = self._templates[template].render(
+            account=account,
+            who=None if caller is None else caller,
+            csrf=visit.csrf,
+            here=visit.path,
+            theme=visit.theme,
+            state=visit.state,
+            relative=relative,
+            today=times.today(now),
+            **values,
+        )
+        return HTMLResponse(text, status)
+
+
+def _asset(file: Path) -> Asset:
+    content = file.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()[:_HASH_DIGITS]
+    name = f"{file.stem}.{digest}{file.suffix}"
+    return Asset(f"{links.STATIC}/{name}", content, _TYPES[file.suffix])

@@ -1,0 +1,174 @@
+"""Signing in with the token of an administrator's key, and signing out."""
+
+from typing import Final
+
+from starlette.responses import RedirectResponse, Response
+
+from keybearer.access import AccessRule, Role
+from keybearer.models import Presented
+from keybearer_service.console import links
+from keybearer_service.console.pages import Pages
+from keybearer_service.console.problems import Problem
+from keybearer_service.console.security import CLEAR_SITE_DATA
+from keybearer_service.console.visits import (
+    SESSION_COOKIE,
+    SHOWN_COOKIE,
+    THEME_COOKIE,
+    THEMES,
+    Answer,
+    Visit,
+)
+from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.errors import Code, CredentialsExpired, ServiceError
+from keybearer_service.net.bounds import peer_of
+from keybearer_service.telemetry.log_quotas import MinuteQuota
+from keybearer_service.usecases.audit import RefusalLog
+from keybearer_service.usecases.sessions import SessionManager
+from keybearer_service.validation.callers import Callers
+
+TRIES_A_MINUTE: Final = 5
+"""Of one address (IPv6: one /64), in each process."""
+RULE: Final = AccessRule(role=Role.ADMIN)
+"""The console is for administrators."""
+_REFUSALS: Final = (Code.UNAUTHENTICATED, Code.PERMISSION_DENIED)
+_A_YEAR_S: Final = 365 * 24 * 3600
+
+
+class SignInPages:
+    """The views of signing in and out."""
+
+    def __init__(
+        self,
+        pages: Pages,
+        sessions: SessionManager,
+        key_callers: Callers,
+        refusals: RefusalLog,
+        clock: Clock,
+    ) -> None:
+        """Create the views.
+
+        Args:
+            pages: Renders them.
+            sessions: Opens and ends sessions.
+            key_callers: Knows callers by the tokens of their keys.
+            refusals: Audits sign-ins that were refused.
+            clock: Counts tries.
+        """
+        self._pages = pages
+        self._sessions = sessions
+        self._key_callers = key_callers
+        self._refusals = refusals
+        self._tries = MinuteQuota(clock, TRIES_A_MINUTE)
+
+    def form(self, visit: Visit) -> Answer:
+        """Show the form; somebody who is signed in goes on."""
+        wanted = links.own_path(visit.query.get("next", ""))
+        if visit.is_signed_in:
+            return Answer(RedirectResponse(wanted or links.KEYS, 303))
+        if visit.query.get("done"):
+            return self._form(visit, wanted, status=400, lost_cookie=True)
+        return self._form(visit, wanted)
+
+    def sign_in(self, visit: Visit) -> Answer:
+        """Open a session for whoever holds the token of an administrator's key."""
+        wanted = links.own_path(visit.query.get("next", ""))
+        if not self._tries.admit(peer_of(visit.call.peer)):
+            error = "Too many tries from this address. Wait a minute, then try again."
+            return self._form(visit, wanted, status=429, error=error)
+        if visit.is_signed_in:
+            # One browser has one session: the one before ends.
+            self._sessions.end(visit.call)
+        visit.call.caller = None
+        presented = Presented(visit.form.get("token", "").strip(), visit.call.peer)
+        try:
+            self._key_callers.admit(visit.call, presented)
+            token = self._sessions.open(visit.call, visit.user_agent)
+        except ServiceError as refusal:
+            if refusal.code not in _REFUSALS:
+                raise
+            self._refusals.refused(visit.call, refusal.reason)
+            visit.call.caller = None
+            return self._form(visit, wanted, status=403, error=_words(refusal))
+        visit.call.caller = None
+        response = RedirectResponse(links.sign_in_link(wanted, is_done=True), 303)
+        _set_cookie(response, SESSION_COOKIE, token)
+        return Answer(response)
+
+    def sign_out(self, visit: Visit) -> Answer:
+        """End the session, and have the browser forget what it kept."""
+        self._sessions.end(visit.call)
+        return self.signed_out(visit)
+
+    def sign_out_again(self, visit: Visit, problem: Problem) -> Answer:
+        """Say that somebody is signed out already, or ask once more."""
+        if problem.asks_to_sign_in:
+            return self.signed_out(visit)
+        return Answer(
+            self._pages.show("sign_out.html", visit, status=problem.status, problem=problem)
+        )
+
+    def signed_out(self, visit: Visit) -> Answer:
+        """Say that somebody is signed out."""
+        visit.call.caller = None
+        response = self._pages.show("signed_out.html", visit)
+        forget(response, SESSION_COOKIE)
+        forget(response, SHOWN_COOKIE)
+        response.headers["clear-site-data"] = CLEAR_SITE_DATA
+        return Answer(response)
+
+    def theme(self, visit: Visit) -> Answer:
+        """Keep the choice of light or dark, and go back."""
+        chosen = visit.form.get("theme", "")
+        target = links.own_path(visit.form.get("next", "")) or links.KEYS
+        response = RedirectResponse(target, 303)
+        if chosen in THEMES:
+            _set_cookie(response, THEME_COOKIE, chosen, max_age=_A_YEAR_S)
+        return Answer(response)
+
+    def flush_suppressed(self, *, everything: bool = False) -> None:
+        """Forget the tries of the minutes that are over; called every minute."""
+        self._tries.collect(everything=everything)
+
+    def _form(
+        self,
+        visit: Visit,
+        wanted: str,
+        *,
+        status: int = 200,
+        error: str = "",
+        lost_cookie: bool = False,
+    ) -> Answer:
+        return Answer(
+            self._pages.show(
+                "sign_in.html",
+                visit,
+                status=status,
+                next_path=wanted,
+                error=error,
+                lost_cookie=lost_cookie,
+            )
+        )
+
+
+def set_shown(response: Response, value: str) -> None:
+    """Note in the browser that it was shown a secret."""
+    _set_cookie(response, SHOWN_COOKIE, value)
+
+
+def forget(response: Response, name: str) -> None:
+    """Have the browser forget a cookie."""
+    response.delete_cookie(name, path="/", secure=True, httponly=True, samesite="lax")
+
+
+def _set_cookie(response: Response, name: str, value: str, max_age: int | None = None) -> None:
+    response.set_cookie(
+        name, value, max_age=max_age, path="/", secure=True, httponly=True, samesite="lax"
+    )
+
+
+def _words(refusal: ServiceError) -> str:
+    if isinstance(refusal, CredentialsExpired):
+        return "This key has expired."
+    if refusal.code is Code.PERMISSION_DENIED:
+        return "This key is not an administrator's. The console needs the token of an ADMIN key."
+    return "This is not the token of a key that works."

@@ -1,0 +1,155 @@
+"""One request of a browser, and what the pages need of it."""
+
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+from urllib.parse import parse_qsl
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from keybearer_service.console.links import ListState
+from keybearer_service.domain.clock import Clock
+from keybearer_service.usecases.call_context import CallContext
+
+SESSION_COOKIE: Final = "__Host-keybearer"
+"""The names of all cookies of ours begin like this one's."""
+SHOWN_COOKIE: Final = "__Host-keybearer-shown"
+"""There from an answer that shows a secret to the next one. A browser that keeps pages as they were
+throws those away that were left before a cookie like this changed."""
+THEME_COOKIE: Final = "__Host-keybearer-theme"
+THEMES: Final = ("system", "light", "dark")
+MAX_BODY: Final = 64 * 1024
+"""Bytes of a form."""
+MAX_FIELDS: Final = 100
+ANSWER_WITHIN_S: Final = 10.0
+"""For everything that a request does."""
+
+
+class BodyError(Exception):
+    """The body of a request is no form, or too long a one."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+class Browser:
+    """Where a visit comes from: the `Origin` of its call."""
+
+    def __init__(self, peer: str, clock: Clock) -> None:
+        self.peer = peer
+        self._clock = clock
+        self._until = clock.monotonic() + ANSWER_WITHIN_S
+        self.has_gone = False
+        """Set by whoever notices."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether somebody still waits for the answer."""
+        return not self.has_gone and self._clock.monotonic() < self._until
+
+    @property
+    def remaining_s(self) -> float | None:
+        """How many seconds are left for the answer."""
+        return max(0.0, self._until - self._clock.monotonic())
+
+
+@dataclass(slots=True)
+class Visit:
+    """A request, read and not judged yet."""
+
+    call: CallContext
+    browser: Browser
+    is_post: bool
+    path: str
+    """With its query."""
+    key_id: str
+    """The key in the path; empty for none."""
+    query: Mapping[str, str]
+    form: Mapping[str, str]
+    cookies: Mapping[str, str]
+    user_agent: str
+
+    @property
+    def state(self) -> ListState:
+        """The list that the page stands above."""
+        return ListState.read(self.query)
+
+    @property
+    def is_signed_in(self) -> bool:
+        """Whether the session in the cookie was admitted."""
+        return self.call.caller is not None and bool(self.call.caller.session_id)
+
+    @property
+    def csrf(self) -> str:
+        """What a form of this session carries; empty without one."""
+        return csrf_of(self.cookies.get(SESSION_COOKIE, "")) if self.is_signed_in else ""
+
+    @property
+    def has_csrf(self) -> bool:
+        """Whether the form is one of this session."""
+        given = self.form.get("csrf", "")
+        return bool(self.csrf) and hmac.compare_digest(given.encode(), self.csrf.encode())
+
+    @property
+    def theme(self) -> str:
+        """The chosen colours."""
+        chosen = self.cookies.get(THEME_COOKIE, "")
+        return chosen if chosen in THEMES else THEMES[0]
+
+
+@dataclass(slots=True)
+class Answer:
+    """What a view returns: a response, and whether a secret stands in it."""
+
+    response: Response
+    shows_secret: bool = field(default=False)
+
+
+def csrf_of(session_token: str) -> str:
+    """Return what the forms of a session carry: nobody without its cookie can work it out."""
+    return hmac.digest(session_token.encode(), b"console form v1", "sha256").hex()
+
+
+async def read_form(request: Request) -> Mapping[str, str]:
+    """Read the body of a POST as a form; of a repeated field the last value counts.
+
+    Raises:
+        BodyError: It is none, or too long.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/x-www-form-urlencoded":
+        raise BodyError(415, "only the forms of the console are taken here")
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise BodyError(413, f"a form has at most {MAX_BODY} bytes")
+    try:
+        pairs = parse_qsl(
+            body.decode("ascii"),
+            keep_blank_values=True,
+            errors="strict",
+            max_num_fields=MAX_FIELDS,
+        )
+    except ValueError:
+        raise BodyError(400, "the form cannot be read") from None
+    return dict(pairs)
+
+
+def cookies_of(request: Request) -> Mapping[str, str]:
+    """Return the cookies of ours; none of a name that comes twice.
+
+    Somebody else may have put the second one there, so neither is believed.
+    """
+    found: dict[str, str] = {}
+    repeated = set()
+    for pair in "; ".join(request.headers.getlist("cookie")).split(";"):
+        name, _, value = pair.strip().partition("=")
+        if name in found:
+            repeated.add(name)
+        if name.startswith(SESSION_COOKIE):
+            found[name] = value
+    return {name: value for name, value in found.items() if name not in repeated}

@@ -1,0 +1,157 @@
+"""Makes the pictures of docs/console.md, from the running product with made-up keys.
+
+    PYTHONPATH=client:service:tests python tools/console_pictures.py [DIRECTORY]
+
+The clock stands still and the randomness is that of a seed, so that the pictures change only with
+the console. Needs Chromium.
+"""
+
+import sys
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+from playwright.sync_api import Browser, Page
+
+from browser import NARROW, WIDE, browser, sign_in
+from fakes import FakeClock, SeededEntropy
+from harness import ANY_PORT, Service, running
+from keybearer_service.domain.clock import DAY, HOUR, MINUTE
+from keybearer_service.http.listeners import HttpConfig
+
+TARGET: Final = Path(__file__).parents[1] / "docs/console"
+SEED: Final = 7
+NEVER: Final = 0
+
+
+def main(target: Path) -> None:
+    """Make every picture."""
+    target.mkdir(parents=True, exist_ok=True)
+    clock = FakeClock()
+    with (
+        TemporaryDirectory() as directory,
+        running(
+            Path(directory, "data"),
+            clock,
+            SeededEntropy(SEED),
+            http=HttpConfig(console=ANY_PORT),
+        ) as service,
+        browser() as chromium,
+    ):
+        key_id = _fill(service, clock)
+        origin = service.app.console_origin
+        for theme in ("light", "dark"):
+            for name, size in (("wide", WIDE), ("narrow", NARROW)):
+                page = _page(chromium, size, theme)
+                _take(
+                    page,
+                    service,
+                    origin,
+                    key_id,
+                    lambda shot, name=name, theme=theme: target / f"{shot}-{name}-{theme}.png",
+                )
+                page.context.close()
+                clock.advance(MINUTE)
+
+
+def _page(chromium: Browser, size: Any, theme: Any) -> Page:
+    context = chromium.new_context(
+        viewport=size,
+        color_scheme=theme,
+        timezone_id="UTC",
+        locale="en-US",
+        permissions=["clipboard-read", "clipboard-write"],
+        reduced_motion="reduce",
+    )
+    return context.new_page()
+
+
+def _take(page: Page, service: Service, origin: str, key_id: str, path: Any) -> None:
+    def shot(name: str) -> None:
+        page.screenshot(path=path(name))
+
+    page.goto(f"{origin}/console/sign-in")
+    shot("sign-in")
+    sign_in(page, origin, service.admin_token)
+    shot("list")
+    page.goto(f"{origin}/console/keys/{key_id}")
+    shot("details")
+    page.goto(f"{origin}/console/keys/{key_id}/revoke")
+    shot("revoke")
+    page.goto(f"{origin}/console/keys/new")
+    shot("create")
+    page.get_by_label("Name", exact=True).fill("metrics-exporter")
+    page.get_by_role("radio", name="Developer").check()
+    page.get_by_role("button", name="Generate Key").click()
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_text("Copied.").first.wait_for()
+    shot("shown-once")
+    page.get_by_role("button", name="Done").click()
+    made = page.get_by_role("link", name="metrics-exporter", exact=True).first
+    made.click()
+    page.get_by_role("link", name="Revoke API Key").click()
+    page.get_by_label("It is no longer used").check()
+    page.get_by_role("button", name="Revoke API Key").click()
+    page.get_by_text("is revoked").wait_for()
+    shot("revoked")
+
+
+def _fill(service: Service, clock: FakeClock) -> str:
+    """Make users and keys of different ages; return the id of the one to look at closely."""
+    admin = service.admin
+    deploy = admin.create_user(
+        "deploy@example.com", role="ROLE_DEVELOPER", type="USER_TYPE_SERVICE_ACCOUNT"
+    )
+    lin = admin.create_user("lin@example.com", role="ROLE_ADMIN")
+    grace = admin.create_user("grace@example.com", role="ROLE_DEVELOPER")
+
+    def made(name: str, days: int, **fields: Any) -> Any:
+        if days:
+            fields["ttl"] = timedelta(days=days)
+        return admin.create_key(name=name, **fields)
+
+    exporter = made("backup-verifier", NEVER)
+    clock.advance(20 * DAY)
+    nightly = made("nightly-backup", 372, scopes=["backups.*"])
+    clock.advance(60 * DAY)
+    old = made("old-dashboard", 500)
+    clock.advance(90 * DAY)
+    release = made(
+        "ci-release",
+        565,
+        owner_id=deploy.id,
+        description="Publishes releases from the main branch. Secret lives in the CI vault.",
+        scopes=["clusters.read", "releases.write"],
+        labels={"env": "prod", "team": "platform"},
+    )
+    clock.advance(70 * DAY)
+    admin.validate(old.token)
+    service.app.container.usage.flush()
+    admin.revoke(old.api_key.id, "REVOCATION_REASON_SUPERSEDED")
+    partner = made("partner-import", 170)
+    clock.advance(30 * DAY)
+    report = made("Quarterly <b>report</b> export", 84)
+    made("terraform", 200, owner_id=lin.id, role="ROLE_ADMIN")
+    admin.update_user(lin.id, {"role": "ROLE_DEVELOPER"})
+    admin.validate(partner.token)
+    clock.advance(81 * DAY)
+    admin.validate(report.token)
+    admin.disable_key(partner.api_key.id)
+    clock.advance(4 * DAY)
+    made("laptop of Grace", 34, owner_id=grace.id)
+    clock.advance(2 * DAY)
+    admin.validate(release.token)
+    admin.validate(nightly.token)
+    admin.validate(exporter.token)
+    service.app.container.usage.flush()
+    admin.rotate(release.api_key.id, overlap=timedelta(days=7))
+    clock.advance(2 * DAY - 4 * HOUR)
+    admin.validate(release.token)
+    service.app.container.usage.flush()
+    clock.advance(4 * HOUR)
+    return str(release.api_key.id)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET)
