@@ -123,7 +123,6 @@ class App:
                 container.authorizer,
                 self._gateway_routes,
                 container.sign_in_refusals,
-                *([] if self._console is None else [self._console]),
             ],
             container.clock,
         )

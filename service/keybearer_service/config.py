@@ -95,7 +95,9 @@ def _origin(value: object) -> object:
         has_host = False
     if not has_host or parts.path not in ("", "/") or "@" in value or "?" in value or "#" in value:
         raise ValueError("a scheme and a host are needed, such as https://keys.example.com")
-    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
+    if parts.scheme != "https" and not (
+        parts.scheme == "http" and is_loopback(parts.hostname or "")
+    ):
         raise ValueError("must begin with https: browsers keep no sign-in otherwise")
     return f"{parts.scheme}://{parts.netloc}".lower()
 

@@ -112,10 +112,6 @@ class Console:
         """End the threads."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
-    def flush_suppressed(self, *, everything: bool = False) -> None:
-        """Forget what counted in the minutes that are over; called every minute."""
-        self._signing_in.flush_suppressed(everything=everything)
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, with the headers that every answer of this port has."""
 

@@ -8,6 +8,7 @@ from keybearer_service.domain.errors import (
     Internal,
     OutcomeUnknown,
     QuotaExceeded,
+    RoleInsufficient,
     ServiceError,
     StoreFull,
 )
@@ -91,7 +92,8 @@ def problem_of(error: ServiceError, reference: str) -> Problem:
         return Problem(status=status, title="This was not done.", text=text, can_read=True)
     if status == NOT_FOUND.status:
         return NOT_FOUND
-    if status == SIGNED_OUT.status:
+    if status == SIGNED_OUT.status or isinstance(error, RoleInsufficient):
+        # It was so when the request began, and is not so any more.
         return SIGNED_OUT
     if error.code is Code.UNAVAILABLE:
         title = "keybearer cannot reach its store."

@@ -72,6 +72,7 @@ class SignInPages:
     def sign_in(self, visit: Visit) -> Answer:
         """Open a session for whoever holds the token of an administrator's key."""
         wanted = links.own_path(visit.query.get("next", ""))
+        self._tries.collect()
         if not self._tries.admit(peer_of(visit.call.peer)):
             error = "Too many tries from this address. Wait a minute, then try again."
             return self._form(visit, wanted, status=429, error=error)
@@ -124,10 +125,6 @@ class SignInPages:
         if chosen in THEMES:
             _set_cookie(response, THEME_COOKIE, chosen, max_age=_A_YEAR_S)
         return Answer(response)
-
-    def flush_suppressed(self, *, everything: bool = False) -> None:
-        """Forget the tries of the minutes that are over; called every minute."""
-        self._tries.collect(everything=everything)
 
     def _form(
         self,
