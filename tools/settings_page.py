@@ -65,7 +65,7 @@ def settings() -> Iterator[str]:
 
 def bounds() -> Iterator[str]:
     """Yield the table of bounds."""
-    yield from table("bound", "gRPC port", "HTTP port", "metrics port")
+    yield from table("bound", "gRPC port", "HTTP port", "metrics port", "console port")
     for one in described():
         yield row(*one)
 

@@ -90,14 +90,12 @@ def _origin(value: object) -> object:
         return value
     try:
         parts = urlsplit(value)
-        has_host = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        host = parts.hostname if parts.port != 0 else None
     except ValueError:
-        has_host = False
-    if not has_host or parts.path not in ("", "/") or "@" in value or "?" in value or "#" in value:
+        host = None
+    if not host or parts.path not in ("", "/") or {"@", "?", "#", "\\"} & set(value):
         raise ValueError("a scheme and a host are needed, such as https://keys.example.com")
-    if parts.scheme != "https" and not (
-        parts.scheme == "http" and is_loopback(parts.hostname or "")
-    ):
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(host)):
         raise ValueError("must begin with https: browsers keep no sign-in otherwise")
     return f"{parts.scheme}://{parts.netloc}".lower()
 

@@ -19,6 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("container",),
     ("rpc",),
     ("http",),
+    ("console",),
     ("gateway",),
     ("offline",),
     ("watch",),
@@ -50,6 +51,7 @@ ONLY_HERE = {
     "secrets": {"domain.entropy"},
     "random": set(),
     "uuid": set(),
+    "jinja2": {"console.pages"},
 }
 """Libraries that few modules may know: one driver, one clock, one source of secrets."""
 
