@@ -9,6 +9,7 @@ from keybearer.access import Role
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import AuditRecord
 from keybearer_service.domain.model import Account, ApiKey, Installation, Pepper, StoredSecret, User
+from keybearer_service.domain.session import Session
 from keybearer_service.storage import Store
 
 PEPPER = "pepper01"
@@ -63,6 +64,23 @@ def sample_key(name: str = "key", /, **changes: Any) -> ApiKey:
 def sample_secret(version: int = 1, text: str = "digest") -> StoredSecret:
     """Make a secret under the one pepper."""
     return StoredSecret(text.encode().ljust(32, b"."), PEPPER, version)
+
+
+def sample_session(**changes: Any) -> Session:
+    """Make a session of the one user, opened with the one key."""
+    values: dict[str, Any] = {
+        "id": sample_id("session"),
+        "account_id": sample_id("acct"),
+        "user_id": sample_id("user"),
+        "key_id": sample_id("key"),
+        "secret_version": 1,
+        "create_time": START,
+        "last_seen_time": START,
+        "peer": "192.0.2.1",
+        "user_agent": "a browser",
+        "digest": b"digest".ljust(32, b"."),
+    }
+    return Session(**{**values, **changes})
 
 
 def sample_event(seq: int, **changes: Any) -> AuditRecord:

@@ -143,12 +143,17 @@ class App:
         return self._http.metrics_port
 
     @property
+    def console_port(self) -> int:
+        """The port of the console; 0 when there is none."""
+        return self._http.console_port
+
+    @property
     def console_origin(self) -> str:
         """The scheme and host at which browsers reach the console; empty when there is none."""
         listener = self._config.console
         if listener is None:
             return ""
-        address = listener.address.with_port(self._http.console_port)
+        address = listener.address.with_port(self.console_port)
         return self._config.console_url or address.web_origin(is_tls=listener.tls is not None)
 
     @property

@@ -1,7 +1,6 @@
 """Configuration: flags over `KEYBEARER_…` environment variables over a TOML file over defaults."""
 
 import difflib
-import importlib.util
 import os
 import re
 from collections.abc import Mapping
@@ -434,11 +433,6 @@ def _assert_console_consistent(settings: Settings) -> None:
         if settings.console_url:
             raise ConfigError("console_url: needs console_listen")
         return
-    if importlib.util.find_spec("jinja2") is None:
-        raise ConfigError(
-            "console_listen: the console needs one more package; run: "
-            "pip install 'keybearer[server,console]'"
-        )
     if not settings.console_url and not address.is_loopback:
         raise ConfigError(
             f"console_listen: {address} is off loopback; give --console-url, the address that "

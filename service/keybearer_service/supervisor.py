@@ -4,6 +4,7 @@ A process ends on SIGTERM, SIGINT or SIGHUP with exit code 0 and nothing lost, o
 EXIT_OUTCOME_UNKNOWN when a commit failed and only a fresh process can find out what happened.
 """
 
+import importlib.util
 import logging
 import multiprocessing
 import os
@@ -74,6 +75,11 @@ def serve(settings: Settings, on_serving: OnServing = _ignore) -> int:
     hazard = files.sharing_hazard()
     if settings.workers > 1 and directory.url is None and hazard is not None:
         raise ConfigError(f"workers: {hazard}, or serve with one worker")
+    if settings.console_listen is not None and importlib.util.find_spec("jinja2") is None:
+        raise ConfigError(
+            "console_listen: the console needs one more package; run: "
+            "pip install 'keybearer[server,console]'"
+        )
     descriptors.raise_limit()
     with directory.locked():
         if settings.workers == 1:

@@ -415,12 +415,13 @@ def somebody_listens(port: int) -> bool:
 # --- what is refused at the start -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["listen", "http_listen", "metrics_listen"])
+@pytest.mark.parametrize("name", ["listen", "http_listen", "metrics_listen", "console_listen"])
 def test_plaintext_off_loopback_is_refused_on_every_port(name: str) -> None:
     """Tokens and metrics do not go over a network in plain text by accident."""
+    beside = {"console_url": "https://keys.example.com"} if name == "console_listen" else {}
     with pytest.raises(ConfigError, match=f"^{name}: .*plain text"):
-        load_to_serve(None, {name: "0.0.0.0:8081"})
-    load_to_serve(None, {name: "0.0.0.0:8081", "insecure": True})
+        load_to_serve(None, {name: "0.0.0.0:8081", **beside})
+    load_to_serve(None, {name: "0.0.0.0:8081", "insecure": True, **beside})
     load_to_serve(None, {name: "127.0.0.1:8081"})
 
 

@@ -14,13 +14,15 @@ from keybearer_service.cli import app
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTED = {
-    "quickstart": {"--data-dir", "--listen", "--http-listen"},
+    "quickstart": {"--data-dir", "--listen", "--http-listen", "--console-listen"},
     "init": {"--data-dir", "--account", "--admin-email", "--prefix", "--token-file", "--output"},
     "serve": {
         "--data-dir",
         "--listen",
         "--http-listen",
         "--metrics-listen",
+        "--console-listen",
+        "--console-url",
         "--http-open",
         "--http-account",
         "--workers",

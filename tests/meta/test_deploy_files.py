@@ -180,6 +180,7 @@ _SETTING = re.compile(r"^(# )?([a-z_]+) = (.+)$", re.MULTILINE)
 _DEPENDENT: dict[str, dict[str, Any]] = {
     "http_account": {"http_open": True, "http_listen": "127.0.0.1:8081"},
     "metrics_tls": {"metrics_listen": "127.0.0.1:9464"},
+    "console_url": {"console_listen": "127.0.0.1:8090"},
     "tls_cert": {"tls_key": "key.pem"},
     "tls_key": {"tls_cert": "cert.pem"},
     "tls_client_ca": {"tls_key": "key.pem", "tls_cert": "cert.pem"},

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from harness import Service
@@ -86,3 +87,20 @@ def test_the_commands_of_a_first_start_work_when_pasted(first_start: tuple[str, 
         assert "VALIDATION_OUTCOME_VALID" in _paste(f"{export}\n{grpcurl}", "")
     created = json.loads(_paste(f"{export}\n{create}", ""))
     assert created["apiKey"]["id"] in _paste(f"{export}\n{listing}", "")
+
+
+def test_a_start_prints_the_address_of_the_console(tmp_path: Path) -> None:
+    """The first one and every later one, once the port answers there."""
+    pytest.importorskip("jinja2", reason="the extra console is not installed")
+    command = [str(BIN / "keybearer-server"), "quickstart", "--data-dir", str(tmp_path / "data")]
+    command += ["--listen", "127.0.0.1:0", "--console-listen", "127.0.0.1:0"]
+    for _ in range(2):
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as process:
+            assert process.stdout is not None
+            line = next(one for one in process.stdout if "The console" in one)
+            address = line.split()[-1]
+            assert "Sign in" in httpx.get(address, follow_redirects=True, timeout=20).text
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(_TIMEOUT_S) == 0

@@ -40,6 +40,7 @@ from keybearer_service.domain.model import (
     Use,
     User,
 )
+from keybearer_service.domain.session import Session
 from keybearer_service.storage import (
     NEVER,
     UNUSED,
@@ -73,6 +74,7 @@ from samples import (
     sample_installation,
     sample_key,
     sample_secret,
+    sample_session,
     sample_user,
 )
 
@@ -156,6 +158,7 @@ UNKNOWN: dict[str, Callable[[Reader], object]] = {
     "user_by_email": lambda reader: reader.user_by_email(OWN, "nobody@example.com"),
     "api_key": lambda reader: reader.api_key(EVERYWHERE, "nothing"),
     "request_record": lambda reader: reader.request_record(USER, "nothing"),
+    "session": lambda reader: reader.session("nothing"),
 }
 
 
@@ -1577,6 +1580,56 @@ def test_two_writers_never_lose_each_others_update(
     assert revisions == list(range(1, 4 * rounds + 1))
 
 
+# --- sessions -------------------------------------------------------------------------------------
+
+
+def read_session(store: Store) -> Session:
+    """Read the session that is there."""
+    with store.read() as reader:
+        session = reader.session(sample_session().id)
+    assert session is not None
+    return session
+
+
+def test_a_session_is_read_as_it_was_inserted(store: Store, filled: Filling) -> None:
+    """Every field of it."""
+    with store.write() as tx:
+        tx.insert_session(sample_session())
+        assert tx.session(sample_session().id) == sample_session()
+    assert read_session(store) == sample_session()
+
+
+def test_a_session_is_seen_later_and_never_earlier(store: Store, filled: Filling) -> None:
+    """Of two processes that write at once the later time stays."""
+    with store.write() as tx:
+        tx.insert_session(sample_session())
+        tx.see_session(sample_session().id, at(MINUTE))
+        tx.see_session(sample_session().id, at(SECOND))
+        tx.see_session("nothing", at(HOUR))
+    assert read_session(store) == sample_session(last_seen_time=at(MINUTE))
+
+
+def test_a_session_ends_once(store: Store, filled: Filling) -> None:
+    """The first end stays."""
+    with store.write() as tx:
+        tx.insert_session(sample_session())
+        tx.end_session(sample_session().id, at(SECOND))
+        tx.end_session(sample_session().id, at(MINUTE))
+        tx.end_session("nothing", at(HOUR))
+    assert read_session(store) == sample_session(end_time=at(SECOND))
+
+
+def test_sessions_older_than_a_day_are_pruned(store: Store, filled: Filling) -> None:
+    """As many as may be at a time; younger ones stay, however they ended."""
+    with store.write() as tx:
+        for number in range(3):
+            tx.insert_session(sample_session(id=sample_id(f"old{number}")))
+        tx.insert_session(sample_session(create_time=at(1), end_time=at(2)))
+    assert store.prune(at(DAY), 2) == 0
+    assert [store.prune(at(DAY + 1), 2) for _ in range(3)] == [2, 1, 0]
+    assert read_session(store).end_time == at(2)
+
+
 TAKEN: dict[str, Callable[[Writer], None]] = {
     "account": lambda tx: tx.insert_account(sample_account("acct", name="other")),
     "user": lambda tx: tx.insert_user(sample_user("user", email="other@example.com")),
@@ -1586,6 +1639,7 @@ TAKEN: dict[str, Callable[[Writer], None]] = {
     "personal text": lambda tx: tx.insert_personal_text(
         PersonalText(b"digest", "other", b"salt", "other")
     ),
+    "session": lambda tx: tx.insert_session(sample_session(user_agent="other")),
 }
 
 
@@ -1595,6 +1649,7 @@ def test_an_id_that_is_taken_is_a_conflict(backend: Backend, filled: Filling, na
     with backend.store.write() as tx:
         tx.append_audit(sample_event(1))
         tx.insert_personal_text(PersonalText(b"digest", USER, b"salt", "text"))
+        tx.insert_session(sample_session())
     before = backend.dump()
     with pytest.raises(StoreConflictError) as caught, backend.store.write() as tx:  # noqa: PT012
         tx.append_change(kind=SubjectKind.KEY, subject_id=KEY, account_id=ACCT, now=START)

@@ -148,6 +148,10 @@ EDITS: dict[str, Callable[[AuditRecord], AuditRecord]] = {
     "no digest of the row": lambda one: one._replace(target_digest=None),
     "no digest of texts": lambda one: one._replace(personal_digest=None),
     "form of the first version": lambda one: one._replace(target_digest=None, personal_digest=None),
+    "session": lambda one: one._replace(actor_session_id="other"),
+    "no session": lambda one: one._replace(
+        actor_session_id="" if one.actor_session_id else "planted"
+    ),
     "hash": lambda one: one._replace(hash=bytes(32)),
     "shifted text": lambda one: one._replace(request_id=one.request_id + "p", peer="eer"),
 }

@@ -78,6 +78,28 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"http_max_connections_per_peer": 1001},
         "http_max_connections_per_peer: at most http_max_connections, 1000",
     ),
+    "a console without a port": ({"console_url": "https://a.example.com"}, "needs console_listen"),
+    "a console off loopback": (
+        {"console_listen": "0.0.0.0:8443", "insecure": True},
+        "console_listen: 0.0.0.0:8443 is off loopback; give --console-url",
+    ),
+    "a console at a path": (
+        {"console_listen": "127.0.0.1:1", "console_url": "https://a.example.com/keys"},
+        "console_url: a scheme and a host",
+    ),
+    "a console at no host": (
+        {"console_listen": "127.0.0.1:1", "console_url": "a.example.com"},
+        "console_url: a scheme and a host",
+    ),
+    "a console at a user": (
+        {"console_listen": "127.0.0.1:1", "console_url": "https://me@a.example.com"},
+        "console_url: a scheme and a host",
+    ),
+    "a console in plain text": (
+        {"console_listen": "127.0.0.1:1", "console_url": "http://a.example.com"},
+        "console_url: must begin with https",
+    ),
+    "a console on a socket": ({"console_listen": "unix:/run/console"}, "console_listen: a unix"),
     "no workers": ({"workers": 0}, "workers"),
     "too many workers": ({"workers": 65}, "workers"),
     "workers that are no number": ({"workers": "two"}, "workers"),
@@ -119,6 +141,12 @@ ALLOWED: dict[str, dict[str, Any]] = {
     "IPv6 loopback": {"listen": "[::1]:1"},
     "the name of loopback": {"listen": "localhost:1"},
     "a free port": {"listen": "127.0.0.1:0"},
+    "a console on loopback": {"console_listen": "127.0.0.1:1"},
+    "a console behind TLS": {
+        "console_listen": "0.0.0.0:1",
+        "console_url": "https://a.example.com:8443",
+        "insecure": True,
+    },
     "a socket in the file system": {"listen": "unix:run/keybearer.sock"},
     "plaintext that was asked for": {"listen": "0.0.0.0:1", "insecure": True},
     "TLS": {"listen": "0.0.0.0:1", "tls_cert": "c.pem", "tls_key": "k.pem"},
