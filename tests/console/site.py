@@ -127,7 +127,11 @@ class Site:
 
     def post(self, path: str, form: Mapping[str, str], **fields: Any) -> Seen:
         """Send a form as a page of this origin would."""
-        headers = {"sec-fetch-site": "same-origin", "origin": self.origin}
+        headers = {
+            "sec-fetch-site": "same-origin",
+            "origin": self.origin,
+            "content-type": "application/x-www-form-urlencoded",
+        }
         headers |= fields.pop("headers", {})
         return self.request("POST", path, data=dict(form), headers=headers, **fields)
 

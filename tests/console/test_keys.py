@@ -11,7 +11,7 @@ from fakes import FakeClock
 from harness import Service
 from keybearer_service.domain.clock import DAY, HOUR, MINUTE
 
-HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{7*7}}"
+HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{97*103}}"
 
 
 def names_in(seen: Seen) -> list[str]:
@@ -91,6 +91,7 @@ def test_every_view_has_its_keys_and_the_urgent_ones_a_count(
     admin.revoke(admin.create_key(name="revoked").api_key.id)
     assert idle.token
     signed_in.sign_in(service.admin_token)
+    service.app.container.usage.flush()
     first = names_in(signed_in.get("/console/keys"))
     assert set(first) >= VIEWS[""]
     others = set(first) - VIEWS[""]  # the administrator's own
@@ -114,9 +115,9 @@ def test_the_list_is_sorted_filtered_and_paged_by_its_url(
     rest = signed_in.get(target)
     assert names_in(rest) == [f"key {number:02}" for number in range(50, 60)]
     assert "First page" in rest.text
-    assert names_in(signed_in.get("/console/keys?order=name-last&q=key"))[0] == "key 59"
-    assert names_in(signed_in.get("/console/keys?q=key"))[0] == "key 59"
-    assert names_in(signed_in.get("/console/keys?order=oldest&q=key"))[0] == "key 00"
+    assert names_in(signed_in.get("/console/keys?order=name-last&q=key+"))[0] == "key 59"
+    assert names_in(signed_in.get("/console/keys?q=key+"))[0] == "key 59"
+    assert names_in(signed_in.get("/console/keys?order=oldest&q=key+"))[0] == "key 00"
     assert 'aria-sort="ascending"' in seen.html
 
 
@@ -145,7 +146,7 @@ def test_a_key_is_created_as_the_form_says(service: Service, signed_in: Site) ->
     assert service.admin.outcome(seen.token) == "VALID"
     key = service.admin.key(seen.token.split("_")[1])
     assert key.name == "ci"
-    assert key.description == "Publishes.\nSecret in the vault."
+    assert key.description == "Publishes. Secret in the vault."
     assert list(key.scopes) == ["clusters.read", "backups.*"]
     assert key.owner_id == deploy.id
     assert key.created_by == service.admin_user_id
@@ -321,8 +322,11 @@ def test_the_page_after_a_secret_changes_a_cookie(signed_in: Site) -> None:
     seen = signed_in.send(next(one for one in seen.forms if one.action.endswith("/saved")))
     assert seen.status == 303
     assert name not in signed_in.cookies
-    first, second = (signed_in.create() and signed_in.cookies[name] for _ in range(2))
-    assert first != second
+    values = set()
+    for _ in range(2):
+        signed_in.create()
+        values.add(signed_in.cookies[name])
+    assert len(values) == 2
 
 
 # --- details --------------------------------------------------------------------------------------
@@ -463,7 +467,7 @@ def test_hostile_texts_are_texts(service: Service, signed_in: Site) -> None:
     for seen in pages:
         assert "<script>alert" not in seen.html
         assert "<img src=x" not in seen.html
-        assert "49" not in re.sub(r"[\d:]{3,}", "", seen.text)
+        assert "9991" not in seen.text
 
 
 def test_a_choice_of_colours_is_kept(signed_in: Site) -> None:

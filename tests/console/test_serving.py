@@ -1,5 +1,6 @@
 """The console as it is served: settings, TLS, several processes, and without its extra."""
 
+import ssl
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def test_the_console_serves_tls(tmp_path: Path, clock: FakeClock, entropy: Seede
         port = app.console_port
         with httpx.Client(
             base_url=f"https://127.0.0.1:{port}",
-            verify=str(authority.certificate),
+            verify=ssl.create_default_context(cafile=authority.certificate),
             headers={"host": "keys.example.com"},
         ) as client:
             site = Site(app.console_origin, client)

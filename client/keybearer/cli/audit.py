@@ -37,6 +37,8 @@ def _paragraph(event: AuditEvent) -> list[str]:
     actor = event.actor.user_email or word(event.actor.type)
     if event.actor.key_id:
         actor += f" (key {event.actor.key_id})"
+    if event.actor.session_id:
+        actor += f" (session {event.actor.session_id})"
     lines = [
         f"{moment_text(event.time)}  {word(event.action)}",
         f"{word(event.target.type)} {event.target.id}".strip() + f", by {actor}",

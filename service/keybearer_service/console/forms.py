@@ -103,7 +103,8 @@ class CreateForm:
         new: dict[str, Any] = {
             "name": reading.take("name", lambda: validators.name("name", self.name)),
             "description": reading.take(
-                "description", lambda: validators.long_text("description", self.description)
+                "description",
+                lambda: validators.long_text("description", _one_line(self.description)),
             ),
             "labels": reading.take("labels", lambda: _labels(self.labels)),
             "scopes": reading.take(
@@ -166,7 +167,7 @@ class RevokeForm:
         """
         reading = _Reading()
         reason = reading.take("reason", lambda: _reason(self.reason))
-        note = reading.take("note", lambda: validators.long_text("note", self.note))
+        note = reading.take("note", lambda: validators.long_text("note", _one_line(self.note)))
         if reading.errors or reason is None or note is None:
             raise FormErrors(reading.errors)
         return reason, note
@@ -199,6 +200,11 @@ def _sentence(name: str, error: FieldInvalid) -> str:
         return _ASK[name]
     text = error.description
     return f"{text[:1].upper()}{text[1:]}."
+
+
+def _one_line(text: str) -> str:
+    # The fields are as high as the text needs, and the text itself has no lines.
+    return " ".join(filter(None, map(str.strip, text.splitlines())))
 
 
 def _role(text: str) -> Role:

@@ -1,5 +1,6 @@
 """Signing in with the token of an administrator's key, and signing out."""
 
+from contextlib import suppress
 from typing import Final
 
 from starlette.responses import RedirectResponse, Response
@@ -76,9 +77,7 @@ class SignInPages:
         if not self._tries.admit(peer_of(visit.call.peer)):
             error = "Too many tries from this address. Wait a minute, then try again."
             return self._form(visit, wanted, status=429, error=error)
-        if visit.is_signed_in:
-            # One browser has one session: the one before ends.
-            self._sessions.end(visit.call)
+        before = visit.call.caller if visit.is_signed_in else None
         visit.call.caller = None
         presented = Presented(visit.form.get("token", "").strip(), visit.call.peer)
         try:
@@ -90,6 +89,11 @@ class SignInPages:
             self._refusals.refused(visit.call, refusal.reason)
             visit.call.caller = None
             return self._form(visit, wanted, status=403, error=_words(refusal))
+        if before is not None:
+            # One browser has one session: the one before ends, unless it has by itself.
+            visit.call.caller = before
+            with suppress(ServiceError):
+                self._sessions.end(visit.call)
         visit.call.caller = None
         response = RedirectResponse(links.sign_in_link(wanted, is_done=True), 303)
         _set_cookie(response, SESSION_COOKIE, token)
