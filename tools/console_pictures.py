@@ -2,12 +2,15 @@
 
     PYTHONPATH=client:service:tests python tools/console_pictures.py [DIRECTORY]
 
-The clock stands still and the randomness is that of a seed, so that the pictures change only with
-the console. Needs Chromium.
+With a directory it makes those that the page does not show too: every screen, wide and narrow, in
+light and dark. The clock stands still and the randomness is that of a seed, so that the pictures
+change only with the console. Needs Chromium.
 """
 
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -22,11 +25,14 @@ from keybearer_service.http.listeners import HttpConfig
 
 TARGET: Final = Path(__file__).parents[1] / "docs/console"
 SEED: Final = 7
+SIZES: Final = {"wide": WIDE, "narrow": NARROW}
+ON_THE_PAGE: Final = (("wide", "light"), ("narrow", "dark"))
+ALL: Final = tuple((size, theme) for theme in ("light", "dark") for size in SIZES)
 NEVER: Final = 0
 
 
-def main(target: Path) -> None:
-    """Make every picture."""
+def main(target: Path, shown: Sequence[tuple[str, str]]) -> None:
+    """Make every picture, in the sizes and colours that are named."""
     target.mkdir(parents=True, exist_ok=True)
     clock = FakeClock()
     with (
@@ -41,18 +47,15 @@ def main(target: Path) -> None:
     ):
         key_id = _fill(service, clock)
         origin = service.app.console_origin
-        for theme in ("light", "dark"):
-            for name, size in (("wide", WIDE), ("narrow", NARROW)):
-                page = _page(chromium, size, theme)
-                _take(
-                    page,
-                    service,
-                    origin,
-                    key_id,
-                    lambda shot, name=name, theme=theme: target / f"{shot}-{name}-{theme}.png",
-                )
-                page.context.close()
-                clock.advance(MINUTE)
+        for name, theme in shown:
+            page = _page(chromium, SIZES[name], theme)
+            _take(page, service, origin, key_id, partial(_path, target, name, theme))
+            page.context.close()
+            clock.advance(MINUTE)
+
+
+def _path(target: Path, size: str, theme: str, screen: str) -> Path:
+    return target / f"{screen}-{size}-{theme}.png"
 
 
 def _page(chromium: Browser, size: Any, theme: Any) -> Page:
@@ -154,4 +157,7 @@ def _fill(service: Service, clock: FakeClock) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else TARGET)
+    if len(sys.argv) > 1:
+        main(Path(sys.argv[1]), ALL)
+    else:
+        main(TARGET, ON_THE_PAGE)

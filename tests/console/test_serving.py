@@ -32,6 +32,8 @@ def test_the_origin_is_what_people_type() -> None:
     assert origin(console_listen="[::1]:8090") == "http://[::1]:8090"
     tls = {"tls_cert": "c.pem", "tls_key": "k.pem"}
     assert origin(console_listen="127.0.0.1:8443", **tls) == "https://127.0.0.1:8443"
+    behind = {"console_url": "https://a.example.com:8443", "insecure": "true"}
+    assert origin(console_listen="0.0.0.0:1", **behind) == "https://a.example.com:8443"
     url = "https://Keys.example.com/"
     assert origin(console_listen="127.0.0.1:1", console_url=url) == "https://keys.example.com"
 

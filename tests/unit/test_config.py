@@ -80,7 +80,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a console without a port": ({"console_url": "https://a.example.com"}, "needs console_listen"),
     "a console off loopback": (
-        {"console_listen": "0.0.0.0:8443", "insecure": True},
+        {"console_listen": "0.0.0.0:8443", "tls_cert": "c.pem", "tls_key": "k.pem"},
         "console_listen: 0.0.0.0:8443 is off loopback; give --console-url",
     ),
     "a console at a path": (
@@ -141,12 +141,6 @@ ALLOWED: dict[str, dict[str, Any]] = {
     "IPv6 loopback": {"listen": "[::1]:1"},
     "the name of loopback": {"listen": "localhost:1"},
     "a free port": {"listen": "127.0.0.1:0"},
-    "a console on loopback": {"console_listen": "127.0.0.1:1"},
-    "a console behind TLS": {
-        "console_listen": "0.0.0.0:1",
-        "console_url": "https://a.example.com:8443",
-        "insecure": True,
-    },
     "a socket in the file system": {"listen": "unix:run/keybearer.sock"},
     "plaintext that was asked for": {"listen": "0.0.0.0:1", "insecure": True},
     "TLS": {"listen": "0.0.0.0:1", "tls_cert": "c.pem", "tls_key": "k.pem"},

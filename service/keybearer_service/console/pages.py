@@ -84,7 +84,7 @@ class Pages:
             theme=visit.theme,
             state=visit.state,
             relative=relative,
-            today=times.today(now),
+            today=times.day_of(now),
             **values,
         )
         return HTMLResponse(text, status)

@@ -58,7 +58,7 @@ def end_of_day(text: str) -> Micros | None:
     return Micros(int(day.timestamp()) * SECOND + DAY)
 
 
-def today(now: Micros) -> str:
+def day_of(now: Micros) -> str:
     """Return the day of a moment, in UTC, as 2026-05-10."""
     return f"{_datetime(now):%Y-%m-%d}"
 
