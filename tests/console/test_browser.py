@@ -381,6 +381,7 @@ def test_without_scripts_no_way_leads_back_to_a_secret(
         page.wait_for_url("**/console/keys#key-*")
         with suppress(Error):  # ERR_CACHE_MISS: the browser would have to send the form again
             page.go_back(wait_until="commit")
+        page.wait_for_load_state()
         assert token not in page.content()
     finally:
         context.close()

@@ -421,7 +421,7 @@ def test_a_backup_that_is_restored_brings_no_session_back(
         target,
         copy,
         backups.keys_beside(copy),
-        open_store=open_store,
+        open_target=open_store,
         clock=clock,
         entropy=SystemEntropy(),
     )
