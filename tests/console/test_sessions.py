@@ -421,7 +421,6 @@ def test_a_backup_that_is_restored_brings_no_session_back(
         target,
         copy,
         backups.keys_beside(copy),
-        open_target=open_store,
         open_file=open_store,
         clock=clock,
         entropy=SystemEntropy(),
