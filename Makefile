@@ -6,6 +6,7 @@ DATA_DIR ?= ./data
 LISTEN   ?= 127.0.0.1:50051
 CONSOLE  ?= 127.0.0.1:8090
 PYTEST_ARGS ?=
+TEST_PROCESSES ?= 3
 MUTATION_ARGS ?=
 
 VENV    := .venv
@@ -43,9 +44,17 @@ setup: $(VENV)/.dev ## Prepare .venv for development
 
 ##### Check
 
+# Several files of tests at once; what measures runs afterwards, with nothing beside it.
+AT_ONCE := -n $(TEST_PROCESSES) --dist loadfile
+
 .PHONY: test
-test: $(VENV)/.dev ## Run the tests (PYTEST_ARGS="-k name")
+test: $(VENV)/.dev ## Run the tests (TEST_PROCESSES=3), or some of them (PYTEST_ARGS="-k name")
+ifeq ($(PYTEST_ARGS),)
+	$(PY) -m pytest $(AT_ONCE) -m "not slow and not bench and not alone"
+	$(PY) -m pytest -m "alone and not slow and not bench"
+else
 	$(PY) -m pytest $(PYTEST_ARGS)
+endif
 
 .PHONY: test-long
 test-long: $(VENV)/.dev ## Run the long suites, those marked slow

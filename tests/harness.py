@@ -370,9 +370,11 @@ class Tenant:
     stubs: Stubs
 
 
-def initialise(path: Path, clock: Clock, entropy: Entropy) -> tuple[DataDir, CreatedAccount]:
+def initialise(
+    path: Path, clock: Clock, entropy: Entropy, *, on_postgres: bool = ON_POSTGRES
+) -> tuple[DataDir, CreatedAccount]:
     """Make an installation in an empty directory."""
-    data_dir = DataDir(path, postgres_server.new_database(is_empty=True) if ON_POSTGRES else None)
+    data_dir = DataDir(path, postgres_server.new_database(is_empty=True) if on_postgres else None)
     created = initialise_offline(
         data_dir,
         NewAccount(
@@ -485,6 +487,7 @@ def running(
     *,
     shared: bool = False,
     hot_loop: bool = HOT_LOOP,
+    on_postgres: bool = ON_POSTGRES,
     max_watchers: int = MAX_WATCHERS,
     quotas: Quotas = NO_QUOTAS,
     opener: StoreOpener = open_store,
@@ -492,7 +495,7 @@ def running(
     on_fatal: Callable[[], None] = lambda: None,
 ) -> Iterator[Service]:
     """Run a fresh service; `shared` as one of several servers of the same data."""
-    data_dir, created = initialise(path, clock, entropy)
+    data_dir, created = initialise(path, clock, entropy, on_postgres=on_postgres)
     app = make_app(
         data_dir,
         clock,

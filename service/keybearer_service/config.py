@@ -208,7 +208,7 @@ class Settings(BaseSettings):
     hot_loop: bool = Field(
         default=False,
         description="Serve validations on a thread of their own, at half the processor time. Uses "
-        "private parts of grpcio. Not over a database on a server of its own.",
+        "private parts of grpcio.",
     )
     max_keys_per_account: int = Field(
         default=1_000_000,

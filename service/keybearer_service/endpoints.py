@@ -233,8 +233,10 @@ class RpcEndpoints:
             RuleError: A method of ours has no access rule.
         """
         self._container = container
-        is_local = isinstance(container.store, FileStore)
-        self._executors = Executors(VALIDATION_CALLS if is_local else REMOTE_VALIDATION_CALLS)
+        self._is_store_local = isinstance(container.store, FileStore)
+        self._executors = Executors(
+            VALIDATION_CALLS if self._is_store_local else REMOTE_VALIDATION_CALLS
+        )
         self._list_shares = AccountShares(LIST_SHARES, "lists", container.recorder)
         self._watchdog = MessageWatchdog(container.clock)
         self.call_log = CallLog(
@@ -340,6 +342,8 @@ class RpcEndpoints:
             ],
             reads=reads,
             watchdog=self._watchdog,
+            is_store_local=self._is_store_local,
+            on_overload=self.call_log.overloaded,
         )
 
     def _methods(self, *, with_reflection: bool) -> dict[str, ServedMethod]:

@@ -129,8 +129,7 @@ def _serve_alone(
                 bounds=replace(GRPC, connections=settings.max_connections),
                 http=http,
                 reflection=settings.reflection,
-                # One thread that waits for a database over a network would hold up every call.
-                hot_loop=settings.hot_loop and settings.database_url is None,
+                hot_loop=settings.hot_loop,
             ),
             on_fatal=lambda: ends.put(EXIT_OUTCOME_UNKNOWN),
             on_unresponsive=_end_unresponsive,

@@ -2,6 +2,7 @@
 
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,14 +30,21 @@ from harness import (
 from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service.domain.clock import MINUTE
 from keybearer_service.ext_authz.v3 import ext_authz_pb2 as envoy
+from keybearer_service.net.bounds import VALIDATION_CALLS
+from keybearer_service.rpc.hot_loop import MAX_WAITING
 from keybearer_service.storage import StoreLockedError
 from reliability.hostile import HostileConnection
+from rpc.test_overload import first_ended
 
 VALIDATE = "/keybearer.v1.TokenService/ValidateToken"
 BATCH = "/keybearer.v1.TokenService/BatchValidateTokens"
 CHECK = "/envoy.service.auth.v3.Authorization/Check"
 TIMEOUT_S = 10.0
+LONG_TIMEOUT_S = 60.0
+"""Of thousands of calls that wait for each other."""
 LOOP = "hot-loop"
+JUDGES = {LOOP, "hot-loop-judge"}
+"""The threads that judge: over a file, over a database."""
 Code = grpc.StatusCode
 
 
@@ -59,11 +67,24 @@ def check(token: str) -> bytes:
     return request.SerializeToString()
 
 
-@pytest.fixture
-def service(tmp_path: Path, clock: FakeClock, entropy: SeededEntropy) -> Iterator[Service]:
-    """A running service with a hot loop, whatever this run has."""
+@pytest.fixture(params=["file", "database"])
+def service(
+    request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock, entropy: SeededEntropy
+) -> Iterator[Service]:
+    """A running service with a hot loop, whatever this run has.
+
+    Over a file the loop judges, over a database a thread beside it.
+    """
+    on_postgres = request.param == "database"
+    if on_postgres:
+        pytest.importorskip("psycopg", reason="no PostgreSQL: psycopg is not installed")
     with running(
-        tmp_path / "data", clock, entropy, opener=open_replaceable, hot_loop=True
+        tmp_path / "data",
+        clock,
+        entropy,
+        opener=open_replaceable,
+        hot_loop=True,
+        on_postgres=on_postgres,
     ) as running_service:
         yield running_service
 
@@ -120,7 +141,8 @@ def test_a_hot_method_is_served_by_the_loop(
     """Single checks, small batches, and the checks of an Envoy."""
     with reading_threads(store, token) as names:
         assert call(service, method, payload(token)).result()
-    assert set(names) == {LOOP}
+    judge = "hot-loop-judge" if service.data_dir.url else LOOP
+    assert set(names) == {judge}
 
 
 def test_a_large_batch_is_handed_over(
@@ -131,7 +153,7 @@ def test_a_large_batch_is_handed_over(
     with reading_threads(store, token) as names:
         call(service, BATCH, batch(11)(token)).result()
     assert names
-    assert LOOP not in names
+    assert not JUDGES.intersection(names)
 
 
 def test_the_first_use_of_a_young_secret_is_handed_over(
@@ -142,7 +164,7 @@ def test_the_first_use_of_a_young_secret_is_handed_over(
     call(service, VALIDATE, validate(token)).result()
     with reading_threads(store, made.token) as names:
         assert admin.outcome(made.token) == "VALID"
-    assert names[-1] != LOOP
+    assert names[-1] not in JUDGES
     service.app.container.usage.flush()
     assert admin.key(made.api_key.id).use_count == 1
 
@@ -170,7 +192,7 @@ def standing(store: ReplaceableStore, key_id: str) -> Iterator[threading.Event]:
     def stand(asked: str) -> Any:
         if asked == key_id:
             stands.set()
-            assert goes_on.wait(TIMEOUT_S)
+            assert goes_on.wait(LONG_TIMEOUT_S)
         return lookup(asked)
 
     with store.replacing(lookup=stand):
@@ -241,14 +263,19 @@ def test_a_store_that_stands_stops_nothing_else(
 def test_a_loop_that_hangs_is_not_alive(
     service: Service, store: ReplaceableStore, token: str
 ) -> None:
-    """Liveness says so after two seconds, and takes it back once the loop goes on."""
+    """Liveness says so after two seconds, and takes it back once the loop goes on.
+
+    A thread of its own that judges may wait for its database; the loop beside it goes on.
+    """
     health: Any = health_pb2_grpc.HealthStub(service.channel())
     liveness = health_pb2.HealthCheckRequest(service="liveness")
     with standing(store, token.split("_")[1]) as stands:
         first = call(service, VALIDATE, validate(token))
         assert stands.wait(TIMEOUT_S)
         answer = health.Check(liveness, timeout=TIMEOUT_S)
-        assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+        # A database that stands says nothing of the process.
+        is_alive = service.data_dir.url is not None
+        assert (answer.status == health_pb2.HealthCheckResponse.SERVING) is is_alive
     assert first.result()
     answer = health.Check(liveness, timeout=TIMEOUT_S)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
@@ -278,6 +305,59 @@ def test_what_the_store_refuses_has_the_error_of_the_ordinary_path(
     assert (refusal.code, refusal.reason) == (Code.UNAVAILABLE, "STORE_UNAVAILABLE")
     assert refusal.retry_after
     assert admin.outcome(token) == "VALID"
+
+
+def calls_of(service: Service, method: str, payload: bytes, count: int) -> list[Any]:
+    """Begin many calls, over as many connections as they need."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    channels: list[Any] = [service.channel(options) for _ in range(count // 80 + 1)]
+    methods = [channel.unary_unary(method) for channel in channels]
+    metadata = [("authorization", f"Bearer {service.admin_token}")]
+    return [
+        methods[n % len(methods)].future(payload, metadata=metadata, timeout=LONG_TIMEOUT_S)
+        for n in range(count)
+    ]
+
+
+@pytest.mark.parametrize("service", ["file"], indirect=True)
+def test_what_is_handed_over_has_the_room_of_the_ordinary_path(
+    service: Service, store: ReplaceableStore, token: str
+) -> None:
+    """What is beyond is refused at once, what waits is answered, and the loop serves on."""
+    stands, goes_on = threading.Semaphore(0), threading.Event()
+    lookup_many = store.lookup_many
+
+    def stand(key_ids: Any) -> Any:
+        stands.release()
+        assert goes_on.wait(LONG_TIMEOUT_S)
+        return lookup_many(key_ids)
+
+    threads, queued = VALIDATION_CALLS.threads, VALIDATION_CALLS.queued
+    with store.replacing(lookup_many=stand):
+        calls = calls_of(service, BATCH, batch(11)(token), threads)
+        for _ in calls:
+            assert stands.acquire(timeout=TIMEOUT_S)
+        calls += calls_of(service, BATCH, batch(11)(token), queued + 20)
+        assert first_ended(calls).code() is Code.RESOURCE_EXHAUSTED
+        assert call(service, VALIDATE, validate(token)).result()
+        goes_on.set()
+        codes = Counter(one.code() for one in calls)
+    assert codes == {Code.OK: threads + queued, Code.RESOURCE_EXHAUSTED: 20}
+
+
+@pytest.mark.parametrize("service", ["database"], indirect=True)
+def test_no_more_calls_than_there_is_room_for_wait_for_the_judge(
+    service: Service, store: ReplaceableStore, token: str
+) -> None:
+    """While its database stands; what waited is answered afterwards."""
+    with standing(store, token.split("_")[1]) as stands:
+        [first] = calls_of(service, VALIDATE, validate(token), 1)
+        assert stands.wait(TIMEOUT_S)
+        calls = calls_of(service, VALIDATE, validate(token), MAX_WAITING + 20)
+        assert first_ended(calls).code() is Code.RESOURCE_EXHAUSTED
+    assert first.result()
+    codes = Counter(one.code() for one in calls)
+    assert codes == {Code.OK: MAX_WAITING, Code.RESOURCE_EXHAUSTED: 20}
 
 
 def test_a_call_that_ends_without_a_message_is_told_so(service: Service) -> None:

@@ -20,6 +20,8 @@ from watch import echo
 from watch.load import warm
 from watch.measurements import note
 
+pytestmark = pytest.mark.alone
+
 CHECK_US = 5.0
 GUARDED_SHARE = 0.93
 IDLE_STREAMS = 200

@@ -12,6 +12,8 @@ from reliability.processes import ServerProcess, init, serving
 from watch.measurements import note
 from watch.test_cost import Program
 
+pytestmark = pytest.mark.alone
+
 BOUND_S = 2.0
 RECOVERY_S = 5.0
 PEAK = 3.0

@@ -3,7 +3,8 @@
 On the ordinary path grpc's serving thread hears of a call, a thread of an executor serves it, and
 the two wake each other up several times; that costs more than all the rest of a validation. Here
 one thread takes every event that is ready, judges the callers and the tokens of all calls whose
-message has come, and sends the answers. It waits for nothing but its queue.
+message has come, and sends the answers. It waits for nothing but its queue: where reading the store
+takes as long as a network does, a second thread judges, all calls that have come meanwhile at once.
 
 What is odd is handed to the ordinary path, a thread of the method's executor that goes through the
 same pipeline: refusals and errors, so that they have one story; large batches; first uses of young
@@ -33,7 +34,7 @@ from grpc import _server
 from keybearer._wire.peer import host_of
 from keybearer._wire.status import DETAILS_KEY
 from keybearer_service.domain.clock import SECOND, SystemClock
-from keybearer_service.domain.errors import CredentialsMissing
+from keybearer_service.domain.errors import CredentialsMissing, Overloaded
 from keybearer_service.domain.token_format import id_in
 from keybearer_service.gateway.status import status_of
 from keybearer_service.rpc.executors import SLOW_AFTER_S, CallExecutor, MessageWatchdog
@@ -49,6 +50,8 @@ MAX_ITEMS = 10
 """Tokens of one call that are judged here; a larger batch would hold up everybody else."""
 MAX_EVENTS = 256
 """Events that are taken before the calls that came with them are answered."""
+MAX_WAITING = 1000
+"""Calls that wait for a thread of their own that judges; more are refused."""
 _REQUESTED = 16
 """Calls of each method that grpc may hand over before it is asked for the next one."""
 _IDLE_S = 1.0
@@ -61,6 +64,7 @@ _TIMEOUT: Any = _cygrpc.CompletionType.queue_timeout
 _SHUTDOWN: Any = _cygrpc.CompletionType.queue_shutdown
 _UNIX = b"unix:"
 _NO_CREDENTIAL = status_of(CredentialsMissing())
+_OVERLOADED = status_of(Overloaded())
 _TOO_LATE = Status(code=4, message="the deadline is over")  # DEADLINE_EXCEEDED
 _GONE = object()
 _machine_clock = SystemClock()  # grpc's queue and its deadlines go by the machine's clock
@@ -89,6 +93,8 @@ class HotLoop:
         *,
         reads: GroupReads,
         watchdog: MessageWatchdog,
+        is_store_local: bool,
+        on_overload: Callable[[str], None],
     ) -> None:
         """Create the loop; `attach` it to a server before that starts, and `start` it afterwards.
 
@@ -96,10 +102,13 @@ class HotLoop:
             methods: What it serves.
             reads: What their validator reads from.
             watchdog: Watches the slow senders on the ordinary path.
+            is_store_local: Whether a read takes microseconds, so that the loop itself may wait.
+            on_overload: Called with the name of what has no room for a call.
         """
         self._methods = list(methods)
         self._reads = reads
         self._watchdog = watchdog
+        self._on_overload = on_overload
         self._queue: Any = _cygrpc.CompletionQueue()
         self._server: Any = None
         self.gate = threading.Lock()
@@ -108,6 +117,7 @@ class HotLoop:
         self._turn_ended = threading.Event()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="hot-loop", daemon=True)
+        self._judge = None if is_store_local else _Judge(self._judge_group)
         # The thread alone touches these.
         self._begun: list[HotCall] = []
         self._arrived: list[HotCall] = []
@@ -125,6 +135,8 @@ class HotLoop:
         for one in self._methods:
             for _ in range(_REQUESTED):
                 self._request(one)
+        if self._judge is not None:
+            self._judge.start()
         self._thread.start()
 
     def close(self) -> None:
@@ -134,6 +146,8 @@ class HotLoop:
         self._queue.shutdown()
         if self._thread.is_alive():
             self._thread.join()
+        if self._judge is not None:
+            self._judge.close()
 
     def answers_within(self, seconds: float) -> bool:
         """Return whether the loop waits for calls, or ends a turn in that time.
@@ -189,12 +203,34 @@ class HotLoop:
             self._begun.clear()
         if self._arrived:
             arrived, self._arrived = self._arrived, []
-            self._reads.begin()
-            admitted = [one for call in arrived if (one := self._admitted(call)) is not None]
-            arrived.clear()
-            if self._read(admitted):
-                for call, context, message in admitted:
-                    self._answer(call, context, message)
+            if self._judge is None:
+                self._judge_group(arrived)
+                return
+            for call in arrived:
+                if self._judge.has_room:
+                    self._judge.take(call)
+                else:
+                    self.refuse_overload(call, self._judge.NAME)
+
+    def _hand_over_slow(self) -> None:
+        if not self._waiting:
+            return
+        now = _machine_clock.monotonic()
+        slow = [call for call, since in self._waiting.items() if now - since > SLOW_AFTER_S]
+        for call in slow:
+            del self._waiting[call]
+            call.wait_elsewhere()
+
+    # --- on the thread that judges ----------------------------------------------------------------
+
+    def _judge_group(self, arrived: "list[HotCall]") -> None:
+        """Judge calls whose message has come, and answer them."""
+        self._reads.begin()
+        admitted = [one for call in arrived if (one := self._admitted(call)) is not None]
+        arrived.clear()  # a call that has ended is let go
+        if self._read(admitted):
+            for call, context, message in admitted:
+                self._answer(call, context, message)
 
     def _admitted(self, call: "HotCall") -> "tuple[HotCall, CallContext, Any] | None":
         """Return a call that is to be judged here, with its message; None for every other."""
@@ -244,15 +280,6 @@ class HotLoop:
             call.end(answer)
             method.here.served(context)
 
-    def _hand_over_slow(self) -> None:
-        if not self._waiting:
-            return
-        now = _machine_clock.monotonic()
-        slow = [call for call, since in self._waiting.items() if now - since > SLOW_AFTER_S]
-        for call in slow:
-            del self._waiting[call]
-            call.wait_elsewhere()
-
     # --- for the calls ----------------------------------------------------------------------------
 
     def start_batch(
@@ -285,6 +312,11 @@ class HotLoop:
             self._begun.append(call)
             call.receive()
 
+    def refuse_overload(self, call: "HotCall", where: str) -> None:
+        """Answer a call that there is no room for."""
+        self._on_overload(where)
+        call.end(_OVERLOADED)
+
     def arrived(self, call: "HotCall") -> None:
         """Have a call judged whose message has come."""
         self._arrived.append(call)
@@ -296,6 +328,48 @@ class HotLoop:
     def wait_no_more_for(self, call: "HotCall") -> None:
         """Forget what `wait_for` was told."""
         self._waiting.pop(call, None)
+
+
+class _Judge:
+    """A thread that judges everything that has come while it judged what came before."""
+
+    NAME = "hot-loop-judge"
+
+    def __init__(self, judge: Callable[[list["HotCall"]], None]) -> None:
+        self._judge_group = judge
+        self._calls: SimpleQueue[HotCall | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name=self.NAME, daemon=True)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more call may wait."""
+        return self._calls.qsize() < MAX_WAITING
+
+    def start(self) -> None:
+        """Begin to judge."""
+        self._thread.start()
+
+    def take(self, call: "HotCall") -> None:
+        """Have a call judged, together with what waits already."""
+        self._calls.put(call)
+
+    def close(self) -> None:
+        """Judge what waits, and end the thread; nothing may be taken any more."""
+        self._calls.put(None)
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _run(self) -> None:
+        is_open = True
+        while is_open:
+            taken = [self._calls.get()]
+            while len(taken) < MAX_EVENTS and not self._calls.empty():
+                taken.append(self._calls.get())
+            is_open = None not in taken
+            try:
+                self._judge_group([call for call in taken if call is not None])
+            except Exception:  # see HotLoop._run
+                log.exception("hot_loop_failed")
 
 
 class _Requested:
@@ -378,8 +452,12 @@ class HotCall:
             self._late.put(None)
 
     def hand_over(self, work: Callable[..., bytes | Status], *arguments: Any) -> None:
-        """Have the ordinary path answer the call by what `work` returns."""
-        self.method.executor.submit(self._answer_by, work, arguments)
+        """Have the ordinary path answer the call by what `work` returns, if there is room."""
+        executor = self.method.executor
+        if executor.has_room:
+            executor.submit(self._answer_by, work, arguments)
+        else:
+            self._loop.refuse_overload(self, executor.name)
 
     def _received(self, event: Any) -> None:
         message: bytes | None = event.batch_operations[0].message()
