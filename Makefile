@@ -45,7 +45,7 @@ setup: $(VENV)/.dev ## Prepare .venv for development
 ##### Check
 
 # Several files of tests at once; what measures runs afterwards, with nothing beside it.
-AT_ONCE := -n $(TEST_PROCESSES) --dist loadfile
+AT_ONCE := -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 .PHONY: test
 test: $(VENV)/.dev ## Run the tests (TEST_PROCESSES=3), or some of them (PYTEST_ARGS="-k name")

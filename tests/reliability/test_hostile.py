@@ -18,6 +18,7 @@ from reliability.processes import ServerProcess, init, serving
 HEALTH = "/grpc.health.v1.Health"
 REVOKE_TOKEN = "/keybearer.v1.TokenService/RevokeToken"
 RESETS = 5_000
+CONNECTS_WITHIN_S = 20.0
 
 
 class Target:
@@ -175,5 +176,8 @@ def test_silent_connections_on_the_grpc_port_stop_nobody_who_is_connected(tmp_pa
                 silent.enter_context(socket.create_connection((host, int(port))))
             for _ in range(20):
                 assert connected.who_am_i().valid
-        assert server.stubs(token).who_am_i().valid
+        # The server hears of their end a moment later, and takes no other connection until then.
+        who_am_i = server.stubs(token).tokens.WhoAmI
+        request = token_service_pb2.WhoAmIRequest()
+        assert who_am_i(request, wait_for_ready=True, timeout=CONNECTS_WITHIN_S).valid
         assert server.stop() == 0
