@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -205,7 +206,7 @@ def running(
         )
         try:
             for port in {proxy.http, proxy.grpc or proxy.http}:
-                _await(process, directory, lambda port=port: _listens(port))
+                _await(process, directory, partial(_listens, port))
             if name == "traefik":  # listens before it has read its routers
                 _await(process, directory, lambda: _has_routers(proxy.http))
             yield proxy
