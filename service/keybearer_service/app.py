@@ -1,5 +1,6 @@
 """The composition root: builds clock, entropy, store, use cases and servers, runs and ends them."""
 
+import socket
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from keybearer_service.http.listeners import HttpConfig, HttpListeners
 from keybearer_service.net.addresses import Listener, ListenError
 from keybearer_service.net.bounds import GRPC, Bounds
 from keybearer_service.rpc.probes import PrivateListener, SharedQuestion, Watchdog
+from keybearer_service.storage import ServerStore
 from keybearer_service.validation.callers import Callers
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ class App:
         Raises:
             TlsError, ListenError: It cannot listen.
             RuleError: A method of ours has no access rule.
+            StoreError, KeyringError: It cannot be one of the nodes over its database.
         """
         self.container = container
         self._config = config.http
@@ -74,6 +77,7 @@ class App:
         self._is_stopped = False
         with ExitStack() as undo:
             undo.callback(container.close)
+            join_nodes(container)
             self._private_listener = PrivateListener()
             undo.callback(self._private_listener.close)
             self._store_answers = SharedQuestion("store-probe", self._read_store, container.clock)
@@ -271,6 +275,22 @@ def console_of(container: Container, on_fatal: Callable[[], None]) -> "Console":
         entropy=container.entropy,
     )
     return Console(parts, on_fatal)
+
+
+def join_nodes(container: Container) -> None:
+    """Be one of the nodes over a database that many share; over a file there are none.
+
+    Raises:
+        StoreError: The clock of this machine is off, or the database cannot be reached.
+        KeyringError: A pepper is missing that other nodes issue secrets under.
+    """
+    store = container.store
+    if not isinstance(store, ServerStore):
+        return
+    store.join(socket.gethostname(), container.keyring.holds)
+    # After that: a pepper that is activated from now on waits for this node to have it.
+    with store.read() as reader:
+        container.keyring.assert_complete(reader.peppers())
 
 
 def gateway_routes_of(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from keybearer_service.container import Container
 from keybearer_service.domain.clock import DAY, Micros, after
-from keybearer_service.storage import FileStore, Store
+from keybearer_service.storage import FileStore, ServerStore, Store
 from keybearer_service.telemetry import logs
 
 DAYS_TO_EXPIRY = (1, 7, 30, 90, 365)
@@ -27,6 +27,7 @@ def service_gauges(container: Container, queued_calls: Callable[[], int]) -> dic
         "log_lines_dropped": logs.dropped_lines(),
         "store_bytes": store.size_bytes if isinstance(store, FileStore) else 0,
         "store_revision": revision,
+        "clock_offset_seconds": store.clock_offset_s if isinstance(store, ServerStore) else 0,
         "watch_streams": container.watches.watchers,
         "watch_lag_revisions": revision - told if told else 0,
     }

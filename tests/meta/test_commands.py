@@ -45,7 +45,8 @@ DOCUMENTED = {
     "keys prune": {
         *("--data-dir", "--database", "--revoked-before", "--older-than", "--export", "--output")
     },
-    "pepper add": {"--data-dir", "--output"},
+    "pepper add": {"--data-dir", "--out", "--output"},
+    "pepper activate": {"--data-dir", "--database", "--output"},
     "pepper list": {"--data-dir", "--output"},
     "pepper retire": {"--data-dir", "--output"},
     "users erase": {"--data-dir", "--output"},

@@ -40,6 +40,7 @@ ONLY_HERE = {
         "storage.postgres",
         "storage.postgres_connections",
         "storage.postgres_errors",
+        "storage.postgres_nodes",
         "storage.postgres_schema",
         "storage.postgres_session",
         "storage.postgres_wakeups",

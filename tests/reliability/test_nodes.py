@@ -3,6 +3,7 @@
 import json
 import shutil
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +14,10 @@ import postgres_server
 from harness import message
 from keybearer.v1 import token_service_pb2
 from keybearer_service.net.database_url import DatabaseUrl
-from reliability.processes import ServerProcess, command
+from reliability.processes import ServerProcess, answer, command
 
 ROUNDS = 20
+PATIENCE_TRIES = 20
 
 
 class Cluster(NamedTuple):
@@ -145,6 +147,41 @@ def test_the_local_commands_work_on_the_database(cluster: Cluster, tmp_path: Pat
             assert connection.execute("SELECT count(*) FROM api_keys").fetchone() == (2,)
     finally:
         process.close()
+
+
+def test_a_pepper_is_used_once_every_node_has_it(
+    cluster: Cluster, nodes: list[ServerProcess], tmp_path: Path
+) -> None:
+    """Until then secrets are issued under the one before, and nobody is refused."""
+    first, second = cluster.directories
+    at = ("--data-dir", str(first), "--database", cluster.url.text)
+    stubs = [node.stubs(cluster.token) for node in nodes]
+    file = tmp_path / "drawn"
+    pepper_id = answer("pepper", "add", "--out", str(file), *at)["id"]
+    before = stubs[0].create_key(name="before")
+    assert [one.outcome(before.token) for one in stubs] == ["VALID"] * 2
+    shutil.copy(file, first / "peppers" / f"{pepper_id}.pepper")
+    refusal = command("pepper", "activate", pepper_id, *at)
+    assert refusal.returncode == 1
+    assert "have no file of the pepper" in refusal.stderr
+    shutil.copy(file, second / "peppers" / f"{pepper_id}.pepper")
+    pause = threading.Event()
+    for _ in range(PATIENCE_TRIES):
+        if command("pepper", "activate", pepper_id, *at).returncode == 0:
+            break
+        pause.wait(0.5)
+    assert not any(one["announced"] for one in answer("pepper", "list", *at)["peppers"])
+    after = stubs[0].create_key(name="after")
+    assert [one.outcome(after.token) for one in stubs] == ["VALID"] * 2
+    live = {one["id"]: one["live_secrets"] for one in answer("pepper", "list", *at)["peppers"]}
+    assert live[pepper_id] == 1
+    # A node that starts later without it does not serve.
+    late = tmp_path / "late"
+    shutil.copytree(second / "peppers", late / "peppers")
+    (late / "peppers" / f"{pepper_id}.pepper").unlink()
+    done = command("serve", "--data-dir", str(late), "--database", cluster.url.text)
+    assert done.returncode == 1
+    assert f"{pepper_id}.pepper is missing" in done.stderr
 
 
 @pytest.mark.parametrize("variable", ["", "KEYBEARER_DATABASE"])

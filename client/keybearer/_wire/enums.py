@@ -86,6 +86,7 @@ class AuditAction(enum.IntEnum):
     SIGNED_IN = 26
     SIGN_IN_REFUSED = 27
     SIGNED_OUT = 28
+    PEPPER_ACTIVATED = 29
 
 
 class AuditActorType(enum.IntEnum):

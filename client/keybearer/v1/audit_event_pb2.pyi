@@ -57,7 +57,7 @@ class _AuditActionEnumTypeWrapper(_EnumTypeWrapper[_AuditAction.ValueType], type
     AUDIT_ACTION_INSTALLATION_RESTORED: _AuditAction.ValueType  # 2
     """A backup was restored; changes made after it are undone."""
     AUDIT_ACTION_PEPPER_ADDED: _AuditAction.ValueType  # 3
-    """A pepper was added; new secrets use it."""
+    """A pepper was added; new secrets use it, in a database of many nodes once it is activated."""
     AUDIT_ACTION_PEPPER_RETIRED: _AuditAction.ValueType  # 4
     """A pepper was retired."""
     AUDIT_ACTION_ADMIN_TOKEN_ISSUED: _AuditAction.ValueType  # 5
@@ -116,6 +116,8 @@ class _AuditActionEnumTypeWrapper(_EnumTypeWrapper[_AuditAction.ValueType], type
     """A sign-in was refused, or several were (`changes` carries the count)."""
     AUDIT_ACTION_SIGNED_OUT: _AuditAction.ValueType  # 28
     """Somebody signed out; the session is the target."""
+    AUDIT_ACTION_PEPPER_ACTIVATED: _AuditAction.ValueType  # 29
+    """A pepper that every node has by now was made the one of new secrets."""
 
 class AuditAction(_AuditAction, metaclass=_AuditActionEnumTypeWrapper):
     """What happened."""
@@ -127,7 +129,7 @@ AUDIT_ACTION_INSTALLATION_CREATED: AuditAction.ValueType  # 1
 AUDIT_ACTION_INSTALLATION_RESTORED: AuditAction.ValueType  # 2
 """A backup was restored; changes made after it are undone."""
 AUDIT_ACTION_PEPPER_ADDED: AuditAction.ValueType  # 3
-"""A pepper was added; new secrets use it."""
+"""A pepper was added; new secrets use it, in a database of many nodes once it is activated."""
 AUDIT_ACTION_PEPPER_RETIRED: AuditAction.ValueType  # 4
 """A pepper was retired."""
 AUDIT_ACTION_ADMIN_TOKEN_ISSUED: AuditAction.ValueType  # 5
@@ -186,6 +188,8 @@ AUDIT_ACTION_SIGN_IN_REFUSED: AuditAction.ValueType  # 27
 """A sign-in was refused, or several were (`changes` carries the count)."""
 AUDIT_ACTION_SIGNED_OUT: AuditAction.ValueType  # 28
 """Somebody signed out; the session is the target."""
+AUDIT_ACTION_PEPPER_ACTIVATED: AuditAction.ValueType  # 29
+"""A pepper that every node has by now was made the one of new secrets."""
 
 class _AuditActorType:
     ValueType = NewType("ValueType", int)

@@ -1,6 +1,7 @@
-"""`pepper add`, `pepper list` and `pepper retire`."""
+"""`pepper add`, `pepper activate`, `pepper list` and `pepper retire`."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,29 +17,73 @@ from keybearer_service.cli.options import (
     OutputOption,
 )
 from keybearer_service.cli.output import print_result
+from keybearer_service.config import ConfigError
 from keybearer_service.domain.clock import rfc3339
-from keybearer_service.offline.peppers import add_pepper, list_peppers, retire_pepper
+from keybearer_service.offline.peppers import (
+    activate_pepper,
+    add_pepper,
+    list_peppers,
+    retire_pepper,
+)
+from keybearer_service.storage import ServerStore
 
-pepper_app = typer.Typer(help="Add, list and retire peppers.", no_args_is_help=True)
+pepper_app = typer.Typer(help="Add, activate, list and retire peppers.", no_args_is_help=True)
 
 
 @pepper_app.command("add")
 def pepper_add(
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the key file here. [default: among the others]"),
+    ] = None,
+    data_dir: DataDirOption = None,
+    database: DatabaseOption = None,
+    output: OutputOption = Output.TEXT,
+    config: ConfigOption = None,
+) -> None:
+    """Make a pepper. Secrets issued from now on use it; older ones go on with theirs.
+
+    Over a database that many nodes share no secret uses it before `pepper activate`: copy its file
+    to the key files of every node first.
+    """
+    with opened(config, data_dir, database) as container:
+        is_shared = isinstance(container.store, ServerStore)
+        if out is not None and not is_shared:
+            raise ConfigError("--out: is for a database that many nodes share")
+        pepper = add_pepper(
+            container.mutations,
+            container.keyring,
+            container.entropy,
+            container.installation.operator_account_id,
+            is_announced=is_shared,
+            file=out,
+        )
+    text = f"Added the pepper {pepper.id}."
+    if is_shared:
+        text = (
+            f"Announced the pepper {pepper.id}. Copy its file to peppers/{pepper.id}.pepper of "
+            f"every node, then run: keybearer-server pepper activate {pepper.id}"
+        )
+    print_result({"id": pepper.id}, text, output)
+
+
+@pepper_app.command("activate")
+def pepper_activate(
+    pepper_id: Annotated[str, typer.Argument(help="See `pepper list`.")],
     *,
     data_dir: DataDirOption = None,
     database: DatabaseOption = None,
     output: OutputOption = Output.TEXT,
     config: ConfigOption = None,
 ) -> None:
-    """Make a pepper. Secrets issued from now on use it; older ones go on with theirs."""
+    """Have secrets use a pepper that was announced, once every node that runs has its file."""
     with opened(config, data_dir, database) as container:
-        pepper = add_pepper(
-            container.mutations,
-            container.keyring,
-            container.entropy,
-            container.installation.operator_account_id,
-        )
-    print_result({"id": pepper.id}, f"Added the pepper {pepper.id}.", output)
+        if not isinstance(container.store, ServerStore):
+            raise ConfigError("database: name one; in a file a pepper is active at once")
+        account_id = container.installation.operator_account_id
+        activate_pepper(container.mutations, container.store, account_id, pepper_id)
+    print_result({"id": pepper_id}, f"Activated the pepper {pepper_id}.", output)
 
 
 @pepper_app.command("list")
@@ -57,6 +102,7 @@ def pepper_list(
             "id": pepper.id,
             "created": rfc3339(pepper.create_time),
             "retired": "" if pepper.retire_time is None else rfc3339(pepper.retire_time),
+            "announced": pepper.is_announced,
             "live_secrets": live_secrets,
         }
         for pepper, live_secrets in peppers
@@ -64,9 +110,10 @@ def pepper_list(
     if output is Output.JSON:
         typer.echo(json.dumps({"peppers": rows}))
         return
-    table = Table("id", "created", "retired", "live secrets")
+    table = Table("id", "created", "retired", "announced", "live secrets")
     for row in rows:
-        table.add_row(*map(str, row.values()))
+        shown = {**row, "announced": "yes" if row["announced"] else ""}
+        table.add_row(*map(str, shown.values()))
     Console().print(table)
 
 

@@ -220,6 +220,8 @@ class Pepper:
     create_time: Micros
     retire_time: Micros | None = None
     """Since when no unrevoked secret needs it, and none ever will."""
+    is_announced: bool = False
+    """Whether no secret may be issued under it yet, because not every node has its file."""
 
 
 ANY_ACCOUNT = "-"

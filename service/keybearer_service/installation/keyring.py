@@ -103,15 +103,21 @@ class Keyring:
             mac = macs[pepper_id] = token_format.mac_of(self.pepper(pepper_id))
         return mac
 
-    def add_pepper(self, pepper_id: str, entropy: Entropy) -> bytes:
+    def add_pepper(self, pepper_id: str, entropy: Entropy, file: Path | None = None) -> bytes:
         """Draw a pepper, write its file, and return the value to check it by.
+
+        Args:
+            pepper_id: Its id.
+            entropy: What it is drawn from.
+            file: Where it is written; by default where this keyring reads it.
 
         Raises:
             KeyringError: The file cannot be written, or a server of another user could not read it.
         """
         pepper = entropy.key_bytes(KEY_BYTES)
-        _write_key(self.directory / (pepper_id + _SUFFIX), pepper)
-        self._peppers = {**self._peppers, pepper_id: pepper}
+        _write_key(file or self.directory / (pepper_id + _SUFFIX), pepper)
+        if file is None:
+            self._peppers = {**self._peppers, pepper_id: pepper}
         return _check_value(pepper)
 
     def verify(self, peppers: Sequence[Pepper], live_secrets: Callable[[str], int]) -> None:
@@ -128,7 +134,7 @@ class Keyring:
                 was written with, or there is none for new secrets.
         """
         self.learn(peppers)
-        current = [one for one in peppers if one.retire_time is None]
+        current = [one for one in peppers if one.retire_time is None and not one.is_announced]
         for known in current:
             pepper = self._peppers.get(known.id)
             if pepper is None:
@@ -144,6 +150,23 @@ class Keyring:
                     "was written with"
                 )
         self.first_readable(one.id for one in current)
+
+    def holds(self, pepper: Pepper) -> bool:
+        """Return whether the file of a pepper is there and is the right one."""
+        try:
+            return hmac.compare_digest(_check_value(self.pepper(pepper.id)), pepper.check)
+        except PepperMissingError:
+            return False
+
+    def assert_complete(self, peppers: Sequence[Pepper]) -> None:
+        """Refuse to be without a pepper that other nodes issue secrets under.
+
+        Raises:
+            KeyringError: The file of one is missing or cannot be used.
+        """
+        for one in peppers:
+            if one.retire_time is None and not one.is_announced and not self.holds(one):
+                raise KeyringError(self._problem(one.id))
 
     def learn(self, peppers: Sequence[Pepper]) -> None:
         """Note which peppers are retired: those are not looked for again when they are missing."""

@@ -627,6 +627,10 @@ class Writer(Reader, Protocol):
         """Mark a pepper as retired."""
         ...
 
+    def activate_pepper(self, pepper_id: str) -> None:
+        """Mark a pepper as one that is no longer only announced."""
+        ...
+
 
 class Snapshots(Protocol):
     """Whatever can be read in snapshots."""
@@ -879,9 +883,44 @@ class FileStore(Store, Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A process that serves from a database that many share."""
+
+    name: str
+    peppers: frozenset[str]
+    """Of the peppers that are announced, the ids of those whose files it has."""
+
+
 @runtime_checkable
 class ServerStore(Store, Protocol):
     """A store that is a database on a server of its own."""
+
+    def join(self, name: str, holds: Callable[[Pepper], bool]) -> None:
+        """Be one of the nodes from now on, until the store is closed.
+
+        From then on reads of keys and of changes, and writes, must raise StoreLockedError while the
+        clock of this machine is more than 1 s off that of the database, or has not been compared
+        for 10 s.
+
+        Args:
+            name: What the node is called, for people.
+            holds: Returns whether this node has the file of a pepper.
+
+        Raises:
+            StoreUnusableError: The clock is off already.
+            StoreLockedError: The database cannot be reached.
+        """
+        ...
+
+    def nodes(self) -> Sequence[Node]:
+        """Return the nodes that have been heard of within 10 s."""
+        ...
+
+    @property
+    def clock_offset_s(self) -> float:
+        """How far the clock of the database is ahead of this machine's; 0 before `join`."""
+        ...
 
     def receive(self, file: Path, on_step: OnStep) -> AbstractContextManager[Writer]:
         """Open a write transaction that begins with every row of a file in this empty store.

@@ -324,6 +324,12 @@ def m007_sessions(db: Database) -> None:
     _run(db, _SESSIONS)
 
 
+@migrations()
+def m008_nodes(db: Database) -> None:
+    """Peppers that are announced until every node has them; in a file none is."""
+    db.execute("ALTER TABLE peppers ADD COLUMN is_announced INTEGER NOT NULL DEFAULT 0")
+
+
 def apply(connection: Connection) -> None:
     """Bring the schema up to date, once, even if several processes start at the same time.
 

@@ -5,7 +5,7 @@ alone, as a writer of SQLite is, and the database shows a commit before it lets 
 revisions are in the order of commits and without gaps, whichever node writes.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -14,12 +14,13 @@ import psycopg
 
 from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.entropy import Entropy
-from keybearer_service.domain.model import SecretId, Use
+from keybearer_service.domain.model import Pepper, SecretId, Use
 from keybearer_service.domain.verdict import TokenRecord
 from keybearer_service.net.database_url import DatabaseUrl
 from keybearer_service.storage import (
     CLAIM_WAIT_S,
     News,
+    Node,
     OnProgress,
     OnStep,
     Reader,
@@ -50,6 +51,7 @@ from keybearer_service.storage.postgres_connections import (
     Pool,
 )
 from keybearer_service.storage.postgres_errors import is_conflict, store_error
+from keybearer_service.storage.postgres_nodes import FORGET_NODES, Membership
 from keybearer_service.storage.postgres_schema import TRIGGERS, assert_current, migrate
 from keybearer_service.storage.postgres_session import KEYS, PostgresSession, numbered
 from keybearer_service.storage.postgres_usage import add_uses, claim_uses
@@ -130,6 +132,7 @@ class PostgresStore:
         self._wakeups = Wakeups(self._pool, clock)
         self._first_uses = FirstUses()
         self._writes = Writes(self._pool, self._first_uses, clock, entropy, busy_timeout_s)
+        self._membership = Membership(self._pool, self._writes, clock, entropy)
         hurried = Connector(url, limit_s=limit_s, lock_limit_s=CLAIM_WAIT_S)
         self._claims = Pool(hurried.open)
         try:
@@ -187,6 +190,7 @@ class PostgresStore:
     @contextmanager
     def write(self) -> Iterator[Writer]:
         """Take the row that orders all writes, and commit after the block."""
+        self._membership.assert_trusted()
         with self._told_when_closed(), self._writes.begin() as session:
             yield writer_over(session)
         self._wakeups.wake()
@@ -251,6 +255,23 @@ class PostgresStore:
         """Make the thread that waits return."""
         self._wakeups.wake()
 
+    # --- nodes ------------------------------------------------------------------------------------
+
+    def join(self, name: str, holds: Callable[[Pepper], bool]) -> None:
+        """Be one of the nodes from now on."""
+        with self._told_when_closed():
+            self._membership.join(name, holds)
+
+    def nodes(self) -> Sequence[Node]:
+        """Return the nodes that have been heard of lately."""
+        with self._connection() as connection:
+            return self._membership.nodes(connection)
+
+    @property
+    def clock_offset_s(self) -> float:
+        """How far the clock of the database is ahead of this machine's."""
+        return self._membership.offset_s
+
     # --- care -------------------------------------------------------------------------------------
 
     @property
@@ -267,6 +288,7 @@ class PostgresStore:
             )
             if lease.fetchone() is None:
                 return 0
+            connection.execute(FORGET_NODES)
             connection.execute(
                 f"DELETE FROM outcomes WHERE time < now() - interval '{_OUTCOMES_KEPT}'"
             )
@@ -286,7 +308,8 @@ class PostgresStore:
             copy_to_file(connection, path, on_progress)
 
     def close(self) -> None:
-        """Close every connection."""
+        """Leave the nodes, and close every connection."""
+        self._membership.close()
         self._pool.close()
         self._claims.close()
         self._wakeups.close()
@@ -295,6 +318,7 @@ class PostgresStore:
 
     def _read_all(self, statement: str, *values: object) -> list[rows.Row]:
         """Return the rows of one statement, read from a server that takes writes."""
+        self._membership.assert_trusted()
         is_repeated = False
         while True:
             connection = self._pool.take()

@@ -283,6 +283,18 @@ CREATE INDEX sessions_by_create_time ON sessions (create_time);
 ALTER TABLE audit_events ADD COLUMN actor_session_id text COLLATE "C" NOT NULL DEFAULT '';
 """
 
+_NODES: Final = """
+ALTER TABLE peppers ADD COLUMN is_announced bigint NOT NULL DEFAULT 0;
+
+CREATE TABLE nodes (
+  id text COLLATE "C" PRIMARY KEY,
+  name text COLLATE "C" NOT NULL,
+  beat_time timestamptz NOT NULL,
+  peppers text COLLATE "C" NOT NULL,
+  clock_offset bigint
+) WITH (fillfactor = 50);
+"""
+
 STEPS: Final[Sequence[Step]] = (
     Step("m001_initial", _INITIAL),
     Step("m002_integrity", _INTEGRITY),
@@ -291,11 +303,12 @@ STEPS: Final[Sequence[Step]] = (
     Step("m005_list_indexes", _LIST_INDEXES),
     Step("m006_pruning", _PRUNING),
     Step("m007_sessions", _SESSIONS),
+    Step("m008_nodes", _NODES),
 )
 
 TRIGGERS: Final = frozenset({"api_keys_counted", "api_keys_recounted"})
 BOOKKEEPING: Final = frozenset(
-    {"commits", "outcomes", "leases", "key_usage", "schema_version", "schema_steps"}
+    {"commits", "outcomes", "leases", "nodes", "key_usage", "schema_version", "schema_steps"}
 )
 """Tables that this backend has for itself; what SQLite has too stands in the others."""
 OWN_COLUMNS: Final = frozenset({("peppers", "seq"), ("api_keys", "old_use_version")})

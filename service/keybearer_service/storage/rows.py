@@ -74,6 +74,7 @@ TOKEN_RECORD_SOURCE = (
 )
 OLD_SECRET = ("old_digest", "old_pepper_id", "old_secret_version", "overlap_end_time")
 """What is erased once an old secret is dead."""
+PEPPER = "id, check_value, create_time, retire_time, is_announced"
 INVALIDATION = "c.revision, c.time, c.account_id, c.kind, c.subject_id"
 AUDIT_EVENT = ", ".join(AuditRecord._fields)
 """In the order of the fields of AuditRecord."""
@@ -112,8 +113,8 @@ COVERED: Mapping[str, tuple[str, ...]] = {
         "old_secret_version",
     ),
 }
-"""The columns of each table that the digest of a row covers: all but what counts uses, and but the
-revision, which the head holds."""
+"""The columns of each table that the digest of a row covers: all but what counts uses, but the
+revision, which the head holds, and but whether a pepper is announced, which grants nothing."""
 
 
 OWNER_AND_CREATOR = "JOIN users o ON o.id = k.owner_id JOIN users c ON c.id = k.created_by"
@@ -296,8 +297,10 @@ def row_from_new_api_key(key: ApiKey, secret: StoredSecret) -> Columns:
 
 @_of_what_was_written
 def pepper_from_row(row: Row) -> Pepper:
-    """Read id, check_value, create_time and retire_time."""
-    return Pepper(id=row[0], check=row[1], create_time=row[2], retire_time=row[3])
+    """Read the columns PEPPER."""
+    return Pepper(
+        id=row[0], check=row[1], create_time=row[2], retire_time=row[3], is_announced=bool(row[4])
+    )
 
 
 def row_from_pepper(pepper: Pepper) -> Columns:
@@ -307,6 +310,7 @@ def row_from_pepper(pepper: Pepper) -> Columns:
         "check_value": pepper.check,
         "create_time": pepper.create_time,
         "retire_time": pepper.retire_time,
+        "is_announced": int(pepper.is_announced),
     }
 
 

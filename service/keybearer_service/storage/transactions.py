@@ -270,7 +270,7 @@ class _SqlReader:
 
     def peppers(self) -> Sequence[Pepper]:
         found = self._all(
-            "SELECT id, check_value, create_time, retire_time FROM peppers"
+            f"SELECT {rows.PEPPER} FROM peppers"
             f" ORDER BY create_time DESC, {self._session.inserted} DESC"
         )
         return [rows.pepper_from_row(row) for row in found]
@@ -594,6 +594,9 @@ class _SqlWriter(_SqlReader):
 
     def retire_pepper(self, pepper_id: str, now: Micros) -> None:
         self._session.update("peppers", pepper_id, {"retire_time": now})
+
+    def activate_pepper(self, pepper_id: str) -> None:
+        self._session.update("peppers", pepper_id, {"is_announced": 0})
 
     def _erase_dead_secret(self, key: ApiKey) -> None:
         if not key.overlaps_at(key.update_time):

@@ -143,7 +143,9 @@ class KeyIssuer:
         # The newest pepper that is not retired; `pepper add` makes a newer one at any time. One
         # that cannot be read, because its file belongs to somebody else, must not stop everybody.
         pepper_id = self._keyring.first_readable(
-            one.id for one in mutation.tx.peppers() if one.retire_time is None
+            one.id
+            for one in mutation.tx.peppers()
+            if one.retire_time is None and not one.is_announced
         )
         stored = StoredSecret(
             token_format.digest(self._keyring.pepper(pepper_id), key.account_id, key.id, secret),
