@@ -54,7 +54,7 @@ class Proxy:
             hostile: What decides which writes fail; None for none.
             on_sent: Is shown what clients have sent, once the server has it.
         """
-        self._target = str(Path(parse_qs(urlsplit(url.text).query)["host"][0]) / ".s.PGSQL.5432")
+        self._target = socket_of(url)
         self._directory = tempfile.TemporaryDirectory(prefix="pg-proxy-")
         head = url.text.partition("?")[0]
         self.url = DatabaseUrl(text=f"{head}?host={quote(self._directory.name, safe='')}")
@@ -98,6 +98,10 @@ class Proxy:
     def cut_at_commit(self, cut: Cut, *, then_refuse: bool = False) -> None:
         """Cut the connection of the next COMMIT, and then perhaps refuse every new one."""
         self._cut, self._then_refuse = cut, then_refuse
+
+    def lead_to(self, url: DatabaseUrl) -> None:
+        """Have new connections go to another server; those that are open stay."""
+        self._target = socket_of(url)
 
     def accept_again(self) -> None:
         """Accept connections again."""
@@ -172,6 +176,11 @@ class Proxy:
                     data = _with_tag(data, self._tag)
                 client.sendall(data)
         _close(client, server)
+
+
+def socket_of(url: DatabaseUrl) -> str:
+    """Return the path of a server's socket."""
+    return str(Path(parse_qs(urlsplit(url.text).query)["host"][0]) / ".s.PGSQL.5432")
 
 
 def _close(*sockets: socket.socket) -> None:

@@ -14,6 +14,7 @@ import importlib.util
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -103,9 +104,30 @@ class Server:
         """Return the URL of a database."""
         return f"postgresql://{_owner()}@/{database}?host={quote(str(self.directory), safe='')}"
 
+    def standby(self, name: str) -> "subprocess.Popen[bytes]":
+        """Start what keeps a copy of the log, and acknowledges commits as a standby does.
+
+        It is a synchronous one where `synchronous_standby_names` has its name.
+        """
+        log = self.directory / name
+        log.mkdir(exist_ok=True)
+        if os.geteuid() == 0:
+            shutil.chown(log, "nobody")
+        return subprocess.Popen(
+            [
+                *_as_nobody("--pdeathsig=INT"),
+                str(self.programs / "pg_receivewal"),
+                f"--directory={log}",
+                "--synchronous",
+                "--no-loop",
+                f"--dbname={self.url('postgres')}&application_name={name}",
+            ],
+            stderr=subprocess.DEVNULL,
+        )
+
     def close(self) -> None:
         """End it, and remove what it has written."""
-        self.process.terminate()
+        self.process.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
         self.process.wait(30)
         shutil.rmtree(self.directory, ignore_errors=True)
 
@@ -209,6 +231,15 @@ def execute(url: str, *statements: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         for statement in statements:
             connection.execute(statement.encode())
+
+
+def value_of(url: str, select: str) -> object:
+    """Return the one value of a statement."""
+    import psycopg  # noqa: PLC0415 - it may not be installed
+
+    with psycopg.connect(url, autocommit=True) as connection:
+        row = connection.execute(select.encode()).fetchone()
+    return row[0] if row else None
 
 
 @functools.cache

@@ -231,7 +231,8 @@ def build_container(
     session_key = keyring.derived_key(b"sessions")
     prefixes = frozenset((installation.prefix, *installation.retired_prefixes))
     validator = Validator(store, keyring, usage, clock, entropy, prefixes)
-    watches = WatchHub(store, usage, clock, entropy, max_watchers=max_watchers)
+    proofs = store if isinstance(store, ServerStore) else None
+    watches = WatchHub(store, usage, clock, entropy, max_watchers=max_watchers, proofs=proofs)
     mutations = Mutations(store, audit, clock)
     return Container(
         installation=installation,

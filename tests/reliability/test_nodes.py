@@ -4,17 +4,22 @@ import json
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from queue import SimpleQueue
+from typing import Any, NamedTuple
 
+import grpc
 import pytest
 
 import postgres_server
-from harness import message
+from harness import Stubs, message
 from keybearer.v1 import token_service_pb2
 from keybearer_service.net.database_url import DatabaseUrl
+from postgres_primary import Primary
 from reliability.processes import ServerProcess, answer, command
+from storage.test_postgres_nodes import until
 
 ROUNDS = 20
 PATIENCE_TRIES = 20
@@ -182,6 +187,68 @@ def test_a_pepper_is_used_once_every_node_has_it(
     done = command("serve", "--data-dir", str(late), "--database", cluster.url.text)
     assert done.returncode == 1
     assert f"{pepper_id}.pepper is missing" in done.stderr
+
+
+@pytest.fixture
+def primary() -> Iterator[Primary]:
+    """A server of its own, whose standby can leave it."""
+    postgres_server.server()  # skips where there is none
+    started = Primary()
+    yield started
+    started.close()
+
+
+def is_away(stubs: Stubs, token: str) -> bool:
+    """Return whether validations are UNAVAILABLE."""
+    try:
+        stubs.outcome(token)
+    except grpc.RpcError as error:
+        return error.code() is grpc.StatusCode.UNAVAILABLE
+    return False
+
+
+def test_a_primary_whose_standby_has_left_it_is_not_believed(
+    primary: Primary, tmp_path: Path
+) -> None:
+    """It may have been replaced: no verdict, and no pong for what is kept of verdicts."""
+    at = ("--data-dir", str(tmp_path / "node"), "--database", primary.url.text)
+    token = answer("init", *at, "--account", "operator", "--admin-email", "admin@example.com")[
+        "token"
+    ]
+    primary.attach()
+    process = ServerProcess(tmp_path / "node", flags=("--database", primary.url.text))
+    sent: SimpleQueue[token_service_pb2.WatchInvalidationsRequest | None] = SimpleQueue()
+    received: list[int] = []
+
+    def listen(answers: Iterable[Any]) -> None:
+        with suppress(grpc.RpcError):  # it is cancelled in the end
+            received.extend(one.pong.sent_at for one in answers if one.HasField("pong"))
+
+    def ping(number: int) -> None:
+        sent.put(message(token_service_pb2.WatchInvalidationsRequest, ping={"sent_at": number}))
+
+    try:
+        stubs = process.stubs(token)
+        stream = stubs.tokens.WatchInvalidations(iter(sent.get, None))
+        listener = threading.Thread(target=listen, args=(stream,))
+        sent.put(message(token_service_pb2.WatchInvalidationsRequest, subscribe={}))
+        listener.start()
+        ping(1)
+        until(lambda: 1 in received)
+        primary.detach()
+        ping(2)  # no proof begins after it and succeeds
+        until(lambda: is_away(stubs, token))
+        assert all(is_away(stubs, token) for _ in range(ROUNDS))
+        assert 2 not in received
+        primary.attach()
+        until(lambda: not is_away(stubs, token))
+        ping(3)
+        until(lambda: 3 in received)
+        stream.cancel()
+        sent.put(None)
+        listener.join()
+    finally:
+        process.close()
 
 
 @pytest.mark.parametrize("variable", ["", "KEYBEARER_DATABASE"])

@@ -101,9 +101,11 @@ def test_a_node_that_died_is_none_after_a_while(url: DatabaseUrl) -> None:
         assert [one.name for one in store.nodes()] == ["lives"]
 
 
-@pytest.mark.parametrize(("ahead_s", "says"), [(5, "5.0 s ahead of"), (-3, "3.0 s behind")])
+@pytest.mark.parametrize(
+    ("ahead_s", "says"), [(50, r"(4\d|50)\.\d s ahead of"), (-50, r"(4\d|50)\.\d s behind")]
+)
 def test_a_node_whose_clock_is_off_does_not_join(url: DatabaseUrl, ahead_s: int, says: str) -> None:
-    """It is told which way, and by how much."""
+    """It is told which way, and by how much at least."""
     clock = SetClock()
     clock.ahead = ahead_s * SECOND
     with opened(url, clock) as store, pytest.raises(StoreUnusableError, match=says):
@@ -117,7 +119,7 @@ def test_a_clock_that_is_a_little_off_is_no_harm(url: DatabaseUrl) -> None:
     with opened(url, clock) as store:
         fill(store)
         store.join("node", holds_none)
-        assert 0.4 < store.clock_offset_s < 0.6
+        assert 0 < store.clock_offset_s <= 0.5
         assert store.lookup(KEY)[0] is not None
 
 

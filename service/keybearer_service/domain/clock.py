@@ -26,6 +26,9 @@ def rfc3339(moment: Micros) -> str:
     return utc.isoformat().replace("+00:00", "Z")
 
 
+_SINCE_BOOT = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
 class Clock(Protocol):
     """The time, and a clock for measuring."""
 
@@ -34,7 +37,7 @@ class Clock(Protocol):
         ...
 
     def monotonic(self) -> float:
-        """Return seconds on a clock that never steps."""
+        """Return seconds on a clock that never steps, and goes on while the machine sleeps."""
         ...
 
 
@@ -46,5 +49,5 @@ class SystemClock:
         return Micros(time.time_ns() // 1000)
 
     def monotonic(self) -> float:
-        """Return seconds on the monotonic clock."""
-        return time.monotonic()
+        """Return seconds on the clock of the time since the machine was started."""
+        return time.clock_gettime(_SINCE_BOOT)

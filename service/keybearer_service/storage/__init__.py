@@ -918,6 +918,25 @@ class ServerStore(Store, Protocol):
         ...
 
     @property
+    def proofs_begun(self) -> int:
+        """How many times this node has begun to prove that it reads the real database.
+
+        A database with synchronous standbys may be replaced by one of them without noticing, and
+        goes on answering reads. It can no longer commit: a node that has joined proves by a commit,
+        twice a second, that its server was not replaced. Reads of keys and of changes must raise
+        StoreLockedError when the newest proof began more than 2 s ago, or is of another server.
+        """
+        ...
+
+    def is_proven_since(self, begun: int) -> bool:
+        """Return whether a proof has succeeded that began after that many; always without standbys.
+
+        Args:
+            begun: What `proofs_begun` was.
+        """
+        ...
+
+    @property
     def clock_offset_s(self) -> float:
         """How far the clock of the database is ahead of this machine's; 0 before `join`."""
         ...

@@ -132,9 +132,9 @@ class PostgresStore:
         self._wakeups = Wakeups(self._pool, clock)
         self._first_uses = FirstUses()
         self._writes = Writes(self._pool, self._first_uses, clock, entropy, busy_timeout_s)
-        self._membership = Membership(self._pool, self._writes, clock, entropy)
         hurried = Connector(url, limit_s=limit_s, lock_limit_s=CLAIM_WAIT_S)
         self._claims = Pool(hurried.open)
+        self._membership = Membership(self._pool, self._writes, clock, entropy, self._drop_idle)
         try:
             connection = self._pool.take()
             assert_current(connection)
@@ -262,6 +262,15 @@ class PostgresStore:
         with self._told_when_closed():
             self._membership.join(name, holds)
 
+    @property
+    def proofs_begun(self) -> int:
+        """How many times this node has begun to prove that it reads the real database."""
+        return self._membership.proofs_begun
+
+    def is_proven_since(self, begun: int) -> bool:
+        """Return whether a proof has succeeded that began after that many."""
+        return self._membership.is_proven_since(begun)
+
     def nodes(self) -> Sequence[Node]:
         """Return the nodes that have been heard of lately."""
         with self._connection() as connection:
@@ -319,6 +328,7 @@ class PostgresStore:
     def _read_all(self, statement: str, *values: object) -> list[rows.Row]:
         """Return the rows of one statement, read from a server that takes writes."""
         self._membership.assert_trusted()
+        self._membership.assert_proven()
         is_repeated = False
         while True:
             connection = self._pool.take()
@@ -336,8 +346,17 @@ class PostgresStore:
             if connection.is_at_standby:
                 self._pool.drop(connection)
                 raise StoreLockedError("the database has become a standby")
+            try:
+                self._membership.assert_proven(connection)
+            except StoreLockedError:
+                self._pool.drop(connection)
+                raise
             self._pool.give(connection)
             return found
+
+    def _drop_idle(self) -> None:
+        self._pool.drop_idle()
+        self._claims.drop_idle()
 
     @contextmanager
     def _connection(self, pool: Pool | None = None) -> Generator[Connection]:

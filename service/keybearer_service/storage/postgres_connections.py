@@ -37,6 +37,11 @@ _SAFE_MODE: Final = "verify-full"
 _DEFAULT_MODE: Final = "prefer"
 """What libpq does when nobody says anything."""
 _DURABLE: Final = frozenset({"on", "remote_apply"})
+_HISTORY: Final = (
+    "(SELECT system_identifier FROM pg_control_system()) || '/' || CASE WHEN pg_is_in_recovery()"
+    " THEN '' ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END"
+)
+"""The installation of PostgreSQL and its timeline. A standby writes none of its own."""
 _ALWAYS_PREPARE: Final = 2**31 - 1
 """Only statements that ask for it are prepared: lists are planned for their own values."""
 
@@ -48,6 +53,10 @@ class Connection(psycopg.Connection[rows.Row]):
     limit_s: float | None = None
     """How long an answer may take, in seconds; None for ever."""
     has_timed_out = False
+    history = ""
+    """The server's history: a promotion begins another one, as does a copy restored elsewhere."""
+    server = ""
+    """The running server: its history, and since when it runs. A connection never changes it."""
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
         """Wait for an answer, no longer than the limit of this connection."""
@@ -125,9 +134,11 @@ class Connector:
         return connection
 
     def _check(self, connection: Connection) -> None:
-        follows, durability, *limits = _settings(connection)
+        follows, durability, *limits, history, started = _settings(connection)
         if follows or connection.is_at_standby:
             raise StoreLockedError("the database is a standby, which takes no writes")
+        connection.history = history
+        connection.server = f"{history}/{started}"
         if self._limit_s is not None and "0" in limits:
             # A pooler that drops start-up options, as in transaction mode.
             raise StoreUnusableError(
@@ -144,7 +155,8 @@ def _settings(connection: Connection) -> rows.Row:
     found = connection.execute(
         "SELECT pg_is_in_recovery(), current_setting('synchronous_commit'),"
         " current_setting('statement_timeout'), current_setting('lock_timeout'),"
-        " current_setting('idle_in_transaction_session_timeout')"
+        " current_setting('idle_in_transaction_session_timeout'),"
+        f" {_HISTORY}, pg_postmaster_start_time()::text"
     ).fetchone()
     return found or ()
 

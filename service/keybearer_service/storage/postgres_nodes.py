@@ -2,12 +2,16 @@
 
 The same statement reads the database's clock. Times are judged by the clock of each node, so a node
 whose clock is off would let expired keys in, or keep good ones out.
+
+And its commit is the proof that the server was not replaced by a standby of its own without
+noticing: one that was still answers reads, and waits for ever for a standby to acknowledge a
+commit.
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import psycopg
 import structlog
@@ -33,10 +37,12 @@ NOTABLE_OFFSET_S: Final = 0.25
 """A clock that is off by more is logged."""
 MOST_OFFSET_S: Final = 1.0
 """With one that is off by more nothing is judged."""
+PROVEN_FOR_S: Final = 2.0
+"""How long a proof vouches for its server, from its begin."""
 UNKNOWN_AFTER_S: Final = 10.0
 """Nor when the clocks have not been compared for so long."""
 _COMPARED: Final = 3
-"""Comparisons of which the smallest counts: one beside a slow commit is no wrong clock."""
+"""Comparisons of which the smallest counts, so that no single one stops a node."""
 _DEAD_AFTER: Final = "interval '10 seconds'"
 _FORGOTTEN_AFTER: Final = "interval '1 hour'"
 _ID_LENGTH: Final = 16
@@ -45,18 +51,46 @@ _ENTER: Final = "INSERT INTO nodes VALUES (?, ?, now(), '', NULL)"
 _BEAT: Final = (
     "WITH beat AS (INSERT INTO nodes VALUES ($1, $2, now(), $3, $4) ON CONFLICT (id) DO UPDATE"
     " SET beat_time = now(), peppers = excluded.peppers, clock_offset = excluded.clock_offset"
-    " RETURNING (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS time)"
-    " SELECT beat.time, p.id, p.check_value, p.create_time"
+    " RETURNING (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS time,"
+    " current_setting('synchronous_standby_names') AS standbys)"
+    " SELECT beat.time, beat.standbys, p.id, p.check_value, p.create_time"
     " FROM beat LEFT JOIN peppers p ON p.is_announced = 1 AND p.retire_time IS NULL"
 )
 _NODES: Final = f"SELECT name, peppers FROM nodes WHERE beat_time > now() - {_DEAD_AFTER}"
 FORGET_NODES: Final = f"DELETE FROM nodes WHERE beat_time < now() - {_FORGOTTEN_AFTER}"
 
 
+class _Proof(NamedTuple):
+    """That a server could commit, which one that was replaced by its standby cannot."""
+
+    server: str
+    began_at: float
+    number: int
+    is_needed: bool
+    """Whether it has synchronous standbys."""
+
+
 class Membership:
     """This node among the others, once it has joined them."""
 
-    def __init__(self, pool: Pool, writes: Writes, clock: Clock, entropy: Entropy) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        writes: Writes,
+        clock: Clock,
+        entropy: Entropy,
+        on_other_server: Callable[[], None],
+    ) -> None:
+        """Prepare to join.
+
+        Args:
+            pool: Opens the connection of the beats.
+            writes: Writes that this node begins.
+            clock: The clock of this machine.
+            entropy: The randomness.
+            on_other_server: Called when another server has proved to be the real one.
+        """
+        self._on_other_server = on_other_server
         self._pool = pool
         self._writes = writes
         self._clock = clock
@@ -67,6 +101,9 @@ class Membership:
         self._offsets: deque[int] = deque(maxlen=_COMPARED)
         self._compared_at: float | None = None
         self._is_notable = False
+        self._proof: _Proof | None = None
+        self.proofs_begun = 0
+        """How many beats have begun."""
         self._connection: Connection | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="node", daemon=True)
@@ -90,7 +127,7 @@ class Membership:
 
     @property
     def offset_s(self) -> float:
-        """How far the database's clock is ahead of this machine's."""
+        """How far the database's clock is ahead of this machine's, at least."""
         return min(self._offsets, key=abs, default=0) / SECOND
 
     def assert_trusted(self) -> None:
@@ -105,6 +142,29 @@ class Membership:
             raise StoreLockedError("the clock of this machine is off that of the database")
         if self._clock.monotonic() - self._compared_at > UNKNOWN_AFTER_S:
             raise StoreLockedError("the clock of the database could not be read for a while")
+
+    def assert_proven(self, connection: Connection | None = None) -> None:
+        """Refuse to read from a server that may have been replaced.
+
+        Args:
+            connection: What was read from; without one, before the read, the age of the proof alone
+                is looked at.
+
+        Raises:
+            StoreLockedError: There is no fresh proof, or none of this server.
+        """
+        proof = self._proof
+        if proof is None or not proof.is_needed:
+            return
+        if self._clock.monotonic() - proof.began_at > PROVEN_FOR_S:
+            raise StoreLockedError("the database has not proved lately that it is the real one")
+        if connection is not None and connection.server != proof.server:
+            raise StoreLockedError("another server of the database has answered")
+
+    def is_proven_since(self, begun: int) -> bool:
+        """Return whether a proof has succeeded that began after that many."""
+        proof = self._proof
+        return proof is None or not proof.is_needed or proof.number > begun
 
     def nodes(self, connection: Connection) -> Sequence[Node]:
         """Return the nodes that live."""
@@ -138,26 +198,48 @@ class Membership:
     def _beat(self) -> None:
         try:
             connection = self._connected()
+            notices: list[psycopg.errors.Diagnostic] = []
+            connection.add_notice_handler(notices.append)
+            began_at = self._clock.monotonic()
+            self.proofs_begun += 1
             before = self._clock.now()
             offset = self._offsets[-1] if self._offsets else None
             held = ",".join(sorted(self._held))
             values = (self._id, self._name, held, offset)
             found = connection.execute(_BEAT, values, prepare=True).fetchall()
-            middle = (before + self._clock.now()) // 2
+            after = self._clock.now()
+            connection.remove_notice_handler(notices.append)
         except psycopg.Error as error:
             if self._connection is not None:
                 self._pool.drop(self._connection)
             self._connection = None
             raise store_error(error) from error
+        # A wait for a standby that was cancelled ends with a warning: it proves nothing.
+        if not any(one.severity_nonlocalized == "WARNING" for one in notices):
+            is_needed = bool(found[0][1])
+            self._take(_Proof(connection.server, began_at, self.proofs_begun, is_needed))
         self._compared_at = self._clock.monotonic()
-        self._offsets.append(int(found[0][0]) - middle)
+        # What is certain: it was read at some moment between the two. Commits are slow at times.
+        time = int(found[0][0])
+        self._offsets.append(min(time - before, 0) + max(time - after, 0))
         announced = [
-            Pepper(id=row[1], check=row[2], create_time=Micros(row[3]), is_announced=True)
+            Pepper(id=row[2], check=row[3], create_time=Micros(row[4]), is_announced=True)
             for row in found
-            if row[1] is not None
+            if row[2] is not None
         ]
         self._held = frozenset(one.id for one in announced if self._holds(one))
         self._log_offset()
+
+    def _take(self, proof: _Proof) -> None:
+        before, self._proof = self._proof, proof
+        if before is None:
+            return
+        if before.server != proof.server:
+            log.warning("database_server_changed", server=proof.server)
+            self._on_other_server()
+        if before.is_needed and not proof.is_needed:
+            # What it acknowledges from now on can be undone by a failover.
+            log.critical("synchronous_standbys_gone")
 
     def _log_offset(self) -> None:
         is_notable = abs(self.offset_s) > NOTABLE_OFFSET_S

@@ -4,7 +4,8 @@ There may be a thousand streams, and none of them holds a thread or reads the st
 the hub's, reads it for all of them, so that neither database connections nor reads grow with the
 watchers. A turn of the hub has a fixed order: take what has arrived, read what changed, send it,
 judge the watchers that pinged, answer their pings. That order is the promise of a pong: its head
-was read after its ping had arrived, and every change up to it was sent before it.
+was read after its ping had arrived, and every change up to it was sent before it. Over a database
+that a standby may replace, the head is read after a proof that began after the ping had arrived.
 """
 
 import threading
@@ -50,6 +51,19 @@ SWEEP_S = 1.0
 """How often the hub looks for streams that are silent or old."""
 SILENCE_S = 5.0
 """The credential of a stream that does not ping is judged this often all the same."""
+
+
+class Proofs(Protocol):
+    """Proves that the real database is read; a `ServerStore` does."""
+
+    @property
+    def proofs_begun(self) -> int:
+        """How many proofs have begun."""
+        ...
+
+    def is_proven_since(self, begun: int) -> bool:
+        """Return whether a proof has succeeded that began after that many."""
+        ...
 
 
 class WatcherSink(Protocol):
@@ -176,8 +190,19 @@ class WatchHub:
         entropy: Entropy,
         *,
         max_watchers: int = MAX_WATCHERS,
+        proofs: Proofs | None = None,
     ) -> None:
-        """Create the hub; `start` begins to serve streams."""
+        """Create the hub; `start` begins to serve streams.
+
+        Args:
+            store: What is watched.
+            usage: Counts the uses that are reported.
+            clock: The time.
+            entropy: The randomness.
+            max_watchers: The most streams that are open at a time.
+            proofs: What proves that the real database is read; None where there is no other.
+        """
+        self._proofs = proofs
         self.clock = clock
         self._store = store
         self._feed = ChangeFeed(store)
@@ -189,7 +214,8 @@ class WatchHub:
         self._held: Counter[str] = Counter()
         """How many streams are open of each key and each account."""
         self._subscriptions: deque[tuple[Watcher, Subscribe]] = deque()
-        self._pings: list[tuple[Watcher, Ping]] = []
+        self._pings: list[tuple[Watcher, Ping, int]] = []
+        """With how many proofs had begun when they arrived."""
         self._left: deque[Watcher] = deque()
         self._jobs: deque[_Job] = deque()
         self._closing = False
@@ -301,7 +327,8 @@ class WatchHub:
         only takes as much from its watcher's lease.
         """
         with self._lock:
-            self._pings.append((watcher, message))
+            begun = 0 if self._proofs is None else self._proofs.proofs_begun
+            self._pings.append((watcher, message, begun))
             is_first = len(self._pings) == 1
         if is_first:
             self._feed.wake()
@@ -322,8 +349,7 @@ class WatchHub:
         while not self._closing:
             self._wait()
             # Pings first: one whose subscription comes between the two is of the next turn.
-            with self._lock:
-                pings, self._pings = self._pings, []
+            pings = self._due_pings()
             turn = _Turn(_drained(self._subscriptions), pings, _drained(self._jobs))
             try:
                 self._serve(turn)
@@ -333,6 +359,18 @@ class WatchHub:
                 # Without the store there is no pong, and nobody is left waiting.
                 for watcher, _ in turn.subscriptions:
                     watcher.sink.end(error)
+
+    def _due_pings(self) -> list[tuple[Watcher, Ping]]:
+        """Return the pings that can be answered: since they came, the database has been proved."""
+        with self._lock:
+            pings, self._pings = self._pings, []
+            due = []
+            for watcher, ping, begun in pings:
+                if self._proofs is None or self._proofs.is_proven_since(begun):
+                    due.append((watcher, ping))
+                else:
+                    self._pings.append((watcher, ping, begun))
+        return due
 
     def _wait(self) -> None:
         is_unfinished = self._behind or self._in_trouble
