@@ -1,15 +1,19 @@
 """The pages of keys, without a script: list, create, shown once, details, revoke."""
 
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from console.site import Seen, Site
 from fakes import FakeClock
-from harness import Service
+from harness import Service, store_of
 from keybearer_service.domain.clock import DAY, HOUR, MINUTE
+from keybearer_service.storage import CommitFailedError
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{97*103}}"
 
@@ -270,6 +274,34 @@ def test_a_secret_that_was_lost_is_replaced_only_when_asked(
     third = signed_in.send(again.form("/console/keys"))
     assert third.status == 409
     assert "Show a new secret" not in third.text
+
+
+def test_an_answer_that_is_lost_after_the_commit_costs_no_second_key(
+    service: Service, signed_in: Site
+) -> None:
+    """The page does not know whether it was done; the form sent again does, and one token works."""
+    store = store_of(service.app)
+    write = store.write
+
+    @contextmanager
+    def lost() -> Iterator[Any]:
+        with write() as tx:
+            yield tx
+        raise CommitFailedError("the answer was lost", is_fatal=False)
+
+    form = signed_in.new_key_form()
+    with store.replacing(write=lost):
+        first = signed_in.send(form, name="lost answer", role="DEVELOPER")
+    assert first.status == 503
+    assert "not known whether this was done" in first.text
+    second = signed_in.send(first.form("/console/keys"))
+    if second.status == 403:  # the page of an outage has no secret of the session
+        second = signed_in.send(second.form("/console/keys"))
+    assert second.status == 409
+    third = signed_in.send(second.form("/console/keys"))
+    assert service.admin.outcome(third.token) == "VALID"
+    names = [one.name for one in service.admin.list_keys().api_keys]
+    assert names.count("lost answer") == 1
 
 
 def test_a_secret_of_long_ago_is_not_replaced(

@@ -1,6 +1,7 @@
 """What every request and every answer of the console's port is held to."""
 
 import re
+import socket
 from typing import Any
 
 import httpx
@@ -187,6 +188,21 @@ def test_a_get_changes_nothing(service: Service, signed_in: Site) -> None:
     query = str(httpx.QueryParams({**form.fields, "reason": "LOST"}))
     assert signed_in.get(f"/console/keys/{key}/revoke?{query}").status == 200
     assert service.admin.key(key).revoke_time.seconds == 0
+
+
+# --- connections ----------------------------------------------------------------------------------
+
+
+def test_a_peer_holds_few_connections(site: Site) -> None:
+    """The one that has been silent longest makes room; whoever is at work goes on."""
+    host, port = site.origin.removeprefix("http://").split(":")
+    silent = [socket.create_connection((host, int(port)), timeout=20) for _ in range(40)]
+    try:
+        assert silent[0].recv(1) == b""
+        assert site.get("/console/sign-in").status == 200
+    finally:
+        for one in silent:
+            one.close()
 
 
 # --- bodies ---------------------------------------------------------------------------------------
