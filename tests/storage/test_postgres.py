@@ -209,6 +209,14 @@ def test_a_statement_has_a_limit(url: DatabaseUrl) -> None:
     assert shown == [("1500ms",), ("500ms",), ("10s",)]
 
 
+def test_the_statements_of_the_hot_path_are_planned_once(url: DatabaseUrl) -> None:
+    """Planning a lookup of a few keys costs several times the lookup; lists are planned anew."""
+    for plans_once, mode in ((True, "force_generic_plan"), (False, "auto")):
+        connection = Connector(url, limit_s=2, lock_limit_s=2, plans_once=plans_once).open()
+        assert connection.execute("SHOW plan_cache_mode").fetchone() == (mode,)
+        connection.close()
+
+
 def test_a_connection_without_limits_is_refused(url: DatabaseUrl) -> None:
     """As a pooler makes them, that drops the options of a start."""
     proxy = Proxy(url, drops_options=True)

@@ -51,6 +51,7 @@ from keybearer_service.storage.postgres_connections import (
     Pool,
 )
 from keybearer_service.storage.postgres_errors import is_conflict, store_error
+from keybearer_service.storage.postgres_gathering import Gathering
 from keybearer_service.storage.postgres_nodes import FORGET_NODES, Membership
 from keybearer_service.storage.postgres_schema import TRIGGERS, assert_current, migrate
 from keybearer_service.storage.postgres_session import KEYS, PostgresSession, numbered
@@ -129,6 +130,9 @@ class PostgresStore:
         self._damage = ""
         connector = Connector(url, limit_s=limit_s, lock_limit_s=busy_timeout_s)
         self._pool = Pool(connector.open)
+        reading = Connector(url, limit_s=limit_s, lock_limit_s=busy_timeout_s, plans_once=True)
+        self._reads = Pool(reading.open)
+        self._gathering = Gathering(self._lookup_alone, self.lookup_many)
         self._wakeups = Wakeups(self._pool, clock)
         self._first_uses = FirstUses()
         self._writes = Writes(self._pool, self._first_uses, clock, entropy, busy_timeout_s)
@@ -161,7 +165,13 @@ class PostgresStore:
     # --- the hot path -----------------------------------------------------------------------------
 
     def lookup(self, key_id: str) -> tuple[TokenRecord | None, int]:
-        """Return a key's record and the revision, of one statement's snapshot."""
+        """Return a key's record and the revision, of one statement's snapshot.
+
+        What many threads look up at once goes in one statement: see `Gathering`.
+        """
+        return self._gathering.lookup(key_id)
+
+    def _lookup_alone(self, key_id: str) -> tuple[TokenRecord | None, int]:
         with self._noting_damage():
             found = self._read_all(_LOOKUP, _storable(key_id))
             return record_and_revision(found[0] if found else None)
@@ -320,6 +330,7 @@ class PostgresStore:
         """Leave the nodes, and close every connection."""
         self._membership.close()
         self._pool.close()
+        self._reads.close()
         self._claims.close()
         self._wakeups.close()
 
@@ -331,31 +342,32 @@ class PostgresStore:
         self._membership.assert_proven()
         is_repeated = False
         while True:
-            connection = self._pool.take()
+            connection = self._reads.take()
             try:
                 found = connection.execute(statement, values, prepare=True).fetchall()
             except psycopg.Error as error:
                 # One that was lost while nobody used it says nothing about the database.
                 was_idle = connection.is_lost and not connection.has_timed_out
-                self._pool.drop(connection)
+                self._reads.drop(connection)
                 if is_repeated or not was_idle:
                     raise self._told(error) from error
-                self._pool.drop_idle()
+                self._reads.drop_idle()
                 is_repeated = True
                 continue
             if connection.is_at_standby:
-                self._pool.drop(connection)
+                self._reads.drop(connection)
                 raise StoreLockedError("the database has become a standby")
             try:
                 self._membership.assert_proven(connection)
             except StoreLockedError:
-                self._pool.drop(connection)
+                self._reads.drop(connection)
                 raise
-            self._pool.give(connection)
+            self._reads.give(connection)
             return found
 
     def _drop_idle(self) -> None:
         self._pool.drop_idle()
+        self._reads.drop_idle()
         self._claims.drop_idle()
 
     @contextmanager

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
@@ -82,7 +82,14 @@ class Connection(psycopg.Connection[rows.Row]):
 class Connector:
     """Opens connections to one database, and refuses those that cannot keep the promises."""
 
-    def __init__(self, url: DatabaseUrl, *, limit_s: float | None, lock_limit_s: float) -> None:
+    def __init__(
+        self,
+        url: DatabaseUrl,
+        *,
+        limit_s: float | None,
+        lock_limit_s: float,
+        plans_once: bool = False,
+    ) -> None:
         """Prepare to open connections.
 
         Args:
@@ -90,6 +97,8 @@ class Connector:
             limit_s: How long a statement may take, in seconds; None for ever, and to wait for
                 others as long.
             lock_limit_s: How long a statement may wait for another transaction.
+            plans_once: Whether statements are planned once, whatever their values: planning one
+                for a few keys costs the server several times what its execution does.
 
         Raises:
             StoreUnusableError: The way to the database is not safe.
@@ -97,7 +106,8 @@ class Connector:
         self._url = url
         self._limit_s = limit_s
         self._lock_limit_s = lock_limit_s
-        self._conninfo = _conninfo(url, limit_s, lock_limit_s)
+        plans = {"plan_cache_mode": "force_generic_plan"} if plans_once else {}
+        self._conninfo = _conninfo(url, limit_s, lock_limit_s, plans)
 
     def open(self) -> Connection:
         """Open a connection.
@@ -161,7 +171,9 @@ def _settings(connection: Connection) -> rows.Row:
     return found or ()
 
 
-def _conninfo(url: DatabaseUrl, limit_s: float | None, lock_limit_s: float) -> str:
+def _conninfo(
+    url: DatabaseUrl, limit_s: float | None, lock_limit_s: float, more: Mapping[str, str]
+) -> str:
     try:
         given = _options_of(pq.Conninfo.parse(url.text.encode()))
     except psycopg.Error as error:
@@ -172,10 +184,11 @@ def _conninfo(url: DatabaseUrl, limit_s: float | None, lock_limit_s: float) -> s
         "lock_timeout": lock_limit_s,
         "idle_in_transaction_session_timeout": _IDLE_LIMIT_S,
     }
-    options = " ".join(
-        f"-c {name}={0 if limit_s is None or value is None else max(1, int(value * 1000))}"
+    settings = {
+        name: "0" if limit_s is None or value is None else str(max(1, int(value * 1000)))
         for name, value in limits.items()
-    )
+    }
+    options = " ".join(f"-c {name}={value}" for name, value in {**settings, **more}.items())
     defaults = {
         "connect_timeout": _CONNECT_LIMIT_S,
         "tcp_user_timeout": _LONG_UNANSWERED_MS if limit_s is None else _UNANSWERED_MS,
