@@ -25,6 +25,7 @@ from keybearer_service.offline.comparison import CASCADES, ROW_BATCH, RowCompare
 from keybearer_service.offline.errors import LocalError
 from keybearer_service.offline.verification import BASE_ALTERED, base_in, no_progress
 from keybearer_service.storage import OnStep, Store, Writer
+from keybearer_service.storage.files import sync
 from keybearer_service.usecases.audit import ids_change
 from keybearer_service.usecases.mutations import Mutation, Mutations
 
@@ -240,11 +241,7 @@ class _KeyPruner:
                 target.flush()
                 os.fsync(target.fileno())
             if self._is_file_new:  # its name must be on the disk too before the keys are gone
-                directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-                try:
-                    os.fsync(directory)
-                finally:
-                    os.close(directory)
+                sync(file.parent)
         except OSError as error:
             raise LocalError(f"{file}: {error.strerror}") from None
         self._is_file_new = False

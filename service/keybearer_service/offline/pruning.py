@@ -34,6 +34,7 @@ from keybearer_service.domain.clock import Micros, rfc3339
 from keybearer_service.offline.errors import LocalError
 from keybearer_service.offline.verification import BASE_ALTERED, base_in
 from keybearer_service.storage import Reader, Store, Writer
+from keybearer_service.storage.files import sync
 from keybearer_service.usecases.audit import with_texts
 from keybearer_service.usecases.mutations import Mutation, Mutations
 
@@ -232,12 +233,7 @@ def _export(file: Path, lines: Iterator[str]) -> str:
             except BaseException:
                 file.unlink()
                 raise
-        # The name must be on the disk too before anything is deleted.
-        directory = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync(file.parent)  # the name must be on the disk too before anything is deleted
     except OSError as error:
         raise LocalError(f"{file}: {error.strerror}") from None
     return digest.hexdigest()
