@@ -3,6 +3,8 @@
 _CACHE = "keybearer._cache.verdict_cache"
 
 _RULE = "keybearer.access"
+_CALLERS = "keybearer_service.validation.callers"
+_USAGE = "keybearer_service.validation.usage"
 _DERIVED = "field(init=False, repr=False, compare=False)`"
 
 EXPLAINED: dict[tuple[str, str], str] = {
@@ -15,5 +17,10 @@ EXPLAINED: dict[tuple[str, str], str] = {
         _CACHE,
         "not self._epoch or epoch != self._epoch or head < self._seen: without `not self._epoch`",
     ): "the epoch of a server is never empty, so the second condition holds already",
+    (
+        _CALLERS,
+        "super().__init__(authenticator): removed",
+    ): "what it sets is set to something else at the end of the same method",
+    (_USAGE, "self._thread.join(): removed"): "the write after it waits for the thread's by a lock",
 }
 """By module and change."""

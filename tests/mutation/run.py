@@ -41,7 +41,12 @@ TESTS: dict[str, tuple[str, ...]] = {
         "rpc/test_calls.py",
         "rpc/test_watch.py",
     ),
-    "keybearer_service.validation.callers": ("rpc/test_calls.py", "rpc/test_access_matrix.py"),
+    "keybearer_service.validation.callers": (
+        "rpc/test_calls.py",
+        "rpc/test_access_matrix.py",
+        "rpc/test_hot_loop.py",
+        "gateway/test_requirements.py",
+    ),
     "keybearer_service.validation.usage": ("unit/test_usage.py", "rpc/test_tokens.py"),
     "keybearer_service.usecases.access": ("rpc/test_isolation.py", "rpc/test_access_matrix.py"),
     "keybearer_service.usecases.idempotency": ("rpc/test_replays.py",),
