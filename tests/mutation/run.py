@@ -50,9 +50,14 @@ TESTS: dict[str, tuple[str, ...]] = {
     "keybearer_service.validation.usage": ("unit/test_usage.py", "rpc/test_tokens.py"),
     "keybearer_service.usecases.access": ("rpc/test_isolation.py", "rpc/test_access_matrix.py"),
     "keybearer_service.usecases.idempotency": ("rpc/test_replays.py",),
-    "keybearer_service.usecases.users": ("rpc/test_users.py", "rpc/test_isolation.py"),
+    "keybearer_service.usecases.users": (
+        "rpc/test_users.py",
+        "rpc/test_isolation.py",
+        "rpc/test_cascades.py",
+    ),
     "keybearer_service.usecases.keys": (
         "rpc/test_api_keys.py",
+        "rpc/test_accounts.py",
         "rpc/test_replays.py",
         "rpc/test_tokens.py",
     ),
