@@ -21,6 +21,18 @@ EXPLAINED: dict[tuple[str, str], str] = {
         _CALLERS,
         "super().__init__(authenticator): removed",
     ): "what it sets is set to something else at the end of the same method",
+    (
+        "keybearer_service.usecases.users",
+        "user.row_version + 1: Sub",
+    ): "ETags are compared for equality alone, and a number that only falls is as good",
+    (
+        "keybearer_service.domain.verdict",
+        "0: 1 in `return limit if valid_until is None else max(0, min(limit, valid_until - now))`",
+    ): "a key that lives ends later than now, so it is never about zero",
+    (
+        "keybearer_service.usecases.keys",
+        "return False: None",
+    ): "whoever calls it asks for truth alone",
     (_USAGE, "self._thread.join(): removed"): "the write after it waits for the thread's by a lock",
 }
 """By module and change."""
