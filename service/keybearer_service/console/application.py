@@ -113,7 +113,7 @@ class Console:
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, with the headers that every answer of this port has."""
+        """Handle a request, and add the headers that every response of this port has."""
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -32,7 +32,7 @@ SIGNED_OUT = Problem(
     text="Nothing was changed, and what you typed is still here. Sign in, then try again.",
     asks_to_sign_in=True,
 )
-"""The session has ended, or whoever signed in is no administrator any more."""
+"""The session has ended, or the signed-in user is no longer an administrator."""
 STALE_FORM = Problem(
     status=403,
     title="This form is from before you signed in.",

@@ -71,7 +71,7 @@ class SignInPages:
         return self._form(visit, wanted)
 
     def sign_in(self, visit: Visit) -> Answer:
-        """Open a session for whoever holds the token of an administrator's key."""
+        """Open a session for the holder of an administrator's token."""
         wanted = links.own_path(visit.query.get("next", ""))
         self._tries.collect()
         if not self._tries.admit(peer_of(visit.call.peer)):
@@ -105,7 +105,7 @@ class SignInPages:
         return self.signed_out(visit)
 
     def sign_out_again(self, visit: Visit, problem: Problem) -> Answer:
-        """Say that somebody is signed out already, or ask once more."""
+        """Return the page for a user who is already signed out, or the question again."""
         if problem.asks_to_sign_in:
             return self.signed_out(visit)
         return Answer(
@@ -113,7 +113,7 @@ class SignInPages:
         )
 
     def signed_out(self, visit: Visit) -> Answer:
-        """Say that somebody is signed out."""
+        """Return the page for a user who has signed out."""
         visit.call.caller = None
         response = self._pages.show("signed_out.html", visit)
         forget(response, SESSION_COOKIE)

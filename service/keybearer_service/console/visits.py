@@ -43,7 +43,7 @@ class Browser:
         self._clock = clock
         self._until = clock.monotonic() + ANSWER_WITHIN_S
         self.has_gone = False
-        """Set by whoever notices."""
+        """Set once the connection is seen to be closed."""
 
     @property
     def is_alive(self) -> bool:

@@ -22,7 +22,7 @@ LIVES_FOR: Final = HOUR
 SEEN_EVERY: Final = MINUTE
 """How often it is recorded that a session is in use, at most."""
 MAX_USER_AGENT: Final = 200
-"""Characters that are kept of what a browser says of itself."""
+"""Characters of the User-Agent header that are kept."""
 
 _PREFIXES: Final = frozenset({SESSION_PREFIX})
 

@@ -83,7 +83,7 @@ class Address:
         return type(self)(_EVERY_INTERFACE.get(self.host, self.host), self.port, self.path)
 
     def web_origin(self, *, is_tls: bool) -> str:
-        """Return what a browser on this machine is told to go to: http://127.0.0.1:8090."""
+        """Return the URL for a browser on this machine, such as http://127.0.0.1:8090."""
         host = f"[{self.host}]" if ":" in self.host else "127.0.0.1"
         return f"{'https' if is_tls else 'http'}://{host}:{self.port}"
 

@@ -1,7 +1,7 @@
 """Deletes keys that were revoked long ago, so that `check` goes on comparing all others.
 
-Every batch is a transaction that is whole in itself, with an event for each account in it: whoever
-breaks a run off can run it again.
+Each batch is one transaction, with an event for each account in it. A run that was broken off can
+be repeated.
 """
 
 import hmac

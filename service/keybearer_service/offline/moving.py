@@ -94,7 +94,7 @@ class Mover:
             return moved
 
     def abandon(self) -> None:
-        """Take the mark from the file, so that it can be served again.
+        """Remove the mark from the file, so that it can be served again.
 
         Raises:
             LocalError: There is no move to abandon, or the database holds an installation.
