@@ -49,14 +49,6 @@ SHAPE = {
 
 
 @pytest.fixture
-def url() -> Iterator[DatabaseUrl]:
-    """A database of its own, with the schema."""
-    made = postgres_server.new_database()
-    yield made
-    postgres_server.drop_database(made)
-
-
-@pytest.fixture
 def target(url: DatabaseUrl) -> Iterator[ServerStore]:
     """The store of that database."""
     store = open_postgres(url, limit_s=None)

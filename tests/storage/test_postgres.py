@@ -38,14 +38,6 @@ ACCT = sample_id("acct")
 
 
 @pytest.fixture
-def url() -> Iterator[DatabaseUrl]:
-    """A database of its own, with the schema."""
-    made = postgres_server.new_database()
-    yield made
-    postgres_server.drop_database(made)
-
-
-@pytest.fixture
 def empty_url() -> Iterator[DatabaseUrl]:
     """A database without a schema."""
     made = postgres_server.new_database(is_empty=True)

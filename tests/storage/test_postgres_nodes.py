@@ -39,14 +39,6 @@ class SetClock(SystemClock):
         return super().monotonic() + self.passed_s
 
 
-@pytest.fixture
-def url() -> Iterator[DatabaseUrl]:
-    """A database of its own, with the schema."""
-    made = postgres_server.new_database()
-    yield made
-    postgres_server.drop_database(made)
-
-
 @contextmanager
 def opened(url: DatabaseUrl, clock: SystemClock | None = None) -> Iterator[PostgresStore]:
     """Open a store, and close it after the block."""
