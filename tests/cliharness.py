@@ -1,7 +1,5 @@
 """The command `keybearer` for tests: run as a process, behind pipes or on a terminal."""
 
-import atexit
-import functools
 import json
 import os
 import pty
@@ -15,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 
+import loaded
 from harness import Service, running
 from keybearer_service.domain.clock import SystemClock
 from keybearer_service.domain.entropy import SystemEntropy
@@ -77,20 +75,15 @@ class Cli:
 
         Loading them takes longer than nearly every command.
         """
-        with TemporaryDirectory() as files:
-            streams = {name: str(Path(files, name)) for name in ("stdin", "stdout", "stderr")}
-            for path in streams.values():
-                Path(path).touch()
-            Path(streams["stdin"]).write_bytes(stdin.encode())
-            run = {
-                "arguments": arguments,
-                "environment": self._with(environment),
-                "directory": str(self.directory),
-                **streams,
-            }
-            code = _loaded(json.dumps(run))
-            out, err = (Path(streams[name]).read_bytes().decode() for name in ("stdout", "stderr"))
-        return Answer(code, out, err)
+        done = loaded.run(
+            "keybearer.cli",
+            arguments,
+            self._with(environment),
+            timeout=PATIENCE_S,
+            stdin=stdin,
+            directory=self.directory,
+        )
+        return Answer(done.returncode, done.stdout, done.stderr)
 
     def process(self, *arguments: str, environment: dict[str, str] | None = None) -> Answer:
         """Run to the end, without a terminal, as a shell would start it."""
@@ -136,26 +129,6 @@ class Cli:
         # A variable set to nothing is taken out.
         together = {**self.environment, **(environment or {})}
         return {name: value for name, value in together.items() if value}
-
-
-def _loaded(line: str) -> int:
-    """Let the loader run something and answer the exit code."""
-    loader = _loader()
-    assert loader.stdin is not None
-    assert loader.stdout is not None
-    loader.stdin.write(line + "\n")
-    loader.stdin.flush()
-    return int(loader.stdout.readline())
-
-
-@functools.cache
-def _loader() -> "subprocess.Popen[str]":
-    script = Path(__file__).with_name("cliloader.py")
-    loader = subprocess.Popen(
-        [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    atexit.register(loader.communicate)
-    return loader
 
 
 class Terminal:

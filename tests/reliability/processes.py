@@ -1,5 +1,6 @@
 """Real processes: the server and its commands, started, listened to, killed."""
 
+import fcntl
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 
 import grpc
 
+import loaded
 from harness import Stubs, initialise
 from keybearer_service.domain.clock import SystemClock
 from keybearer_service.domain.entropy import SystemEntropy
@@ -41,6 +43,9 @@ def command(
     *arguments: str, wrapper: Sequence[str] = (), entry: Sequence[str] = SERVER, **extra: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `keybearer-server` with arguments to its end, and more environment."""
+    if _is_loaded(wrapper, entry):
+        module, *first = entry[1:]
+        return loaded.run(module, [*first, *arguments], environment(**extra), timeout=END_TIMEOUT_S)
     return subprocess.run(
         [*wrapper, sys.executable, *entry, *arguments],
         env=environment(**extra),
@@ -49,6 +54,11 @@ def command(
         timeout=END_TIMEOUT_S,
         check=False,
     )
+
+
+def _is_loaded(wrapper: Sequence[str], entry: Sequence[str]) -> bool:
+    """Return whether a fork of the loader can stand for a process of its own."""
+    return not wrapper and tuple(entry[:2]) in (SERVER, RUN_WITH_BUGS)
 
 
 def answer(*arguments: str) -> dict[str, Any]:
@@ -95,14 +105,14 @@ class ServerProcess:
     ) -> None:
         entry = (*RUN_WITH_BUGS, ",".join(bugs)) if bugs else entry
         serve = ("serve", "--data-dir", str(data_dir), "--listen", "127.0.0.1:0", *flags)
-        self._process = subprocess.Popen(
-            [*wrapper, sys.executable, *entry, *serve],
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pipesize=SMALL_PIPE if read_until else -1,
-        )
+        log, written = os.pipe()
+        if read_until:
+            fcntl.fcntl(written, fcntl.F_SETPIPE_SZ, SMALL_PIPE)
+        self._log = os.fdopen(log, "rb")
+        with os.fdopen(written, "wb"), Path(os.devnull).open("rb") as nothing:
+            self._process = self._started(
+                [*entry, *serve], wrapper, (nothing.fileno(), written, written)
+            )
         self._channels: list[grpc.Channel] = []
         self.output = bytearray()
         self._read_until = read_until
@@ -111,6 +121,20 @@ class ServerProcess:
         self._events: list[dict[str, Any]] = []
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+
+    def _started(
+        self, words: Sequence[str], wrapper: Sequence[str], streams: tuple[int, int, int]
+    ) -> "loaded.LoadedProcess | subprocess.Popen[bytes]":
+        if _is_loaded(wrapper, words):
+            return loaded.LoadedProcess(words[1], words[2:], environment(), streams)
+        stdin, stdout, stderr = streams
+        return subprocess.Popen(
+            [*wrapper, sys.executable, *words],
+            env=environment(),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+        )
 
     @property
     def pid(self) -> int:
@@ -184,12 +208,10 @@ class ServerProcess:
         if not self.has_ended:
             self._process.kill()
         self.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        self._log.close()
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
+        for line in self._log:
             self.output += line
             try:
                 event = json.loads(line)

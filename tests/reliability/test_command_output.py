@@ -26,6 +26,7 @@ def _refusal(done: subprocess.CompletedProcess[str], code: int = 1) -> str:
 
 
 def _into(descriptor: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # An interpreter of its own: how it ends, with an output that cannot be flushed, matters here.
     return subprocess.run(
         [sys.executable, *SERVER, *arguments],
         env=environment(),
