@@ -64,13 +64,13 @@ test-long: $(VENV)/.dev ## Run the long suites, those marked slow
 mutation: $(VENV)/.dev ## Change the code that decides, and see that tests notice (MUTATION_ARGS="--seconds 600")
 	@PYTHONPATH=client:service:tests $(PY) -m mutation.run $(MUTATION_ARGS)
 
-# What serves the hot methods, and is tested once more on their other path, and on it with an old grpcio.
+# What serves the hot methods, and is tested once more on their other path, and with an old grpcio.
 HOT_TESTS := tests/rpc/test_hot_loop.py tests/rpc/test_tokens.py tests/rpc/test_calls.py \
 	tests/rpc/test_access_matrix.py tests/gateway/test_same_decision.py
 
-.PHONY: test-hot-loop
-test-hot-loop: $(VENV)/.dev ## Run the tests of the hot methods with the hot loop
-	KEYBEARER_TEST_HOT_LOOP=on $(PY) -m pytest -q $(HOT_TESTS)
+.PHONY: test-ordinary-path
+test-ordinary-path: $(VENV)/.dev ## Run the tests of the hot methods without the hot loop
+	KEYBEARER_TEST_HOT_LOOP=off $(PY) -m pytest -q $(HOT_TESTS)
 
 .PHONY: test-grpcio
 test-grpcio: .venv-grpcio/.installed ## Run the tests of the hot methods with the oldest grpcio

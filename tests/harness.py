@@ -49,7 +49,7 @@ ON_POSTGRES = os.environ.get("KEYBEARER_TEST_BACKEND") == "postgres"
 CALL_TIMEOUT_S = 10.0
 ANY_PORT = Listener(address=Address("127.0.0.1", 0))
 NO_HTTP = HttpConfig()
-HOT_LOOP = os.environ.get("KEYBEARER_TEST_HOT_LOOP", "off") == "on"
+HOT_LOOP = os.environ.get("KEYBEARER_TEST_HOT_LOOP", "on") == "on"
 """Whether the hot methods of the services of this run have a thread of their own."""
 
 M = TypeVar("M")

@@ -43,7 +43,7 @@ class AppConfig:
     bounds: Bounds = GRPC
     http: HttpConfig = field(default_factory=HttpConfig)
     reflection: bool = True
-    hot_loop: bool = False
+    hot_loop: bool = True
 
 
 class App:

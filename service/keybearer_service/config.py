@@ -206,9 +206,9 @@ class Settings(BaseSettings):
         default=True, description="Let tools such as grpcurl list the methods and messages."
     )
     hot_loop: bool = Field(
-        default=False,
-        description="Serve validations on a thread of their own, at half the processor time. Uses "
-        "private parts of grpcio.",
+        default=True,
+        description="Serve validations on a thread of their own, at little more than half the "
+        "processor time. Uses private parts of grpcio.",
     )
     max_keys_per_account: int = Field(
         default=1_000_000,

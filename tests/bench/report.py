@@ -190,10 +190,10 @@ def paths(options: argparse.Namespace) -> list[Figures]:
     with ExitStack() as stack:
         bare = stack.enter_context(bare_server())
         found = [Figures(bare, Asker(bare, caller, tokens, options.connections).validate(BARE))]
-        for name, flags in (("ordinary path", ()), ("hot loop", ("--hot-loop",))):
+        for name, flag in (("ordinary path", "--no-hot-loop"), ("hot loop", "--hot-loop")):
             copy = stack.enter_context(tempfile.TemporaryDirectory()) + "/data"
             shutil.copytree(data_dir, copy)
-            ours = stack.enter_context(keybearer_server(Path(copy), *flags))
+            ours = stack.enter_context(keybearer_server(Path(copy), flag))
             asker = Asker(ours, caller, tokens, options.connections)
             found += [
                 Figures(ours, one._replace(name=f"{one.name}, {name}"))
