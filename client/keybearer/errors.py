@@ -45,6 +45,7 @@ __all__ = [
     "ResourceNotFoundError",
     "RoleInsufficientError",
     "ScopeInsufficientError",
+    "SignInAgainError",
     "StoreFullError",
     "StoreUnavailableError",
     "StreamEndedError",
@@ -157,6 +158,12 @@ class AuthorityExceededError(PermissionDeniedError):
     """The call would create more authority than the caller holds."""
 
     default_reason = "AUTHORITY_EXCEEDED"
+
+
+class SignInAgainError(PermissionDeniedError):
+    """The person who is signed in has not proven who they are for too long. Keys never see it."""
+
+    default_reason = "SIGN_IN_AGAIN"
 
 
 class NotFoundError(KeybearerError):

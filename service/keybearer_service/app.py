@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ from keybearer_service.housekeeping import Housekeeper
 from keybearer_service.http.listeners import HttpConfig, HttpListeners
 from keybearer_service.net.addresses import Listener, ListenError
 from keybearer_service.net.bounds import GRPC, Bounds
+from keybearer_service.net.sign_in import SignInSettings
 from keybearer_service.rpc.probes import PrivateListener, SharedQuestion, Watchdog
 from keybearer_service.storage import ServerStore
 from keybearer_service.validation.callers import Callers
@@ -93,7 +94,7 @@ class App:
             undo.callback(self._gateway_routes.close)
             self._console = None
             if config.http.console is not None:
-                self._console = console_of(container, on_fatal)
+                self._console = console_of(container, config.http.sign_in, on_fatal)
                 undo.callback(self._console.close)
             self._http = HttpListeners(
                 config.http,
@@ -248,24 +249,40 @@ class App:
             return reader.key_count()
 
 
-def console_of(container: Container, on_fatal: Callable[[], None]) -> "Console":
+def console_of(
+    container: Container, sign_in: SignInSettings, on_fatal: Callable[[], None]
+) -> "Console":
     """Return the console.
 
     Args:
         container: The use cases.
+        sign_in: How people sign in.
         on_fatal: Called once the process must end because an outcome is unknown.
+
+    Raises:
+        ListenError: The secret of the provider cannot be read, or there is no account of that id.
     """
     from keybearer_service.console.application import (  # noqa: PLC0415 - needs an extra
         Console,
         ConsoleParts,
     )
 
+    if sign_in.provider is not None:
+        try:
+            sign_in.provider.secret()
+        except (OSError, ValueError) as error:
+            raise ListenError(f"oidc_client_secret_file: {error}") from None
+        log.info("provider_set", issuer=sign_in.provider.issuer, bind=sign_in.bind)
     parts = ConsoleParts(
         keys=container.keys,
         users=container.users,
         accounts=container.accounts,
         audit_history=container.audit_history,
         sessions=container.sessions,
+        sign_ins=container.sign_ins,
+        identities=container.identities,
+        sign_in=replace(sign_in, bind_account=_bind_account(container, sign_in.bind_account)),
+        seal_key=container.keyring.derived_key(b"console cookies"),
         key_callers=Callers(container.validator),
         session_callers=Callers(container.session_validator),
         refusals=container.refusals,
@@ -275,6 +292,22 @@ def console_of(container: Container, on_fatal: Callable[[], None]) -> "Console":
         entropy=container.entropy,
     )
     return Console(parts, on_fatal)
+
+
+def _bind_account(container: Container, account_id: str) -> str:
+    """Return the account whose users sign in by their addresses.
+
+    Raises:
+        ListenError: There is none of that id.
+    """
+    operator = container.installation.operator_account_id
+    if account_id in ("", operator):
+        return operator
+    scope = AccountScope.of_installation("the settings name the account of those who sign in")
+    with container.store.read() as reader:
+        if reader.account(scope, account_id) is None:
+            raise ListenError(f"oidc_bind_account: there is no account {account_id!r}")
+    return account_id
 
 
 def join_nodes(container: Container) -> None:

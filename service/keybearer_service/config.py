@@ -23,6 +23,13 @@ from keybearer_service.domain.token_format import is_id
 from keybearer_service.net.addresses import Address
 from keybearer_service.net.bounds import GRPC, HTTP
 from keybearer_service.net.database_url import DatabaseUrl
+from keybearer_service.net.sign_in import (
+    Binding,
+    KeySignIn,
+    ProviderSettings,
+    SignInSettings,
+    is_safe_url,
+)
 from keybearer_service.net.tls import TlsFiles
 
 PREFIX: Final = "KEYBEARER_"
@@ -99,6 +106,13 @@ def _origin(value: object) -> object:
     return f"{parts.scheme}://{parts.netloc}".lower()
 
 
+def _issuer(value: object) -> object:
+    # Compared with what the provider says of itself, so it stays as it is.
+    if isinstance(value, str) and value and ("?" in value or not is_safe_url(value)):
+        raise ValueError("the URL of the provider is needed, such as https://id.example.com/realm")
+    return value
+
+
 AddressSetting = Annotated[InstanceOf[Address], NoDecode, BeforeValidator(_address)]
 PathSetting = Annotated[Path, BeforeValidator(_path)]
 
@@ -154,6 +168,34 @@ class Settings(BaseSettings):
         default="",
         description="Scheme and host at which browsers reach the console, such as "
         "https://keys.example.com; needed off loopback. Without: http://127.0.0.1 and the port.",
+    )
+    oidc_issuer: Annotated[str, BeforeValidator(_issuer)] = Field(
+        default="",
+        description="Issuer of the OpenID Connect provider at which people sign in to the console, "
+        "exactly as the provider writes it. Needs oidc_client_id.",
+    )
+    oidc_client_id: str = Field(
+        default="", description="What the provider calls the console. Needs oidc_issuer."
+    )
+    oidc_client_secret_file: PathSetting | None = Field(
+        default=None,
+        description="File with the secret of oidc_client_id. Without: a public client.",
+    )
+    oidc_bind: Binding = Field(
+        default="invitation",
+        description="What makes somebody at the provider a user here: an invitation of an "
+        "administrator, or verified-email, the verified address of one of oidc_bind_account. Only "
+        "for a provider that is the directory of that account alone.",
+    )
+    oidc_bind_account: str = Field(
+        default="",
+        description="Account, by id, whose users verified-email finds. Without: the operator "
+        "account.",
+    )
+    console_token_sign_in: KeySignIn = Field(
+        default="auto",
+        description="Whether the token of an ADMIN key opens the console: on, off, or auto, "
+        "without a provider and while the provider has not answered for a minute.",
     )
     http_open: bool = Field(
         default=False,
@@ -273,6 +315,23 @@ class Settings(BaseSettings):
         if address is None:
             return ""
         return self.console_url or address.web_origin(is_tls=self.tls is not None)
+
+    @property
+    def sign_in(self) -> SignInSettings:
+        """How people may sign in at the console."""
+        provider = None
+        if self.oidc_issuer:
+            provider = ProviderSettings(
+                issuer=self.oidc_issuer,
+                client_id=self.oidc_client_id,
+                secret_file=self.oidc_client_secret_file,
+            )
+        return SignInSettings(
+            provider=provider,
+            bind=self.oidc_bind,
+            bind_account=self.oidc_bind_account,
+            key_sign_in=self.console_token_sign_in,
+        )
 
     @property
     def tls_of_metrics(self) -> TlsFiles | None:
@@ -412,6 +471,7 @@ def _assert_http_consistent(settings: Settings) -> None:
             _assert_may_listen(name, address, settings)
     _assert_metrics_tls_consistent(settings)
     _assert_console_consistent(settings)
+    _assert_sign_in_consistent(settings)
     if settings.http_max_connections_per_peer > settings.http_max_connections:
         raise ConfigError(
             "http_max_connections_per_peer: at most http_max_connections, "
@@ -438,6 +498,25 @@ def _assert_console_consistent(settings: Settings) -> None:
             f"console_listen: {address} is off loopback; give --console-url, the address that "
             "people type, such as https://keys.example.com"
         )
+
+
+def _assert_sign_in_consistent(settings: Settings) -> None:
+    if settings.oidc_issuer and settings.console_listen is None:
+        raise ConfigError("oidc_issuer: needs console_listen")
+    if settings.oidc_issuer and not settings.oidc_client_id:
+        raise ConfigError("oidc_issuer: needs oidc_client_id, what the provider calls the console")
+    for name in ("oidc_client_id", "oidc_client_secret_file", "oidc_bind_account"):
+        if getattr(settings, name) and not settings.oidc_issuer:
+            raise ConfigError(f"{name}: needs oidc_issuer")
+    if settings.oidc_bind != "invitation" and not settings.oidc_issuer:
+        raise ConfigError("oidc_bind: needs oidc_issuer")
+    if settings.oidc_bind_account and settings.oidc_bind != "verified-email":
+        raise ConfigError("oidc_bind_account: needs oidc_bind = verified-email")
+    if settings.oidc_bind_account and not is_id(settings.oidc_bind_account):
+        raise ConfigError("oidc_bind_account: the id of an account")
+    sign_in = settings.sign_in
+    if sign_in.key_sign_in == "off" and sign_in.provider is None:
+        raise ConfigError("console_token_sign_in: off leaves nobody a way in without oidc_issuer")
 
 
 def _assert_metrics_tls_consistent(settings: Settings) -> None:

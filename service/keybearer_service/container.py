@@ -19,12 +19,14 @@ from keybearer_service.telemetry.recorder import NullRecorder, Recorder
 from keybearer_service.usecases.accounts import AccountManager
 from keybearer_service.usecases.audit import AuditHistory, AuditLog, RefusalLog
 from keybearer_service.usecases.failures import Failures
+from keybearer_service.usecases.identities import IdentityManager
 from keybearer_service.usecases.issuing import KeyIssuer
 from keybearer_service.usecases.keys import KeyManager
 from keybearer_service.usecases.mutations import Mutations
 from keybearer_service.usecases.pagination import PageTokens
 from keybearer_service.usecases.quotas import NO_QUOTAS, Quotas
 from keybearer_service.usecases.sessions import SessionManager
+from keybearer_service.usecases.sign_ins import SignInKeys, SignInManager
 from keybearer_service.usecases.users import UserManager
 from keybearer_service.validation.sessions import SessionValidator
 from keybearer_service.validation.usage import UsageRecorder
@@ -62,6 +64,8 @@ class Container:
     users: UserManager
     accounts: AccountManager
     sessions: SessionManager
+    sign_ins: SignInManager
+    identities: IdentityManager
     session_validator: SessionValidator
     sign_in_refusals: RefusalLog
 
@@ -228,7 +232,11 @@ def build_container(
     issuer = KeyIssuer(keyring, entropy, installation.prefix)
     usage = UsageRecorder(store)
     page_tokens = PageTokens(keyring.derived_key(b"page tokens"))
-    session_key = keyring.derived_key(b"sessions")
+    sign_in_keys = SignInKeys(
+        sessions=keyring.derived_key(b"sessions"),
+        identities=keyring.derived_key(b"identities"),
+        invitations=keyring.derived_key(b"invitations"),
+    )
     prefixes = frozenset((installation.prefix, *installation.retired_prefixes))
     validator = Validator(store, keyring, usage, clock, entropy, prefixes)
     proofs = store if isinstance(store, ServerStore) else None
@@ -256,8 +264,12 @@ def build_container(
         keys=KeyManager(store, mutations, issuer, validator, page_tokens, quotas, clock),
         users=UserManager(store, mutations, issuer, page_tokens, quotas),
         accounts=AccountManager(store, mutations, issuer, page_tokens),
-        sessions=SessionManager(mutations, session_key, entropy),
-        session_validator=SessionValidator(store, session_key, clock),
+        sessions=SessionManager(mutations, sign_in_keys.sessions, entropy),
+        session_validator=SessionValidator(
+            store, sign_in_keys.sessions, sign_in_keys.identities, clock
+        ),
+        sign_ins=SignInManager(store, mutations, sign_in_keys, entropy),
+        identities=IdentityManager(store, mutations, sign_in_keys, clock, entropy),
         sign_in_refusals=RefusalLog(
             store, audit, clock, installation.operator_account_id, AuditAction.SIGN_IN_REFUSED
         ),

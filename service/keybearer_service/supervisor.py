@@ -49,6 +49,7 @@ RESTART_DELAY_S = 1.0
 END_TIMEOUT_S = 25.0
 """How long workers may take to end before they are killed; below the 30 s of Kubernetes."""
 
+_PACKAGES_OF_CONSOLE = ("jinja2", "joserfc", "httpx2")
 
 OnServing = Callable[[Address, str], None]
 """Is called with the address and with that of the console, which is empty without one."""
@@ -75,9 +76,11 @@ def serve(settings: Settings, on_serving: OnServing = _ignore) -> int:
     hazard = files.sharing_hazard()
     if settings.workers > 1 and directory.url is None and hazard is not None:
         raise ConfigError(f"workers: {hazard}, or serve with one worker")
-    if settings.console_listen is not None and importlib.util.find_spec("jinja2") is None:
+    if settings.console_listen is not None and any(
+        importlib.util.find_spec(one) is None for one in _PACKAGES_OF_CONSOLE
+    ):
         raise ConfigError(
-            "console_listen: the console needs one more package; run: "
+            "console_listen: the console needs more packages; run: "
             "pip install 'keybearer[server,console]'"
         )
     descriptors.raise_limit()
@@ -192,6 +195,7 @@ def _http(settings: Settings, *, shared: bool) -> HttpConfig:
         metrics=listener(settings.metrics_listen, settings.tls_of_metrics),
         console=listener(settings.console_listen, settings.tls),
         console_url=settings.console_url,
+        sign_in=settings.sign_in,
         gateway_bounds=replace(
             HTTP,
             connections=settings.http_max_connections,

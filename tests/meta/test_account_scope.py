@@ -91,10 +91,16 @@ def test_scopes_are_made_where_authority_is_decided() -> None:
             "usecases.access.question_reach_of",
             "usecases.access.reach_of",
             "usecases.access.scope_of_holder",
+            "usecases.access.scope_of_nobody",
+            "usecases.access.scope_of_sign_in",
         },
         # The mutations of commands on the data directory; and the start of a server, which looks
-        # for the account that its settings name.
-        "AccountScope.of_installation": {"app.gateway_routes_of", "usecases.mutations.Mutations"},
+        # for the accounts that its settings name.
+        "AccountScope.of_installation": {
+            "app._bind_account",
+            "app.gateway_routes_of",
+            "usecases.mutations.Mutations",
+        },
     }
 
 

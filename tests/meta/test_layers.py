@@ -53,6 +53,8 @@ ONLY_HERE = {
     "random": set(),
     "uuid": set(),
     "jinja2": {"console.pages"},
+    "httpx2": {"console.fetching"},
+    "joserfc": {"console.provider_tokens", "console.sealing"},
 }
 """Libraries that few modules may know: one driver, one clock, one source of secrets."""
 

@@ -87,6 +87,10 @@ class AuditAction(enum.IntEnum):
     SIGN_IN_REFUSED = 27
     SIGNED_OUT = 28
     PEPPER_ACTIVATED = 29
+    SESSION_ENDED = 30
+    IDENTITY_BOUND = 31
+    IDENTITY_REMOVED = 32
+    USER_INVITED = 33
 
 
 class AuditActorType(enum.IntEnum):
@@ -98,6 +102,7 @@ class AuditActorType(enum.IntEnum):
     LOCAL_COMMAND = 3
     ANONYMOUS = 4
     SESSION = 5
+    PROVIDER = 6
 
 
 class AuditTargetType(enum.IntEnum):

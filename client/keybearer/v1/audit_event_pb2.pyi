@@ -111,13 +111,23 @@ class _AuditActionEnumTypeWrapper(_EnumTypeWrapper[_AuditAction.ValueType], type
     counts).
     """
     AUDIT_ACTION_SIGNED_IN: _AuditAction.ValueType  # 26
-    """Somebody signed in at the console with the token of a key; the session is the target."""
+    """Somebody signed in at the console, at a provider or with the token of a key (`changes` says
+    which); the session is the target.
+    """
     AUDIT_ACTION_SIGN_IN_REFUSED: _AuditAction.ValueType  # 27
     """A sign-in was refused, or several were (`changes` carries the count)."""
     AUDIT_ACTION_SIGNED_OUT: _AuditAction.ValueType  # 28
     """Somebody signed out; the session is the target."""
     AUDIT_ACTION_PEPPER_ACTIVATED: _AuditAction.ValueType  # 29
     """A pepper that every node has by now was made the one of new secrets."""
+    AUDIT_ACTION_SESSION_ENDED: _AuditAction.ValueType  # 30
+    """A session was ended by somebody else than who was signed in; the session is the target."""
+    AUDIT_ACTION_IDENTITY_BOUND: _AuditAction.ValueType  # 31
+    """A sign-in at a provider was bound to a user, who is the target."""
+    AUDIT_ACTION_IDENTITY_REMOVED: _AuditAction.ValueType  # 32
+    """The sign-in of a user at a provider was taken away, or an invitation was."""
+    AUDIT_ACTION_USER_INVITED: _AuditAction.ValueType  # 33
+    """A user was invited to connect a sign-in at the provider."""
 
 class AuditAction(_AuditAction, metaclass=_AuditActionEnumTypeWrapper):
     """What happened."""
@@ -183,13 +193,23 @@ AUDIT_ACTION_INSTALLATION_MOVED: AuditAction.ValueType  # 25
 counts).
 """
 AUDIT_ACTION_SIGNED_IN: AuditAction.ValueType  # 26
-"""Somebody signed in at the console with the token of a key; the session is the target."""
+"""Somebody signed in at the console, at a provider or with the token of a key (`changes` says
+which); the session is the target.
+"""
 AUDIT_ACTION_SIGN_IN_REFUSED: AuditAction.ValueType  # 27
 """A sign-in was refused, or several were (`changes` carries the count)."""
 AUDIT_ACTION_SIGNED_OUT: AuditAction.ValueType  # 28
 """Somebody signed out; the session is the target."""
 AUDIT_ACTION_PEPPER_ACTIVATED: AuditAction.ValueType  # 29
 """A pepper that every node has by now was made the one of new secrets."""
+AUDIT_ACTION_SESSION_ENDED: AuditAction.ValueType  # 30
+"""A session was ended by somebody else than who was signed in; the session is the target."""
+AUDIT_ACTION_IDENTITY_BOUND: AuditAction.ValueType  # 31
+"""A sign-in at a provider was bound to a user, who is the target."""
+AUDIT_ACTION_IDENTITY_REMOVED: AuditAction.ValueType  # 32
+"""The sign-in of a user at a provider was taken away, or an invitation was."""
+AUDIT_ACTION_USER_INVITED: AuditAction.ValueType  # 33
+"""A user was invited to connect a sign-in at the provider."""
 
 class _AuditActorType:
     ValueType = NewType("ValueType", int)
@@ -209,6 +229,8 @@ class _AuditActorTypeEnumTypeWrapper(_EnumTypeWrapper[_AuditActorType.ValueType]
     """Nobody known: the credential was not accepted."""
     AUDIT_ACTOR_TYPE_SESSION: _AuditActorType.ValueType  # 5
     """A person who is signed in at the console."""
+    AUDIT_ACTOR_TYPE_PROVIDER: _AuditActorType.ValueType  # 6
+    """The OpenID Connect provider at which people sign in."""
 
 class AuditActorType(_AuditActorType, metaclass=_AuditActorTypeEnumTypeWrapper):
     """What an actor is."""
@@ -225,6 +247,8 @@ AUDIT_ACTOR_TYPE_ANONYMOUS: AuditActorType.ValueType  # 4
 """Nobody known: the credential was not accepted."""
 AUDIT_ACTOR_TYPE_SESSION: AuditActorType.ValueType  # 5
 """A person who is signed in at the console."""
+AUDIT_ACTOR_TYPE_PROVIDER: AuditActorType.ValueType  # 6
+"""The OpenID Connect provider at which people sign in."""
 
 class _AuditTargetType:
     ValueType = NewType("ValueType", int)
@@ -279,9 +303,11 @@ class AuditActor(Message):
     type: AuditActorType.ValueType
     """What the actor is."""
     key_id: str
-    """The key used, if any; of a session, the one whose token was signed in with."""
+    """The key used, if any; of a session, the one whose token was signed in with, and empty for a
+    sign-in at a provider.
+    """
     user_id: str
-    """The owner of that key."""
+    """The owner of that key, or who signed in."""
     user_email: str
     """The owner's address at that moment, for display; `erased` once it is erased."""
     session_id: str

@@ -92,6 +92,10 @@ class _ErrorReasonEnumTypeWrapper(_EnumTypeWrapper[_ErrorReason.ValueType], type
     """RESOURCE_EXHAUSTED: the account has as many keys or users as the server's settings allow. Waiting
     does not help. Metadata: `quota` (the setting), `limit`.
     """
+    ERROR_REASON_SIGN_IN_AGAIN: _ErrorReason.ValueType  # 26
+    """PERMISSION_DENIED: handing out a secret or authority needs a sign-in of less than an hour ago.
+    For people who are signed in at the console; a key is never refused so.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason a caller may branch on. It travels in google.rpc.ErrorInfo with the domain
@@ -165,4 +169,8 @@ ERROR_REASON_STREAM_ENDED: ErrorReason.ValueType  # 24
 ERROR_REASON_QUOTA_EXCEEDED: ErrorReason.ValueType  # 25
 """RESOURCE_EXHAUSTED: the account has as many keys or users as the server's settings allow. Waiting
 does not help. Metadata: `quota` (the setting), `limit`.
+"""
+ERROR_REASON_SIGN_IN_AGAIN: ErrorReason.ValueType  # 26
+"""PERMISSION_DENIED: handing out a secret or authority needs a sign-in of less than an hour ago.
+For people who are signed in at the console; a key is never refused so.
 """

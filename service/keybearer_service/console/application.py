@@ -1,7 +1,7 @@
 """The console as an application: routes, and what stands before and behind every view."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -17,9 +17,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from keybearer.models import Presented
 from keybearer_service.console import links, problems
+from keybearer_service.console.fetching import Fetcher
 from keybearer_service.console.keys import KeyPages
 from keybearer_service.console.pages import IMMUTABLE, Asset, Pages
 from keybearer_service.console.problems import Problem, problem_of
+from keybearer_service.console.provider import Provider
+from keybearer_service.console.provider_sign_in import ProviderPages
+from keybearer_service.console.sealing import Seal
 from keybearer_service.console.security import HEADERS, STRICT_TRANSPORT, PublicOrigin
 from keybearer_service.console.signing_in import RULE, SignInPages, forget, set_shown
 from keybearer_service.console.visits import (
@@ -37,12 +41,15 @@ from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import CallAbandoned, Code, ServiceError
 from keybearer_service.domain.token_format import ID_LENGTH
 from keybearer_service.gateway.routes import IDENTIFIED
+from keybearer_service.net.sign_in import SignInSettings
 from keybearer_service.usecases.accounts import AccountManager
 from keybearer_service.usecases.audit import AuditHistory, RefusalLog
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.failures import Failures
+from keybearer_service.usecases.identities import IdentityManager
 from keybearer_service.usecases.keys import KeyManager
 from keybearer_service.usecases.sessions import SessionManager
+from keybearer_service.usecases.sign_ins import SignInManager
 from keybearer_service.usecases.users import UserManager
 from keybearer_service.validation.callers import Callers
 
@@ -66,6 +73,11 @@ class ConsoleParts:
     accounts: AccountManager
     audit_history: AuditHistory
     sessions: SessionManager
+    sign_ins: SignInManager
+    identities: IdentityManager
+    sign_in: SignInSettings
+    seal_key: bytes
+    """Of the installation, for what browsers keep."""
     key_callers: Callers
     session_callers: Callers
     refusals: RefusalLog
@@ -87,7 +99,9 @@ class Console:
         """
         self._parts = parts
         self._on_outcome_unknown = on_outcome_unknown
-        self._pages = Pages(parts.clock)
+        settings = parts.sign_in.provider
+        provider = None if settings is None else Provider(settings, Fetcher(), parts.clock)
+        self._pages = Pages(parts.clock, has_provider=provider is not None)
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="console")
         self._origin = PublicOrigin("http://127.0.0.1")
         self._keys = KeyPages(
@@ -100,9 +114,35 @@ class Console:
             parts.entropy,
         )
         self._signing_in = SignInPages(
-            self._pages, parts.sessions, parts.key_callers, parts.sign_in_refusals, parts.clock
+            self._pages,
+            parts.sessions,
+            parts.key_callers,
+            parts.sign_in_refusals,
+            parts.clock,
+            provider,
+            parts.sign_in.key_sign_in,
         )
+        self._at_provider = None if provider is None else self._provider_pages(provider)
         self._app = self._application()
+
+    def _provider_pages(self, provider: Provider) -> ProviderPages:
+        parts = self._parts
+        by_email = parts.sign_in.bind == "verified-email"
+        return ProviderPages(
+            self._pages,
+            provider,
+            Seal(parts.seal_key, parts.clock),
+            self._signing_in,
+            parts.sign_ins,
+            parts.sessions,
+            parts.identities,
+            parts.accounts,
+            parts.sign_in_refusals,
+            parts.clock,
+            parts.entropy,
+            email_account=parts.sign_in.bind_account if by_email else "",
+            origin=lambda: self._origin.url,
+        )
 
     def serve_at(self, url: str) -> None:
         """Note the origin at which browsers reach the console; others are refused."""
@@ -165,10 +205,28 @@ class Console:
             self._open(f"{one}/saved", keys.saved, is_post=True),
             self._get(f"{one}/revoke", keys.revoking),
             self._post(f"{one}/revoke", keys.revoke, keys.revoke_again),
+            *(() if self._at_provider is None else self._provider_routes(self._at_provider)),
         ]
         app = Starlette(routes=routes, exception_handlers={HTTPException: self._http_error})
         app.router.redirect_slashes = False
         return app
+
+    def _provider_routes(self, pages: ProviderPages) -> Iterator[Route]:
+        yield self._open(links.START, pages.start)
+        yield self._open(links.CALLBACK, pages.callback)
+        yield self._get(links.SIGNED_IN, pages.signed_in)
+        yield self._open(links.CONFIRM, pages.confirming)
+        yield self._open(links.CONFIRM, pages.confirm, is_post=True)
+        yield self._open(links.INVITATION, pages.invitation)
+        yield self._open(links.INVITATION, pages.invited, is_post=True)
+        yield self._open(links.LOGOUT_AT_PROVIDER, pages.sign_out_at_provider)
+        yield self._route(
+            links.BACKCHANNEL_LOGOUT, pages.backchannel_logout, is_post=True, from_elsewhere=True
+        )
+        one = f"{links.USERS}/{{user_id}}/sign-in"
+        yield self._get(one, pages.of_user)
+        yield self._post(f"{one}/invite", pages.invite, pages.of_user_again)
+        yield self._post(f"{one}/remove", pages.remove, pages.of_user_again)
 
     async def _to_keys(self, _request: Request) -> Response:
         return RedirectResponse(links.KEYS, 303)
@@ -222,12 +280,14 @@ class Console:
 
     # --- one request ------------------------------------------------------------------------------
 
-    def _route(self, path: str, view: View, *, is_post: bool = False) -> Route:
+    def _route(
+        self, path: str, view: View, *, is_post: bool = False, from_elsewhere: bool = False
+    ) -> Route:
         method = "POST" if is_post else "GET"
 
         async def endpoint(request: Request) -> Response:
             form: Mapping[str, str] = {}
-            if is_post and not self._origin.sent(request.headers):
+            if is_post and not from_elsewhere and not self._origin.sent(request.headers):
                 return self._problem(self._visit(request, path, {}), problems.CROSS_SITE)
             try:
                 if is_post:
@@ -306,6 +366,7 @@ class Console:
             is_post=request.method == "POST",
             path=f"{request.scope['path']}{query}",
             key_id=request.path_params.get("key_id", ""),
+            user_id=request.path_params.get("user_id", ""),
             query=dict(request.query_params),
             form=form,
             cookies=cookies_of(request),

@@ -9,6 +9,14 @@ ROOT: Final = "/console"
 KEYS: Final = f"{ROOT}/keys"
 NEW_KEY: Final = f"{KEYS}/new"
 SIGN_IN: Final = f"{ROOT}/sign-in"
+START: Final = f"{SIGN_IN}/start"
+CALLBACK: Final = f"{SIGN_IN}/callback"
+CONFIRM: Final = f"{SIGN_IN}/confirm"
+SIGNED_IN: Final = f"{ROOT}/signed-in"
+INVITATION: Final = f"{ROOT}/invitation"
+LOGOUT_AT_PROVIDER: Final = f"{ROOT}/sign-out/provider"
+BACKCHANNEL_LOGOUT: Final = f"{ROOT}/backchannel-logout"
+USERS: Final = f"{ROOT}/users"
 SIGN_OUT: Final = f"{ROOT}/sign-out"
 SIGNED_OUT: Final = f"{ROOT}/signed-out"
 THEME: Final = f"{ROOT}/theme"
@@ -89,15 +97,53 @@ def saved_link(key_id: str) -> str:
     return f"{KEYS}/{quote(key_id, safe='')}/saved"
 
 
-def sign_in_link(next_path: str = "", *, is_done: bool = False) -> str:
+def sign_in_link(next_path: str = "", *, is_done: bool = False, is_again: bool = False) -> str:
     """Return the page to sign in at, and where its form is sent.
 
     Args:
         next_path: Where to go afterwards.
         is_done: Whether the form was accepted, so that the cookie must have come back.
+        is_again: Whether somebody who is signed in is to prove who they are once more.
     """
-    pairs = {"next": next_path} if next_path else {}
-    return _with_query(SIGN_IN, {**pairs, **({"done": "1"} if is_done else {})})
+    pairs = {"next": next_path, "done": "1" if is_done else "", "again": "1" if is_again else ""}
+    return _with_query(SIGN_IN, {name: value for name, value in pairs.items() if value})
+
+
+def start_link(purpose: str = "", next_path: str = "") -> str:
+    """Return what leads to the provider.
+
+    Args:
+        purpose: Empty to sign in; `again`, `connect` or `invitation`.
+        next_path: Where to go afterwards.
+    """
+    pairs = {"for": purpose, "next": next_path}
+    return _with_query(START, {name: value for name, value in pairs.items() if value})
+
+
+def confirm_link() -> str:
+    """Return the question whether a sign-in is to be connected, and where its form is sent."""
+    return CONFIRM
+
+
+def invitation_link() -> str:
+    """Return the page of an invitation, and where its form is sent."""
+    return INVITATION
+
+
+def user_sign_in_link(user_id: str, change: str = "") -> str:
+    """Return how a user signs in, or where a form is sent that changes it.
+
+    Args:
+        user_id: The user.
+        change: Empty for the page; `invite` or `remove`.
+    """
+    page = f"{USERS}/{quote(user_id, safe='')}/sign-in"
+    return f"{page}/{change}" if change else page
+
+
+def provider_sign_out_link() -> str:
+    """Return what leads to the sign-out at the provider."""
+    return LOGOUT_AT_PROVIDER
 
 
 def sign_out_link() -> str:
@@ -135,6 +181,11 @@ TEMPLATE_FUNCTIONS: Final[Mapping[str, Any]] = {
         revoke_link,
         saved_link,
         sign_in_link,
+        start_link,
+        confirm_link,
+        invitation_link,
+        user_sign_in_link,
+        provider_sign_out_link,
         sign_out_link,
         theme_link,
     )

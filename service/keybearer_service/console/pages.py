@@ -38,7 +38,13 @@ class Asset:
 class Pages:
     """Renders pages. Everything is read and compiled when it is made."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, has_provider: bool = False) -> None:
+        """Read and compile everything.
+
+        Args:
+            clock: Says how long ago things were.
+            has_provider: Whether people sign in at a provider.
+        """
         self._clock = clock
         self._assets = {file.name: _asset(file) for file in sorted((_HERE / "static").iterdir())}
         self._environment = Environment(
@@ -50,7 +56,10 @@ class Pages:
             lstrip_blocks=True,
         )
         self._environment.globals.update(
-            **links.TEMPLATE_FUNCTIONS, asset=lambda name: self._assets[name].path, themes=THEMES
+            **links.TEMPLATE_FUNCTIONS,
+            asset=lambda name: self._assets[name].path,
+            themes=THEMES,
+            has_provider=has_provider,
         )
         self._environment.filters.update(
             full=times.full, machine=times.machine, clock_time=times.clock_time

@@ -10,6 +10,7 @@ from keybearer_service.domain.errors import (
     QuotaExceeded,
     RoleInsufficient,
     ServiceError,
+    SignInAgain,
     StoreFull,
 )
 
@@ -24,6 +25,8 @@ class Problem:
     can_read: bool = False
     """Whether the caller may read, and the store can be read."""
     asks_to_sign_in: bool = False
+    asks_to_sign_in_again: bool = False
+    """Whether the person is signed in, and has to prove again who they are."""
 
 
 SIGNED_OUT = Problem(
@@ -38,6 +41,14 @@ STALE_FORM = Problem(
     title="This form is from before you signed in.",
     text="Nothing was changed, and what you typed is still here. Look at it, then send it again.",
     can_read=True,
+)
+SIGN_IN_AGAIN = Problem(
+    status=403,
+    title="Your sign-in was more than an hour ago.",
+    text="This hands out a secret or authority, so sign in once more. Nothing was changed, and "
+    "what you typed is still here: send it again afterwards.",
+    can_read=True,
+    asks_to_sign_in_again=True,
 )
 CROSS_SITE = Problem(
     status=403,
@@ -87,6 +98,8 @@ def problem_of(error: ServiceError, reference: str) -> Problem:
         return Problem(status=507, title=title, text="Nothing was changed.", can_read=True)
     if isinstance(error, Internal):
         return Problem(status=status, title="Something went wrong on the server.", text=where)
+    if isinstance(error, SignInAgain):
+        return SIGN_IN_AGAIN
     if isinstance(error, QuotaExceeded | AuthorityExceeded):
         text = f"{error.message[:1].upper()}{error.message[1:]}."
         return Problem(status=status, title="This was not done.", text=text, can_read=True)

@@ -18,6 +18,12 @@ SESSION_COOKIE: Final = "__Host-keybearer"
 SHOWN_COOKIE: Final = "__Host-keybearer-shown"
 """There from an answer that shows a secret to the next one. A browser that keeps pages as they were
 throws those away that were left before a cookie like this changed."""
+ATTEMPT_COOKIE: Final = "__Host-keybearer-signin"
+"""Sealed: what a sign-in at the provider that is under way must come back with."""
+INVITATION_COOKIE: Final = "__Host-keybearer-invitation"
+"""Sealed: the invitation that is being accepted."""
+PERSON_COOKIE: Final = "__Host-keybearer-person"
+"""Sealed: whom the provider has named, until they say that this is to be connected."""
 THEME_COOKIE: Final = "__Host-keybearer-theme"
 THEMES: Final = ("system", "light", "dark")
 MAX_BODY: Final = 64 * 1024
@@ -67,6 +73,8 @@ class Visit:
     """With its query."""
     key_id: str
     """The key in the path; empty for none."""
+    user_id: str
+    """The user in the path; empty for none."""
     query: Mapping[str, str]
     form: Mapping[str, str]
     cookies: Mapping[str, str]

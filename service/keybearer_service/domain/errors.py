@@ -95,6 +95,16 @@ class AuthorityExceeded(ServiceError):
     reason = "AUTHORITY_EXCEEDED"
 
 
+class SignInAgain(ServiceError):
+    """The person behind the session has not proven who they are for too long."""
+
+    code = Code.PERMISSION_DENIED
+    reason = "SIGN_IN_AGAIN"
+
+    def __init__(self) -> None:
+        super().__init__("this needs a sign-in of less than an hour ago")
+
+
 class ResourceNotFound(ServiceError):
     """Nothing, or a thing of another account: alike."""
 

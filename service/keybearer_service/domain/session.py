@@ -17,8 +17,12 @@ SESSION_PREFIX: Final = "kbses1"
 """What the token of a session begins with; `init` refuses it as the prefix of keys."""
 IDLE_FOR: Final = 30 * MINUTE
 """How long a session lives on without a request."""
-LIVES_FOR: Final = HOUR
-"""How long a session lives in all."""
+TOKEN_LIVES_FOR: Final = HOUR
+"""How long a session lives in all that was opened with the token of a key."""
+PERSON_LIVES_FOR: Final = 8 * HOUR
+"""How long a session lives in all that was opened at a provider."""
+SIGN_IN_COUNTS_FOR: Final = 60 * MINUTE
+"""How long after a sign-in a session may hand out a secret or authority."""
 SEEN_EVERY: Final = MINUTE
 """How often it is recorded that a session is in use, at most."""
 MAX_USER_AGENT: Final = 200
@@ -29,15 +33,24 @@ _PREFIXES: Final = frozenset({SESSION_PREFIX})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """One person signed in at one browser, with the token of a key."""
+    """One person signed in at one browser, at a provider or with the token of a key."""
 
     id: str
     account_id: str
     user_id: str
-    key_id: str
-    """The key whose token was given. The session holds no more authority than that token does."""
-    secret_version: int
+    key_id: str = ""
+    """The key whose token was given; empty for a sign-in at a provider. The session holds no more
+    authority than that token does."""
+    secret_version: int = 0
     """Which secret of the key that was."""
+    issuer: str = ""
+    """The provider; empty for a sign-in with a token."""
+    subject: str = ""
+    """What the provider calls the person."""
+    provider_session: str = ""
+    """What the provider calls its own session; empty when it did not say."""
+    auth_time: Micros
+    """When the person last proved who they are."""
     create_time: Micros
     last_seen_time: Micros
     """Up to SEEN_EVERY before the last request."""
@@ -52,7 +65,7 @@ class Session:
         """Return whether the session was neither ended nor left alone for too long."""
         return (
             self.end_time is None
-            and now < self.create_time + LIVES_FOR
+            and now < self.create_time + (TOKEN_LIVES_FOR if self.key_id else PERSON_LIVES_FOR)
             and now < self.last_seen_time + IDLE_FOR
         )
 
@@ -71,8 +84,8 @@ def parse_session_token(text: str) -> Parsed | None:
 def session_digest(key: bytes, epoch: str, session: Session, secret: str) -> bytes:
     """Reduce the secret of a session to what is stored: HMAC-SHA-256 over length-prefixed fields.
 
-    Whose session it is and when it began are in it, so that a row that was altered opens nothing.
-    So is the epoch: a backup that is restored brings no session back.
+    Whose session it is, how it was opened and when it began are in it, so that a row that was
+    altered opens nothing. So is the epoch: a backup that is restored brings no session back.
 
     Args:
         key: The key of the installation for sessions.
@@ -87,8 +100,11 @@ def session_digest(key: bytes, epoch: str, session: Session, secret: str) -> byt
         session.user_id,
         session.key_id,
         str(session.secret_version),
+        session.issuer,
+        session.subject,
+        str(session.auth_time),
         str(session.create_time),
         secret,
     )
     message = b"".join(len(text.encode()).to_bytes(2) + text.encode() for text in texts)
-    return hmac.digest(key, b"session v1" + message, "sha256")
+    return hmac.digest(key, b"session v2" + message, "sha256")

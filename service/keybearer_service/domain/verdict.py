@@ -149,6 +149,7 @@ class Caller:
     """Who calls: a proven identity, judged at one moment."""
 
     key_id: str
+    """Empty for a person who signed in at a provider."""
     account_id: str
     owner_id: str
     owner_email: str
@@ -160,3 +161,5 @@ class Caller:
     """The secret that was proven; of a session, the one that was signed in with."""
     session_id: str = ""
     """The session that calls; empty for a caller who proved a key."""
+    auth_time: Micros | None = None
+    """When the person behind the session last proved who they are; None without a session."""

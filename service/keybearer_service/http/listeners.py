@@ -1,7 +1,7 @@
 """The HTTP ports: which routes are served where."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 from starlette.routing import Route
@@ -11,6 +11,7 @@ from keybearer_service.http.routes import application, health_routes, metrics_ro
 from keybearer_service.http.uvicorn_server import HttpServer
 from keybearer_service.net.addresses import Listener
 from keybearer_service.net.bounds import CONSOLE, HTTP, METRICS, Bounds
+from keybearer_service.net.sign_in import SignInSettings
 
 log = structlog.get_logger(__name__)
 
@@ -27,6 +28,8 @@ class HttpConfig:
     """For administrators and their browsers."""
     console_url: str = ""
     """Scheme and host at which browsers reach the console; empty for this machine's own."""
+    sign_in: SignInSettings = field(default_factory=SignInSettings)
+    """How people sign in there."""
     gateway_bounds: Bounds = HTTP
     metrics_bounds: Bounds = METRICS
     accounts: str = ""

@@ -10,6 +10,7 @@ from keybearer_service.domain.audit_digests import Subject
 from keybearer_service.domain.audit_event import FieldChange
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
+from keybearer_service.domain.identity import INVITATION_PREFIX
 from keybearer_service.domain.model import Installation, SubjectKind
 from keybearer_service.domain.session import SESSION_PREFIX
 from keybearer_service.installation.data_directory import DataDir, DataDirError
@@ -23,6 +24,8 @@ from keybearer_service.usecases.accounts import CreatedAccount, NewAccount, crea
 from keybearer_service.usecases.audit import AuditLog
 from keybearer_service.usecases.issuing import KeyIssuer
 from keybearer_service.usecases.mutations import Mutation, Mutations
+
+_TAKEN_PREFIXES = {SESSION_PREFIX: "sessions", INVITATION_PREFIX: "invitations"}
 
 
 def initialise(
@@ -46,8 +49,8 @@ def initialise(
     """
     if not token_format.is_prefix(prefix):
         raise LocalError(f"prefix {prefix!r}: [a-z][a-z0-9], 2 to 16 characters")
-    if prefix == SESSION_PREFIX:
-        raise LocalError(f"prefix {prefix!r}: sessions have it; give another one")
+    if prefix in _TAKEN_PREFIXES:
+        raise LocalError(f"prefix {prefix!r}: {_TAKEN_PREFIXES[prefix]} have it; give another one")
     data_dir.create()
     if data_dir.peppers.exists():
         raise DataDirError(

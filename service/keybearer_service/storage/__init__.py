@@ -36,6 +36,7 @@ from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_digests import AuditBase, BaseRow, CoveredRow, Head, Subject
 from keybearer_service.domain.audit_event import AuditRecord, PersonalText
 from keybearer_service.domain.clock import HOUR, MINUTE, Micros
+from keybearer_service.domain.identity import Identity, Invitation
 from keybearer_service.domain.model import (
     Account,
     ApiKey,
@@ -359,6 +360,56 @@ class Reader(Protocol):
         """Return a session, alive or not; must return None for an unknown id."""
         ...
 
+    def sessions_at(
+        self, issuer: str, *, subject: str = "", provider_session: str = ""
+    ) -> Sequence[Session]:
+        """Return the sessions of a provider's subject, or of its session, oldest first.
+
+        Must leave out those that were ended; must return none when both are empty.
+        """
+        ...
+
+    def person_record(self, user_id: str) -> TokenRecord | None:
+        """Return what a verdict about a user needs who acts without a key.
+
+        Must be the record of a key of that user with the role ADMIN that never ends, whose id is
+        empty; must be None for an unknown user.
+        """
+        ...
+
+    def identity(self, issuer: str, subject: str) -> Identity | None:
+        """Return who somebody at a provider is here; must return None when nobody was bound."""
+        ...
+
+    def identity_of(self, user_id: str) -> Identity | None:
+        """Return the identity that is bound to a user; must return None when none is."""
+        ...
+
+    def invitation(self, invitation_id: str) -> Invitation | None:
+        """Return an invitation, expired or not; must return None for an unknown id."""
+        ...
+
+    def invitation_of(self, user_id: str) -> Invitation | None:
+        """Return the invitation of a user, expired or not; must return None without one."""
+        ...
+
+    def has_admin_key(
+        self, account_id: str, now: Micros, *, but: str = "", but_of: str = ""
+    ) -> bool:
+        """Return whether an account has a key that acts as ADMIN at `now`.
+
+        Must leave out the key `but`, the keys of the user `but_of`, those that are revoked, expired
+        or disabled, and those of users who are no ADMIN or are deleted.
+        """
+        ...
+
+    def has_admin_identity(self, account_id: str, *, but: str = "") -> bool:
+        """Return whether an ADMIN of an account who is not deleted has an identity.
+
+        Must leave out the user `but`.
+        """
+        ...
+
     def peppers(self) -> Sequence[Pepper]:
         """Return every pepper; must be newest first."""
         ...
@@ -619,6 +670,33 @@ class Writer(Reader, Protocol):
         """Write the end_time of a session that has none; must leave an earlier one as it is."""
         ...
 
+    def insert_identity(self, identity: Identity) -> None:
+        """Bind an identity to a user.
+
+        Raises:
+            StoreConflictError: The identity is bound already, or the user has one.
+        """
+        ...
+
+    def delete_identity(self, user_id: str) -> None:
+        """Delete the identity of a user, if there is one."""
+        ...
+
+    def put_invitation(self, invitation: Invitation) -> None:
+        """Insert an invitation; must replace the one that the user has."""
+        ...
+
+    def delete_invitation(self, user_id: str) -> None:
+        """Delete the invitation of a user, if there is one."""
+        ...
+
+    def use_once(self, kind: str, value: str, *, now: Micros, until: Micros) -> bool:
+        """Remember a value until a moment; return False when it is remembered already.
+
+        Must forget it afterwards, at a `prune`; the kinds do not know each other's values.
+        """
+        ...
+
     def insert_pepper(self, pepper: Pepper) -> None:
         """Insert a pepper."""
         ...
@@ -789,9 +867,10 @@ class Store(Protocol):
         """Delete what nobody may ask for any more, and return how many rows that were.
 
         Must delete at most `limit` request records older than REQUESTS_KEPT_FOR, at most `limit`
-        sessions older than SESSIONS_KEPT_FOR, and at most `limit` of the oldest changes, of those
-        that are both older than CHANGES_KEPT_FOR and not among the newest CHANGES_KEPT. Must return
-        0 when nothing is left to delete.
+        sessions older than SESSIONS_KEPT_FOR, at most `limit` invitations older than
+        INVITATION_LIVES_FOR, at most `limit` values of `use_once` whose moment has come, and at
+        most `limit` of the oldest changes, of those that are both older than CHANGES_KEPT_FOR and
+        not among the newest CHANGES_KEPT. Must return 0 when nothing is left to delete.
         """
         ...
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from keybearer_service.domain.clock import Micros
+from keybearer_service.domain.identity import INVITATION_LIVES_FOR
 from keybearer_service.domain.model import Use
 from keybearer_service.storage import (
     CHANGES_KEPT,
@@ -55,7 +56,20 @@ def pruned(session: Session, now: Micros, limit: int) -> int:
         now - SESSIONS_KEPT_FOR,
         limit,
     )
-    return requests + sessions + _pruned_changes(session, now, limit)
+    invitations = session.run(
+        "DELETE FROM invitations WHERE id IN"
+        " (SELECT id FROM invitations WHERE create_time < ? ORDER BY create_time LIMIT ?)",
+        now - INVITATION_LIVES_FOR,
+        limit,
+    )
+    used = session.run(
+        "DELETE FROM used_values WHERE (kind, value) IN"
+        " (SELECT kind, value FROM used_values WHERE until <= ? ORDER BY until LIMIT ?)",
+        now,
+        limit,
+    )
+    sign_ins = sessions + invitations + used
+    return requests + sign_ins + _pruned_changes(session, now, limit)
 
 
 def _pruned_changes(session: Session, now: Micros, limit: int) -> int:

@@ -330,6 +330,53 @@ def m008_nodes(db: Database) -> None:
     db.execute("ALTER TABLE peppers ADD COLUMN is_announced INTEGER NOT NULL DEFAULT 0")
 
 
+_SIGN_IN = """
+ALTER TABLE sessions ADD COLUMN issuer TEXT NOT NULL DEFAULT '';
+ALTER TABLE sessions ADD COLUMN subject TEXT NOT NULL DEFAULT '';
+ALTER TABLE sessions ADD COLUMN provider_session TEXT NOT NULL DEFAULT '';
+ALTER TABLE sessions ADD COLUMN auth_time INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX sessions_by_subject ON sessions (issuer, subject) WHERE issuer <> '';
+CREATE INDEX sessions_by_provider_session ON sessions (issuer, provider_session)
+  WHERE issuer <> '';
+
+CREATE TABLE identities (
+  issuer TEXT NOT NULL,
+  subject TEXT NOT NULL,
+  account_id TEXT NOT NULL REFERENCES accounts (id),
+  user_id TEXT NOT NULL UNIQUE REFERENCES users (id),
+  bind_time INTEGER NOT NULL,
+  mac BLOB NOT NULL,
+  PRIMARY KEY (issuer, subject)
+) STRICT;
+
+CREATE TABLE invitations (
+  id TEXT PRIMARY KEY,
+  account_id TEXT NOT NULL REFERENCES accounts (id),
+  user_id TEXT NOT NULL UNIQUE REFERENCES users (id),
+  created_by TEXT NOT NULL REFERENCES users (id),
+  create_time INTEGER NOT NULL,
+  digest BLOB NOT NULL
+) STRICT;
+CREATE INDEX invitations_by_create_time ON invitations (create_time);
+
+CREATE TABLE used_values (
+  kind TEXT NOT NULL,
+  value TEXT NOT NULL,
+  until INTEGER NOT NULL,
+  PRIMARY KEY (kind, value)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX used_values_by_until ON used_values (until);
+
+CREATE INDEX api_keys_of_admins ON api_keys (account_id) WHERE revoke_time IS NULL AND role = 3;
+"""
+
+
+@migrations()
+def m009_sign_in(db: Database) -> None:
+    """Who people are at a provider, invitations, and what is taken once."""
+    _run(db, _SIGN_IN)
+
+
 def apply(connection: Connection) -> None:
     """Bring the schema up to date, once, even if several processes start at the same time.
 

@@ -295,6 +295,46 @@ CREATE TABLE nodes (
 ) WITH (fillfactor = 50);
 """
 
+_SIGN_IN: Final = """
+ALTER TABLE sessions ADD COLUMN issuer text COLLATE "C" NOT NULL DEFAULT '';
+ALTER TABLE sessions ADD COLUMN subject text COLLATE "C" NOT NULL DEFAULT '';
+ALTER TABLE sessions ADD COLUMN provider_session text COLLATE "C" NOT NULL DEFAULT '';
+ALTER TABLE sessions ADD COLUMN auth_time bigint NOT NULL DEFAULT 0;
+CREATE INDEX sessions_by_subject ON sessions (issuer, subject) WHERE issuer <> '';
+CREATE INDEX sessions_by_provider_session ON sessions (issuer, provider_session)
+  WHERE issuer <> '';
+
+CREATE TABLE identities (
+  issuer text COLLATE "C" NOT NULL,
+  subject text COLLATE "C" NOT NULL,
+  account_id text COLLATE "C" NOT NULL REFERENCES accounts (id),
+  user_id text COLLATE "C" NOT NULL UNIQUE REFERENCES users (id),
+  bind_time bigint NOT NULL,
+  mac bytea NOT NULL,
+  PRIMARY KEY (issuer, subject)
+);
+
+CREATE TABLE invitations (
+  id text COLLATE "C" PRIMARY KEY,
+  account_id text COLLATE "C" NOT NULL REFERENCES accounts (id),
+  user_id text COLLATE "C" NOT NULL UNIQUE REFERENCES users (id),
+  created_by text COLLATE "C" NOT NULL REFERENCES users (id),
+  create_time bigint NOT NULL,
+  digest bytea NOT NULL
+);
+CREATE INDEX invitations_by_create_time ON invitations (create_time);
+
+CREATE TABLE used_values (
+  kind text COLLATE "C" NOT NULL,
+  value text COLLATE "C" NOT NULL,
+  until bigint NOT NULL,
+  PRIMARY KEY (kind, value)
+);
+CREATE INDEX used_values_by_until ON used_values (until);
+
+CREATE INDEX api_keys_of_admins ON api_keys (account_id) WHERE revoke_time IS NULL AND role = 3;
+"""
+
 STEPS: Final[Sequence[Step]] = (
     Step("m001_initial", _INITIAL),
     Step("m002_integrity", _INTEGRITY),
@@ -304,6 +344,7 @@ STEPS: Final[Sequence[Step]] = (
     Step("m006_pruning", _PRUNING),
     Step("m007_sessions", _SESSIONS),
     Step("m008_nodes", _NODES),
+    Step("m009_sign_in", _SIGN_IN),
 )
 
 TRIGGERS: Final = frozenset({"api_keys_counted", "api_keys_recounted"})

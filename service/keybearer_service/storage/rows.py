@@ -10,6 +10,8 @@ from keybearer._wire.enums import RevocationReason, UserType
 from keybearer.access import Role
 from keybearer_service.domain.audit_digests import AuditBase, BaseRow, CoveredRow, Head
 from keybearer_service.domain.audit_event import AuditRecord, PersonalText
+from keybearer_service.domain.clock import Micros
+from keybearer_service.domain.identity import Identity, Invitation
 from keybearer_service.domain.model import (
     Account,
     ApiKey,
@@ -22,6 +24,7 @@ from keybearer_service.domain.model import (
     User,
 )
 from keybearer_service.domain.session import Session
+from keybearer_service.domain.verdict import TokenRecord
 from keybearer_service.storage import StoreDamagedError
 
 Row = Sequence[Any]
@@ -72,6 +75,8 @@ TOKEN_RECORD = (
 TOKEN_RECORD_SOURCE = (
     "api_keys k JOIN users u ON u.id = k.owner_id JOIN accounts a ON a.id = k.account_id"
 )
+PERSON = "u.account_id, u.id, u.role, u.email, u.type, u.delete_time, a.disable_time, a.is_operator"
+"""In the order in which `person_record` reads them."""
 OLD_SECRET = ("old_digest", "old_pepper_id", "old_secret_version", "overlap_end_time")
 """What is erased once an old secret is dead."""
 PEPPER = "id, check_value, create_time, retire_time, is_announced"
@@ -89,6 +94,12 @@ PERSONAL_TEXT = ", ".join(PersonalText._fields)
 _SESSION_FIELDS = tuple(one.name for one in fields(Session))
 SESSION = ", ".join(_SESSION_FIELDS)
 """In the order of the fields of Session."""
+_IDENTITY_FIELDS = tuple(one.name for one in fields(Identity))
+IDENTITY = ", ".join(_IDENTITY_FIELDS)
+"""In the order of the fields of Identity."""
+_INVITATION_FIELDS = tuple(one.name for one in fields(Invitation))
+INVITATION = ", ".join(_INVITATION_FIELDS)
+"""In the order of the fields of Invitation."""
 COVERED: Mapping[str, tuple[str, ...]] = {
     "installation": (
         "epoch",
@@ -410,3 +421,57 @@ def session_from_row(row: Row) -> Session:
 def row_from_session(session: Session) -> Columns:
     """Return a session's row."""
     return {name: getattr(session, name) for name in _SESSION_FIELDS}
+
+
+@_of_what_was_written
+def identity_from_row(row: Row) -> Identity:
+    """Read the columns IDENTITY."""
+    return Identity(**dict(zip(_IDENTITY_FIELDS, row, strict=True)))
+
+
+def row_from_identity(identity: Identity) -> Columns:
+    """Return an identity's row."""
+    return {name: getattr(identity, name) for name in _IDENTITY_FIELDS}
+
+
+@_of_what_was_written
+def invitation_from_row(row: Row) -> Invitation:
+    """Read the columns INVITATION."""
+    return Invitation(**dict(zip(_INVITATION_FIELDS, row, strict=True)))
+
+
+def row_from_invitation(invitation: Invitation) -> Columns:
+    """Return an invitation's row."""
+    return {name: getattr(invitation, name) for name in _INVITATION_FIELDS}
+
+
+def person_record(row: Row) -> TokenRecord:
+    """Return the record of a user who acts without a key, from the columns PERSON."""
+    account_id, owner_id, role, email, kind, delete_time, disable_time, is_operator = row
+    return TokenRecord(
+        key_id="",
+        account_id=account_id,
+        owner_id=owner_id,
+        key_name="",
+        role=Role.ADMIN.value,
+        scopes="",
+        labels="",
+        expire_time=None,
+        disable_time=None,
+        revoke_time=None,
+        secret_version=0,
+        secret_used=1,
+        secret_create_time=Micros(0),
+        digest=b"",
+        pepper_id="",
+        old_digest=None,
+        old_pepper_id=None,
+        old_secret_version=None,
+        overlap_end_time=None,
+        owner_role=role,
+        owner_email=email,
+        owner_type=kind,
+        owner_delete_time=delete_time,
+        account_disable_time=disable_time,
+        account_is_operator=is_operator,
+    )

@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Final, Protocol, TypeVar
 
 from keybearer._wire.enums import AuditAction, AuditTargetType, RevocationReason
+from keybearer.access import Role
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_digests import AuditBase, BaseRow, CoveredRow, Head, Subject
 from keybearer_service.domain.audit_event import ERASED, AuditRecord, PersonalText
 from keybearer_service.domain.clock import Micros
+from keybearer_service.domain.identity import Identity, Invitation
 from keybearer_service.domain.model import (
     Account,
     ApiKey,
@@ -144,6 +146,7 @@ def record_and_revision(row: rows.Row | None) -> tuple[TokenRecord | None, int]:
     return token_record(row[1:]), row[0]
 
 
+_ADMIN: Final = Role.ADMIN.value
 _OWNER_ROLE: Final = TokenRecord._fields.index("owner_role")
 _ACCOUNT_IS_OPERATOR: Final = TokenRecord._fields.index("account_is_operator")
 
@@ -267,6 +270,76 @@ class _SqlReader:
     def session(self, session_id: str) -> SignedIn | None:
         row = self._one(f"SELECT {rows.SESSION} FROM sessions WHERE id = ?", session_id)
         return None if row is None else rows.session_from_row(row)
+
+    def sessions_at(
+        self, issuer: str, *, subject: str = "", provider_session: str = ""
+    ) -> Sequence[SignedIn]:
+        where = Where("end_time IS NULL AND issuer = ?", issuer)
+        if subject:
+            where.add("subject = ?", subject)
+        if provider_session:
+            where.add("provider_session = ?", provider_session)
+        if not issuer or not (subject or provider_session):
+            return ()
+        found = self._all(
+            f"SELECT {rows.SESSION} FROM sessions{where} ORDER BY create_time, id", *where.values
+        )
+        return [rows.session_from_row(row) for row in found]
+
+    def person_record(self, user_id: str) -> TokenRecord | None:
+        row = self._one(
+            f"SELECT {rows.PERSON} FROM users u JOIN accounts a ON a.id = u.account_id"
+            " WHERE u.id = ?",
+            user_id,
+        )
+        return None if row is None else rows.person_record(row)
+
+    def identity(self, issuer: str, subject: str) -> Identity | None:
+        row = self._one(
+            f"SELECT {rows.IDENTITY} FROM identities WHERE issuer = ? AND subject = ?",
+            issuer,
+            subject,
+        )
+        return None if row is None else rows.identity_from_row(row)
+
+    def identity_of(self, user_id: str) -> Identity | None:
+        row = self._one(f"SELECT {rows.IDENTITY} FROM identities WHERE user_id = ?", user_id)
+        return None if row is None else rows.identity_from_row(row)
+
+    def invitation(self, invitation_id: str) -> Invitation | None:
+        row = self._one(f"SELECT {rows.INVITATION} FROM invitations WHERE id = ?", invitation_id)
+        return None if row is None else rows.invitation_from_row(row)
+
+    def invitation_of(self, user_id: str) -> Invitation | None:
+        row = self._one(f"SELECT {rows.INVITATION} FROM invitations WHERE user_id = ?", user_id)
+        return None if row is None else rows.invitation_from_row(row)
+
+    def has_admin_key(
+        self, account_id: str, now: Micros, *, but: str = "", but_of: str = ""
+    ) -> bool:
+        row = self._one(
+            "SELECT 1 FROM api_keys k JOIN users u ON u.id = k.owner_id"
+            # The number stands in the statement, as in the index that it is to use.
+            f" WHERE k.account_id = ? AND k.revoke_time IS NULL AND k.role = {_ADMIN}"
+            " AND k.disable_time IS NULL AND (k.expire_time IS NULL OR k.expire_time > ?)"
+            " AND k.id <> ? AND k.owner_id <> ?"
+            f" AND u.role = {_ADMIN} AND u.delete_time IS NULL LIMIT 1",
+            account_id,
+            now,
+            but,
+            but_of,
+        )
+        return row is not None
+
+    def has_admin_identity(self, account_id: str, *, but: str = "") -> bool:
+        row = self._one(
+            "SELECT 1 FROM users u JOIN identities i ON i.user_id = u.id"
+            f" WHERE u.account_id = ? AND u.role = {_ADMIN} AND u.delete_time IS NULL"
+            " AND u.id <> ? LIMIT 1",
+            account_id,
+            but,
+        )
+        return row is not None
 
     def peppers(self) -> Sequence[Pepper]:
         found = self._all(
@@ -588,6 +661,27 @@ class _SqlWriter(_SqlReader):
         self._session.run(
             "UPDATE sessions SET end_time = ? WHERE id = ? AND end_time IS NULL", now, session_id
         )
+
+    def insert_identity(self, identity: Identity) -> None:
+        self._session.insert("identities", rows.row_from_identity(identity))
+
+    def delete_identity(self, user_id: str) -> None:
+        self._session.run("DELETE FROM identities WHERE user_id = ?", user_id)
+
+    def put_invitation(self, invitation: Invitation) -> None:
+        self.delete_invitation(invitation.user_id)
+        self._session.insert("invitations", rows.row_from_invitation(invitation))
+
+    def delete_invitation(self, user_id: str) -> None:
+        self._session.run("DELETE FROM invitations WHERE user_id = ?", user_id)
+
+    def use_once(self, kind: str, value: str, *, now: Micros, until: Micros) -> bool:
+        used = self._one("SELECT until FROM used_values WHERE kind = ? AND value = ?", kind, value)
+        if used is not None and used[0] > now:
+            return False
+        row = {"kind": kind, "value": value, "until": until}
+        self._session.replace("used_values", row, key=("kind", "value"))
+        return True
 
     def insert_pepper(self, pepper: Pepper) -> None:
         self._session.insert("peppers", rows.row_from_pepper(pepper))

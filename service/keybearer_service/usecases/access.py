@@ -120,6 +120,20 @@ def scope_of_holder(match: Match) -> AccountScope:
     return AccountScope(match.record.account_id)
 
 
+def scope_of_nobody() -> AccountScope:
+    """Return a scope that covers no account: for whoever acts by no user's authority."""
+    return AccountScope("")
+
+
+def scope_of_sign_in(account_id: str) -> AccountScope:
+    """Return the scope of somebody who signs in: the account that an invitation or a setting names.
+
+    Args:
+        account_id: That account.
+    """
+    return AccountScope(account_id)
+
+
 def assert_account_exists(reader: Reader, scope: AccountScope) -> None:
     """Raise unless the account that an operator named exists.
 

@@ -99,10 +99,12 @@ class AccountManager:
         """Create an account, or reissue the token of the key that an earlier attempt created.
 
         Raises:
+            SignInAgain: The caller has to prove again who they are.
             RequestIdReused, ReplayImpossible: See `idempotency.find`.
         """
         caller = call.identity
         with self._mutations.begin(call) as mutation:
+            mutation.assert_signed_in_lately()
             replay = idempotency.find(mutation, caller.owner_id, request)
             if replay is not None:
                 return self._reissue(mutation, call, replay, request)
@@ -195,6 +197,7 @@ class AccountManager:
 
         Raises:
             ResourceNotFound: There is no such account.
+            SignInAgain: The caller has to prove again who they are.
         """
         return self._switch(call, account_id, disabled=False)
 
@@ -205,6 +208,8 @@ class AccountManager:
                 raise OperatorAccountProtected(account_id)
             if disabled == (account.disable_time is not None):
                 return account
+            if not disabled:
+                mutation.assert_signed_in_lately()
             switched = replace(
                 account,
                 disable_time=mutation.now if disabled else None,

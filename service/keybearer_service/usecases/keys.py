@@ -143,12 +143,14 @@ class KeyManager:
             ResourceNotFound: There is no such account, or the owner is no live user of it.
             AuthorityExceeded: The role is above the caller's.
             QuotaExceeded: The account has as many keys as it may have.
+            SignInAgain: The caller has to prove again who they are.
             RequestIdReused, ReplayImpossible: See `idempotency.find`.
         """
         caller = call.identity
         if not new.owner_id and not scope.covers(caller.account_id):
             raise FieldInvalid("owner_id", "required for a key in another account than one's own")
         with self._mutations.begin(call) as mutation:
+            mutation.assert_signed_in_lately()
             replay = idempotency.find(mutation, caller.owner_id, request)
             if replay is not None:
                 return self._reissue(mutation, call, replay, request)
@@ -181,9 +183,11 @@ class KeyManager:
             ResourceNotFound: There is no such key.
             KeyRevoked, KeyExpired: The key can no longer be used.
             AuthorityExceeded: The role of the key is above the caller's.
+            SignInAgain: The caller has to prove again who they are.
             RequestIdReused, ReplayImpossible: See `idempotency.find`.
         """
         with self._mutations.begin(call) as mutation:
+            mutation.assert_signed_in_lately()
             replay = idempotency.find(mutation, call.identity.owner_id, request)
             if replay is not None:
                 return self._reissue(mutation, call, replay, request)
@@ -253,6 +257,8 @@ class KeyManager:
             KeyRevoked: The key is revoked.
             KeyExpired: The expiry of an expired key is among the fields.
             AuthorityExceeded: The role that the key would have is above the caller's.
+            SignInAgain: The key would be allowed more, and the caller has to prove again who they
+                are.
             FieldInvalid: A value does not fit the key.
         """
         with self._mutations.begin(call) as mutation:
@@ -266,6 +272,8 @@ class KeyManager:
                 raise KeyExpired(key_id)
             updated = _updated(key, update, mutation.now)
             mutation.assert_may_grant(updated.role)
+            if updated.role > key.role or set(updated.scopes) - set(key.scopes):
+                mutation.assert_signed_in_lately()
             return self._write(mutation, AuditAction.API_KEY_UPDATED, key, updated)
 
     def disable(self, call: CallContext, key_id: str) -> ApiKey:
@@ -290,6 +298,7 @@ class KeyManager:
         Raises:
             ResourceNotFound: There is no such key.
             KeyRevoked: The key is revoked.
+            SignInAgain: The caller has to prove again who they are.
         """
         return self._switch(
             call,
@@ -309,6 +318,8 @@ class KeyManager:
             key = _reachable_key(mutation.tx, mutation.scope, key_id)
             if key.revoke_time is not None:
                 raise KeyRevoked(key_id)
+            if action is AuditAction.API_KEY_ENABLED:
+                mutation.assert_signed_in_lately()
             return self._write(mutation, action, key, switched(key, mutation.now))
 
     def revoke(self, call: CallContext, key_id: str, reason: RevocationReason, note: str) -> ApiKey:

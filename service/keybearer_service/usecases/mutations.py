@@ -4,7 +4,7 @@ A change begins only while its caller waits for it. It judges the caller once mo
 transaction and reads the time there, so that the order of times is the order of commits.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from keybearer._wire.enums import AuditAction, AuditActorType, AuditTargetType
@@ -13,11 +13,12 @@ from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_digests import CoveredRow, Subject
 from keybearer_service.domain.audit_event import Actor, FieldChange
 from keybearer_service.domain.clock import Clock, Micros
-from keybearer_service.domain.errors import AuthorityExceeded, CallAbandoned
+from keybearer_service.domain.errors import AuthorityExceeded, CallAbandoned, SignInAgain
 from keybearer_service.domain.model import SubjectKind
-from keybearer_service.domain.verdict import Match
-from keybearer_service.storage import Store, Writer
-from keybearer_service.usecases.access import reach_of, scope_of_holder
+from keybearer_service.domain.session import SIGN_IN_COUNTS_FOR
+from keybearer_service.domain.verdict import Caller, Match
+from keybearer_service.storage import Reader, Store, Writer
+from keybearer_service.usecases.access import reach_of, scope_of_holder, scope_of_nobody
 from keybearer_service.usecases.audit import AuditEntry, AuditLog
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.validation.sessions import judge_again
@@ -94,6 +95,19 @@ class Mutation:
         if self._entries:
             self._audit.write(self.tx, self._entries, revisions=self._revisions)
 
+    def assert_signed_in_lately(self) -> None:
+        """Raise unless the caller may hand out a secret or authority now.
+
+        A person must have signed in within SIGN_IN_COUNTS_FOR; a key always may.
+
+        Raises:
+            SignInAgain: The person must sign in again first.
+        """
+        caller = None if self._call is None else self._call.caller
+        auth_time = None if caller is None else caller.auth_time
+        if auth_time is not None and self.now >= auth_time + SIGN_IN_COUNTS_FOR:
+            raise SignInAgain
+
     def assert_may_grant(self, role: Role) -> None:
         """Raise unless the caller holds at least this role at this moment.
 
@@ -131,6 +145,55 @@ class Mutations:
             role = judge_again(tx, call.identity, call.rule, now, call).record.effective_role
             mutation = Mutation(
                 tx, self._audit, call.actor, now, role=role, scope=reach_of(call), call=call
+            )
+            yield mutation
+            mutation.finish()
+
+    @contextmanager
+    def begin_sign_in(
+        self, call: CallContext, identify: Callable[[Reader, Micros], Caller]
+    ) -> Iterator[Mutation]:
+        """Open a change for a person whom a provider has named.
+
+        Args:
+            call: The sign-in; its caller is set.
+            identify: Returns who that is here, judged by what the transaction reads.
+
+        Raises:
+            CallAbandoned: The caller no longer waits.
+            Exception: What `identify` raises.
+        """
+        with self._store.write() as tx:
+            if not call.is_alive:
+                raise CallAbandoned
+            now = self._clock.now()
+            caller = call.caller = identify(tx, now)
+            mutation = Mutation(
+                tx,
+                self._audit,
+                call.actor,
+                now,
+                role=caller.role,
+                scope=reach_of(call),
+                call=call,
+            )
+            yield mutation
+            mutation.finish()
+
+    @contextmanager
+    def begin_for_provider(self, call: CallContext) -> Iterator[Mutation]:
+        """Open a change that a provider has asked for. It may grant nothing."""
+        with self._store.write() as tx:
+            if not call.is_alive:
+                raise CallAbandoned
+            mutation = Mutation(
+                tx,
+                self._audit,
+                Actor(type=AuditActorType.PROVIDER),
+                self._clock.now(),
+                role=Role.UNSPECIFIED,
+                scope=scope_of_nobody(),
+                call=call,
             )
             yield mutation
             mutation.finish()

@@ -1,8 +1,10 @@
 """The use cases of sessions: sign in with the token of a key, and sign out."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from keybearer._wire.enums import AuditAction, AuditTargetType
+from keybearer_service.domain.audit_event import FieldChange
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.session import (
     MAX_USER_AGENT,
@@ -11,7 +13,7 @@ from keybearer_service.domain.session import (
     session_digest,
 )
 from keybearer_service.usecases.call_context import CallContext
-from keybearer_service.usecases.mutations import Mutations
+from keybearer_service.usecases.mutations import Mutation, Mutations
 
 
 class SessionManager:
@@ -29,12 +31,13 @@ class SessionManager:
         self._key = key
         self._entropy = entropy
 
-    def open(self, call: CallContext, user_agent: str) -> str:
+    def open(self, call: CallContext, user_agent: str, *, provider_failed: bool = False) -> str:
         """Open a session for a caller who proved a key; return the token of the session.
 
         Args:
             call: The sign-in; its rule says which role a session needs.
             user_agent: What the browser says of itself.
+            provider_failed: Whether a token was taken because the provider cannot be reached.
 
         Raises:
             ServiceError: The key is no longer accepted, or its role is too low by now.
@@ -48,21 +51,17 @@ class SessionManager:
                 user_id=caller.owner_id,
                 key_id=caller.key_id,
                 secret_version=caller.match.secret_version,
+                auth_time=mutation.now,
                 create_time=mutation.now,
                 last_seen_time=mutation.now,
                 peer=call.peer,
                 user_agent=user_agent[:MAX_USER_AGENT],
                 digest=b"",
             )
-            epoch = mutation.tx.installation().epoch
-            digest = session_digest(self._key, epoch, session, parts.secret)
-            mutation.tx.insert_session(replace(session, digest=digest))
-            mutation.record(
-                AuditAction.SIGNED_IN,
-                account_id=session.account_id,
-                target_type=AuditTargetType.SESSION,
-                target_id=session.id,
-            )
+            changes = [FieldChange("method", "", "TOKEN")]
+            if provider_failed:
+                changes.append(FieldChange("provider", "", "unreachable"))
+            insert_session(mutation, self._key, session, parts.secret, changes)
         return token
 
     def end(self, call: CallContext) -> None:
@@ -80,3 +79,27 @@ class SessionManager:
                 target_type=AuditTargetType.SESSION,
                 target_id=caller.session_id,
             )
+
+
+def insert_session(
+    mutation: Mutation, key: bytes, session: Session, secret: str, changes: Sequence[FieldChange]
+) -> None:
+    """Insert a new session with the digest of its secret, and have it audited.
+
+    Args:
+        mutation: The open change.
+        key: The key of the installation for the digests of sessions.
+        session: The session; its own digest is not read.
+        secret: The secret.
+        changes: How it was opened, for the audit log.
+    """
+    epoch = mutation.tx.installation().epoch
+    digest = session_digest(key, epoch, session, secret)
+    mutation.tx.insert_session(replace(session, digest=digest))
+    mutation.record(
+        AuditAction.SIGNED_IN,
+        account_id=session.account_id,
+        target_type=AuditTargetType.SESSION,
+        target_id=session.id,
+        changes=changes,
+    )

@@ -138,6 +138,7 @@ class UserManager:
             LastAdmin: The account would be left without an administrator.
             EtagMismatch: The user has changed since the etag was read.
             AuthorityExceeded: The role that the user would have is above the caller's.
+            SignInAgain: The role is raised, and the caller has to prove again who they are.
         """
         with self._mutations.begin(call) as mutation:
             user = _live_user(mutation.tx, mutation.scope, user_id)
@@ -153,6 +154,8 @@ class UserManager:
             if updated == user:
                 return user
             mutation.assert_may_grant(updated.role)
+            if updated.role > user.role:
+                mutation.assert_signed_in_lately()
             if updated.role is not Role.ADMIN:
                 _assert_not_last_admin(mutation.tx, mutation.scope, user)
             updated = replace(updated, update_time=mutation.now, row_version=user.row_version + 1)
@@ -172,6 +175,8 @@ class UserManager:
         self, call: CallContext, user_id: str, *, validate_only: bool, revoke_created: bool
     ) -> Deletion:
         """Delete a user and revoke every key that the user owns, in one transaction.
+
+        The identity of the user goes too, so that the person can be somebody else's user.
 
         Raises:
             ResourceNotFound: There is no such live user.
@@ -194,6 +199,8 @@ class UserManager:
                 row_version=user.row_version + 1,
             )
             mutation.tx.update_user(deleted)
+            mutation.tx.delete_identity(user.id)
+            mutation.tx.delete_invitation(user.id)
             revoked = self._revoke_keys_of(mutation, call, user, revoke_created=revoke_created)
             _record_deletion(mutation, user, revoked)
             return replace(planned, user=deleted)

@@ -332,12 +332,13 @@ class Validator:
         return caller_of(match)
 
 
-def caller_of(match: Match, session_id: str = "") -> Caller:
+def caller_of(match: Match, session_id: str = "", auth_time: Micros | None = None) -> Caller:
     """Return the identity behind a match that was judged VALID.
 
     Args:
         match: The secret that was proven.
         session_id: The session that calls, when it was proven to that one.
+        auth_time: When the person behind that session last proved who they are.
     """
     record = match.record
     return Caller(
@@ -349,6 +350,7 @@ def caller_of(match: Match, session_id: str = "") -> Caller:
         is_operator=bool(record.account_is_operator),
         match=match,
         session_id=session_id,
+        auth_time=auth_time,
     )
 
 

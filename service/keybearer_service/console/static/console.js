@@ -68,6 +68,15 @@ for (const form of document.querySelectorAll("form[data-once]")) {
   show();
 }
 
+// --- an invitation ----------------------------------------------------------------------------
+
+const invitation = document.querySelector("form[data-invitation]");
+if (invitation && location.hash.length > 1) {
+  invitation.querySelector("input").value = location.hash.slice(1);
+  history.replaceState(null, "", location.pathname);
+  invitation.requestSubmit();
+}
+
 // --- the secret -------------------------------------------------------------------------------
 
 const token = document.getElementById("token");
@@ -91,7 +100,7 @@ if (dialog?.dataset.shown && token) {
   copy.addEventListener("click", async () => {
     try {
       await navigator.clipboard.writeText(token.textContent);
-      saved("Copied. Paste it into your password manager or secret store now.");
+      saved("Copied. Paste it now where it belongs, such as your password manager or secret store.");
     } catch {
       getSelection().selectAllChildren(token);
       copied.classList.add("failed");
@@ -99,8 +108,8 @@ if (dialog?.dataset.shown && token) {
     }
   });
   const download = document.getElementById("download");
-  download.hidden = false;
-  download.addEventListener("click", () => {
+  if (download) download.hidden = false;
+  download?.addEventListener("click", () => {
     const file = new Blob([`${token.textContent}\n`], { type: "text/plain" });
     const link = document.createElement("a");
     link.href = URL.createObjectURL(file);
