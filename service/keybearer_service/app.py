@@ -282,6 +282,7 @@ def console_of(
         sign_ins=container.sign_ins,
         identities=container.identities,
         sign_in=replace(sign_in, bind_account=_bind_account(container, sign_in.bind_account)),
+        operator_account=container.installation.operator_account_id,
         seal_key=container.keyring.derived_key(b"console cookies"),
         key_callers=Callers(container.validator),
         session_callers=Callers(container.session_validator),

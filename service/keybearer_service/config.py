@@ -195,7 +195,8 @@ class Settings(BaseSettings):
     console_token_sign_in: KeySignIn = Field(
         default="auto",
         description="Whether the token of an ADMIN key opens the console: on, off, or auto, "
-        "without a provider and while the provider has not answered for a minute.",
+        "without a provider, until an operator is connected with a sign-in there, and while the "
+        "provider has not answered for a minute.",
     )
     http_open: bool = Field(
         default=False,

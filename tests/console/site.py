@@ -139,12 +139,21 @@ class Site:
         """Send a form of a page, filled in."""
         return self.post(form.action, {**form.fields, **changes})
 
-    def sign_in(self, token: str) -> Seen:
-        """Sign in; return the page that one lands on."""
-        seen = self.send(self.get("/console/sign-in").form("/console/sign-in"), token=token)
+    def follow(self, seen: Seen) -> Seen:
+        """Return the page that one lands on."""
         while seen.status == 303:
             seen = self.get(seen.location)
         return seen
+
+    def sign_in(self, token: str) -> Seen:
+        """Sign in; return the page that one lands on."""
+        form = self.get("/console/sign-in").form("/console/sign-in")
+        return self.follow(self.send(form, token=token))
+
+    def post_invite(self, user_id: str) -> Seen:
+        """Invite a user."""
+        page = f"/console/users/{user_id}/sign-in"
+        return self.send(self.get(page).form(f"{page}/invite"))
 
     def new_key_form(self) -> Form:
         """Return the form for a new key."""

@@ -76,6 +76,7 @@ class ConsoleParts:
     sign_ins: SignInManager
     identities: IdentityManager
     sign_in: SignInSettings
+    operator_account: str
     seal_key: bytes
     """Of the installation, for what browsers keep."""
     key_callers: Callers
@@ -110,8 +111,10 @@ class Console:
             parts.users,
             parts.accounts,
             parts.audit_history,
+            parts.identities,
             parts.clock,
             parts.entropy,
+            has_provider=provider is not None,
         )
         self._signing_in = SignInPages(
             self._pages,
@@ -121,6 +124,7 @@ class Console:
             parts.clock,
             provider,
             parts.sign_in.key_sign_in,
+            lambda: parts.identities.has_administrator(parts.operator_account),
         )
         self._at_provider = None if provider is None else self._provider_pages(provider)
         self._app = self._application()

@@ -7,6 +7,7 @@ from typing import Any, Final
 from starlette.responses import RedirectResponse
 
 from keybearer._wire.enums import ApiKeyState, UserType
+from keybearer.access import Role
 from keybearer_service.console import links
 from keybearer_service.console.forms import CreateForm, FormErrors, RevokeForm, errors_of
 from keybearer_service.console.key_texts import (
@@ -37,6 +38,7 @@ from keybearer_service.storage import AuditQuery, KeyQuery, UserQuery
 from keybearer_service.usecases.access import authorize
 from keybearer_service.usecases.accounts import AccountManager
 from keybearer_service.usecases.audit import AuditHistory
+from keybearer_service.usecases.identities import IdentityManager
 from keybearer_service.usecases.issuing import IssuedKey
 from keybearer_service.usecases.keys import KeyManager
 from keybearer_service.usecases.users import UserManager
@@ -106,9 +108,14 @@ class KeyPages:
         users: UserManager,
         accounts: AccountManager,
         audit: AuditHistory,
+        identities: IdentityManager,
         clock: Clock,
         entropy: Entropy,
+        *,
+        has_provider: bool,
     ) -> None:
+        self._identities = identities
+        self._has_provider = has_provider
         self._pages = pages
         self._keys = keys
         self._users = users
@@ -356,6 +363,11 @@ class KeyPages:
             reasons=REASONS,
             reason="" if key is None else reason_words(key),
             is_used_lately=key is not None and is_used_lately(key, now),
+            leaves_nobody=key is not None
+            and key.effective_role is Role.ADMIN
+            and self._identities.leaves_nobody(
+                key.account_id, with_provider=self._has_provider, without_key=key.id
+            ),
         )
 
     # --- what all need ----------------------------------------------------------------------------

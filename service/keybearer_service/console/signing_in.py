@@ -1,5 +1,6 @@
 """Signing in with the token of an administrator's key, and signing out."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 from urllib.parse import urlsplit
@@ -52,6 +53,7 @@ class SignInPages:
         clock: Clock,
         provider: Provider | None,
         key_sign_in: KeySignIn,
+        is_anybody_connected: Callable[[], bool],
     ) -> None:
         """Create the views.
 
@@ -63,6 +65,7 @@ class SignInPages:
             clock: Counts tries.
             provider: Where people sign in; None for nowhere.
             key_sign_in: Whether a token opens a session.
+            is_anybody_connected: Returns whether an operator can sign in at the provider.
         """
         self._pages = pages
         self._sessions = sessions
@@ -71,6 +74,7 @@ class SignInPages:
         self._tries = MinuteQuota(clock, TRIES_A_MINUTE)
         self._provider = provider
         self._key_sign_in = key_sign_in
+        self._is_anybody_connected = is_anybody_connected
 
     def form(self, visit: Visit) -> Answer:
         """Show the form; somebody who is signed in goes on."""
@@ -100,7 +104,7 @@ class SignInPages:
                 self._refusals.refused(visit.call, "SOMEBODY_ELSE")
                 visit.call.caller = before
                 return self.ask(visit, wanted, status=403, error=SOMEBODY_ELSE)
-            failed = self._provider is not None and self._key_sign_in == "auto"
+            failed = self._provider is not None and self._provider.is_down()
             token = self._sessions.open(visit.call, visit.user_agent, provider_failed=failed)
         except ServiceError as refusal:
             if refusal.code not in _REFUSALS:
@@ -113,7 +117,9 @@ class SignInPages:
     def _takes_tokens(self) -> bool:
         if self._key_sign_in != "auto":
             return self._key_sign_in == "on"
-        return self._provider is None or self._provider.is_down()
+        if self._provider is None or not self._is_anybody_connected():
+            return True
+        return self._provider.is_down()
 
     def sign_out(self, visit: Visit) -> Answer:
         """End the session, and have the browser forget what it kept."""

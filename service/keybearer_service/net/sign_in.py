@@ -50,7 +50,7 @@ class SignInSettings:
     bind_account: str = ""
     """With `verified-email`: the account; empty for the operator account."""
     key_sign_in: KeySignIn = "auto"
-    """Whether the token of a key opens the console: `auto` without a provider that answers."""
+    """Whether the token of a key opens the console: `auto` while nobody can sign in otherwise."""
 
 
 def is_safe_url(text: str) -> bool:

@@ -188,6 +188,11 @@ class IdentityManager:
             )
             return user
 
+    def has_administrator(self, account_id: str) -> bool:
+        """Return whether an administrator of an account is connected with a sign-in."""
+        with self._store.read() as reader:
+            return reader.has_admin_identity(account_id)
+
     def leaves_nobody(
         self,
         account_id: str,
