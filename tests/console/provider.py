@@ -6,7 +6,7 @@ import hmac
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
@@ -159,9 +159,17 @@ class HostileProvider:
 
     # --- what it answers --------------------------------------------------------------------------
 
-    def respond(self, path: str, form: dict[str, str], authorization: str) -> tuple[int, Any]:
-        """Return status and JSON."""
+    def respond(
+        self, path: str, form: dict[str, str], authorization: str
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Return status, headers and body."""
         self.seen.append((path, form))
+        if path in self.raw:
+            return self.raw[path]
+        status, content = self._content(path, form, authorization)
+        return status, {"content-type": "application/json"}, json.dumps(content).encode()
+
+    def _content(self, path: str, form: dict[str, str], authorization: str) -> tuple[int, Any]:
         if path == "/.well-known/openid-configuration":
             return 200, self.discovery(
                 {
@@ -203,56 +211,50 @@ class HostileProvider:
         )
 
 
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    provider: HostileProvider
+
+    def do_GET(self) -> None:
+        self._answer({})
+
+    def do_POST(self) -> None:
+        length = int(self.headers.get("content-length", 0))
+        fields = parse_qs(self.rfile.read(length).decode(), keep_blank_values=True)
+        self._answer({name: values[-1] for name, values in fields.items()})
+
+    def _answer(self, form: dict[str, str]) -> None:
+        path = urlsplit(self.path).path
+        status, headers, body = self.provider.respond(
+            path, form, self.headers.get("authorization", "")
+        )
+        self.send_response(status)
+        for name, value in {**headers, "content-length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if path in self.provider.slow:
+            self._drip(body)
+        else:
+            self.wfile.write(body)
+
+    def _drip(self, body: bytes) -> None:
+        self.close_connection = True
+        with suppress(OSError):  # the other end had enough
+            for one in body:
+                self.wfile.write(bytes([one]))
+                if self.provider.hurry.wait(0.05):
+                    return
+
+    def log_message(self, *_: Any) -> None:
+        """Keep the output of tests clean."""
+
+
 @contextmanager
 def provider_running(clock: FakeClock) -> Iterator[HostileProvider]:
     """Run a provider on a free port of this machine."""
     provider = HostileProvider(clock)
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            self._answer({})
-
-        def do_POST(self) -> None:
-            length = int(self.headers.get("content-length", 0))
-            fields = parse_qs(self.rfile.read(length).decode(), keep_blank_values=True)
-            self._answer({name: values[-1] for name, values in fields.items()})
-
-        def _answer(self, form: dict[str, str]) -> None:
-            path = urlsplit(self.path).path
-            if path in provider.raw:
-                provider.seen.append((path, form))
-                status, headers, body = provider.raw[path]
-            else:
-                status, content = provider.respond(
-                    path, form, self.headers.get("authorization", "")
-                )
-                headers, body = {"content-type": "application/json"}, json.dumps(content).encode()
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            if path in provider.slow:
-                self._drip(body)
-                return
-            self.wfile.write(body)
-
-        def _drip(self, body: bytes) -> None:
-            self.close_connection = True
-            try:
-                for one in body:
-                    self.wfile.write(bytes([one]))
-                    if provider.hurry.wait(0.05):
-                        return
-            except OSError:
-                pass  # the other end had enough
-
-        def log_message(self, *_: Any) -> None:
-            """Keep the output of tests clean."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    handler = type("Handler", (_Handler,), {"provider": provider})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     provider.issuer = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
