@@ -8,6 +8,7 @@ from keybearer._wire.enums import AuditAction, AuditActorType, AuditTargetType, 
 from keybearer.access import Role
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.audit_event import AuditRecord
+from keybearer_service.domain.identity import Identity, Invitation
 from keybearer_service.domain.model import Account, ApiKey, Installation, Pepper, StoredSecret, User
 from keybearer_service.domain.session import Session
 from keybearer_service.storage import Store
@@ -74,6 +75,7 @@ def sample_session(**changes: Any) -> Session:
         "user_id": sample_id("user"),
         "key_id": sample_id("key"),
         "secret_version": 1,
+        "auth_time": START,
         "create_time": START,
         "last_seen_time": START,
         "peer": "192.0.2.1",
@@ -81,6 +83,32 @@ def sample_session(**changes: Any) -> Session:
         "digest": b"digest".ljust(32, b"."),
     }
     return Session(**{**values, **changes})
+
+
+def sample_identity(**changes: Any) -> Identity:
+    """Bind a subject to the one user."""
+    values: dict[str, Any] = {
+        "issuer": "https://id.example.com",
+        "subject": "alice",
+        "account_id": sample_id("acct"),
+        "user_id": sample_id("user"),
+        "bind_time": START,
+        "mac": b"mac".ljust(32, b"."),
+    }
+    return Identity(**{**values, **changes})
+
+
+def sample_invitation(**changes: Any) -> Invitation:
+    """Invite the one user."""
+    values: dict[str, Any] = {
+        "id": sample_id("invitation"),
+        "account_id": sample_id("acct"),
+        "user_id": sample_id("user"),
+        "created_by": sample_id("user"),
+        "create_time": START,
+        "digest": b"digest".ljust(32, b"."),
+    }
+    return Invitation(**{**values, **changes})
 
 
 def sample_event(seq: int, **changes: Any) -> AuditRecord:

@@ -71,7 +71,9 @@ from samples import (
     sample_account,
     sample_event,
     sample_id,
+    sample_identity,
     sample_installation,
+    sample_invitation,
     sample_key,
     sample_secret,
     sample_session,
@@ -1632,6 +1634,123 @@ def test_sessions_older_than_a_day_are_pruned(store: Store, filled: Filling) -> 
     assert read_session(store).end_time == at(2)
 
 
+ISSUER = "https://id.example.com"
+
+
+def test_sessions_are_found_by_what_the_provider_calls_them(store: Store, filled: Filling) -> None:
+    """By subject, by the provider's session, or by both; those that were ended are left out."""
+    named = [("alice", "s1"), ("alice", "s2"), ("bob", "s1")]
+    ids = [sample_id(f"person{number}") for number in range(3)]
+    with store.write() as tx:
+        tx.insert_session(sample_session())
+        for number, (subject, session) in enumerate(named):
+            person = {"key_id": "", "issuer": ISSUER, "subject": subject}
+            tx.insert_session(
+                sample_session(
+                    **person, id=ids[number], provider_session=session, create_time=at(number)
+                )
+            )
+
+    def found(issuer: str = ISSUER, **what: str) -> list[str]:
+        with store.read() as reader:
+            return [one.id for one in reader.sessions_at(issuer, **what)]
+
+    assert found(subject="alice") == ids[:2]
+    assert found(provider_session="s1") == [ids[0], ids[2]]
+    assert found(subject="alice", provider_session="s2") == [ids[1]]
+    assert found() == []
+    assert found("", subject="alice") == []
+    assert found("https://x.example.com", subject="bob") == []
+    with store.write() as tx:
+        tx.end_session(ids[0], at(MINUTE))
+    assert found(subject="alice") == [ids[1]]
+
+
+def test_an_identity_goes_with_its_user(store: Store, filled: Filling) -> None:
+    """And only with that one."""
+    with store.write() as tx:
+        tx.insert_identity(sample_identity())
+        tx.delete_identity(sample_id("nobody"))
+        assert tx.identity(ISSUER, "alice") == sample_identity()
+        assert tx.identity_of(USER) == sample_identity()
+        assert tx.identity(ISSUER, "Alice") is None
+        assert tx.identity("https://x.example.com", "alice") is None
+        tx.delete_identity(USER)
+    with store.read() as reader:
+        assert reader.identity_of(USER) is None
+        assert reader.identity(ISSUER, "alice") is None
+
+
+def test_an_invitation_takes_the_place_of_the_one_before(store: Store, filled: Filling) -> None:
+    """A user has one; it goes three days after it was made, or when it is deleted."""
+    second = sample_invitation(id=sample_id("second"), create_time=at(1))
+    with store.write() as tx:
+        tx.put_invitation(sample_invitation())
+        tx.put_invitation(second)
+        assert tx.invitation(sample_invitation().id) is None
+        assert tx.invitation(second.id) == tx.invitation_of(USER) == second
+    store.prune(at(72 * HOUR + 1), 10)
+    with store.read() as reader:
+        assert reader.invitation_of(USER) == second
+    assert store.prune(at(72 * HOUR + 2), 10) == 1
+    with store.write() as tx:
+        assert tx.invitation_of(USER) is None
+        tx.put_invitation(second)
+        tx.delete_invitation(USER)
+        assert tx.invitation(second.id) is None
+
+
+def test_a_value_is_used_once_until_its_moment(store: Store, filled: Filling) -> None:
+    """The kinds do not know each other; a prune takes what is over."""
+    with store.write() as tx:
+        assert tx.use_once("a", "value", now=at(0), until=at(MINUTE))
+        assert not tx.use_once("a", "value", now=at(1), until=at(HOUR))
+        assert tx.use_once("b", "value", now=at(1), until=at(HOUR))
+        assert tx.use_once("a", "other", now=at(1), until=at(HOUR))
+        assert tx.use_once("a", "value", now=at(MINUTE), until=at(2 * MINUTE))
+    assert store.prune(at(2 * MINUTE), 10) == 1
+    assert store.prune(at(HOUR), 1) == 1
+    assert store.prune(at(HOUR), 10) == 1
+
+
+def test_a_person_is_judged_as_a_key_that_grants_admin(store: Store, filled: Filling) -> None:
+    """With the role, the deletion and the account of now; an unknown user has no record."""
+    with store.write() as tx:
+        record, key = tx.person_record(USER), tx.lookup(KEY)
+        assert record is not None
+        assert key is not None
+        assert (record.key_id, record.owner_id, record.account_id) == ("", USER, ACCT)
+        assert record.role == Role.ADMIN
+        assert record.owner_role == key.owner_role
+        assert record.owner_email == key.owner_email
+        assert record.account_is_operator == key.account_is_operator
+        assert record.secret_of(0, at(100 * DAY)) is not None
+        assert tx.person_record(sample_id("nobody")) is None
+
+
+def test_who_can_administer_an_account_is_known(store: Store, filled: Filling) -> None:
+    """A key of an administrator that works, or an administrator's identity."""
+    boss = sample_user("boss", email="boss@example.com", role=Role.ADMIN)
+    key = sample_key("master", owner_id=boss.id, role=Role.ADMIN, expire_time=at(HOUR))
+    with store.write() as tx:
+        tx.insert_user(boss)
+        tx.insert_api_key(key, sample_secret())
+    with store.write() as tx:
+        others = tx.has_admin_key(ACCT, at(0), but_of=boss.id)
+        assert tx.has_admin_key(ACCT, at(0))
+        assert tx.has_admin_key(ACCT, at(0), but=key.id) == others
+        assert tx.has_admin_key(ACCT, at(HOUR)) == others
+        assert not tx.has_admin_key(sample_id("another"), at(0))
+        assert not tx.has_admin_identity(ACCT)
+        tx.insert_identity(sample_identity(user_id=boss.id))
+        assert tx.has_admin_identity(ACCT)
+        assert not tx.has_admin_identity(ACCT, but=boss.id)
+        tx.update_api_key(replace(key, disable_time=at(1)))
+        assert tx.has_admin_key(ACCT, at(0)) == others
+        tx.update_user(replace(boss, role=Role.DEVELOPER))
+        assert not tx.has_admin_identity(ACCT)
+
+
 TAKEN: dict[str, Callable[[Writer], None]] = {
     "account": lambda tx: tx.insert_account(sample_account("acct", name="other")),
     "user": lambda tx: tx.insert_user(sample_user("user", email="other@example.com")),
@@ -1642,6 +1761,8 @@ TAKEN: dict[str, Callable[[Writer], None]] = {
         PersonalText(b"digest", "other", b"salt", "other")
     ),
     "session": lambda tx: tx.insert_session(sample_session(user_agent="other")),
+    "identity": lambda tx: tx.insert_identity(sample_identity(user_id=sample_id("second"))),
+    "user of an identity": lambda tx: tx.insert_identity(sample_identity(subject="bob")),
 }
 
 
@@ -1652,6 +1773,8 @@ def test_an_id_that_is_taken_is_a_conflict(backend: Backend, filled: Filling, na
         tx.append_audit(sample_event(1))
         tx.insert_personal_text(PersonalText(b"digest", USER, b"salt", "text"))
         tx.insert_session(sample_session())
+        tx.insert_user(sample_user("second", email="second@example.com"))
+        tx.insert_identity(sample_identity())
     before = backend.dump()
     with pytest.raises(StoreConflictError) as caught, backend.store.write() as tx:  # noqa: PT012
         tx.append_change(kind=SubjectKind.KEY, subject_id=KEY, account_id=ACCT, now=START)
