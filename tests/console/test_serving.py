@@ -116,6 +116,6 @@ def test_without_the_extra_it_is_refused_in_one_line(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert done.stderr == (
-        "keybearer-server: console_listen: the console needs one more package; run: "
+        "keybearer-server: console_listen: the console needs more packages; run: "
         "pip install 'keybearer[server,console]'\n"
     )
