@@ -29,15 +29,12 @@ def unchanged(value: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _new_keys() -> dict[str, Key]:
-    return {
-        "RS256": RSAKey.generate_key(2048, {"kid": "rsa"}),
-        "ES256": ECKey.generate_key("P-256", {"kid": "ec"}),
-        "EdDSA": OKPKey.generate_key("Ed25519", {"kid": "ed"}),
-    }
-
-
-KEYS: Final = _new_keys()
+_RSA: Final = RSAKey.generate_key(2048, {"kid": "rsa"})
+KEYS: Final[Mapping[str, Key]] = {
+    "RS256": _RSA,
+    "ES256": ECKey.generate_key("P-256", {"kid": "ec"}),
+    "EdDSA": OKPKey.generate_key("Ed25519", {"kid": "ed"}),
+}
 """Made once: an RSA key takes a while."""
 STRANGER: Final = RSAKey.generate_key(2048, {"kid": "rsa"})
 """A key of somebody else, under the name of ours."""
@@ -62,7 +59,7 @@ def unsigned(header: Mapping[str, Any], claims: object, signature: str = "") -> 
 
 def signed_by_public_key(header: Mapping[str, Any], claims: object) -> str:
     """Return a token whose HMAC has the public key as its secret."""
-    public = KEYS["RS256"].as_pem(private=False)  # type: ignore[attr-defined]
+    public = _RSA.as_pem(private=False)
     body = unsigned({**header, "alg": "HS256"}, claims).rpartition(".")[0]
     digest = hmac.digest(public, body.encode(), "sha256")
     return f"{body}.{base64.urlsafe_b64encode(digest).rstrip(b'=').decode()}"

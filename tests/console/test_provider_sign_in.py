@@ -85,7 +85,11 @@ def test_who_is_bound_signs_in_without_an_invitation(sign_ins: SignIns, site: Si
 
 def test_somebody_who_was_never_invited_gets_nothing(sign_ins: SignIns, site: Site) -> None:
     """A verified address and a role among the claims change nothing."""
-    claims = {"email": "admin@example.com", "email_verified": True, "groups": ["ADMIN"]}
+    claims: dict[str, Any] = {
+        "email": "admin@example.com",
+        "email_verified": True,
+        "groups": ["ADMIN"],
+    }
     seen = sign_ins.sign_in(site, "mallory", **claims)
     assert seen.status == 403
     assert "Ask an administrator" in seen.text
