@@ -247,6 +247,15 @@ class Stubs:
             message(api_key_service_pb2.RevokeApiKeyRequest, id=key_id, reason=reason, **fields)
         ).api_key
 
+    def revoke_keys(
+        self, *key_ids: str, reason: str = "REVOCATION_REASON_LOST", **fields: Any
+    ) -> api_key_service_pb2.RevokeApiKeysResponse:
+        """Kill several keys, by their ids or by a `filter`."""
+        return self.keys.RevokeApiKeys(
+            message(api_key_service_pb2.RevokeApiKeysRequest, ids=key_ids, reason=reason, **fields),
+            timeout=60,
+        )
+
     def user(self, user_id: str) -> user_pb2.User:
         """Read a user."""
         return self.users.GetUser(user_service_pb2.GetUserRequest(id=user_id)).user

@@ -45,11 +45,10 @@ def main(target: Path, shown: Sequence[tuple[str, str]]) -> None:
         ) as service,
         browser() as chromium,
     ):
-        key_id = _fill(service, clock)
-        origin = service.app.console_origin
+        key_id, user_id = _fill(service, clock)
         for name, theme in shown:
             page = _page(chromium, SIZES[name], theme)
-            _take(page, service, origin, key_id, partial(_path, target, name, theme))
+            _take(page, service, (key_id, user_id), partial(_path, target, name, theme))
             page.context.close()
             clock.advance(MINUTE)
 
@@ -70,7 +69,10 @@ def _page(chromium: Browser, size: Any, theme: Any) -> Page:
     return context.new_page()
 
 
-def _take(page: Page, service: Service, origin: str, key_id: str, path: Any) -> None:
+def _take(page: Page, service: Service, shown: tuple[str, str], path: Any) -> None:
+    origin = service.app.console_origin
+    key_id, user_id = shown
+
     def shot(name: str) -> None:
         page.screenshot(path=path(name))
 
@@ -82,6 +84,28 @@ def _take(page: Page, service: Service, origin: str, key_id: str, path: Any) -> 
     shot("details")
     page.goto(f"{origin}/console/keys/{key_id}/revoke")
     shot("revoke")
+    page.goto(f"{origin}/console/keys/{key_id}/edit")
+    shot("edit")
+    page.goto(f"{origin}/console/keys/{key_id}/rotate")
+    shot("rotate")
+    page.goto(f"{origin}/console/users")
+    shot("users")
+    page.goto(f"{origin}/console/users/{user_id}")
+    shot("user")
+    page.goto(f"{origin}/console/users/{user_id}/delete")
+    shot("delete-user")
+    page.goto(f"{origin}/console/audit")
+    shot("audit")
+    page.goto(f"{origin}/console/sessions")
+    shot("sessions")
+    page.goto(f"{origin}/console/accounts")
+    shot("accounts")
+    page.goto(f"{origin}/console/keys?view=active")
+    for box in page.locator("input[name=key]").all()[:3]:
+        box.check()
+    page.get_by_role("button", name="Revoke those ticked").click()
+    page.get_by_role("heading", name="Revoke 3 keys").wait_for()
+    shot("revoke-several")
     page.goto(f"{origin}/console/keys/new")
     shot("create")
     page.get_by_label("Name", exact=True).fill("metrics-exporter")
@@ -100,8 +124,8 @@ def _take(page: Page, service: Service, origin: str, key_id: str, path: Any) -> 
     shot("revoked")
 
 
-def _fill(service: Service, clock: FakeClock) -> str:
-    """Make users and keys of different ages; return the id of the one to look at closely."""
+def _fill(service: Service, clock: FakeClock) -> tuple[str, str]:
+    """Make users and keys of different ages; return the key and the user to look at closely."""
     admin = service.admin
     deploy = admin.create_user(
         "deploy@example.com", role="ROLE_DEVELOPER", type="USER_TYPE_SERVICE_ACCOUNT"
@@ -142,18 +166,24 @@ def _fill(service: Service, clock: FakeClock) -> str:
     admin.validate(report.token)
     admin.disable_key(partner.api_key.id)
     clock.advance(4 * DAY)
+    maria = admin.create_user("maria@example.com", role="ROLE_ADMIN", display_name="Maria")
+    as_maria = service.as_token(made("console", 300, owner_id=maria.id, role="ROLE_ADMIN").token)
+    as_maria.create_key(name="dashboards", ttl=timedelta(days=200))
+    queue = as_maria.create_key(name="queue-worker", owner_id=deploy.id, ttl=timedelta(days=200))
     made("laptop of Grace", 34, owner_id=grace.id)
     clock.advance(2 * DAY)
     admin.validate(release.token)
     admin.validate(nightly.token)
     admin.validate(exporter.token)
+    admin.validate(queue.token)
     service.app.container.usage.flush()
     admin.rotate(release.api_key.id, overlap=timedelta(days=7))
     clock.advance(2 * DAY - 4 * HOUR)
     admin.validate(release.token)
     service.app.container.usage.flush()
     clock.advance(4 * HOUR)
-    return str(release.api_key.id)
+    service.tenant("tenant")
+    return str(release.api_key.id), str(maria.id)
 
 
 if __name__ == "__main__":

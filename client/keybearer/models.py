@@ -15,6 +15,7 @@ from keybearer._wire.enums import (
     AuditTargetType,
     Outcome,
     RevocationReason,
+    RevocationResult,
     UserType,
 )
 from keybearer.access import Role
@@ -35,9 +36,12 @@ __all__ = [
     "Identity",
     "IssuedAccount",
     "IssuedKey",
+    "KeyRevocation",
     "Outcome",
     "Presented",
     "RevocationReason",
+    "RevocationResult",
+    "RevokedKeys",
     "User",
     "UserType",
     "Verdict",
@@ -156,6 +160,29 @@ class DeletedUser:
     """Live keys of other owners that this user created and whose secrets the user may know; at most
     10,000 of them are listed."""
     created_for_others_key_count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRevocation:
+    """What became of one key of several that were to be revoked."""
+
+    key_id: str
+    result: RevocationResult
+    name: str
+    """Empty, as the owner's address is, when there is no such key."""
+    owner_email: str
+    last_used_time: datetime | None
+    """None when the key was never used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RevokedKeys:
+    """The effect of revoking several keys, done or only planned."""
+
+    revocations: tuple[KeyRevocation, ...]
+    """In the order of the ids that were given."""
+    next_page_token: str
+    """With a filter: what a further call goes on with; empty at the end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

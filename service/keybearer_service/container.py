@@ -264,7 +264,7 @@ def build_container(
         keys=KeyManager(store, mutations, issuer, validator, page_tokens, quotas, clock),
         users=UserManager(store, mutations, issuer, page_tokens, quotas),
         accounts=AccountManager(store, mutations, issuer, page_tokens),
-        sessions=SessionManager(mutations, sign_in_keys.sessions, entropy),
+        sessions=SessionManager(store, mutations, sign_in_keys.sessions, clock, entropy),
         session_validator=SessionValidator(
             store, sign_in_keys.sessions, sign_in_keys.identities, clock
         ),

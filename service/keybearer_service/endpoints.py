@@ -103,6 +103,7 @@ AUTHORITY_METHODS = frozenset(
         "/keybearer.v1.AccountService/DisableAccount",
         "/keybearer.v1.ApiKeyService/DisableApiKey",
         "/keybearer.v1.ApiKeyService/RevokeApiKey",
+        "/keybearer.v1.ApiKeyService/RevokeApiKeys",
         "/keybearer.v1.ApiKeyService/RotateApiKey",
         "/keybearer.v1.ApiKeyService/UpdateApiKey",
         "/keybearer.v1.UserService/DeleteUser",

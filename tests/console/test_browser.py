@@ -1,36 +1,31 @@
 """The console in a real browser: by mouse, by keyboard, without scripts; what is left behind."""
 
-import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from console.screens import (
+    HOSTILE,
+    NARROW,
+    SHOWN,
+    SMALL,
+    WIDE,
+    barriers,
+    focused,
+    sign_in,
+    tab_to,
+)
 from fakes import FakeClock
 from harness import Service, file_of
 
 OpenPage = Callable[..., Any]
-WIDE = {"width": 1280, "height": 800}
-NARROW = {"width": 390, "height": 844}
-SMALL = {"width": 320, "height": 640}
-SHOWN = "output#token"
-HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>\"'`${7*7}"
-AXE_TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 BACK_FORWARD_OFF = "--disable-back-forward-cache"
 """The driver gives it by itself; a browser of people does not have it."""
-
-
-def sign_in(page: Any, service: Service) -> None:
-    """Sign in as the first administrator."""
-    page.goto(f"{service.app.console_origin}/console/keys")
-    page.get_by_label("Token of an Admin key").fill(service.admin_token)
-    page.get_by_role("button", name="Sign in").click()
-    page.wait_for_url("**/console/keys")
 
 
 def generate(page: Any, name: str) -> str:
@@ -87,25 +82,6 @@ def test_the_story_by_mouse(service: Service, open_page: OpenPage, size: Any, th
     assert service.admin.outcome(token) == "REVOKED"
     page.get_by_role("button", name="Sign out").click()
     page.get_by_role("heading", name="You are signed out of keybearer").wait_for()
-
-
-def focused(page: Any) -> str:
-    """Return what the focus is on, by its name and kind."""
-    return str(
-        page.evaluate(
-            "(() => { const e = document.activeElement;"
-            " return `${e.tagName} ${e.id || e.name || ''} ${e.value || ''} ${e.textContent}`; })()"
-        )
-    )
-
-
-def tab_to(page: Any, wanted: str, key: str = "Tab") -> None:
-    """Press a key until the focus is on what is wanted."""
-    for _ in range(60):
-        if re.search(wanted, focused(page)):
-            return
-        page.keyboard.press(key)
-    raise AssertionError(f"{wanted} is not reached; the focus is on {focused(page)}")
 
 
 def test_the_story_by_keyboard_alone(service: Service, open_page: OpenPage) -> None:
@@ -469,18 +445,6 @@ def screens(page: Any, service: Service, key_id: str) -> Iterator[str]:
     yield "revoke"
     page.goto(f"{origin}/console/keys/nothing")
     yield "not found"
-
-
-def barriers(page: Any) -> list[str]:
-    """Return what axe finds on a page."""
-    axe = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
-    page.evaluate(axe)
-    found = page.evaluate(
-        "tags => axe.run(document, {runOnly: tags}).then(r => r.violations.map("
-        "v => `${v.id}: ${v.nodes.map(n => n.html).join(' | ')}`))",
-        AXE_TAGS,
-    )
-    return [str(one) for one in found]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

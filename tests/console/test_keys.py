@@ -50,6 +50,7 @@ def test_the_list_has_the_columns_of_the_description(
     heads = re.findall(r'<th scope="col".*?</th>', seen.html)
     titles = [re.sub(r"<[^>]+>", "", one).split(" ↓")[0] for one in heads]
     assert titles == [
+        "Ticked",
         "Name",
         "Status",
         "Created by",
@@ -59,7 +60,7 @@ def test_the_list_has_the_columns_of_the_description(
         "Actions",
     ]
     assert row_of(seen, "ci") == (
-        "ci Developer (granted Admin) Active admin@example.com for deploy@example.com "
+        "Tick ci ci Developer (granted Admin) Active admin@example.com for deploy@example.com "
         "3 hours ago just now in 11 days Revoke ci"
     )
 

@@ -50,6 +50,16 @@ def test_every_answer_is_guarded(service: Service, signed_in: Site) -> None:
         f"/console/keys/{key}/revoke",
         "/console/keys/0000000000000000",
         "/console/keys?page=x",
+        "/console/keys?q=%00",
+        "/console/keys?q=" + "x" * 300,
+        "/console/users",
+        "/console/users/new",
+        "/console/users?page=x",
+        "/console/audit",
+        "/console/audit?after=x",
+        "/console/sessions",
+        "/console/accounts",
+        "/console/keys/export.csv",
         "/console/sign-in",
         "/nothing",
         "/console/static/nothing.css",
@@ -78,7 +88,11 @@ def test_a_secret_is_never_compressed_nor_kept(signed_in: Site) -> None:
 
 def test_pages_have_no_code_and_no_style_of_their_own(signed_in: Site, service: Service) -> None:
     """What the policy would block is not there in the first place."""
-    for path in ("keys", "keys/new", f"keys/{service.admin_key_id}"):
+    key, user = service.admin_key_id, service.admin_user_id
+    pages = ["keys", "keys/new", f"keys/{key}", f"keys/revoke?key={key}"]
+    pages += [f"keys/{key}/{change}" for change in ("edit", "rotate", "disable", "revoke")]
+    pages += ["users", "users/new", f"users/{user}", f"users/{user}/edit", f"users/{user}/delete"]
+    for path in (*pages, "audit", "sessions", "accounts"):
         html = signed_in.get(f"/console/{path}").html
         assert re.findall(r"<style|style=|\son\w+=|<script(?! src=)|javascript:", html) == []
 
@@ -87,7 +101,7 @@ def test_pages_have_no_code_and_no_style_of_their_own(signed_in: Site, service: 
 
 
 @pytest.mark.parametrize(
-    "host", ["example.com", "127.0.0.1", "127.0.0.1:1", "", "127.0.0.1:{port}."]
+    "host", ["example.com", "127.0.0.1", "127.0.0.1:1", "", "127.0.0.1:{port}.", "[", "[::1"]
 )
 def test_another_host_is_refused(service: Service, signed_in: Site, host: str) -> None:
     """A page of another name that leads here by its DNS gets nothing."""
@@ -157,6 +171,25 @@ def test_an_old_browser_says_its_origin(service: Service, signed_in: Site) -> No
     seen = signed_in.request("POST", form.action, data=fields, headers={"origin": signed_in.origin})
     assert seen.status == 200
     assert seen.token
+
+
+def test_a_stale_form_beside_a_store_that_is_away_loses_no_text(
+    service: Service, signed_in: Site
+) -> None:
+    """The page around the form cannot be read; what was typed is there."""
+    store = store_of(service.app)
+    read, reads = store.read, iter(range(100))
+
+    def fail_later(*arguments: Any) -> Any:
+        if next(reads):
+            raise StoreLockedError("away")
+        return read(*arguments)
+
+    form = signed_in.new_key_form()
+    with store.replacing(read=fail_later):
+        seen = signed_in.send(form, name="mine", role="DEVELOPER", csrf="")
+    assert seen.status == 503
+    assert seen.form("/console/keys").fields["name"] == "mine"
 
 
 @pytest.mark.parametrize("csrf", ["", "0" * 64, "ä" * 64])

@@ -132,6 +132,9 @@ def test_a_cookie_that_does_not_come_back_is_said(service: Service, site: Site) 
         ("/\\example.com", "/console/keys"),
         ("/console/sign-out", "/console/keys"),
         ("javascript:alert(1)", "/console/keys"),
+        ("//[", "/console/keys"),
+        ("/console/users?q=a", "/console/users?q=a"),
+        ("/console/usersx", "/console/keys"),
         ("/console/keys/../../x\r\nset-cookie: a=b", "/console/keys"),
     ],
 )

@@ -158,6 +158,12 @@ TABLE: dict[str, Row] = {
     KEYS + "RevokeApiKey": _row(
         NAMES_A_THING, keys.RevokeApiKeyRequest, id=_key, reason="REVOCATION_REASON_LOST"
     ),
+    KEYS + "RevokeApiKeys": _row(
+        NAMES_AN_ACCOUNT,
+        keys.RevokeApiKeysRequest,
+        filter=lambda scene: {"account_id": scene.account_id, "owner_id": scene.user_id},
+        reason="REVOCATION_REASON_LOST",
+    ),
     TOKENS + "ValidateToken": _row(
         JUDGES_IN_AN_ACCOUNT, tokens.ValidateTokenRequest, token=_token, account_id=_account
     ),

@@ -1623,6 +1623,28 @@ def test_a_session_ends_once(store: Store, filled: Filling) -> None:
     assert read_session(store) == sample_session(end_time=at(SECOND))
 
 
+def test_sessions_of_a_scope_are_listed_newest_first(store: Store, filled: Filling) -> None:
+    """Since a moment, of a user when one is named, at most so many; ended ones are left out."""
+    with store.write() as tx:
+        tx.insert_user(sample_user("other"))
+        made: list[dict[str, Any]] = [{}, {"user_id": sample_id("other")}, {}, {"end_time": at(9)}]
+        for number, changes in enumerate(made, start=1):
+            one = sample_session(id=sample_id(f"s{number}"), create_time=at(number), **changes)
+            tx.insert_session(one)
+    with store.read() as reader:
+
+        def found(scope: AccountScope, since: int = 1, limit: int = 9, **wanted: str) -> list[str]:
+            listed = reader.sessions(scope, since=at(since), limit=limit, **wanted)
+            return [one.id.rstrip("0")[:2] for one in listed]
+
+        assert found(OWN) == ["s3", "s2", "s1"]
+        assert found(EVERYWHERE) == ["s3", "s2", "s1"]
+        assert found(FOREIGN) == []
+        assert found(OWN, since=2) == ["s3", "s2"]
+        assert found(OWN, limit=1) == ["s3"]
+        assert found(OWN, user_id=sample_id("other")) == ["s2"]
+
+
 def test_sessions_older_than_a_day_are_pruned(store: Store, filled: Filling) -> None:
     """As many as may be at a time; younger ones stay, however they ended."""
     with store.write() as tx:

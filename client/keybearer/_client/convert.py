@@ -29,8 +29,11 @@ from keybearer.models import (
     Identity,
     IssuedAccount,
     IssuedKey,
+    KeyRevocation,
     Outcome,
     RevocationReason,
+    RevocationResult,
+    RevokedKeys,
     User,
     UserType,
     Verdict,
@@ -178,6 +181,23 @@ def deleted_user_of(message: user_service_pb2.DeleteUserResponse) -> DeletedUser
         revoked_key_count=message.revoked_key_count,
         created_for_others_key_ids=tuple(message.created_for_others_key_ids),
         created_for_others_key_count=message.created_for_others_key_count,
+    )
+
+
+def revoked_keys_of(message: api_key_service_pb2.RevokeApiKeysResponse) -> RevokedKeys:
+    """Return what became of several keys."""
+    return RevokedKeys(
+        revocations=tuple(
+            KeyRevocation(
+                key_id=one.id,
+                result=_enum(RevocationResult, one.result),
+                name=one.name,
+                owner_email=one.owner_email,
+                last_used_time=_optional_time(one, "last_used_time"),
+            )
+            for one in message.revocations
+        ),
+        next_page_token=message.next_page_token,
     )
 
 

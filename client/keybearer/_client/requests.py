@@ -42,6 +42,7 @@ from keybearer.models import (
     IssuedAccount,
     IssuedKey,
     RevocationReason,
+    RevokedKeys,
     User,
     UserType,
     Verdict,
@@ -558,6 +559,65 @@ def revoke_api_key(key_id: str, *, reason: RevocationReason, note: str = "") -> 
         api_key_service_pb2.RevokeApiKeyResponse,
         lambda response: convert.api_key_of(response.api_key),
         Kind.WRITE,
+    )
+
+
+def revoke_api_keys(
+    key_ids: Iterable[str] = (),
+    *,
+    reason: RevocationReason,
+    note: str = "",
+    validate_only: bool = False,
+    states: Iterable[ApiKeyState] = (),
+    owner_id: str = "",
+    name_contains: str = "",
+    expires_before: datetime | None = None,
+    unused_since: datetime | None = None,
+    account_id: str = "",
+    page_token: str = "",
+) -> Request[RevokedKeys]:
+    """Revoke several keys, which is final, in one transaction.
+
+    The keys are either named or those that all the filters match, from `states` to `unused_since`.
+    At most 1000 are revoked by one call: with filters, go on with `next_page_token` until it is
+    empty. An id of nothing does not stop the others.
+
+    Args:
+        key_ids: Which keys; at most 1000.
+        reason: LOST, COMPROMISED, SUPERSEDED or NO_LONGER_USED.
+        note: At most 1000 characters; every key gets it.
+        validate_only: Return what would be revoked and revoke nothing.
+        states: Only keys in one of these; without any, all that are not revoked.
+        owner_id: Only keys of this owner.
+        name_contains: Only keys whose name contains this.
+        expires_before: Only keys that expire before this moment.
+        unused_since: Only keys that were not used since this moment.
+        account_id: With filters: another account than the caller's; operators only.
+        page_token: With filters: `next_page_token` of the call before.
+    """
+    request = api_key_service_pb2.RevokeApiKeysRequest(
+        ids=strings("key_ids", key_ids),
+        reason=member("reason", RevocationReason, reason),
+        note=text("note", note),
+        validate_only=flag("validate_only", validate_only),
+        page_token=text("page_token", page_token),
+    )
+    wanted = api_key_service_pb2.ApiKeyFilter(
+        states=members("states", ApiKeyState, states),
+        owner_id=text("owner_id", owner_id),
+        name_contains=text("name_contains", name_contains),
+        expires_before=_optional_timestamp("expires_before", expires_before),
+        unused_since=_optional_timestamp("unused_since", unused_since),
+        account_id=text("account_id", account_id),
+    )
+    if wanted.ByteSize():
+        request.filter.CopyFrom(wanted)
+    return _request(
+        "ApiKeyService/RevokeApiKeys",
+        request,
+        api_key_service_pb2.RevokeApiKeysResponse,
+        convert.revoked_keys_of,
+        Kind.READ if validate_only else Kind.WRITE,
     )
 
 

@@ -41,6 +41,15 @@ class RevocationReason(enum.IntEnum):
     REPORTED_BY_HOLDER = 7
 
 
+class RevocationResult(enum.IntEnum):
+    """What became of one key of a RevokeApiKeys."""
+
+    UNSPECIFIED = 0
+    REVOKED = 1
+    ALREADY_REVOKED = 2
+    NOT_FOUND = 3
+
+
 class Outcome(enum.IntEnum):
     """The verdict about a token. Every outcome but VALID is a denial."""
 

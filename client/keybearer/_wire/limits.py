@@ -25,6 +25,8 @@ MAX_OVERLAP_DAYS: Final = 30
 """How long the old secret of a rotation may live on."""
 MAX_BATCH: Final = 100
 """Tokens in one BatchValidateTokens."""
+MAX_REVOKED_KEYS: Final = 1000
+"""Keys in one RevokeApiKeys."""
 MAX_LISTED_KEY_IDS: Final = 10_000
 """Key ids in the response of DeleteUser; the counts beside them have no limit."""
 

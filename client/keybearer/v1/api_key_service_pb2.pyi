@@ -3,10 +3,17 @@
 isort:skip_file
 """
 
+import sys
+
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
 from builtins import (
     bool,
     int,
     str,
+    type,
 )
 from collections.abc import (
     Iterable,
@@ -14,6 +21,7 @@ from collections.abc import (
 )
 from google.protobuf.descriptor import (
     Descriptor,
+    EnumDescriptor,
     FileDescriptor,
 )
 from google.protobuf.duration_pb2 import (
@@ -26,6 +34,9 @@ from google.protobuf.internal.containers import (
     RepeatedCompositeFieldContainer,
     RepeatedScalarFieldContainer,
     ScalarMap,
+)
+from google.protobuf.internal.enum_type_wrapper import (
+    _EnumTypeWrapper,
 )
 from google.protobuf.message import (
     Message,
@@ -43,10 +54,38 @@ from keybearer.v1.api_key_pb2 import (
 )
 from typing import (
     Literal,
+    NewType,
     final,
 )
 
 DESCRIPTOR: FileDescriptor
+
+class _ApiKeyRevocationResult:
+    ValueType = NewType("ValueType", int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _ApiKeyRevocationResultEnumTypeWrapper(_EnumTypeWrapper[_ApiKeyRevocationResult.ValueType], type):
+    DESCRIPTOR: EnumDescriptor
+    API_KEY_REVOCATION_RESULT_UNSPECIFIED: _ApiKeyRevocationResult.ValueType  # 0
+    """Never sent."""
+    API_KEY_REVOCATION_RESULT_REVOKED: _ApiKeyRevocationResult.ValueType  # 1
+    """It is revoked now; with `validate_only` it would be."""
+    API_KEY_REVOCATION_RESULT_ALREADY_REVOKED: _ApiKeyRevocationResult.ValueType  # 2
+    """It was revoked before, and keeps the facts of that."""
+    API_KEY_REVOCATION_RESULT_NOT_FOUND: _ApiKeyRevocationResult.ValueType  # 3
+    """There is no such key in an account that the caller may touch."""
+
+class ApiKeyRevocationResult(_ApiKeyRevocationResult, metaclass=_ApiKeyRevocationResultEnumTypeWrapper):
+    """What became of one key."""
+
+API_KEY_REVOCATION_RESULT_UNSPECIFIED: ApiKeyRevocationResult.ValueType  # 0
+"""Never sent."""
+API_KEY_REVOCATION_RESULT_REVOKED: ApiKeyRevocationResult.ValueType  # 1
+"""It is revoked now; with `validate_only` it would be."""
+API_KEY_REVOCATION_RESULT_ALREADY_REVOKED: ApiKeyRevocationResult.ValueType  # 2
+"""It was revoked before, and keeps the facts of that."""
+API_KEY_REVOCATION_RESULT_NOT_FOUND: ApiKeyRevocationResult.ValueType  # 3
+"""There is no such key in an account that the caller may touch."""
 
 @final
 class CreateApiKeyRequest(Message):
@@ -525,3 +564,150 @@ class RevokeApiKeyResponse(Message):
     ) -> None: ...
     def HasField(self, field_name: Literal["api_key", b"api_key"]) -> bool: ...
     def ClearField(self, field_name: Literal["api_key", b"api_key"]) -> None: ...
+
+@final
+class ApiKeyFilter(Message):
+    """Which keys are revoked together: those that all its fields match. At least one of them beside
+    `account_id` is required.
+    """
+
+    DESCRIPTOR: Descriptor
+
+    STATES_FIELD_NUMBER: int
+    OWNER_ID_FIELD_NUMBER: int
+    NAME_CONTAINS_FIELD_NUMBER: int
+    EXPIRES_BEFORE_FIELD_NUMBER: int
+    UNUSED_SINCE_FIELD_NUMBER: int
+    ACCOUNT_ID_FIELD_NUMBER: int
+    owner_id: str
+    """Optional. Only keys of this owner."""
+    name_contains: str
+    """Optional. Only keys whose name has this in it, as in ListApiKeys."""
+    account_id: str
+    """Optional. The account; empty means the caller's own. Another one: operators only."""
+    @property
+    def states(self) -> RepeatedScalarFieldContainer[ApiKeyState.ValueType]:
+        """Optional. Only keys in one of these states; empty means every state but REVOKED."""
+
+    @property
+    def expires_before(self) -> Timestamp:
+        """Optional. Only keys that expire before this moment."""
+
+    @property
+    def unused_since(self) -> Timestamp:
+        """Optional. Only keys not used since this moment, as in ListApiKeys."""
+
+    def __init__(
+        self,
+        *,
+        states: Iterable[ApiKeyState.ValueType] | None = ...,
+        owner_id: str = ...,
+        name_contains: str = ...,
+        expires_before: Timestamp | None = ...,
+        unused_since: Timestamp | None = ...,
+        account_id: str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: Literal["expires_before", b"expires_before", "unused_since", b"unused_since"]) -> bool: ...
+    def ClearField(self, field_name: Literal["account_id", b"account_id", "expires_before", b"expires_before", "name_contains", b"name_contains", "owner_id", b"owner_id", "states", b"states", "unused_since", b"unused_since"]) -> None: ...
+
+@final
+class RevokeApiKeysRequest(Message):
+    """See ApiKeyService.RevokeApiKeys."""
+
+    DESCRIPTOR: Descriptor
+
+    IDS_FIELD_NUMBER: int
+    FILTER_FIELD_NUMBER: int
+    REASON_FIELD_NUMBER: int
+    NOTE_FIELD_NUMBER: int
+    VALIDATE_ONLY_FIELD_NUMBER: int
+    PAGE_TOKEN_FIELD_NUMBER: int
+    reason: RevocationReason.ValueType
+    """Required. LOST, COMPROMISED, SUPERSEDED or NO_LONGER_USED."""
+    note: str
+    """Optional. At most 1000 characters; every key gets it."""
+    validate_only: bool
+    """Optional. True: answers what would be revoked, and revokes nothing."""
+    page_token: str
+    """Optional, only with `filter`. `next_page_token` of the response before, the filter unchanged."""
+    @property
+    def ids(self) -> RepeatedScalarFieldContainer[str]:
+        """The keys, at most 1000; one that is named twice counts once. Either these or `filter`."""
+
+    @property
+    def filter(self) -> ApiKeyFilter:
+        """Which keys instead: at most 1000 a call, the newest first. See `next_page_token`."""
+
+    def __init__(
+        self,
+        *,
+        ids: Iterable[str] | None = ...,
+        filter: ApiKeyFilter | None = ...,
+        reason: RevocationReason.ValueType = ...,
+        note: str = ...,
+        validate_only: bool = ...,
+        page_token: str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: Literal["filter", b"filter"]) -> bool: ...
+    def ClearField(self, field_name: Literal["filter", b"filter", "ids", b"ids", "note", b"note", "page_token", b"page_token", "reason", b"reason", "validate_only", b"validate_only"]) -> None: ...
+
+@final
+class ApiKeyRevocation(Message):
+    """One key of a RevokeApiKeys."""
+
+    DESCRIPTOR: Descriptor
+
+    ID_FIELD_NUMBER: int
+    RESULT_FIELD_NUMBER: int
+    NAME_FIELD_NUMBER: int
+    OWNER_EMAIL_FIELD_NUMBER: int
+    LAST_USED_TIME_FIELD_NUMBER: int
+    id: str
+    """The key."""
+    result: ApiKeyRevocationResult.ValueType
+    """What became of it."""
+    name: str
+    """Its name; empty when there is no such key, as are all that follow."""
+    owner_email: str
+    """The e-mail address of its owner."""
+    @property
+    def last_used_time(self) -> Timestamp:
+        """When it was last used; absent for never."""
+
+    def __init__(
+        self,
+        *,
+        id: str = ...,
+        result: ApiKeyRevocationResult.ValueType = ...,
+        name: str = ...,
+        owner_email: str = ...,
+        last_used_time: Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: Literal["last_used_time", b"last_used_time"]) -> bool: ...
+    def ClearField(self, field_name: Literal["id", b"id", "last_used_time", b"last_used_time", "name", b"name", "owner_email", b"owner_email", "result", b"result"]) -> None: ...
+
+@final
+class RevokeApiKeysResponse(Message):
+    """See ApiKeyService.RevokeApiKeys."""
+
+    DESCRIPTOR: Descriptor
+
+    REVOCATIONS_FIELD_NUMBER: int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: int
+    next_page_token: str
+    """With a filter, as in ListApiKeys: go on until it is empty. A response may have no key and still
+    have a next one.
+    """
+    @property
+    def revocations(self) -> RepeatedCompositeFieldContainer[ApiKeyRevocation]:
+        """In the order of `ids`; with a filter those that match it, and that still did when they were
+        revoked.
+        """
+
+    def __init__(
+        self,
+        *,
+        revocations: Iterable[ApiKeyRevocation] | None = ...,
+        next_page_token: str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: Literal["next_page_token", b"next_page_token", "revocations", b"revocations"]) -> None: ...

@@ -75,6 +75,11 @@ class ApiKeyServiceStub(object):
                 request_serializer=keybearer_dot_v1_dot_api__key__service__pb2.RevokeApiKeyRequest.SerializeToString,
                 response_deserializer=keybearer_dot_v1_dot_api__key__service__pb2.RevokeApiKeyResponse.FromString,
                 _registered_method=True)
+        self.RevokeApiKeys = channel.unary_unary(
+                '/keybearer.v1.ApiKeyService/RevokeApiKeys',
+                request_serializer=keybearer_dot_v1_dot_api__key__service__pb2.RevokeApiKeysRequest.SerializeToString,
+                response_deserializer=keybearer_dot_v1_dot_api__key__service__pb2.RevokeApiKeysResponse.FromString,
+                _registered_method=True)
 
 
 class ApiKeyServiceServicer(object):
@@ -158,6 +163,15 @@ class ApiKeyServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RevokeApiKeys(self, request, context):
+        """Revokes several keys for good, all of one call in one transaction, with one audit event for each
+        key. Repeating it is OK. An id of nothing does not stop the others: every id has its own result.
+        Errors: FIELD_INVALID, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the account of the filter).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ApiKeyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -200,6 +214,11 @@ def add_ApiKeyServiceServicer_to_server(servicer, server):
                     servicer.RevokeApiKey,
                     request_deserializer=keybearer_dot_v1_dot_api__key__service__pb2.RevokeApiKeyRequest.FromString,
                     response_serializer=keybearer_dot_v1_dot_api__key__service__pb2.RevokeApiKeyResponse.SerializeToString,
+            ),
+            'RevokeApiKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeApiKeys,
+                    request_deserializer=keybearer_dot_v1_dot_api__key__service__pb2.RevokeApiKeysRequest.FromString,
+                    response_serializer=keybearer_dot_v1_dot_api__key__service__pb2.RevokeApiKeysResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -419,6 +438,33 @@ class ApiKeyService(object):
             '/keybearer.v1.ApiKeyService/RevokeApiKey',
             keybearer_dot_v1_dot_api__key__service__pb2.RevokeApiKeyRequest.SerializeToString,
             keybearer_dot_v1_dot_api__key__service__pb2.RevokeApiKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeApiKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keybearer.v1.ApiKeyService/RevokeApiKeys',
+            keybearer_dot_v1_dot_api__key__service__pb2.RevokeApiKeysRequest.SerializeToString,
+            keybearer_dot_v1_dot_api__key__service__pb2.RevokeApiKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -153,7 +153,23 @@ _ApiKeyServiceRevokeApiKeyType = typing_extensions.TypeVar(
     ],
 )
 
-class ApiKeyServiceStub(typing.Generic[_ApiKeyServiceCreateApiKeyType, _ApiKeyServiceGetApiKeyType, _ApiKeyServiceListApiKeysType, _ApiKeyServiceUpdateApiKeyType, _ApiKeyServiceDisableApiKeyType, _ApiKeyServiceEnableApiKeyType, _ApiKeyServiceRotateApiKeyType, _ApiKeyServiceRevokeApiKeyType]):
+_ApiKeyServiceRevokeApiKeysType = typing_extensions.TypeVar(
+    '_ApiKeyServiceRevokeApiKeysType',
+    grpc.UnaryUnaryMultiCallable[
+        keybearer.v1.api_key_service_pb2.RevokeApiKeysRequest,
+        keybearer.v1.api_key_service_pb2.RevokeApiKeysResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        keybearer.v1.api_key_service_pb2.RevokeApiKeysRequest,
+        keybearer.v1.api_key_service_pb2.RevokeApiKeysResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        keybearer.v1.api_key_service_pb2.RevokeApiKeysRequest,
+        keybearer.v1.api_key_service_pb2.RevokeApiKeysResponse,
+    ],
+)
+
+class ApiKeyServiceStub(typing.Generic[_ApiKeyServiceCreateApiKeyType, _ApiKeyServiceGetApiKeyType, _ApiKeyServiceListApiKeysType, _ApiKeyServiceUpdateApiKeyType, _ApiKeyServiceDisableApiKeyType, _ApiKeyServiceEnableApiKeyType, _ApiKeyServiceRotateApiKeyType, _ApiKeyServiceRevokeApiKeyType, _ApiKeyServiceRevokeApiKeysType]):
     """The keys of an account, for its administrators."""
 
     @typing.overload
@@ -190,6 +206,10 @@ class ApiKeyServiceStub(typing.Generic[_ApiKeyServiceCreateApiKeyType, _ApiKeySe
             keybearer.v1.api_key_service_pb2.RevokeApiKeyRequest,
             keybearer.v1.api_key_service_pb2.RevokeApiKeyResponse,
         ],
+        grpc.UnaryUnaryMultiCallable[
+            keybearer.v1.api_key_service_pb2.RevokeApiKeysRequest,
+            keybearer.v1.api_key_service_pb2.RevokeApiKeysResponse,
+        ],
     ], channel: grpc.Channel) -> None: ...
 
     @typing.overload
@@ -225,6 +245,10 @@ class ApiKeyServiceStub(typing.Generic[_ApiKeyServiceCreateApiKeyType, _ApiKeySe
         grpc.aio.UnaryUnaryMultiCallable[
             keybearer.v1.api_key_service_pb2.RevokeApiKeyRequest,
             keybearer.v1.api_key_service_pb2.RevokeApiKeyResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            keybearer.v1.api_key_service_pb2.RevokeApiKeysRequest,
+            keybearer.v1.api_key_service_pb2.RevokeApiKeysResponse,
         ],
     ], channel: grpc.aio.Channel) -> None: ...
 
@@ -280,6 +304,12 @@ class ApiKeyServiceStub(typing.Generic[_ApiKeyServiceCreateApiKeyType, _ApiKeySe
     and returns the facts of the first revocation. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND.
     """
 
+    RevokeApiKeys: _ApiKeyServiceRevokeApiKeysType
+    """Revokes several keys for good, all of one call in one transaction, with one audit event for each
+    key. Repeating it is OK. An id of nothing does not stop the others: every id has its own result.
+    Errors: FIELD_INVALID, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the account of the filter).
+    """
+
 ApiKeyServiceAsyncStub: typing_extensions.TypeAlias = ApiKeyServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         keybearer.v1.api_key_service_pb2.CreateApiKeyRequest,
@@ -312,6 +342,10 @@ ApiKeyServiceAsyncStub: typing_extensions.TypeAlias = ApiKeyServiceStub[
     grpc.aio.UnaryUnaryMultiCallable[
         keybearer.v1.api_key_service_pb2.RevokeApiKeyRequest,
         keybearer.v1.api_key_service_pb2.RevokeApiKeyResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        keybearer.v1.api_key_service_pb2.RevokeApiKeysRequest,
+        keybearer.v1.api_key_service_pb2.RevokeApiKeysResponse,
     ],
 ]
 
@@ -408,6 +442,17 @@ class ApiKeyServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[keybearer.v1.api_key_service_pb2.RevokeApiKeyResponse, collections.abc.Awaitable[keybearer.v1.api_key_service_pb2.RevokeApiKeyResponse]]:
         """Revokes a key for good: it is refused from the moment of the response on. Repeating it is OK
         and returns the facts of the first revocation. Errors: FIELD_INVALID, RESOURCE_NOT_FOUND.
+        """
+
+    @abc.abstractmethod
+    def RevokeApiKeys(
+        self,
+        request: keybearer.v1.api_key_service_pb2.RevokeApiKeysRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[keybearer.v1.api_key_service_pb2.RevokeApiKeysResponse, collections.abc.Awaitable[keybearer.v1.api_key_service_pb2.RevokeApiKeysResponse]]:
+        """Revokes several keys for good, all of one call in one transaction, with one audit event for each
+        key. Repeating it is OK. An id of nothing does not stop the others: every id has its own result.
+        Errors: FIELD_INVALID, OPERATOR_ONLY, RESOURCE_NOT_FOUND (the account of the filter).
         """
 
 def add_ApiKeyServiceServicer_to_server(servicer: ApiKeyServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

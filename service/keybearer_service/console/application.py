@@ -1,9 +1,10 @@
 """The console as an application: routes, and what stands before and behind every view."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import structlog
@@ -11,13 +12,18 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from keybearer.models import Presented
 from keybearer_service.console import links, problems
+from keybearer_service.console.accounts import AccountPages
+from keybearer_service.console.audit import AuditPages
+from keybearer_service.console.exports import CSV, Export, Exports
 from keybearer_service.console.fetching import Fetcher
+from keybearer_service.console.key_changes import SWITCHES, KeyChangePages
+from keybearer_service.console.key_list import KeyList
 from keybearer_service.console.keys import KeyPages
 from keybearer_service.console.pages import IMMUTABLE, Asset, Pages
 from keybearer_service.console.problems import Problem, problem_of
@@ -25,10 +31,14 @@ from keybearer_service.console.provider import Provider
 from keybearer_service.console.provider_sign_in import ProviderPages
 from keybearer_service.console.sealing import Seal
 from keybearer_service.console.security import HEADERS, STRICT_TRANSPORT, PublicOrigin
+from keybearer_service.console.sessions import SessionPages
+from keybearer_service.console.several_keys import SeveralKeysPages
 from keybearer_service.console.signing_in import RULE, SignInPages, forget, set_shown
+from keybearer_service.console.users import UserPages
 from keybearer_service.console.visits import (
     SESSION_COOKIE,
     SHOWN_COOKIE,
+    TICKED,
     Answer,
     BodyError,
     Browser,
@@ -105,17 +115,34 @@ class Console:
         self._pages = Pages(parts.clock, has_provider=provider is not None)
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="console")
         self._origin = PublicOrigin("http://127.0.0.1")
+        key_list = KeyList(self._pages, parts.keys, parts.accounts, parts.clock)
         self._keys = KeyPages(
-            self._pages,
+            key_list,
             parts.keys,
             parts.users,
-            parts.accounts,
             parts.audit_history,
             parts.identities,
             parts.clock,
             parts.entropy,
             has_provider=provider is not None,
         )
+        self._key_changes = KeyChangePages(key_list, parts.keys, parts.clock, parts.entropy)
+        self._users = UserPages(
+            self._pages,
+            parts.users,
+            parts.keys,
+            parts.accounts,
+            parts.sessions,
+            parts.audit_history,
+            parts.clock,
+        )
+        self._audit = AuditPages(
+            self._pages, parts.audit_history, parts.keys, parts.users, parts.accounts
+        )
+        self._several = SeveralKeysPages(key_list, parts.keys, parts.clock)
+        self._exports = Exports(key_list, parts.keys, self._audit, parts.audit_history, parts.clock)
+        self._accounts = AccountPages(self._pages, parts.accounts)
+        self._sessions = SessionPages(self._pages, parts.sessions, parts.accounts)
         self._signing_in = SignInPages(
             self._pages,
             parts.sessions,
@@ -177,11 +204,11 @@ class Console:
         """Return the answer to somebody who uses another name of this machine, or a wrong one."""
         request = Request(scope)
         if len(hosts) == 1 and self._origin.is_alias(hosts[0]) and scope["method"] == "GET":
-            query = f"?{request.url.query}" if request.url.query else ""
             # Of the path as it was sent, which cannot be read as another origin.
             path = scope["raw_path"].decode("ascii", "replace").partition("?")[0]
-            return RedirectResponse(f"{self._origin.url}/{path.lstrip('/')}{query}", 307)
-        return self._problem(self._visit(request, "", {}), problems.WRONG_HOST)
+            target = f"{self._origin.url}/{path.lstrip('/')}{_query_of(request)}"
+            return RedirectResponse(target, 307)
+        return self._problem(self._visit(request, ""), problems.WRONG_HOST)
 
     def _guards(self) -> list[tuple[bytes, bytes]]:
         headers = dict(HEADERS)
@@ -192,23 +219,20 @@ class Console:
     # --- routes -----------------------------------------------------------------------------------
 
     def _application(self) -> Starlette:
-        keys, signing_in = self._keys, self._signing_in
-        one = f"{links.KEYS}/{{key_id}}"
         routes = [
             Route("/", self._to_keys),
             Route(links.ROOT, self._to_keys),
             *(Route(path, _static(asset)) for path, asset in self._pages.assets.items()),
-            self._open(links.SIGN_IN, signing_in.form),
-            self._open(links.SIGN_IN, signing_in.sign_in, is_post=True),
-            self._open(links.THEME, signing_in.theme, is_post=True),
-            self._post(links.SIGN_OUT, signing_in.sign_out, signing_in.sign_out_again),
-            self._get(links.KEYS, keys.list),
-            self._post(links.KEYS, keys.create, keys.create_again),
-            self._get(links.NEW_KEY, keys.new),
-            self._get(one, keys.details),
-            self._open(f"{one}/saved", keys.saved, is_post=True),
-            self._get(f"{one}/revoke", keys.revoking),
-            self._post(f"{one}/revoke", keys.revoke, keys.revoke_again),
+            *self._sign_in_routes(),
+            *self._key_routes(),
+            *self._user_routes(),
+            self._get(links.AUDIT, self._audit.list),
+            self._export(links.EXPORT_AUDIT, self._exports.audit),
+            self._get(links.ACCOUNTS, self._accounts.list),
+            self._get(links.SESSIONS, self._sessions.list),
+            self._post(
+                f"{links.SESSIONS}/{{session_id}}/end", self._sessions.end, self._sessions.end_again
+            ),
             *(() if self._at_provider is None else self._provider_routes(self._at_provider)),
         ]
         app = Starlette(routes=routes, exception_handlers={HTTPException: self._http_error})
@@ -231,6 +255,49 @@ class Console:
         yield self._get(one, pages.of_user)
         yield self._post(f"{one}/invite", pages.invite, pages.of_user_again)
         yield self._post(f"{one}/remove", pages.remove, pages.of_user_again)
+
+    def _sign_in_routes(self) -> Iterator[Route]:
+        pages = self._signing_in
+        yield self._open(links.SIGN_IN, pages.form)
+        yield self._open(links.SIGN_IN, pages.sign_in, is_post=True)
+        yield self._open(links.THEME, pages.theme, is_post=True)
+        yield self._post(links.SIGN_OUT, pages.sign_out, pages.sign_out_again)
+
+    def _key_routes(self) -> Iterator[Route]:
+        keys, changes = self._keys, self._key_changes
+        one = f"{links.KEYS}/{{key_id}}"
+        yield self._get(links.KEYS, keys.list)
+        yield self._post(links.KEYS, keys.create, keys.create_again)
+        yield self._get(links.NEW_KEY, keys.new)
+        yield self._export(links.EXPORT_KEYS, self._exports.keys)
+        several = self._several
+        yield from self._form(
+            links.REVOKE_KEYS, several.revoking, several.revoke, several.revoke_again
+        )
+        yield self._get(one, keys.details)
+        yield self._open(f"{one}/saved", keys.saved, is_post=True)
+        yield from self._form(f"{one}/revoke", keys.revoking, keys.revoke, keys.revoke_again)
+        yield from self._form(f"{one}/edit", changes.editing, changes.edit, changes.edit_again)
+        yield from self._form(
+            f"{one}/rotate", changes.rotating, changes.rotate, changes.rotate_again
+        )
+        for change in SWITCHES:
+            yield from self._form(
+                f"{one}/{change}",
+                partial(changes.switching, change),
+                partial(changes.switch, change),
+                partial(changes.switch_again, change),
+            )
+
+    def _user_routes(self) -> Iterator[Route]:
+        users = self._users
+        one = f"{links.USERS}/{{user_id}}"
+        yield self._get(links.USERS, users.list)
+        yield self._post(links.USERS, users.create, users.create_again)
+        yield self._get(links.NEW_USER, users.new)
+        yield self._get(one, users.details)
+        yield from self._form(f"{one}/edit", users.editing, users.edit, users.edit_again)
+        yield from self._form(f"{one}/delete", users.deleting, users.delete, users.delete_again)
 
     async def _to_keys(self, _request: Request) -> Response:
         return RedirectResponse(links.KEYS, 303)
@@ -256,6 +323,37 @@ class Console:
 
         return self._route(path, answer)
 
+    def _export(self, path: str, export: Callable[[Visit], Export]) -> Route:
+        """Return the route of a file that is written while it is sent."""
+
+        def answer(visit: Visit) -> Answer:
+            made = export(visit)
+            # Whatever is wrong is said by a page, as long as nothing was sent.
+            first = next(made.parts, b"")
+            headers = {"content-disposition": f'attachment; filename="{made.name}"'}
+            rest = self._in_parts(visit, made.parts)
+            body = StreamingResponse(_after(first, rest), media_type=CSV, headers=headers)
+            return Answer(body)
+
+        return self._get(path, answer)
+
+    async def _in_parts(self, visit: Visit, parts: Iterator[bytes]) -> AsyncIterator[bytes]:
+        """Yield parts that are made in a thread, each for somebody who may still have it."""
+
+        def following() -> bytes | None:
+            if not self._admit(visit):
+                raise CallAbandoned
+            return next(parts, None)
+
+        loop = asyncio.get_running_loop()
+        while (part := await loop.run_in_executor(self._executor, following)) is not None:
+            yield part
+
+    def _form(self, path: str, form: View, view: View, again: AgainView) -> Iterator[Route]:
+        """Yield the routes of a form that is sent to where it is shown."""
+        yield self._get(path, form)
+        yield self._post(path, view, again)
+
     def _post(self, path: str, view: View, again: AgainView) -> Route:
         """Return the route of a change.
 
@@ -270,17 +368,31 @@ class Console:
                 if not self._admit(visit):
                     return again(visit, problems.SIGNED_OUT)
                 if not visit.has_csrf:
-                    return again(visit, problems.STALE_FORM)
+                    return self._again(visit, again, problems.STALE_FORM)
                 return view(visit)
             except CallAbandoned:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, what was typed is kept
                 problem = self._problem_of(visit, self._error_of(visit, error))
-                if problem is problems.NOT_FOUND:
-                    return Answer(self._problem(visit, problem))
-                return again(visit, problem)
+                return self._again(visit, again, problem)
 
         return self._route(path, answer, is_post=True)
+
+    def _again(self, visit: Visit, again: AgainView, problem: Problem) -> Answer:
+        """Show a form once more; without what stands around it when that cannot be read."""
+        if problem is problems.NOT_FOUND:
+            return Answer(self._problem(visit, problem))
+        if not problem.can_read:
+            return again(visit, problem)
+        try:
+            return again(visit, problem)
+        except CallAbandoned:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, what was typed is kept
+            worse = self._problem_of(visit, self._error_of(visit, error))
+            if worse is problems.NOT_FOUND:
+                return Answer(self._problem(visit, worse))
+            return again(visit, replace(worse, can_read=False))
 
     # --- one request ------------------------------------------------------------------------------
 
@@ -290,9 +402,9 @@ class Console:
         method = "POST" if is_post else "GET"
 
         async def endpoint(request: Request) -> Response:
-            form: Mapping[str, str] = {}
+            form: Sequence[tuple[str, str]] = ()
             if is_post and not from_elsewhere and not self._origin.sent(request.headers):
-                return self._problem(self._visit(request, path, {}), problems.CROSS_SITE)
+                return self._problem(self._visit(request, path), problems.CROSS_SITE)
             try:
                 if is_post:
                     form = await read_form(request)
@@ -300,7 +412,7 @@ class Console:
                 return Response()  # for nobody
             except BodyError as error:
                 problem = Problem(status=error.status, title="This form cannot be read.")
-                return self._problem(self._visit(request, path, {}), problem)
+                return self._problem(self._visit(request, path), problem)
             visit = self._visit(request, f"{method} {path}", form)
             return await self._in_thread(request, visit, view)
 
@@ -353,11 +465,11 @@ class Console:
             return False
         return True
 
-    def _visit(self, request: Request, method: str, form: Mapping[str, str]) -> Visit:
+    def _visit(self, request: Request, method: str, form: Sequence[tuple[str, str]] = ()) -> Visit:
         parts = self._parts
         peer = request.client.host if request.client else ""
         browser = Browser(peer, parts.clock)
-        query = f"?{request.url.query}" if request.url.query else ""
+        query = dict(request.query_params)
         return Visit(
             call=CallContext(
                 method,
@@ -368,11 +480,16 @@ class Console:
             ),
             browser=browser,
             is_post=request.method == "POST",
-            path=f"{request.scope['path']}{query}",
-            key_id=request.path_params.get("key_id", ""),
-            user_id=request.path_params.get("user_id", ""),
-            query=dict(request.query_params),
-            form=form,
+            path=f"{request.scope['path']}{_query_of(request)}",
+            named=request.path_params,
+            account=query.get("account", ""),
+            query=query,
+            form=dict(form),
+            ticked=[
+                value
+                for name, value in (form or request.query_params.multi_items())
+                if name == TICKED
+            ],
             cookies=cookies_of(request),
             user_agent=request.headers.get("user-agent", ""),
         )
@@ -383,7 +500,7 @@ class Console:
         status = error.status_code if isinstance(error, HTTPException) else 0
         is_method = status == problems.NO_SUCH_METHOD.status
         problem = problems.NO_SUCH_METHOD if is_method else problems.NOT_FOUND
-        return self._problem(self._visit(request, "", {}), problem)
+        return self._problem(self._visit(request, ""), problem)
 
     def _problem(self, visit: Visit, problem: Problem) -> Response:
         return self._pages.show("problem.html", visit, status=problem.status, problem=problem)
@@ -395,6 +512,9 @@ class Console:
         if error.code in _REFUSALS and visit.call.caller is not None:
             self._parts.refusals.refused(visit.call, error.reason)
         problem = problem_of(error, visit.call.request_id)
+        if problem is problems.NOT_FOUND:
+            # Perhaps it is the account that is not there: the links of the page lead out of it.
+            visit.account = ""
         if problem.asks_to_sign_in:
             # Inside the change the session was found to have ended.
             visit.call.caller = None
@@ -411,6 +531,18 @@ class Console:
             session_id="" if call.caller is None else call.caller.session_id,
             ms=round((self._parts.clock.monotonic() - call.started) * 1000, 2),
         )
+
+
+async def _after(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for part in rest:
+        yield part
+
+
+def _query_of(request: Request) -> str:
+    # Not by `request.url`, which is made of a header that may be no host at all.
+    query = request.scope["query_string"].decode("latin-1")
+    return f"?{query}" if query else ""
 
 
 def _static(asset: Asset) -> Callable[[Request], Awaitable[Response]]:

@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from keybearer._wire.enums import ApiKeyState, AuditAction, RevocationReason
+from keybearer._wire.enums import ApiKeyState, RevocationReason, UserType
 from keybearer.access import Role
 from keybearer_service.console.times import relative, span
-from keybearer_service.domain.audit_event import AuditEvent
-from keybearer_service.domain.clock import DAY, Micros
+from keybearer_service.domain.clock import DAY, MINUTE, Micros
 from keybearer_service.domain.model import ApiKey
 
 EXPIRING_SOON: Final = 30 * DAY
@@ -26,26 +25,15 @@ _REASON_WORDS: Final = {
     RevocationReason.CREATOR_DELETED: "Who created it was deleted",
     RevocationReason.REPORTED_BY_HOLDER: "Somebody who held its secret reported it",
 }
-_ACTIONS: Final = {
-    AuditAction.API_KEY_CREATED: "Created",
-    AuditAction.API_KEY_UPDATED: "Edited",
-    AuditAction.API_KEY_DISABLED: "Disabled",
-    AuditAction.API_KEY_ENABLED: "Enabled",
-    AuditAction.API_KEY_ROTATED: "Rotated",
-    AuditAction.API_KEY_REMINTED: "A new secret was shown, for one that was lost",
-    AuditAction.API_KEY_REVOKED: "Revoked",
-    AuditAction.API_KEY_OVERLAP_ENDED: "The old secret was ended",
-    AuditAction.ADMIN_TOKEN_ISSUED: "Issued on the server",
-    AuditAction.INSTALLATION_CREATED: "Created with the installation",
-    AuditAction.ACCOUNT_CREATED: "Created with the account",
-    AuditAction.USER_DELETED: "Revoked: its owner was deleted",
-    AuditAction.API_KEYS_REVOKED: "Revoked: who created it was deleted",
-}
 STATE_WORDS: Final = {
     ApiKeyState.ACTIVE: "Active",
     ApiKeyState.DISABLED: "Disabled",
     ApiKeyState.EXPIRED: "Expired",
     ApiKeyState.REVOKED: "Revoked",
+}
+TYPE_WORDS: Final = {
+    UserType.PERSON: "Person",
+    UserType.SERVICE_ACCOUNT: "Service account",
 }
 ROLE_WORDS: Final = {Role.VALIDATOR: "Validator", Role.DEVELOPER: "Developer", Role.ADMIN: "Admin"}
 
@@ -71,15 +59,10 @@ class Notice:
     kind: str = "warn"
     until: Micros | None = None
     """A moment behind the strong words."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Happened:
-    """One event of a key's history."""
-
-    event: AuditEvent
-    what: str
-    who: str
+    change: str = ""
+    """The change that mends it, as `change_key_link` names it; empty for none."""
+    change_words: str = ""
+    """What its link says."""
 
 
 def row_of(key: ApiKey, now: Micros) -> Row:
@@ -117,30 +100,46 @@ def notices_of(key: ApiKey, now: Micros) -> Iterator[Notice]:
             text="It was not used since the rotation."
             if used is None
             else f"It was last used {relative(used, now)}: something still has it.",
+            change="end-old-secret",
+            change_words="End it now",
         )
     if state is not ApiKeyState.ACTIVE:
         return
     if key.expire_time is not None and key.expire_time - now <= EXPIRING_SOON:
         yield Notice(
             strong=f"Expires in {span(key.expire_time - now)}.",
-            text="Create another key before then, and revoke this one once it has taken over.",
+            text="A new secret does not extend it.",
+            change="edit",
+            change_words="Change when it expires",
         )
     if key.last_used_time is None and now - key.create_time >= DAY:
         age = span(now - key.create_time)
         yield Notice(strong=f"Never used since it was created {age} ago.", kind="plain")
 
 
-def happened(event: AuditEvent) -> Happened:
-    """Return an event in words."""
-    actor = event.actor
-    who = actor.user_email or actor.type.name.replace("_", " ").lower()
-    what = _ACTIONS.get(event.action, event.action.name.replace("_", " ").capitalize())
-    return Happened(event=event, what=what, who=f"{who} from {event.peer}" if event.peer else who)
-
-
 def reason_words(key: ApiKey) -> str:
     """Return why a key was revoked; empty for one that was not."""
     return _REASON_WORDS.get(key.revocation_reason or RevocationReason.UNSPECIFIED, "")
+
+
+def done_words(done: str, key: ApiKey, now: Micros) -> str:
+    """Return what was just done to a key; empty when the key does not look like it."""
+    state = key.state_at(now)
+    is_true = {
+        "disabled": state is ApiKeyState.DISABLED,
+        "enabled": state is ApiKeyState.ACTIVE,
+        "ended": not key.overlaps_at(now),
+        "edited": now - key.update_time <= MINUTE,
+    }
+    return _DONE[done] if is_true.get(done) else ""
+
+
+_DONE: Final = {
+    "disabled": "It is disabled. Every program that uses it is refused.",
+    "enabled": "It is enabled, and accepted again.",
+    "ended": "The old secret is refused.",
+    "edited": "The change is saved.",
+}
 
 
 def is_used_lately(key: ApiKey, now: Micros) -> bool:

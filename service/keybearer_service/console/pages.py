@@ -75,7 +75,14 @@ class Pages:
         return {one.path: one for one in self._assets.values()}
 
     def show(
-        self, template: str, visit: Visit, *, status: int = 200, account: str = "", **values: Any
+        self,
+        template: str,
+        visit: Visit,
+        *,
+        status: int = 200,
+        area: str = "keys",
+        account: str = "",
+        **values: Any,
     ) -> Response:
         """Return a page.
 
@@ -83,6 +90,7 @@ class Pages:
             template: The file.
             visit: Whose answer it is.
             status: The status.
+            area: The one of `links.AREAS` that it belongs to.
             account: The name of the account that the page is about.
             **values: What the template shows.
         """
@@ -93,8 +101,10 @@ class Pages:
 
         caller = visit.call.caller if visit.is_signed_in else None
         pieces = self._templates[template].generate(
+            area=area,
             account=account,
-            who=None if caller is None else caller,
+            account_id=visit.account,
+            who=caller,
             csrf=visit.csrf,
             here=visit.path,
             theme=visit.theme,

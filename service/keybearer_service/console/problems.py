@@ -6,6 +6,8 @@ from keybearer_service.domain.errors import (
     AuthorityExceeded,
     Code,
     Internal,
+    LastAdmin,
+    OperatorOnly,
     OutcomeUnknown,
     QuotaExceeded,
     RoleInsufficient,
@@ -50,6 +52,12 @@ SIGN_IN_AGAIN = Problem(
     can_read=True,
     asks_to_sign_in_again=True,
 )
+LAST_ADMIN = Problem(
+    status=409,
+    title="This is the only administrator of the account.",
+    text="Nothing was changed. Make somebody else an administrator first.",
+    can_read=True,
+)
 CROSS_SITE = Problem(
     status=403,
     title="This form was not sent from the console.",
@@ -81,6 +89,11 @@ _STATUS = {
 }
 
 
+def sentence(text: str) -> str:
+    """Return what an error says, as a sentence."""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def problem_of(error: ServiceError, reference: str) -> Problem:
     """Return what a page says of an error.
 
@@ -101,9 +114,11 @@ def problem_of(error: ServiceError, reference: str) -> Problem:
     if isinstance(error, SignInAgain):
         return SIGN_IN_AGAIN
     if isinstance(error, QuotaExceeded | AuthorityExceeded):
-        text = f"{error.message[:1].upper()}{error.message[1:]}."
+        text = sentence(error.message)
         return Problem(status=status, title="This was not done.", text=text, can_read=True)
-    if status == NOT_FOUND.status:
+    if isinstance(error, LastAdmin):
+        return LAST_ADMIN
+    if status == NOT_FOUND.status or isinstance(error, OperatorOnly):
         return NOT_FOUND
     if status == SIGNED_OUT.status or isinstance(error, RoleInsufficient):
         # It was so when the request began, and is not so any more.
@@ -111,5 +126,5 @@ def problem_of(error: ServiceError, reference: str) -> Problem:
     if error.code is Code.UNAVAILABLE:
         title = "keybearer cannot reach its store."
         return Problem(status=status, title=title, text=f"Nothing was changed. {where}")
-    text = f"{error.message[:1].upper()}{error.message[1:]}. {where}"
+    text = f"{sentence(error.message)} {where}"
     return Problem(status=status, title="This was not done.", text=text)

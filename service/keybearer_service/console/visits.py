@@ -1,16 +1,18 @@
 """One request of a browser, and what the pages need of it."""
 
 import hmac
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeVar
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from keybearer_service.console.links import ListState
+from keybearer_service.console.links import ListState, PageState
+from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.clock import Clock
+from keybearer_service.usecases.access import authorize
 from keybearer_service.usecases.call_context import CallContext
 
 SESSION_COOKIE: Final = "__Host-keybearer"
@@ -29,8 +31,13 @@ THEMES: Final = ("system", "light", "dark")
 MAX_BODY: Final = 64 * 1024
 """Bytes of a form."""
 MAX_FIELDS: Final = 100
+"""More than there are keys in a list, which may all be ticked."""
+TICKED: Final = "key"
+"""The field of a key that is ticked."""
 ANSWER_WITHIN_S: Final = 10.0
 """For everything that a request does."""
+
+S = TypeVar("S", bound=PageState)
 
 
 class BodyError(Exception):
@@ -71,19 +78,53 @@ class Visit:
     is_post: bool
     path: str
     """With its query."""
-    key_id: str
-    """The key in the path; empty for none."""
-    user_id: str
-    """The user in the path; empty for none."""
+    named: Mapping[str, str]
+    """What the path names: `key_id`, `user_id` or `session_id`."""
+    account: str
+    """The account that an operator looks at; empty for one's own."""
     query: Mapping[str, str]
     form: Mapping[str, str]
+    ticked: Sequence[str]
+    """The keys that are ticked in a list: of the form, or of the query without one."""
     cookies: Mapping[str, str]
     user_agent: str
 
     @property
+    def key_id(self) -> str:
+        """The key in the path."""
+        return self.named["key_id"]
+
+    @property
+    def user_id(self) -> str:
+        """The user in the path."""
+        return self.named["user_id"]
+
+    @property
+    def session_id(self) -> str:
+        """The session in the path."""
+        return self.named["session_id"]
+
+    @property
+    def scope(self) -> AccountScope:
+        """The account that the page is about.
+
+        Raises:
+            OperatorOnly: Another account than the caller's, who is no operator.
+        """
+        return authorize(self.call, self.account)
+
+    @property
     def state(self) -> ListState:
-        """The list that the page stands above."""
-        return ListState.read(self.query)
+        """The list of keys that the page stands above."""
+        return self.state_of(ListState)
+
+    def state_of(self, kind: type[S]) -> S:
+        """Return the list that the page shows or stands above."""
+        return replace(kind.read(self.query), account=self.account)
+
+    def turn_to(self, account_id: str) -> None:
+        """Look at the account of the thing that the path names."""
+        self.account = "" if account_id == self.call.identity.account_id else account_id
 
     @property
     def is_signed_in(self) -> bool:
@@ -121,8 +162,8 @@ def csrf_of(session_token: str) -> str:
     return hmac.digest(session_token.encode(), b"console form v1", "sha256").hex()
 
 
-async def read_form(request: Request) -> Mapping[str, str]:
-    """Read the body of a POST as a form; of a repeated field the last value counts.
+async def read_form(request: Request) -> Sequence[tuple[str, str]]:
+    """Read the body of a POST as the fields of a form, in their order.
 
     Raises:
         BodyError: It is none, or too long.
@@ -136,7 +177,7 @@ async def read_form(request: Request) -> Mapping[str, str]:
         if len(body) > MAX_BODY:
             raise BodyError(413, f"a form has at most {MAX_BODY} bytes")
     try:
-        pairs = parse_qsl(
+        return parse_qsl(
             body.decode("ascii"),
             keep_blank_values=True,
             errors="strict",
@@ -144,7 +185,6 @@ async def read_form(request: Request) -> Mapping[str, str]:
         )
     except ValueError:
         raise BodyError(400, "the form cannot be read") from None
-    return dict(pairs)
 
 
 def cookies_of(request: Request) -> Mapping[str, str]:

@@ -410,6 +410,15 @@ class Reader(Protocol):
         """
         ...
 
+    def sessions(
+        self, scope: AccountScope, *, user_id: str = "", since: Micros, limit: int
+    ) -> Sequence[Session]:
+        """Return sessions that began at `since` or later and were not ended, newest first.
+
+        Must hold those of the scope only, and with a user those of that user; at most `limit`.
+        """
+        ...
+
     def peppers(self) -> Sequence[Pepper]:
         """Return every pepper; must be newest first."""
         ...

@@ -341,6 +341,19 @@ class _SqlReader:
         )
         return row is not None
 
+    def sessions(
+        self, scope: AccountScope, *, user_id: str = "", since: Micros, limit: int
+    ) -> Sequence[SignedIn]:
+        where = Where("create_time >= ? AND end_time IS NULL", since) + within(scope)
+        if user_id:
+            where.add("user_id = ?", user_id)
+        found = self._all(
+            f"SELECT {rows.SESSION} FROM sessions{where} ORDER BY create_time DESC, id LIMIT ?",
+            *where.values,
+            limit,
+        )
+        return [rows.session_from_row(row) for row in found]
+
     def peppers(self) -> Sequence[Pepper]:
         found = self._all(
             f"SELECT {rows.PEPPER} FROM peppers"

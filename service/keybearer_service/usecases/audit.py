@@ -237,6 +237,15 @@ class AuditHistory:
             events, page, bound_to, lambda event: (event.time, event.seq)
         )
 
+    def head(self, call: CallContext) -> tuple[int, bytes]:
+        """Return the seq and the hash of the newest event of the installation.
+
+        Raises:
+            CallAbandoned: The caller no longer waits.
+        """
+        with reading_for(call, self._store) as reader:
+            return reader.audit_head()
+
 
 class RefusalLog:
     """Audits refused calls of one kind, ten a minute for each caller and then one with a count.

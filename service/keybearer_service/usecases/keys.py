@@ -10,8 +10,9 @@ from keybearer._wire.enums import (
     AuditAction,
     AuditTargetType,
     RevocationReason,
+    RevocationResult,
 )
-from keybearer._wire.limits import MAX_SORTED_BY_LAST_USE
+from keybearer._wire.limits import MAX_REVOKED_KEYS, MAX_SORTED_BY_LAST_USE
 from keybearer.access import Role
 from keybearer_service.domain import validators
 from keybearer_service.domain.account_scope import AccountScope
@@ -53,6 +54,10 @@ class KeyUpdate:
     etag: str = ""
 
 
+REVOKED_WITHOUT_SIGN_IN = 10
+"""Keys that a person may revoke at a time however long ago they signed in."""
+MAX_SEARCHED_PAGES = 20
+"""Pages of a list that one RevokeApiKeys looks through, each of at most LOOKED_AT rows."""
 UPDATABLE = frozenset({*KEY_SETTINGS, "scopes", "role", "expiration", "overlap_end_time"})
 
 
@@ -65,6 +70,16 @@ class MadeBefore:
     """The greatest attempt that was carried out."""
     is_reissuable: bool
     """Whether a greater one would get a fresh secret."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRevocation:
+    """What became of one key of several that were to be revoked."""
+
+    id: str
+    result: RevocationResult
+    key: ApiKey | None
+    """As it is now; None when there is no such key."""
 
 
 class KeyManager:
@@ -322,6 +337,20 @@ class KeyManager:
                 mutation.assert_signed_in_lately()
             return self._write(mutation, action, key, switched(key, mutation.now))
 
+    def end_overlap(self, call: CallContext, key_id: str) -> ApiKey:
+        """End the old secret of a rotation now; a key without one stays as it is.
+
+        Raises:
+            ResourceNotFound: There is no such key.
+            KeyRevoked: The key is revoked.
+        """
+        return self._switch(
+            call,
+            key_id,
+            AuditAction.API_KEY_OVERLAP_ENDED,
+            lambda key, now: replace(key, overlap_end_time=None) if key.overlaps_at(now) else key,
+        )
+
     def revoke(self, call: CallContext, key_id: str, reason: RevocationReason, note: str) -> ApiKey:
         """Revoke a key for good; a revoked one keeps the facts of its first revocation.
 
@@ -329,22 +358,124 @@ class KeyManager:
             ResourceNotFound: There is no such key.
             FieldInvalid: The reason is one that only the service itself gives.
         """
-        if reason not in REASONS_OF_CALLERS:
-            raise FieldInvalid(
-                "reason", "one of LOST, COMPROMISED, SUPERSEDED, NO_LONGER_USED is required"
-            )
+        _assert_reason_of_callers(reason)
         with self._mutations.begin(call) as mutation:
             key = _reachable_key(mutation.tx, mutation.scope, key_id)
             if key.revoke_time is not None:
                 return key
-            revoked = replace(
-                key,
-                revoke_time=mutation.now,
-                revoked_by=call.identity.owner_id,
-                revocation_reason=reason,
-                revocation_note=note,
-            )
-            return self._write(mutation, AuditAction.API_KEY_REVOKED, key, revoked)
+            return self._revoke(mutation, call, key, reason, note)
+
+    def revoke_many(
+        self,
+        call: CallContext,
+        key_ids: Sequence[str],
+        reason: RevocationReason,
+        note: str,
+        *,
+        validate_only: bool,
+    ) -> Sequence[KeyRevocation]:
+        """Revoke several keys, in one transaction.
+
+        A key that is named twice counts once, and an id of nothing does not stop the others.
+
+        Raises:
+            FieldInvalid: No key or too many are named, or the reason is one that only the service
+                itself gives.
+            SignInAgain: It is more than a few, and the caller has to prove again who they are.
+        """
+        _assert_reason_of_callers(reason)
+        wanted = list(dict.fromkeys(key_ids))
+        if not 1 <= len(wanted) <= MAX_REVOKED_KEYS:
+            raise FieldInvalid("ids", f"1 to {MAX_REVOKED_KEYS}")
+        if validate_only:
+            with self._store.read() as reader:
+                scope = reach_of(call)
+                return [_planned(key_id, reader.api_key(scope, key_id)) for key_id in wanted]
+        with self._mutations.begin(call) as mutation:
+            if len(wanted) > REVOKED_WITHOUT_SIGN_IN:
+                mutation.assert_signed_in_lately()
+            return [
+                self._revoke_planned(
+                    mutation,
+                    call,
+                    _planned(key_id, mutation.tx.api_key(mutation.scope, key_id)),
+                    reason,
+                    note,
+                )
+                for key_id in wanted
+            ]
+
+    def revoke_matching(
+        self,
+        call: CallContext,
+        query: KeyQuery,
+        page_token: str,
+        reason: RevocationReason,
+        note: str,
+        *,
+        validate_only: bool,
+    ) -> tuple[Sequence[KeyRevocation], str]:
+        """Revoke keys that match a query, at most `MAX_REVOKED_KEYS`, in one transaction.
+
+        Returns:
+            What became of them, and the token with which a further call goes on; empty at the end.
+
+        Raises:
+            FieldInvalid: The page token is not valid, or the reason is one that only the service
+                itself gives.
+            ResourceNotFound: An operator named an account that does not exist.
+            SignInAgain: It is more than a few, and the caller has to prove again who they are.
+            CallAbandoned: The caller no longer waits.
+        """
+        _assert_reason_of_callers(reason)
+        found: list[ApiKey] = []
+        for _ in range(MAX_SEARCHED_PAGES):
+            page = self.list(call, query, MAX_REVOKED_KEYS - len(found), page_token)
+            found += page.items
+            page_token = page.next_page_token
+            if not page_token or len(found) == MAX_REVOKED_KEYS:
+                break
+        if validate_only or not found:
+            return [_planned(key.id, key) for key in found], page_token
+        revocations = []
+        with self._mutations.begin(call) as mutation:
+            if len(found) > REVOKED_WITHOUT_SIGN_IN:
+                mutation.assert_signed_in_lately()
+            for one in found:
+                key = mutation.tx.api_key(mutation.scope, one.id)
+                if key is not None and _matches(key, query, mutation.now):
+                    planned = _planned(key.id, key)
+                    revocations.append(self._revoke_planned(mutation, call, planned, reason, note))
+        return revocations, page_token
+
+    def _revoke_planned(
+        self,
+        mutation: Mutation,
+        call: CallContext,
+        planned: KeyRevocation,
+        reason: RevocationReason,
+        note: str,
+    ) -> KeyRevocation:
+        if planned.key is None or planned.result is not RevocationResult.REVOKED:
+            return planned
+        return replace(planned, key=self._revoke(mutation, call, planned.key, reason, note))
+
+    def _revoke(
+        self,
+        mutation: Mutation,
+        call: CallContext,
+        key: ApiKey,
+        reason: RevocationReason,
+        note: str,
+    ) -> ApiKey:
+        revoked = replace(
+            key,
+            revoke_time=mutation.now,
+            revoked_by=call.identity.owner_id,
+            revocation_reason=reason,
+            revocation_note=note,
+        )
+        return self._write(mutation, AuditAction.API_KEY_REVOKED, key, revoked)
 
     def revoke_token(self, call: CallContext, token: str) -> bool:
         """Revoke the secret that a token is, for its holder.
@@ -423,6 +554,37 @@ def _reachable_key(reader: Reader, scope: AccountScope, key_id: str) -> ApiKey:
     if key is None:
         raise ResourceNotFound("API key", key_id)
     return key
+
+
+def _assert_reason_of_callers(reason: RevocationReason) -> None:
+    if reason not in REASONS_OF_CALLERS:
+        raise FieldInvalid(
+            "reason", "one of LOST, COMPROMISED, SUPERSEDED, NO_LONGER_USED is required"
+        )
+
+
+def _planned(key_id: str, key: ApiKey | None) -> KeyRevocation:
+    if key is None:
+        return KeyRevocation(id=key_id, result=RevocationResult.NOT_FOUND, key=None)
+    is_over = key.revoke_time is not None
+    result = RevocationResult.ALREADY_REVOKED if is_over else RevocationResult.REVOKED
+    return KeyRevocation(id=key_id, result=result, key=key)
+
+
+def _matches(key: ApiKey, query: KeyQuery, now: Micros) -> bool:
+    """Return whether a key that a query has found still matches it: it may be used by now."""
+    if query.states and key.state_at(now) not in query.states:
+        return False
+    if query.owner_id and key.owner_id != query.owner_id:
+        return False
+    if query.name_contains.encode().lower() not in key.name.encode().lower():
+        return False
+    if query.expires_before is not None and (
+        key.expire_time is None or key.expire_time >= query.expires_before
+    ):
+        return False
+    used = key.create_time if key.last_used_time is None else key.last_used_time
+    return query.unused_since is None or used < query.unused_since
 
 
 def _assert_few_keys(reader: Reader, scope: AccountScope) -> None:

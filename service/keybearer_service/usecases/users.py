@@ -111,6 +111,15 @@ class UserManager:
         with self._store.read() as reader:
             return _reachable_user(reader, reach_of(call), user_id)
 
+    def by_email(self, call: CallContext, scope: AccountScope, email: str) -> User | None:
+        """Return the live user of an account with an address in lower case; None for no such one.
+
+        Raises:
+            CallAbandoned: The caller no longer waits.
+        """
+        with reading_for(call, self._store) as reader:
+            return reader.user_by_email(scope, email)
+
     def list(
         self, call: CallContext, query: UserQuery, page_size: int, page_token: str
     ) -> Listed[User]:

@@ -10,10 +10,10 @@ grants ADMIN and never ends, as long as the identity is bound to the user.
 
 import hmac
 
-from keybearer.access import AccessRule, Context
+from keybearer.access import NO_CONTEXT, AccessRule, Context
 from keybearer.models import Presented
 from keybearer_service.domain.clock import Clock, Micros
-from keybearer_service.domain.errors import CredentialsInvalid
+from keybearer_service.domain.errors import CredentialsInvalid, ServiceError
 from keybearer_service.domain.identity import Identity, identity_mac
 from keybearer_service.domain.session import (
     SEEN_EVERY,
@@ -90,6 +90,17 @@ class SessionValidator:
         except StoreError as error:
             # The session ends earlier than it should; what was asked can still be answered.
             self._outage.failed(error)
+
+
+def is_open(reader: Reader, session: Session, rule: AccessRule, now: Micros) -> bool:
+    """Return whether a session would be accepted, as far as its row and what is behind it say."""
+    if not session.lives_at(now):
+        return False
+    try:
+        match_of(_record_behind(reader, session), session.secret_version, rule, now, NO_CONTEXT)
+    except ServiceError:
+        return False
+    return True
 
 
 def judge_again(

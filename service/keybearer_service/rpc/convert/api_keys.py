@@ -1,6 +1,7 @@
 """Keys, between their messages and the model."""
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
+from dataclasses import replace
 from typing import Any, TypedDict
 
 from google.protobuf.message import Message
@@ -27,7 +28,7 @@ from keybearer_service.rpc.convert.common import (
 from keybearer_service.storage import KeyQuery
 from keybearer_service.usecases import keys
 from keybearer_service.usecases.issuing import NEVER_EXPIRES, Expiration, IssuedKey, NewKey
-from keybearer_service.usecases.keys import KeyUpdate
+from keybearer_service.usecases.keys import KeyRevocation, KeyUpdate
 
 
 def new_key(request: api_key_service_pb2.CreateApiKeyRequest) -> NewKey:
@@ -87,7 +88,7 @@ def _expiration(
 
 
 def revocation(
-    request: api_key_service_pb2.RevokeApiKeyRequest,
+    request: api_key_service_pb2.RevokeApiKeyRequest | api_key_service_pb2.RevokeApiKeysRequest,
 ) -> tuple[RevocationReason, str]:
     """Read why a key is to be revoked."""
     if not request.reason:
@@ -96,6 +97,57 @@ def revocation(
         )
     reason = member("reason", RevocationReason, request.reason)
     return reason, validators.long_text("note", request.note)
+
+
+def wanted_ids(request: api_key_service_pb2.RevokeApiKeysRequest) -> Sequence[str]:
+    """Read which keys are named; none when a filter says which."""
+    if request.HasField("filter") == bool(request.ids):
+        raise FieldInvalid("ids", "either ids or a filter is required, and not both")
+    if request.ids and request.page_token:
+        raise FieldInvalid("page_token", "only with a filter")
+    return [
+        validators.required_id(f"ids[{index}]", key_id) for index, key_id in enumerate(request.ids)
+    ]
+
+
+def filter_query(
+    scope: AccountScope, wanted: api_key_service_pb2.ApiKeyFilter, now: Micros
+) -> KeyQuery:
+    """Read which keys a filter matches."""
+    states = members("filter.states", ApiKeyState, wanted.states)
+    query = KeyQuery(
+        scope=scope,
+        now=now,
+        states=states,
+        owner_id=wanted.owner_id,
+        name_contains=validators.contained("filter.name_contains", wanted.name_contains),
+        expires_before=optional_time(wanted, "expires_before"),
+        unused_since=optional_time(wanted, "unused_since"),
+    )
+    if query == KeyQuery(scope=scope, now=now):
+        raise FieldInvalid(
+            "filter", "required: states, owner_id, name_contains, expires_before or unused_since"
+        )
+    return query if states else replace(query, states=_NOT_REVOKED)
+
+
+def revocations_to_proto(
+    revocations: Sequence[KeyRevocation],
+) -> Sequence[api_key_service_pb2.ApiKeyRevocation]:
+    """Write what became of keys."""
+    return [
+        api_key_service_pb2.ApiKeyRevocation(
+            id=one.id,
+            result=int(one.result),  # type: ignore[arg-type]  # the numbers are those of the proto
+            name="" if one.key is None else one.key.name,
+            owner_email="" if one.key is None else one.key.owner_email,
+            last_used_time=timestamp(None if one.key is None else one.key.last_used_time),
+        )
+        for one in revocations
+    ]
+
+
+_NOT_REVOKED = tuple(one for one in ApiKeyState if one not in (0, ApiKeyState.REVOKED))
 
 
 def overlap(

@@ -3,6 +3,7 @@
 from keybearer.v1 import api_key_service_pb2 as pb
 from keybearer_service.domain.clock import Clock
 from keybearer_service.rpc.convert.api_keys import (
+    filter_query,
     issued_fields,
     key_query,
     key_to_proto,
@@ -10,6 +11,8 @@ from keybearer_service.rpc.convert.api_keys import (
     new_key,
     overlap,
     revocation,
+    revocations_to_proto,
+    wanted_ids,
 )
 from keybearer_service.rpc.convert.common import idempotency_key, page_to_proto
 from keybearer_service.usecases.access import authorize
@@ -87,3 +90,23 @@ class ApiKeyServicer:
         """Revoke a key."""
         key = self._keys.revoke(call, request.id, *revocation(request))
         return pb.RevokeApiKeyResponse(api_key=key_to_proto(key, self._clock.now()))
+
+    def RevokeApiKeys(
+        self, request: pb.RevokeApiKeysRequest, call: CallContext
+    ) -> pb.RevokeApiKeysResponse:
+        """Revoke several keys."""
+        ids = wanted_ids(request)
+        reason, note = revocation(request)
+        if ids:
+            revoked = self._keys.revoke_many(
+                call, ids, reason, note, validate_only=request.validate_only
+            )
+            return pb.RevokeApiKeysResponse(revocations=revocations_to_proto(revoked))
+        scope = authorize(call, request.filter.account_id)
+        query = filter_query(scope, request.filter, self._clock.now())
+        revoked, next_page = self._keys.revoke_matching(
+            call, query, request.page_token, reason, note, validate_only=request.validate_only
+        )
+        return pb.RevokeApiKeysResponse(
+            revocations=revocations_to_proto(revoked), next_page_token=next_page
+        )

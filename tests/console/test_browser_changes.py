@@ -1,0 +1,254 @@
+"""Users, changes, audit and sessions in a real browser: by mouse, by keyboard, without scripts."""
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from console.screens import (
+    HOSTILE,
+    NARROW,
+    SHOWN,
+    SMALL,
+    WIDE,
+    barriers,
+    focused,
+    sign_in,
+    tab_to,
+)
+from fakes import FakeClock
+from harness import Service
+from keybearer_service.domain.clock import MINUTE
+
+OpenPage = Callable[..., Any]
+
+
+def saved(page: Any) -> str:
+    """Return the secret that is shown, and go on from it."""
+    page.wait_for_selector(SHOWN)
+    token = str(page.locator(SHOWN).text_content())
+    page.locator("input[name=saved]").check()
+    page.get_by_role("button", name="Done").click()
+    page.wait_for_url("**/console/keys**#key-*")
+    return token
+
+
+def story(page: Any, service: Service) -> None:
+    """Create a user, give them a key, edit, rotate, disable and enable it, end the user."""
+    sign_in(page, service)
+    page.get_by_role("link", name="Users").click()
+    page.get_by_role("link", name="Create user").click()
+    page.get_by_role("radio", name="Service account").check()
+    page.get_by_label("E-mail address").fill("bot@example.com")
+    page.get_by_label("Name", exact=True).fill("Bot")
+    page.get_by_role("radio", name="Developer").check()
+    page.get_by_role("button", name="Create user").click()
+    page.get_by_text("The user is there.").wait_for()
+    bot = next(one for one in service.admin.list_users().users if one.email == "bot@example.com")
+    made = service.admin.create_key(name="robot", owner_id=bot.id)
+    page.goto(f"{service.app.console_origin}/console/keys/{made.api_key.id}")
+    page.get_by_role("link", name="Edit").click()
+    page.get_by_label("Name", exact=True).fill("robot 2")
+    page.get_by_role("button", name="Save").click()
+    page.get_by_text("The change is saved.").wait_for()
+    page.get_by_role("link", name="Rotate").click()
+    page.get_by_label("It works for one more day").check()
+    page.get_by_role("button", name="Rotate").click()
+    token = saved(page)
+    page.get_by_role("link", name="robot 2", exact=True).click()
+    page.get_by_role("link", name="End it now").click()
+    page.get_by_role("button", name="End the old secret").click()
+    page.get_by_text("The old secret is refused.").wait_for()
+    assert service.admin.outcome(made.token) == "NOT_FOUND"
+    page.get_by_role("link", name="Disable").click()
+    page.get_by_role("button", name="Disable").click()
+    page.get_by_text("It is disabled.").wait_for()
+    page.get_by_role("link", name="Enable").click()
+    page.get_by_role("button", name="Enable").click()
+    page.get_by_text("It is enabled").wait_for()
+    assert service.admin.outcome(token) == "VALID"
+    page.goto(f"{service.app.console_origin}/console/keys")
+    page.get_by_role("checkbox", name="Tick robot 2").check()
+    page.get_by_role("button", name="Revoke those ticked").click()
+    page.get_by_label("It is no longer used").check()
+    page.get_by_role("button", name="Revoke 1 key").click()
+    page.get_by_text("Revoked.").wait_for()
+    assert service.admin.outcome(token) == "REVOKED"
+    page.get_by_role("link", name="Back to the list").click()
+    page.goto(f"{service.app.console_origin}/console/users/{bot.id}")
+    page.get_by_role("link", name="Delete user").click()
+    page.get_by_role("button", name="Delete user").click()
+    page.get_by_text("is deleted.").wait_for()
+    page.get_by_role("link", name="Audit").click()
+    page.get_by_role("cell", name="User deleted").wait_for()
+    page.get_by_role("link", name="Sessions").click()
+    page.get_by_role("button", name="End").first.click()
+    page.get_by_label("Token of an Admin key").wait_for()
+
+
+@pytest.mark.parametrize("size", [WIDE, pytest.param(NARROW, marks=pytest.mark.slow)])
+def test_the_story_of_changes_by_mouse(service: Service, open_page: OpenPage, size: Any) -> None:
+    """Everything that an administrator does after the first key."""
+    story(open_page(viewport=size), service)
+
+
+@pytest.mark.slow
+def test_the_story_of_changes_without_scripts(service: Service, open_page: OpenPage) -> None:
+    """The same; dialogs are panels."""
+    story(open_page(java_script_enabled=False), service)
+
+
+def test_the_changes_by_keyboard_alone(service: Service, open_page: OpenPage) -> None:
+    """The focus is where one goes on, in every dialog."""
+    made = service.admin.create_key(name="robot")
+    page = open_page()
+    sign_in(page, service)
+    page.goto(f"{service.app.console_origin}/console/keys/{made.api_key.id}")
+    tab_to(page, "^A +Edit")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/edit")
+    assert focused(page).startswith("INPUT name")
+    page.keyboard.press("Control+A")
+    page.keyboard.type("by keyboard")
+    page.keyboard.press("Enter")
+    page.get_by_text("The change is saved.").wait_for()
+    tab_to(page, "^A +Rotate")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/rotate")
+    assert "Rotate" in focused(page)
+    tab_to(page, "^INPUT overlap")
+    page.keyboard.press("Space")
+    tab_to(page, "^BUTTON .*Rotate")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(SHOWN)
+    token = str(page.locator(SHOWN).text_content())
+    tab_to(page, "^INPUT saved")
+    page.keyboard.press("Space")
+    tab_to(page, "^BUTTON done")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/console/keys**#key-*")
+    assert service.admin.outcome(token) == "VALID"
+    tab_to(page, "^INPUT key", "Shift+Tab")
+    page.keyboard.press("Space")
+    tab_to(page, "^BUTTON .*Revoke those ticked")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/console/keys/revoke**")
+    assert "Keep them" in focused(page)
+    page.keyboard.press("Escape")
+    page.wait_for_url("**/console/keys")
+    assert service.admin.outcome(token) == "VALID"
+
+
+def screens(page: Any, service: Service, clock: FakeClock) -> Iterator[str]:
+    """Show one screen after the other; yield the name of each."""
+    admin, origin = service.admin, service.app.console_origin
+    user = admin.create_user("n" * 60 + "@example.com", role="ROLE_ADMIN", display_name="d" * 100)
+    own = admin.create_key(name="o" * 100, role="ROLE_ADMIN", owner_id=user.id)
+    as_user = service.as_token(own.token)
+    as_user.create_key(name="for another", owner_id=service.admin_user_id)
+    key = admin.create_key(name="n" * 100, description="Uses it.", labels={"a": "b"}).api_key
+    admin.rotate(key.id, overlap=timedelta(hours=1))
+    clock.advance(MINUTE)
+    admin.update_user(user.id, {"display_name": "e" * 100})
+    sign_in(page, service)
+    for path in (
+        f"keys/{key.id}",
+        f"keys/{key.id}/edit",
+        f"keys/{key.id}/rotate",
+        f"keys/{key.id}/disable",
+        f"keys/{key.id}/end-old-secret",
+        f"keys/revoke?key={key.id}&key={own.api_key.id}",
+        "users",
+        "users?q=nobody",
+        "users/new",
+        f"users/{user.id}",
+        f"users/{user.id}/edit",
+        f"users/{user.id}/delete",
+        "audit",
+        "audit?after=x",
+        "sessions",
+        "accounts",
+    ):
+        page.goto(f"{origin}/console/{path}")
+        yield path
+    page.goto(f"{origin}/console/users/new")
+    page.get_by_role("radio", name="Person").check()
+    page.get_by_role("radio", name="Admin").check()
+    page.get_by_label("E-mail address").fill("x")
+    page.get_by_label("Name", exact=True).fill(" ")
+    page.get_by_role("button", name="Create user").click()
+    page.wait_for_selector("#summary")
+    yield "errors of a user"
+    page.goto(f"{origin}/console/keys/{key.id}/edit")
+    admin.update_key(key.id, {"name": "theirs"})
+    page.get_by_role("button", name="Save").click()
+    page.get_by_text("Somebody changed this key").wait_for()
+    yield "a conflict"
+    page.goto(f"{origin}/console/keys/revoke?key={key.id}")
+    page.get_by_label("Its secret was lost").check()
+    page.get_by_role("button", name="Revoke 1 key").click()
+    page.get_by_text("Revoked.").wait_for()
+    yield "what became of them"
+
+
+_ALL = [
+    pytest.param(
+        size,
+        theme,
+        id=f"{size['width']}-{theme}",
+        marks=[] if (size, theme) in ((WIDE, "light"), (NARROW, "dark")) else [pytest.mark.slow],
+    )
+    for size in (WIDE, NARROW, SMALL)
+    for theme in ("light", "dark")
+]
+
+
+@pytest.mark.parametrize(("size", "theme"), _ALL)
+def test_no_screen_of_changes_has_a_barrier(
+    service: Service, open_page: OpenPage, clock: FakeClock, size: Any, theme: str
+) -> None:
+    """Axe finds nothing on any screen, and nothing is wider than the window."""
+    page = open_page(viewport=size, color_scheme=theme)
+    found = {}
+    seen = 0
+    for name in screens(page, service, clock):
+        wrong = barriers(page)
+        if not page.evaluate("document.documentElement.scrollWidth <= innerWidth"):
+            wrong.append("wider than the window")
+        if wrong:
+            found[name] = wrong
+        seen += 1
+    assert found == {}
+    assert seen == 19
+
+
+def test_hostile_texts_of_users_run_nothing(service: Service, open_page: OpenPage) -> None:
+    """No script error, no report of the policy, no dialog: `open_page` counts the complaints."""
+    user = service.admin.create_user(
+        "<img/src=x/onerror=alert(1)>@example.com", role="ROLE_ADMIN", display_name=HOSTILE
+    )
+    made = service.admin.create_key(name=HOSTILE, role="ROLE_ADMIN", owner_id=user.id)
+    page = open_page(user_agent=HOSTILE)
+    asked: list[str] = []
+
+    def note(dialog: Any) -> None:
+        asked.append(dialog.message)
+        dialog.accept()
+
+    page.on("dialog", note)
+    sign_in(page, service)
+    for path in (
+        "users",
+        f"users/{user.id}",
+        f"users/{user.id}/edit",
+        f"users/{user.id}/delete",
+        f"keys/{made.api_key.id}/edit",
+        f"keys/revoke?key={made.api_key.id}",
+        "audit",
+        "audit?actor=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E&action=x",
+        "sessions",
+    ):
+        page.goto(f"{service.app.console_origin}/console/{path}")
+        page.wait_for_load_state()
+    assert asked == []
