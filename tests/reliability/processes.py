@@ -25,6 +25,7 @@ END_TIMEOUT_S = 60.0
 SMALL_PIPE = 4096
 """Some fifteen lines of a log."""
 SERVER = ("-m", "keybearer_service")
+ANY_PORT = ("--listen", "127.0.0.1:0")
 RUN_WITH_BUGS = ("-m", "reliability.run_with_bugs")
 
 
@@ -104,7 +105,7 @@ class ServerProcess:
         read_until: str = "",
     ) -> None:
         entry = (*RUN_WITH_BUGS, ",".join(bugs)) if bugs else entry
-        serve = ("serve", "--data-dir", str(data_dir), "--listen", "127.0.0.1:0", *flags)
+        serve = ("serve", "--data-dir", str(data_dir), *ANY_PORT, *flags)
         log, written = os.pipe()
         if read_until:
             fcntl.fcntl(written, fcntl.F_SETPIPE_SZ, SMALL_PIPE)

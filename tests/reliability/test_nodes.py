@@ -18,7 +18,7 @@ from harness import Stubs, message
 from keybearer.v1 import token_service_pb2
 from keybearer_service.net.database_url import DatabaseUrl
 from postgres_primary import Primary
-from reliability.processes import ServerProcess, answer, command
+from reliability.processes import ANY_PORT, ServerProcess, answer, command
 from storage.test_postgres_nodes import until
 
 ROUNDS = 20
@@ -120,7 +120,9 @@ def test_a_second_installation_in_one_database_is_refused(cluster: Cluster, tmp_
 
 def test_a_node_without_the_key_files_does_not_start(cluster: Cluster, tmp_path: Path) -> None:
     """It says what to copy."""
-    done = command("serve", "--data-dir", str(tmp_path / "bare"), "--database", cluster.url.text)
+    done = command(
+        "serve", "--data-dir", str(tmp_path / "bare"), "--database", cluster.url.text, *ANY_PORT
+    )
     assert done.returncode == 1
     assert "peppers/" in done.stderr
 
@@ -184,7 +186,7 @@ def test_a_pepper_is_used_once_every_node_has_it(
     late = tmp_path / "late"
     shutil.copytree(second / "peppers", late / "peppers")
     (late / "peppers" / f"{pepper_id}.pepper").unlink()
-    done = command("serve", "--data-dir", str(late), "--database", cluster.url.text)
+    done = command("serve", "--data-dir", str(late), "--database", cluster.url.text, *ANY_PORT)
     assert done.returncode == 1
     assert f"{pepper_id}.pepper is missing" in done.stderr
 

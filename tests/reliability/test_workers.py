@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness import Stubs, refused
-from reliability.processes import ServerProcess, command, init
+from reliability.processes import ANY_PORT, ServerProcess, command, init
 
 CONNECTIONS = 8
 """Each is taken by one of the two processes; that all eight go to one happens once in 128 runs."""
@@ -116,7 +116,7 @@ needs_the_bug = pytest.mark.skipif(
 @needs_the_bug
 def test_workers_are_refused_with_what_to_do(tmp_path: Path, installation: dict[str, str]) -> None:
     """On platforms with and without a wheel."""
-    serve = ("serve", "--data-dir", str(tmp_path / "data"), "--workers", "2")
+    serve = ("serve", "--data-dir", str(tmp_path / "data"), "--workers", "2", *ANY_PORT)
     done = command(*serve, entry=WITHOUT_PYSQLITE3)
     assert done.returncode == 1
     assert done.stderr.startswith(f"keybearer-server: workers: SQLite {sqlite3.sqlite_version} can")
