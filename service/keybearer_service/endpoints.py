@@ -139,8 +139,8 @@ def served_methods() -> Mapping[str, MethodSpec]:
 
 
 def is_list(spec: MethodSpec) -> bool:
-    """Return whether a method answers with pages of a list."""
-    return "next_page_token" in spec.response.DESCRIPTOR.fields_by_name
+    """Return whether a method answers with pages of a list, as large as its caller asks for."""
+    return "page_size" in spec.request.DESCRIPTOR.fields_by_name
 
 
 class Executors:

@@ -8,10 +8,10 @@ from keybearer_service.console.pages import Pages
 from keybearer_service.console.problems import sentence
 from keybearer_service.console.visits import Answer, Visit
 from keybearer_service.domain import validators
-from keybearer_service.domain.errors import FieldInvalid, OperatorOnly
+from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.model import Account
 from keybearer_service.storage import AccountQuery
-from keybearer_service.usecases.access import reach_of
+from keybearer_service.usecases.access import authorize_every_account
 from keybearer_service.usecases.accounts import AccountManager
 
 
@@ -28,14 +28,13 @@ class AccountPages:
         Raises:
             OperatorOnly: The caller is no operator.
         """
-        if not visit.call.identity.is_operator:
-            raise OperatorOnly("only operators look at other accounts")
+        scope = authorize_every_account(visit.call)
         state = visit.state_of(AccountListState)
         problem, next_page = "", ""
         found: Sequence[Account] = ()
         try:
             contained = validators.contained("q", state.q)
-            query = AccountQuery(scope=reach_of(visit.call), name_contains=contained)
+            query = AccountQuery(scope=scope, name_contains=contained)
             page = self._accounts.list(visit.call, query, 0, state.page)
             found, next_page = page.items, page.next_page_token
         except FieldInvalid as error:

@@ -68,6 +68,18 @@ def reach_of(call: CallContext) -> AccountScope:
     return AccountScope(None if is_unbounded else caller.account_id)
 
 
+def authorize_every_account(call: CallContext) -> AccountScope:
+    """Return the scope of all accounts, for a list of them.
+
+    Raises:
+        OperatorOnly: The caller is no administrator of the operator account.
+    """
+    scope = reach_of(call)
+    if scope.account_id is not None:
+        raise OperatorOnly("only operators look at other accounts")
+    return scope
+
+
 def authorize_question(asker: Asker, requested: str, field: str = "account_id") -> AccountScope:
     """Return the scope of the keys that a question about a token is about.
 
