@@ -107,7 +107,7 @@ def _origin(value: object) -> object:
 
 
 def _issuer(value: object) -> object:
-    # Compared with what the provider says of itself, so it stays as it is.
+    # It is compared with the issuer in the provider's metadata, so it is kept as written.
     if isinstance(value, str) and value and ("?" in value or not is_safe_url(value)):
         raise ValueError("the URL of the provider is needed, such as https://id.example.com/realm")
     return value

@@ -108,12 +108,12 @@ class KeyChangePages:
 
     def editing(self, visit: Visit) -> Answer:
         """Show the form that changes a key."""
-        return self._edit_form(visit, EditForm.of(self._key(visit)))
+        return self._edit_form(visit, EditForm.of(self._list.key(visit)))
 
     def edit(self, visit: Visit) -> Answer:
         """Change a key, and show it."""
         form = EditForm.read(visit.form)
-        key = self._key(visit)
+        key = self._list.key(visit)
         try:
             self._keys.update(visit.call, key.id, form.update())
         except FormErrors as error:
@@ -121,7 +121,7 @@ class KeyChangePages:
         except FieldInvalid as error:
             return self._edit_form(visit, form, errors=errors_of(error), status=400)
         except EtagMismatch:
-            theirs = self._key(visit)
+            theirs = self._list.key(visit)
             # Without a difference it is this very form, sent twice.
             if _differences(form, theirs):
                 return self._edit_form(visit, form, theirs=theirs, status=409)
@@ -144,19 +144,17 @@ class KeyChangePages:
         problem: Problem | None = None,
         status: int = 200,
     ) -> Answer:
-        can_read = problem is None or problem.can_read
-        key = self._key(visit) if can_read else None
+        key = self._list.key_after(visit, problem)
         return self._list.above(
             "edit.html",
             visit,
-            status=problem.status if problem else status,
-            can_read=can_read,
+            status=status,
+            problem=problem,
             key=key,
             key_id=visit.key_id,
             form=form,
             etag=form.etag if theirs is None else theirs.etag,
             errors=errors or {},
-            problem=problem,
             changed_at=None if theirs is None else theirs.update_time,
             differences={} if theirs is None else _differences(form, theirs),
             is_revoked=key is not None and key.revoke_time is not None,
@@ -174,7 +172,7 @@ class KeyChangePages:
     def rotate(self, visit: Visit) -> Answer:
         """Give a key a new secret, and show it, this once."""
         form = RotateForm.read(visit.form)
-        key = self._key(visit)
+        key = self._list.key(visit)
         try:
             issued = self._keys.rotate(
                 visit.call, key.id, form.overlap_micros(), form.idempotency_key(key.id)
@@ -198,7 +196,7 @@ class KeyChangePages:
             visit,
             status=409,
             form=form,
-            key=self._key(visit),
+            key=self._list.key(visit),
             next_attempt=made.attempt + 1 if made and made.is_reissuable and not is_other else 0,
             is_other=is_other,
         )
@@ -213,13 +211,12 @@ class KeyChangePages:
         status: int = 200,
     ) -> Answer:
         now = self._clock.now()
-        can_read = problem is None or problem.can_read
-        key = self._key(visit) if can_read else None
+        key = self._list.key_after(visit, problem)
         return self._list.above(
             "rotate.html",
             visit,
-            status=problem.status if problem else status,
-            can_read=can_read,
+            status=status,
+            problem=problem,
             key=key,
             key_id=visit.key_id,
             is_over=key is not None and key.state_at(now) not in _LIVE,
@@ -229,7 +226,6 @@ class KeyChangePages:
             overlaps=key is not None and key.overlaps_at(now),
             form=form,
             errors=errors or {},
-            problem=problem,
             choices={value: words for value, (words, _) in OVERLAPS.items()},
         )
 
@@ -242,7 +238,7 @@ class KeyChangePages:
     def switch(self, change: str, visit: Visit) -> Answer:
         """Switch a key, and show it; one that is so already is shown too."""
         switch = SWITCHES[change]
-        key = self._key(visit)
+        key = self._list.key(visit)
         try:
             self._apply[change](visit.call, key.id)
         except KeyRevoked:
@@ -257,8 +253,7 @@ class KeyChangePages:
         self, switch: Switch, visit: Visit, *, problem: Problem | None = None, status: int = 200
     ) -> Answer:
         now = self._clock.now()
-        can_read = problem is None or problem.can_read
-        key = self._key(visit) if can_read else None
+        key = self._list.key_after(visit, problem)
         means_something = key is None or (
             key.state_at(now) in switch.states
             and (switch.change != "end-old-secret" or key.overlaps_at(now))
@@ -266,8 +261,8 @@ class KeyChangePages:
         return self._list.above(
             "switch.html",
             visit,
-            status=problem.status if problem else status,
-            can_read=can_read,
+            status=status,
+            problem=problem,
             key=key,
             key_id=visit.key_id,
             switch=switch,
@@ -275,15 +270,9 @@ class KeyChangePages:
             means_something=means_something,
             is_used_lately=key is not None and is_used_lately(key, now),
             is_own=key is not None and key.id == visit.call.identity.key_id,
-            problem=problem,
         )
 
     # --- what all need ----------------------------------------------------------------------------
-
-    def _key(self, visit: Visit) -> ApiKey:
-        key = self._keys.get(visit.call, visit.key_id)
-        visit.turn_to(key.account_id)
-        return key
 
     def _done(self, visit: Visit, done: str) -> Answer:
         target = links.key_link(visit.key_id, visit.state, done=done)

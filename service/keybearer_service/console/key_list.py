@@ -10,7 +10,7 @@ from keybearer._wire.enums import ApiKeyState
 from keybearer_service.console.key_texts import EXPIRING_SOON, Row, row_of
 from keybearer_service.console.links import ListState
 from keybearer_service.console.pages import Pages
-from keybearer_service.console.problems import sentence
+from keybearer_service.console.problems import Problem, sentence
 from keybearer_service.console.visits import Answer, Visit
 from keybearer_service.domain import validators
 from keybearer_service.domain.clock import DAY, Clock, Micros, after
@@ -99,6 +99,7 @@ class KeyList:
         visit: Visit,
         *,
         status: int = 200,
+        problem: Problem | None = None,
         can_read: bool = True,
         **values: Any,
     ) -> Answer:
@@ -107,16 +108,40 @@ class KeyList:
         Args:
             template: The page.
             visit: The visit.
-            status: The status of the answer.
-            can_read: Whether the list can be read; a page stands alone without it.
+            status: The status of the answer, unless a problem has one.
+            problem: Why a form could not be carried out.
+            can_read: Whether the list can be read; a page stands alone without it. After a problem
+                it may not be.
             **values: What the page shows.
         """
+        if problem is not None:
+            status, can_read = problem.status, problem.can_read
         listing = self.listing(visit) if can_read else None
         account = self.account_name(visit) if can_read else ""
         page = self._pages.show(
-            template, visit, status=status, account=account, listing=listing, **values
+            template,
+            visit,
+            status=status,
+            account=account,
+            listing=listing,
+            problem=problem,
+            **values,
         )
         return Answer(page)
+
+    def key(self, visit: Visit) -> ApiKey:
+        """Return the key that the URL names; the page is about its account then.
+
+        Raises:
+            ResourceNotFound: There is no such key.
+        """
+        key = self._keys.get(visit.call, visit.key_id)
+        visit.turn_to(key.account_id)
+        return key
+
+    def key_after(self, visit: Visit, problem: Problem | None) -> ApiKey | None:
+        """Return the key that the URL names; None where a problem says that it cannot be read."""
+        return self.key(visit) if problem is None or problem.can_read else None
 
     def with_secret(self, visit: Visit, **values: Any) -> Answer:
         """Show a secret above the list, or without it when the list cannot be read any more.

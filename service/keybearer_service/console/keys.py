@@ -120,11 +120,10 @@ class KeyPages:
         return self._list.above(
             "create.html",
             visit,
-            status=problem.status if problem else status,
-            can_read=problem is None or problem.can_read,
+            status=status,
+            problem=problem,
             form=form,
             errors=errors or {},
-            problem=problem,
             owners=[] if problem else self._suggested_owners(visit),
             roles=ROLE_WORDS,
         )
@@ -156,8 +155,7 @@ class KeyPages:
 
     def details(self, visit: Visit) -> Answer:
         """Show everything about a key."""
-        key = self._keys.get(visit.call, visit.key_id)
-        visit.turn_to(key.account_id)
+        key = self._list.key(visit)
         query = AuditQuery(scope=visit.scope, target_id=key.id)
         try:
             history = self._audit.list(
@@ -188,8 +186,7 @@ class KeyPages:
     def revoke(self, visit: Visit) -> Answer:
         """Revoke a key, and say so above the list."""
         form = RevokeForm.read(visit.form)
-        key = self._keys.get(visit.call, visit.key_id)
-        visit.turn_to(key.account_id)
+        key = self._list.key(visit)
         if key.revoke_time is not None:
             return self._revoke_form(visit, form)
         try:
@@ -213,20 +210,16 @@ class KeyPages:
         status: int = 200,
     ) -> Answer:
         now = self._clock.now()
-        can_read = problem is None or problem.can_read
-        key = self._keys.get(visit.call, visit.key_id) if can_read else None
-        if key is not None:
-            visit.turn_to(key.account_id)
+        key = self._list.key_after(visit, problem)
         return self._list.above(
             "revoke.html",
             visit,
-            status=problem.status if problem else status,
-            can_read=can_read,
+            status=status,
+            problem=problem,
             key=key,
             key_id=visit.key_id,
             form=form,
             errors=errors or {},
-            problem=problem,
             reasons=REASONS,
             reason="" if key is None else reason_words(key),
             is_used_lately=key is not None and is_used_lately(key, now),

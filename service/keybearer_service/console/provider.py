@@ -25,7 +25,7 @@ from keybearer_service.net.sign_in import ProviderSettings, is_safe_url
 from keybearer_service.telemetry.log_quotas import OutageLog
 
 KEPT_FOR_S: Final = 600.0
-"""What the provider says of itself, and its keys."""
+"""The provider's metadata and its keys."""
 REFETCHED_EVERY_S: Final = 60.0
 """For a key that is not in the set, at most."""
 TRIED_AGAIN_AFTER_S: Final = 5.0
@@ -43,7 +43,7 @@ class ProviderUnreachable(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoints:
-    """What a provider says of itself."""
+    """The metadata of a provider, as far as it is used."""
 
     authorization: str
     token: str
@@ -103,17 +103,17 @@ class Provider:
         return self.settings.issuer
 
     def endpoints(self) -> Endpoints:
-        """Return what the provider says of itself.
+        """Return the metadata of the provider.
 
         Raises:
-            ProviderUnreachable: It cannot be asked, or says something else than it should.
+            ProviderUnreachable: It cannot be asked, or its metadata is not as it should be.
         """
         with self._lock:
             found: Endpoints = self._kept(self._discovery, KEPT_FOR_S, self._discover)
             return found
 
     def known_endpoints(self) -> Endpoints | None:
-        """Return what the provider last said of itself, without asking; None for nothing yet."""
+        """Return the metadata that was read last, without asking; None before the first time."""
         known: Endpoints | None = self._discovery.value
         return known
 

@@ -219,7 +219,7 @@ class ProviderPages:
         )
 
     def callback(self, visit: Visit) -> Answer:
-        """Take the answer of the provider, once."""
+        """Check the answer of the provider, which is accepted once, and sign in."""
         answer = self._callback(visit)
         forget(answer.response, ATTEMPT_COOKIE)
         return answer
@@ -320,7 +320,7 @@ class ProviderPages:
         return self._invitation_page(visit)
 
     def invited(self, visit: Visit) -> Answer:
-        """Say whom an invitation is for, and offer the way to the provider."""
+        """Show whom an invitation is for, with a link to the provider."""
         token = visit.form.get("invitation", "").strip().rpartition("#")[2]
         if not self._may_try(visit):
             error = "Too many tries from this address. Wait a minute, then try again."
@@ -466,7 +466,7 @@ class ProviderPages:
         return Answer(response, shows_secret=True)
 
     def remove(self, visit: Visit) -> Answer:
-        """Take the sign-in of a user away."""
+        """Remove the sign-in of a user."""
         user = self._identities.remove(visit.call, visit.user_id)
         return Answer(RedirectResponse(links.user_sign_in_link(user.id), 303))
 

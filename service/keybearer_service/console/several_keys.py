@@ -73,8 +73,8 @@ class SeveralKeysPages:
         return self._list.above(
             "revoke_keys.html",
             visit,
-            status=problem.status if problem else status,
-            can_read=can_read,
+            status=status,
+            problem=problem,
             rows=[row_of(key, now) for key in keys],
             ticked=[key.id for key in keys] if can_read else visit.ticked,
             left_out=len(visit.ticked) - len(keys),
@@ -82,7 +82,6 @@ class SeveralKeysPages:
             own=next((key for key in keys if key.id == visit.call.identity.key_id), None),
             form=form,
             errors=errors or {},
-            problem=problem,
             reasons=REASONS,
         )
 

@@ -133,7 +133,7 @@ def scope_of_holder(match: Match) -> AccountScope:
 
 
 def scope_of_nobody() -> AccountScope:
-    """Return a scope that covers no account: for whoever acts by no user's authority."""
+    """Return a scope that covers no account, for a caller who has no user's authority."""
     return AccountScope("")
 
 

@@ -161,7 +161,7 @@ class IdentityManager:
             bind(mutation, self._keys.identities, call.identity, person, "administrator")
 
     def remove(self, call: CallContext, user_id: str) -> User:
-        """Take the identity of a user away, and an invitation; sessions end by that.
+        """Remove the identity and the invitation of a user, whose sessions end with them.
 
         Raises:
             ResourceNotFound: There is no such live user.

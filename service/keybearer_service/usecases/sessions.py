@@ -59,7 +59,7 @@ class SessionManager:
 
         Args:
             call: The sign-in; its rule says which role a session needs.
-            user_agent: What the browser says of itself.
+            user_agent: The `User-Agent` header of the browser.
             provider_failed: Whether a token was taken because the provider cannot be reached.
 
         Raises:

@@ -85,7 +85,7 @@ class SignInManager:
         Args:
             call: The sign-in; its rule says which role a session needs.
             person: The person.
-            user_agent: What the browser says of itself.
+            user_agent: The `User-Agent` header of the browser.
             invitation: The secret of an invitation; empty without one.
             email_account: The account in which a verified address names a user; empty for none.
 
@@ -206,7 +206,7 @@ class SignInManager:
 
 
 def bind(mutation: Mutation, key: bytes, caller: Caller, person: ProvenPerson, how: str) -> None:
-    """Bind a person at a provider to the caller's user, whose invitation is used up by that.
+    """Bind a person at a provider to the caller's user, and use up the user's invitation.
 
     Args:
         mutation: The open change.
