@@ -252,6 +252,8 @@ class Verdict:
     """How long the verdict may be reused under a lease, counted from when the request was sent."""
     revision: int = 0
     """The revision of the store at which the verdict was read, or an older one."""
+    epoch: str = ""
+    """The history that the revision belongs to; empty when an older service does not say."""
 
     @property
     def valid(self) -> bool:

@@ -452,7 +452,9 @@ class FakeKeybearer:
         if not request.token:
             _abort(context, field_invalid("token", "required"))
         with self._lock:
-            return self._verdict_about(request.token, account_id, rule)
+            response = self._verdict_about(request.token, account_id, rule)
+            response.epoch = self._epoch
+            return response
 
     def _batch_validate_tokens(
         self, request: token_service_pb2.BatchValidateTokensRequest, context: grpc.ServicerContext
@@ -466,7 +468,8 @@ class FakeKeybearer:
             ]
         with self._lock:
             return token_service_pb2.BatchValidateTokensResponse(
-                responses=[self._verdict_about(*question) for question in questions]
+                responses=[self._verdict_about(*question) for question in questions],
+                epoch=self._epoch,
             )
 
     def _verdict_about(

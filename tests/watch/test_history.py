@@ -56,8 +56,11 @@ class Player:
             cache = verifier._engine.verdicts  # noqa: SLF001 - for the planted bug
             store = cache.store
 
-            def store_late(pending: Pending, verdict: Verdict, store: Any = store) -> bool:
-                self._late.submit(_later, chance.uniform(0, 0.3), store, pending, verdict)
+            def store_late(
+                pending: Pending, verdict: Verdict, connection: int = 0, store: Any = store
+            ) -> bool:
+                pause = chance.uniform(0, 0.3)
+                self._late.submit(_later, pause, store, pending, verdict, connection)
                 return False
 
             cache._may_keep = lambda *_: True  # type: ignore[method-assign]  # noqa: SLF001 - as above

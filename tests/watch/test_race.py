@@ -114,9 +114,11 @@ class Race:
         self._pool = futures.ThreadPoolExecutor(64)
         self._kept: dict[bytes, futures.Future[Any]] = {}
 
-        def store_late(pending: Pending, verdict: Verdict) -> bool:
+        def store_late(pending: Pending, verdict: Verdict, connection: int = 0) -> bool:
             pause = self._chance.choice([0, self._chance.uniform(0, self.late)])
-            self._kept[pending.mac] = self._pool.submit(_later, pause, store, pending, verdict)
+            self._kept[pending.mac] = self._pool.submit(
+                _later, pause, store, pending, verdict, connection
+            )
             return False
 
         cache.store = store_late  # type: ignore[method-assign]

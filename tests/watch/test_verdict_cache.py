@@ -3,6 +3,7 @@
 import random
 import threading
 from concurrent import futures
+from dataclasses import replace
 from datetime import timedelta
 from typing import Self
 
@@ -61,6 +62,31 @@ def fresh(
 def keep(cache: VerdictCache, verdict: Verdict, token: str = TOKEN, now: int = 0) -> bool:
     """Validate and store at one moment."""
     return cache.store(cache.begin(token, now), verdict)
+
+
+# --- the history ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verdict", [valid(10), invalid(10)], ids=["valid", "negative"])
+def test_an_answer_of_another_history_is_not_kept(verdict: Verdict) -> None:
+    """A server that lags behind a failover knows nothing of what was changed since."""
+    cache = fresh()
+    assert keep(cache, replace(verdict, epoch="epoch"))
+    cache.reset("after the failover", 10)
+    assert not keep(cache, replace(verdict, epoch="epoch"))
+    assert cache.counts.rejected_stale == 1
+    assert keep(cache, replace(verdict, epoch="after the failover"))
+
+
+def test_an_answer_without_a_history_is_kept_from_the_server_of_the_stream_alone() -> None:
+    """An older server does not name it; over another connection it may be another server's."""
+    cache = fresh()
+    cache.hello("epoch", 10, connection=2)
+    question = cache.begin(TOKEN, 0)
+    assert not cache.store(question, valid(10), connection=1)
+    assert cache.store(question, valid(10), connection=2)
+    cache.reset("epoch", 10, connection=3)
+    assert not cache.store(cache.begin(TOKEN, 0), valid(10), connection=2)
 
 
 # --- the lease ------------------------------------------------------------------------------------

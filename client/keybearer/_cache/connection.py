@@ -15,6 +15,8 @@ _SERVICE: Final = "/keybearer.v1.TokenService/"
 class Stubs(NamedTuple):
     """The methods that a caching verifier calls."""
 
+    number: int
+    """Of the connection, among those of its verifier."""
     validate_token: Any
     batch_validate_tokens: Any
     watch_invalidations: Any
@@ -32,6 +34,7 @@ class Connection:
         self._lock = threading.Lock()
         self._channel: grpc.Channel | None = None
         self._stubs: Stubs | None = None
+        self._opened = 0
         self._closed = False
 
     def stubs(self) -> Stubs:
@@ -48,7 +51,9 @@ class Connection:
                 channel = self._channel = self._endpoint.open(
                     [("grpc.use_local_subchannel_pool", 1)]
                 )
+                self._opened += 1
                 self._stubs = Stubs(
+                    self._opened,
                     channel.unary_unary(
                         f"{_SERVICE}ValidateToken",
                         request_serializer=pb.ValidateTokenRequest.SerializeToString,

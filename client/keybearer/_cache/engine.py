@@ -204,8 +204,11 @@ class Engine:
         """Follow one stream to its end, and return whether it prolonged the lease. Never raises."""
         stream = self._stream = Stream(self.verdicts, self.clock)
         try:
-            watch = self._connection.stubs().watch_invalidations
-            stream.call = watch(stream, metadata=self._authorize(), wait_for_ready=True)
+            stubs = self._connection.stubs()
+            stream.connection = stubs.number
+            stream.call = stubs.watch_invalidations(
+                stream, metadata=self._authorize(), wait_for_ready=True
+            )
             if self._stop.is_set():
                 stream.call.cancel()
             for response in stream.call:

@@ -33,6 +33,8 @@ class Stream:
 
     def __init__(self, verdicts: VerdictCache, clock: Callable[[], int]) -> None:
         self.call: Any = None
+        self.connection = 0
+        """The number of the connection that it is opened over."""
         self.is_dead = False
         """Whether too many pings went unanswered."""
         self.answered = 0
@@ -105,9 +107,11 @@ class Stream:
                 if pong.sent_at == self._last_ping:
                     self.finished.set()
             case "hello":
-                verdicts.hello(response.hello.epoch, response.hello.head_revision)
+                hello = response.hello
+                verdicts.hello(hello.epoch, hello.head_revision, self.connection)
             case "reset":
-                verdicts.reset(response.reset.epoch, response.reset.head_revision)
+                reset = response.reset
+                verdicts.reset(reset.epoch, reset.head_revision, self.connection)
             case _:
                 raise OutOfOrderError("a message this version does not know")
 

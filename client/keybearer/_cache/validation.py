@@ -47,6 +47,8 @@ class Validation:
         self._end = now + int(timeout * SECOND)
         self._clock = clock
         self._first_error: KeybearerError | None = None
+        self._asked_over = 0
+        """The number of the connection of the last attempt."""
 
     def method(self) -> Any:
         """Return the method that the next attempt calls.
@@ -55,6 +57,7 @@ class Validation:
             VerifierUnavailableError: The verifier is closed.
         """
         stubs = self._connection.stubs()
+        self._asked_over = stubs.number
         return stubs.batch_validate_tokens if len(self._pending) > 1 else stubs.validate_token
 
     def arguments(self) -> dict[str, Any]:
@@ -89,5 +92,5 @@ class Validation:
         verdicts = restrict_all_to_account(self._request.read(response), self._account_id)
         if len(verdicts) == len(self._pending):
             for pending, verdict in zip(self._pending, verdicts, strict=True):
-                self._verdicts.store(pending, verdict)
+                self._verdicts.store(pending, verdict, self._asked_over)
         return verdicts

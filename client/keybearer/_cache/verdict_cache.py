@@ -155,6 +155,7 @@ class VerdictCache:
         self._lease_until = _NEVER
         self._pinged_at: int | None = None
         self._epoch = ""
+        self._connection = 0
         self._seen = 0
         self._floor = 0
         self._generation = 0
@@ -205,10 +206,16 @@ class VerdictCache:
         with self._lock:
             return Pending(self.mac(token), now, self._generation)
 
-    def store(self, pending: Pending, verdict: Verdict) -> bool:
-        """Keep a verdict if it can be relied on, and return whether it is kept."""
+    def store(self, pending: Pending, verdict: Verdict, connection: int = 0) -> bool:
+        """Keep a verdict if it can be relied on, and return whether it is kept.
+
+        Args:
+            pending: What `begin` returned.
+            verdict: The answer.
+            connection: The number of the connection that it came over.
+        """
         with self._lock:
-            if not self._may_keep(pending, verdict):
+            if not self._may_keep(pending, verdict, connection):
                 self.counts.rejected_stale += 1
                 return False
             if verdict.valid:
@@ -222,8 +229,13 @@ class VerdictCache:
             self.counts.stored += 1
             return True
 
-    def _may_keep(self, pending: Pending, verdict: Verdict) -> bool:
+    def _may_keep(self, pending: Pending, verdict: Verdict, connection: int) -> bool:
         if not self._started or pending.generation != self._generation:
+            return False
+        # A server that lags behind a failover answers from a history that has ended, whose
+        # revisions say nothing about those of the stream. An older one does not name its history;
+        # it is that of the stream if the same server has sent both.
+        if verdict.epoch != self._epoch and (verdict.epoch or connection != self._connection):
             return False
         if verdict.revision < self._floor or verdict.cache_for <= timedelta():
             return False
@@ -266,15 +278,23 @@ class VerdictCache:
         with self._lock:
             return self._epoch, self._seen
 
-    def hello(self, epoch: str, head: int) -> None:
-        """Note that a stream started at the requested position."""
+    def hello(self, epoch: str, head: int, connection: int = 0) -> None:
+        """Note that a stream started at the requested position.
+
+        Args:
+            epoch: The history that the stream tells of.
+            head: The newest revision.
+            connection: The number of the connection that the stream was opened over.
+        """
         with self._lock:
+            self._connection = connection
             if not self._epoch or epoch != self._epoch or head < self._seen:
                 self._start_over(epoch, head)
 
-    def reset(self, epoch: str, head: int) -> None:
-        """Note that a stream started at the head; earlier changes are not known."""
+    def reset(self, epoch: str, head: int, connection: int = 0) -> None:
+        """Note that a stream started at the head; earlier changes are not known. As `hello`."""
         with self._lock:
+            self._connection = connection
             self._start_over(epoch, head)
 
     def invalidate(self, subject: Subject, revision: int, now: int) -> None:

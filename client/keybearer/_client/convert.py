@@ -4,7 +4,6 @@ An enum number that this version does not know becomes UNSPECIFIED.
 """
 
 import enum
-from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
@@ -223,8 +222,13 @@ def _identity_of(
     )
 
 
-def verdict_of(message: token_service_pb2.ValidateTokenResponse) -> Verdict:
-    """Return a verdict; one that contradicts itself becomes UNSPECIFIED, which is a denial."""
+def verdict_of(message: token_service_pb2.ValidateTokenResponse, epoch: str = "") -> Verdict:
+    """Return a verdict; one that contradicts itself becomes UNSPECIFIED, which is a denial.
+
+    Args:
+        message: The verdict.
+        epoch: That of the batch it is from; empty when it came alone.
+    """
     outcome = _enum(Outcome, message.outcome)
     identity = _identity_of(message)
     if message.valid is not (outcome is Outcome.VALID) or (message.valid and identity is None):
@@ -234,6 +238,7 @@ def verdict_of(message: token_service_pb2.ValidateTokenResponse) -> Verdict:
         identity=identity,
         cache_for=message.cache_for.ToTimedelta(),
         revision=message.revision,
+        epoch=epoch or message.epoch,
     )
 
 
@@ -280,6 +285,6 @@ def audit_event_of(message: audit_event_pb2.AuditEvent) -> AuditEvent:
     )
 
 
-def verdicts_of(messages: Iterable[token_service_pb2.ValidateTokenResponse]) -> list[Verdict]:
-    """Return verdicts, in order."""
-    return [verdict_of(message) for message in messages]
+def verdicts_of(batch: token_service_pb2.BatchValidateTokensResponse) -> list[Verdict]:
+    """Return the verdicts of a batch, in order."""
+    return [verdict_of(message, batch.epoch) for message in batch.responses]

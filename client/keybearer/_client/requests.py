@@ -667,7 +667,7 @@ def batch_validate_tokens(
         "TokenService/BatchValidateTokens",
         request,
         token_service_pb2.BatchValidateTokensResponse,
-        lambda response: convert.verdicts_of(response.responses),
+        convert.verdicts_of,
     )
 
 

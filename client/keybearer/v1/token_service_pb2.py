@@ -29,7 +29,7 @@ from keybearer.v1 import api_key_pb2 as keybearer_dot_v1_dot_api__key__pb2
 from keybearer.v1 import user_pb2 as keybearer_dot_v1_dot_user__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n keybearer/v1/token_service.proto\x12\x0ckeybearer.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keybearer/v1/access.proto\x1a\x1akeybearer/v1/api_key.proto\x1a\x17keybearer/v1/user.proto\"\x82\x01\n\x14ValidateTokenRequest\x12\x12\n\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12)\n\rrequired_role\x18\x03 \x01(\x0e\x32\x12.keybearer.v1.Role\x12\x17\n\x0frequired_scopes\x18\x04 \x03(\t\"\xc0\x04\n\x15ValidateTokenResponse\x12\r\n\x05valid\x18\x01 \x01(\x08\x12\x30\n\x07outcome\x18\x02 \x01(\x0e\x32\x1f.keybearer.v1.ValidationOutcome\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x10\n\x08key_name\x18\x04 \x01(\t\x12\x12\n\naccount_id\x18\x05 \x01(\t\x12\x10\n\x08owner_id\x18\x06 \x01(\t\x12\x13\n\x0bowner_email\x18\x07 \x01(\t\x12*\n\nowner_type\x18\x08 \x01(\x0e\x32\x16.keybearer.v1.UserType\x12(\n\x0cgranted_role\x18\t \x01(\x0e\x32\x12.keybearer.v1.Role\x12*\n\x0e\x65\x66\x66\x65\x63tive_role\x18\n \x01(\x0e\x32\x12.keybearer.v1.Role\x12\x0e\n\x06scopes\x18\x0b \x03(\t\x12?\n\x06labels\x18\x0c \x03(\x0b\x32/.keybearer.v1.ValidateTokenResponse.LabelsEntry\x12/\n\x0b\x65xpire_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\tcache_for\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08revision\x18\x0f \x01(\x03\x12\x16\n\x0esecret_version\x18\x10 \x01(\x05\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"R\n\x1a\x42\x61tchValidateTokensRequest\x12\x34\n\x08requests\x18\x01 \x03(\x0b\x32\".keybearer.v1.ValidateTokenRequest\"U\n\x1b\x42\x61tchValidateTokensResponse\x12\x36\n\tresponses\x18\x01 \x03(\x0b\x32#.keybearer.v1.ValidateTokenResponse\"\xfb\x03\n\x19WatchInvalidationsRequest\x12\x46\n\tsubscribe\x18\x01 \x01(\x0b\x32\x31.keybearer.v1.WatchInvalidationsRequest.SubscribeH\x00\x12<\n\x04ping\x18\x02 \x01(\x0b\x32,.keybearer.v1.WatchInvalidationsRequest.PingH\x00\x12>\n\x05usage\x18\x03 \x01(\x0b\x32-.keybearer.v1.WatchInvalidationsRequest.UsageH\x00\x1a\x31\n\tSubscribe\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x15\n\rfrom_revision\x18\x02 \x01(\x03\x1a\x17\n\x04Ping\x12\x0f\n\x07sent_at\x18\x01 \x01(\x03\x1aI\n\x05Usage\x12@\n\x05items\x18\x01 \x03(\x0b\x32\x31.keybearer.v1.WatchInvalidationsRequest.UsageItem\x1av\n\tUsageItem\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x16\n\x0esecret_version\x18\x02 \x01(\x05\x12\x32\n\x0elast_used_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x63ount\x18\x04 \x01(\x03\x42\t\n\x07message\"\xc4\x04\n\x1aWatchInvalidationsResponse\x12?\n\x05hello\x18\x01 \x01(\x0b\x32..keybearer.v1.WatchInvalidationsResponse.HelloH\x00\x12M\n\x0cinvalidation\x18\x02 \x01(\x0b\x32\x35.keybearer.v1.WatchInvalidationsResponse.InvalidationH\x00\x12=\n\x04pong\x18\x03 \x01(\x0b\x32-.keybearer.v1.WatchInvalidationsResponse.PongH\x00\x12?\n\x05reset\x18\x04 \x01(\x0b\x32..keybearer.v1.WatchInvalidationsResponse.ResetH\x00\x1a-\n\x05Hello\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x15\n\rhead_revision\x18\x02 \x01(\x03\x1a}\n\x0cInvalidation\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x10\n\x06key_id\x18\x02 \x01(\tH\x00\x12\x12\n\x08owner_id\x18\x03 \x01(\tH\x00\x12\x14\n\naccount_id\x18\x04 \x01(\tH\x00\x12\x14\n\neverything\x18\x05 \x01(\x08H\x00\x42\t\n\x07subject\x1a.\n\x04Pong\x12\x0f\n\x07sent_at\x18\x01 \x01(\x03\x12\x15\n\rhead_revision\x18\x02 \x01(\x03\x1a-\n\x05Reset\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x15\n\rhead_revision\x18\x02 \x01(\x03\x42\t\n\x07message\"\x0f\n\rWhoAmIRequest\"\xe5\x04\n\x0eWhoAmIResponse\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x10\n\x08key_name\x18\x02 \x01(\t\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12\x10\n\x08owner_id\x18\x04 \x01(\t\x12\x13\n\x0bowner_email\x18\x05 \x01(\t\x12*\n\nowner_type\x18\x06 \x01(\x0e\x32\x16.keybearer.v1.UserType\x12(\n\x0cgranted_role\x18\x07 \x01(\x0e\x32\x12.keybearer.v1.Role\x12*\n\x0e\x65\x66\x66\x65\x63tive_role\x18\x08 \x01(\x0e\x32\x12.keybearer.v1.Role\x12\x0e\n\x06scopes\x18\t \x03(\t\x12\x38\n\x06labels\x18\n \x03(\x0b\x32(.keybearer.v1.WhoAmIResponse.LabelsEntry\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x65xpires_soon\x18\x0c \x01(\x08\x12\x10\n\x08revision\x18\r \x01(\x03\x12\x16\n\x0esecret_version\x18\x0e \x01(\x05\x12\r\n\x05valid\x18\x0f \x01(\x08\x12\x30\n\x07outcome\x18\x10 \x01(\x0e\x32\x1f.keybearer.v1.ValidationOutcome\x12\x34\n\x10overlap_end_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bis_operator\x18\x12 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"d\n\x11RotateSelfRequest\x12*\n\x07overlap\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"a\n\x12RotateSelfResponse\x12%\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x14.keybearer.v1.ApiKey\x12\x12\n\x05token\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"(\n\x12RevokeTokenRequest\x12\x12\n\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01\"\x15\n\x13RevokeTokenResponse*\xad\x02\n\x11ValidationOutcome\x12\"\n\x1eVALIDATION_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n\x18VALIDATION_OUTCOME_VALID\x10\x01\x12 \n\x1cVALIDATION_OUTCOME_NOT_FOUND\x10\x02\x12\x1e\n\x1aVALIDATION_OUTCOME_REVOKED\x10\x03\x12\x1e\n\x1aVALIDATION_OUTCOME_EXPIRED\x10\x04\x12\x1f\n\x1bVALIDATION_OUTCOME_DISABLED\x10\x05\x12(\n$VALIDATION_OUTCOME_ROLE_INSUFFICIENT\x10\x06\x12)\n%VALIDATION_OUTCOME_SCOPE_INSUFFICIENT\x10\x07\x32\xdd\x04\n\x0cTokenService\x12\x62\n\rValidateToken\x12\".keybearer.v1.ValidateTokenRequest\x1a#.keybearer.v1.ValidateTokenResponse\"\x08\xda\xec#\x04\"\x02\x01\x03\x12t\n\x13\x42\x61tchValidateTokens\x12(.keybearer.v1.BatchValidateTokensRequest\x1a).keybearer.v1.BatchValidateTokensResponse\"\x08\xda\xec#\x04\"\x02\x01\x03\x12u\n\x12WatchInvalidations\x12\'.keybearer.v1.WatchInvalidationsRequest\x1a(.keybearer.v1.WatchInvalidationsResponse\"\x08\xda\xec#\x04\"\x02\x01\x03(\x01\x30\x01\x12I\n\x06WhoAmI\x12\x1b.keybearer.v1.WhoAmIRequest\x1a\x1c.keybearer.v1.WhoAmIResponse\"\x04\xda\xec#\x00\x12U\n\nRotateSelf\x12\x1f.keybearer.v1.RotateSelfRequest\x1a .keybearer.v1.RotateSelfResponse\"\x04\xda\xec#\x00\x12Z\n\x0bRevokeToken\x12 .keybearer.v1.RevokeTokenRequest\x1a!.keybearer.v1.RevokeTokenResponse\"\x06\xda\xec#\x02\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n keybearer/v1/token_service.proto\x12\x0ckeybearer.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19keybearer/v1/access.proto\x1a\x1akeybearer/v1/api_key.proto\x1a\x17keybearer/v1/user.proto\"\x82\x01\n\x14ValidateTokenRequest\x12\x12\n\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01\x12\x12\n\naccount_id\x18\x02 \x01(\t\x12)\n\rrequired_role\x18\x03 \x01(\x0e\x32\x12.keybearer.v1.Role\x12\x17\n\x0frequired_scopes\x18\x04 \x03(\t\"\xcf\x04\n\x15ValidateTokenResponse\x12\r\n\x05valid\x18\x01 \x01(\x08\x12\x30\n\x07outcome\x18\x02 \x01(\x0e\x32\x1f.keybearer.v1.ValidationOutcome\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x10\n\x08key_name\x18\x04 \x01(\t\x12\x12\n\naccount_id\x18\x05 \x01(\t\x12\x10\n\x08owner_id\x18\x06 \x01(\t\x12\x13\n\x0bowner_email\x18\x07 \x01(\t\x12*\n\nowner_type\x18\x08 \x01(\x0e\x32\x16.keybearer.v1.UserType\x12(\n\x0cgranted_role\x18\t \x01(\x0e\x32\x12.keybearer.v1.Role\x12*\n\x0e\x65\x66\x66\x65\x63tive_role\x18\n \x01(\x0e\x32\x12.keybearer.v1.Role\x12\x0e\n\x06scopes\x18\x0b \x03(\t\x12?\n\x06labels\x18\x0c \x03(\x0b\x32/.keybearer.v1.ValidateTokenResponse.LabelsEntry\x12/\n\x0b\x65xpire_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\tcache_for\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08revision\x18\x0f \x01(\x03\x12\x16\n\x0esecret_version\x18\x10 \x01(\x05\x12\r\n\x05\x65poch\x18\x11 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"R\n\x1a\x42\x61tchValidateTokensRequest\x12\x34\n\x08requests\x18\x01 \x03(\x0b\x32\".keybearer.v1.ValidateTokenRequest\"d\n\x1b\x42\x61tchValidateTokensResponse\x12\x36\n\tresponses\x18\x01 \x03(\x0b\x32#.keybearer.v1.ValidateTokenResponse\x12\r\n\x05\x65poch\x18\x02 \x01(\t\"\xfb\x03\n\x19WatchInvalidationsRequest\x12\x46\n\tsubscribe\x18\x01 \x01(\x0b\x32\x31.keybearer.v1.WatchInvalidationsRequest.SubscribeH\x00\x12<\n\x04ping\x18\x02 \x01(\x0b\x32,.keybearer.v1.WatchInvalidationsRequest.PingH\x00\x12>\n\x05usage\x18\x03 \x01(\x0b\x32-.keybearer.v1.WatchInvalidationsRequest.UsageH\x00\x1a\x31\n\tSubscribe\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x15\n\rfrom_revision\x18\x02 \x01(\x03\x1a\x17\n\x04Ping\x12\x0f\n\x07sent_at\x18\x01 \x01(\x03\x1aI\n\x05Usage\x12@\n\x05items\x18\x01 \x03(\x0b\x32\x31.keybearer.v1.WatchInvalidationsRequest.UsageItem\x1av\n\tUsageItem\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x16\n\x0esecret_version\x18\x02 \x01(\x05\x12\x32\n\x0elast_used_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x63ount\x18\x04 \x01(\x03\x42\t\n\x07message\"\xc4\x04\n\x1aWatchInvalidationsResponse\x12?\n\x05hello\x18\x01 \x01(\x0b\x32..keybearer.v1.WatchInvalidationsResponse.HelloH\x00\x12M\n\x0cinvalidation\x18\x02 \x01(\x0b\x32\x35.keybearer.v1.WatchInvalidationsResponse.InvalidationH\x00\x12=\n\x04pong\x18\x03 \x01(\x0b\x32-.keybearer.v1.WatchInvalidationsResponse.PongH\x00\x12?\n\x05reset\x18\x04 \x01(\x0b\x32..keybearer.v1.WatchInvalidationsResponse.ResetH\x00\x1a-\n\x05Hello\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x15\n\rhead_revision\x18\x02 \x01(\x03\x1a}\n\x0cInvalidation\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x10\n\x06key_id\x18\x02 \x01(\tH\x00\x12\x12\n\x08owner_id\x18\x03 \x01(\tH\x00\x12\x14\n\naccount_id\x18\x04 \x01(\tH\x00\x12\x14\n\neverything\x18\x05 \x01(\x08H\x00\x42\t\n\x07subject\x1a.\n\x04Pong\x12\x0f\n\x07sent_at\x18\x01 \x01(\x03\x12\x15\n\rhead_revision\x18\x02 \x01(\x03\x1a-\n\x05Reset\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x15\n\rhead_revision\x18\x02 \x01(\x03\x42\t\n\x07message\"\x0f\n\rWhoAmIRequest\"\xe5\x04\n\x0eWhoAmIResponse\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x10\n\x08key_name\x18\x02 \x01(\t\x12\x12\n\naccount_id\x18\x03 \x01(\t\x12\x10\n\x08owner_id\x18\x04 \x01(\t\x12\x13\n\x0bowner_email\x18\x05 \x01(\t\x12*\n\nowner_type\x18\x06 \x01(\x0e\x32\x16.keybearer.v1.UserType\x12(\n\x0cgranted_role\x18\x07 \x01(\x0e\x32\x12.keybearer.v1.Role\x12*\n\x0e\x65\x66\x66\x65\x63tive_role\x18\x08 \x01(\x0e\x32\x12.keybearer.v1.Role\x12\x0e\n\x06scopes\x18\t \x03(\t\x12\x38\n\x06labels\x18\n \x03(\x0b\x32(.keybearer.v1.WhoAmIResponse.LabelsEntry\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0c\x65xpires_soon\x18\x0c \x01(\x08\x12\x10\n\x08revision\x18\r \x01(\x03\x12\x16\n\x0esecret_version\x18\x0e \x01(\x05\x12\r\n\x05valid\x18\x0f \x01(\x08\x12\x30\n\x07outcome\x18\x10 \x01(\x0e\x32\x1f.keybearer.v1.ValidationOutcome\x12\x34\n\x10overlap_end_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0bis_operator\x18\x12 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"d\n\x11RotateSelfRequest\x12*\n\x07overlap\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\"a\n\x12RotateSelfResponse\x12%\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x14.keybearer.v1.ApiKey\x12\x12\n\x05token\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08replayed\x18\x03 \x01(\x08\"(\n\x12RevokeTokenRequest\x12\x12\n\x05token\x18\x01 \x01(\tB\x03\x80\x01\x01\"\x15\n\x13RevokeTokenResponse*\xad\x02\n\x11ValidationOutcome\x12\"\n\x1eVALIDATION_OUTCOME_UNSPECIFIED\x10\x00\x12\x1c\n\x18VALIDATION_OUTCOME_VALID\x10\x01\x12 \n\x1cVALIDATION_OUTCOME_NOT_FOUND\x10\x02\x12\x1e\n\x1aVALIDATION_OUTCOME_REVOKED\x10\x03\x12\x1e\n\x1aVALIDATION_OUTCOME_EXPIRED\x10\x04\x12\x1f\n\x1bVALIDATION_OUTCOME_DISABLED\x10\x05\x12(\n$VALIDATION_OUTCOME_ROLE_INSUFFICIENT\x10\x06\x12)\n%VALIDATION_OUTCOME_SCOPE_INSUFFICIENT\x10\x07\x32\xdd\x04\n\x0cTokenService\x12\x62\n\rValidateToken\x12\".keybearer.v1.ValidateTokenRequest\x1a#.keybearer.v1.ValidateTokenResponse\"\x08\xda\xec#\x04\"\x02\x01\x03\x12t\n\x13\x42\x61tchValidateTokens\x12(.keybearer.v1.BatchValidateTokensRequest\x1a).keybearer.v1.BatchValidateTokensResponse\"\x08\xda\xec#\x04\"\x02\x01\x03\x12u\n\x12WatchInvalidations\x12\'.keybearer.v1.WatchInvalidationsRequest\x1a(.keybearer.v1.WatchInvalidationsResponse\"\x08\xda\xec#\x04\"\x02\x01\x03(\x01\x30\x01\x12I\n\x06WhoAmI\x12\x1b.keybearer.v1.WhoAmIRequest\x1a\x1c.keybearer.v1.WhoAmIResponse\"\x04\xda\xec#\x00\x12U\n\nRotateSelf\x12\x1f.keybearer.v1.RotateSelfRequest\x1a .keybearer.v1.RotateSelfResponse\"\x04\xda\xec#\x00\x12Z\n\x0bRevokeToken\x12 .keybearer.v1.RevokeTokenRequest\x1a!.keybearer.v1.RevokeTokenResponse\"\x06\xda\xec#\x02\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,52 +58,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENSERVICE'].methods_by_name['RotateSelf']._serialized_options = b'\332\354#\000'
   _globals['_TOKENSERVICE'].methods_by_name['RevokeToken']._loaded_options = None
   _globals['_TOKENSERVICE'].methods_by_name['RevokeToken']._serialized_options = b'\332\354#\002\030\001'
-  _globals['_VALIDATIONOUTCOME']._serialized_start=3071
-  _globals['_VALIDATIONOUTCOME']._serialized_end=3372
+  _globals['_VALIDATIONOUTCOME']._serialized_start=3101
+  _globals['_VALIDATIONOUTCOME']._serialized_end=3402
   _globals['_VALIDATETOKENREQUEST']._serialized_start=196
   _globals['_VALIDATETOKENREQUEST']._serialized_end=326
   _globals['_VALIDATETOKENRESPONSE']._serialized_start=329
-  _globals['_VALIDATETOKENRESPONSE']._serialized_end=905
-  _globals['_VALIDATETOKENRESPONSE_LABELSENTRY']._serialized_start=860
-  _globals['_VALIDATETOKENRESPONSE_LABELSENTRY']._serialized_end=905
-  _globals['_BATCHVALIDATETOKENSREQUEST']._serialized_start=907
-  _globals['_BATCHVALIDATETOKENSREQUEST']._serialized_end=989
-  _globals['_BATCHVALIDATETOKENSRESPONSE']._serialized_start=991
-  _globals['_BATCHVALIDATETOKENSRESPONSE']._serialized_end=1076
-  _globals['_WATCHINVALIDATIONSREQUEST']._serialized_start=1079
-  _globals['_WATCHINVALIDATIONSREQUEST']._serialized_end=1586
-  _globals['_WATCHINVALIDATIONSREQUEST_SUBSCRIBE']._serialized_start=1306
-  _globals['_WATCHINVALIDATIONSREQUEST_SUBSCRIBE']._serialized_end=1355
-  _globals['_WATCHINVALIDATIONSREQUEST_PING']._serialized_start=1357
-  _globals['_WATCHINVALIDATIONSREQUEST_PING']._serialized_end=1380
-  _globals['_WATCHINVALIDATIONSREQUEST_USAGE']._serialized_start=1382
-  _globals['_WATCHINVALIDATIONSREQUEST_USAGE']._serialized_end=1455
-  _globals['_WATCHINVALIDATIONSREQUEST_USAGEITEM']._serialized_start=1457
-  _globals['_WATCHINVALIDATIONSREQUEST_USAGEITEM']._serialized_end=1575
-  _globals['_WATCHINVALIDATIONSRESPONSE']._serialized_start=1589
-  _globals['_WATCHINVALIDATIONSRESPONSE']._serialized_end=2169
-  _globals['_WATCHINVALIDATIONSRESPONSE_HELLO']._serialized_start=1891
-  _globals['_WATCHINVALIDATIONSRESPONSE_HELLO']._serialized_end=1936
-  _globals['_WATCHINVALIDATIONSRESPONSE_INVALIDATION']._serialized_start=1938
-  _globals['_WATCHINVALIDATIONSRESPONSE_INVALIDATION']._serialized_end=2063
-  _globals['_WATCHINVALIDATIONSRESPONSE_PONG']._serialized_start=2065
-  _globals['_WATCHINVALIDATIONSRESPONSE_PONG']._serialized_end=2111
-  _globals['_WATCHINVALIDATIONSRESPONSE_RESET']._serialized_start=2113
-  _globals['_WATCHINVALIDATIONSRESPONSE_RESET']._serialized_end=2158
-  _globals['_WHOAMIREQUEST']._serialized_start=2171
-  _globals['_WHOAMIREQUEST']._serialized_end=2186
-  _globals['_WHOAMIRESPONSE']._serialized_start=2189
-  _globals['_WHOAMIRESPONSE']._serialized_end=2802
-  _globals['_WHOAMIRESPONSE_LABELSENTRY']._serialized_start=860
-  _globals['_WHOAMIRESPONSE_LABELSENTRY']._serialized_end=905
-  _globals['_ROTATESELFREQUEST']._serialized_start=2804
-  _globals['_ROTATESELFREQUEST']._serialized_end=2904
-  _globals['_ROTATESELFRESPONSE']._serialized_start=2906
-  _globals['_ROTATESELFRESPONSE']._serialized_end=3003
-  _globals['_REVOKETOKENREQUEST']._serialized_start=3005
-  _globals['_REVOKETOKENREQUEST']._serialized_end=3045
-  _globals['_REVOKETOKENRESPONSE']._serialized_start=3047
-  _globals['_REVOKETOKENRESPONSE']._serialized_end=3068
-  _globals['_TOKENSERVICE']._serialized_start=3375
-  _globals['_TOKENSERVICE']._serialized_end=3980
+  _globals['_VALIDATETOKENRESPONSE']._serialized_end=920
+  _globals['_VALIDATETOKENRESPONSE_LABELSENTRY']._serialized_start=875
+  _globals['_VALIDATETOKENRESPONSE_LABELSENTRY']._serialized_end=920
+  _globals['_BATCHVALIDATETOKENSREQUEST']._serialized_start=922
+  _globals['_BATCHVALIDATETOKENSREQUEST']._serialized_end=1004
+  _globals['_BATCHVALIDATETOKENSRESPONSE']._serialized_start=1006
+  _globals['_BATCHVALIDATETOKENSRESPONSE']._serialized_end=1106
+  _globals['_WATCHINVALIDATIONSREQUEST']._serialized_start=1109
+  _globals['_WATCHINVALIDATIONSREQUEST']._serialized_end=1616
+  _globals['_WATCHINVALIDATIONSREQUEST_SUBSCRIBE']._serialized_start=1336
+  _globals['_WATCHINVALIDATIONSREQUEST_SUBSCRIBE']._serialized_end=1385
+  _globals['_WATCHINVALIDATIONSREQUEST_PING']._serialized_start=1387
+  _globals['_WATCHINVALIDATIONSREQUEST_PING']._serialized_end=1410
+  _globals['_WATCHINVALIDATIONSREQUEST_USAGE']._serialized_start=1412
+  _globals['_WATCHINVALIDATIONSREQUEST_USAGE']._serialized_end=1485
+  _globals['_WATCHINVALIDATIONSREQUEST_USAGEITEM']._serialized_start=1487
+  _globals['_WATCHINVALIDATIONSREQUEST_USAGEITEM']._serialized_end=1605
+  _globals['_WATCHINVALIDATIONSRESPONSE']._serialized_start=1619
+  _globals['_WATCHINVALIDATIONSRESPONSE']._serialized_end=2199
+  _globals['_WATCHINVALIDATIONSRESPONSE_HELLO']._serialized_start=1921
+  _globals['_WATCHINVALIDATIONSRESPONSE_HELLO']._serialized_end=1966
+  _globals['_WATCHINVALIDATIONSRESPONSE_INVALIDATION']._serialized_start=1968
+  _globals['_WATCHINVALIDATIONSRESPONSE_INVALIDATION']._serialized_end=2093
+  _globals['_WATCHINVALIDATIONSRESPONSE_PONG']._serialized_start=2095
+  _globals['_WATCHINVALIDATIONSRESPONSE_PONG']._serialized_end=2141
+  _globals['_WATCHINVALIDATIONSRESPONSE_RESET']._serialized_start=2143
+  _globals['_WATCHINVALIDATIONSRESPONSE_RESET']._serialized_end=2188
+  _globals['_WHOAMIREQUEST']._serialized_start=2201
+  _globals['_WHOAMIREQUEST']._serialized_end=2216
+  _globals['_WHOAMIRESPONSE']._serialized_start=2219
+  _globals['_WHOAMIRESPONSE']._serialized_end=2832
+  _globals['_WHOAMIRESPONSE_LABELSENTRY']._serialized_start=875
+  _globals['_WHOAMIRESPONSE_LABELSENTRY']._serialized_end=920
+  _globals['_ROTATESELFREQUEST']._serialized_start=2834
+  _globals['_ROTATESELFREQUEST']._serialized_end=2934
+  _globals['_ROTATESELFRESPONSE']._serialized_start=2936
+  _globals['_ROTATESELFRESPONSE']._serialized_end=3033
+  _globals['_REVOKETOKENREQUEST']._serialized_start=3035
+  _globals['_REVOKETOKENREQUEST']._serialized_end=3075
+  _globals['_REVOKETOKENRESPONSE']._serialized_start=3077
+  _globals['_REVOKETOKENRESPONSE']._serialized_end=3098
+  _globals['_TOKENSERVICE']._serialized_start=3405
+  _globals['_TOKENSERVICE']._serialized_end=4010
 # @@protoc_insertion_point(module_scope)

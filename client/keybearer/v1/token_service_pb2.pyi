@@ -177,6 +177,7 @@ class ValidateTokenResponse(Message):
     CACHE_FOR_FIELD_NUMBER: int
     REVISION_FIELD_NUMBER: int
     SECRET_VERSION_FIELD_NUMBER: int
+    EPOCH_FIELD_NUMBER: int
     valid: bool
     """True exactly when `outcome` is VALID."""
     outcome: ValidationOutcome.ValueType
@@ -201,6 +202,8 @@ class ValidateTokenResponse(Message):
     """The revision of the store this verdict was read at, or an older one."""
     secret_version: int
     """Which secret of the key the token is."""
+    epoch: str
+    """The history that `revision` belongs to, as in a Hello. Empty in a batch, which has its own."""
     @property
     def scopes(self) -> RepeatedScalarFieldContainer[str]:
         """The scopes of the key."""
@@ -238,9 +241,10 @@ class ValidateTokenResponse(Message):
         cache_for: Duration | None = ...,
         revision: int = ...,
         secret_version: int = ...,
+        epoch: str = ...,
     ) -> None: ...
     def HasField(self, field_name: Literal["cache_for", b"cache_for", "expire_time", b"expire_time"]) -> bool: ...
-    def ClearField(self, field_name: Literal["account_id", b"account_id", "cache_for", b"cache_for", "effective_role", b"effective_role", "expire_time", b"expire_time", "granted_role", b"granted_role", "key_id", b"key_id", "key_name", b"key_name", "labels", b"labels", "outcome", b"outcome", "owner_email", b"owner_email", "owner_id", b"owner_id", "owner_type", b"owner_type", "revision", b"revision", "scopes", b"scopes", "secret_version", b"secret_version", "valid", b"valid"]) -> None: ...
+    def ClearField(self, field_name: Literal["account_id", b"account_id", "cache_for", b"cache_for", "effective_role", b"effective_role", "epoch", b"epoch", "expire_time", b"expire_time", "granted_role", b"granted_role", "key_id", b"key_id", "key_name", b"key_name", "labels", b"labels", "outcome", b"outcome", "owner_email", b"owner_email", "owner_id", b"owner_id", "owner_type", b"owner_type", "revision", b"revision", "scopes", b"scopes", "secret_version", b"secret_version", "valid", b"valid"]) -> None: ...
 
 @final
 class BatchValidateTokensRequest(Message):
@@ -267,6 +271,9 @@ class BatchValidateTokensResponse(Message):
     DESCRIPTOR: Descriptor
 
     RESPONSES_FIELD_NUMBER: int
+    EPOCH_FIELD_NUMBER: int
+    epoch: str
+    """The history that the revisions of the verdicts belong to."""
     @property
     def responses(self) -> RepeatedCompositeFieldContainer[ValidateTokenResponse]:
         """One verdict a question, in the same order."""
@@ -275,8 +282,9 @@ class BatchValidateTokensResponse(Message):
         self,
         *,
         responses: Iterable[ValidateTokenResponse] | None = ...,
+        epoch: str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: Literal["responses", b"responses"]) -> None: ...
+    def ClearField(self, field_name: Literal["epoch", b"epoch", "responses", b"responses"]) -> None: ...
 
 @final
 class WatchInvalidationsRequest(Message):
