@@ -14,9 +14,11 @@ from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.net.database_url import DatabaseUrl
 from keybearer_service.storage import Store, dbapi
 from keybearer_service.storage.sqlite import BUSY_TIMEOUT_S, SqliteStore
-from postgres_proxy import Proxy
+from postgres_proxy import FAILING_READ, Proxy
 from storeprocess import AlternatingStore, StoreProcess
 
+PATIENCE_S = 60.0
+"""How long a write goes on trying where others may be faster again and again."""
 Dump = dict[str, list[dict[str, Any]]]
 
 
@@ -223,16 +225,18 @@ class PostgresBackend:
 
 
 class HostilePostgresBackend(PostgresBackend):
-    """The same behind a proxy that has writes lose against others, and tells nobody of commits."""
+    """The same behind a proxy that has writes and snapshots lost, and tells nobody of commits."""
 
     def __init__(self, directory: Path) -> None:
         seed = int(os.environ.get("KEYBEARER_TEST_SEED") or 1)
+        print(f"KEYBEARER_TEST_SEED={seed}")  # noqa: T201 - shown with a test that fails
         direct = postgres_server.new_database()
+        postgres_server.execute(direct.text, FAILING_READ)
         self._proxy = Proxy(direct, hostile=random.Random(seed))
         self._proxy.open()
         super().__init__(directory, direct)
 
-    def open_another(self, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
+    def open_another(self, busy_timeout_s: float = PATIENCE_S) -> Store:
         return self._keep(open_postgres(self._proxy.url, busy_timeout_s=busy_timeout_s))
 
     def close(self) -> None:

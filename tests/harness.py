@@ -1,11 +1,13 @@
 """A running service for tests: the real server on a free port, and the stubs to call it with."""
 
 import os
+import random
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, Self, TypeVar, cast
 
 import grpc
 import pytest
@@ -46,6 +48,9 @@ from keybearer_service.watch.hub import MAX_WATCHERS
 
 ON_POSTGRES = os.environ.get("KEYBEARER_TEST_BACKEND") == "postgres"
 """Whether services run over a database on PostgreSQL instead of a file."""
+NODES = int(os.environ.get("KEYBEARER_TEST_NODES") or 1)
+"""Over how many nodes the calls to a service go, at random; several need PostgreSQL."""
+SEED = int(os.environ.get("KEYBEARER_TEST_SEED") or 1)
 CALL_TIMEOUT_S = 10.0
 ANY_PORT = Listener(address=Address("127.0.0.1", 0))
 NO_HTTP = HttpConfig()
@@ -311,6 +316,49 @@ class Stubs:
         return list(self.audit.ListAuditEvents(request).audit_events)
 
 
+class AnyChannel(grpc.Channel):
+    """Channels to several nodes, one of which is drawn for each method that is asked for.
+
+    A channel with interceptors asks anew for every call.
+    """
+
+    def __init__(self, channels: Sequence[grpc.Channel], chance: random.Random) -> None:
+        self._channels = channels
+        self._chance = chance
+
+    def unary_unary(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._drawn.unary_unary(*arguments, **keywords)
+
+    def unary_stream(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._drawn.unary_stream(*arguments, **keywords)
+
+    def stream_unary(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._drawn.stream_unary(*arguments, **keywords)
+
+    def stream_stream(self, *arguments: Any, **keywords: Any) -> Any:
+        return self._drawn.stream_stream(*arguments, **keywords)
+
+    def subscribe(self, *arguments: Any, **keywords: Any) -> None:
+        self._channels[0].subscribe(*arguments, **keywords)
+
+    def unsubscribe(self, *arguments: Any) -> None:
+        self._channels[0].unsubscribe(*arguments)
+
+    def close(self) -> None:
+        for channel in self._channels:
+            channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    @property
+    def _drawn(self) -> grpc.Channel:
+        return self._chance.choice(self._channels)
+
+
 @dataclass
 class Service:
     """A running service and who may call it."""
@@ -321,7 +369,10 @@ class Service:
     account_id: str
     admin_user_id: str
     admin_key_id: str
+    others: Sequence[App] = ()
+    """Further nodes over the same database."""
     _channels: list[grpc.Channel] = field(default_factory=list)
+    _chance: random.Random = field(default_factory=lambda: random.Random(SEED))
 
     @property
     def address(self) -> str:
@@ -329,7 +380,11 @@ class Service:
 
     def channel(self, options: Sequence[tuple[str, Any]] = ()) -> grpc.Channel:
         """Open a channel; it is closed with the service."""
-        channel = grpc.insecure_channel(self.address, options=list(options))
+        channels = [
+            grpc.insecure_channel(f"127.0.0.1:{app.port}", options=list(options))
+            for app in (self.app, *self.others)
+        ]
+        channel = AnyChannel(channels, self._chance) if self.others else channels[0]
         self._channels.append(channel)
         return grpc.intercept_channel(channel, _ErrorRecorder())
 
@@ -358,6 +413,8 @@ class Service:
 
     def restart(self) -> None:
         """Serve the same data anew; stubs of before are of no use any more."""
+        if self.others:
+            pytest.skip("begins again, which is looked at with one node")
         container = self.app.container
         self.close()
         self.app = make_app(self.data_dir, container.clock, container.entropy)
@@ -366,7 +423,8 @@ class Service:
     def close(self) -> None:
         for channel in self._channels:
             channel.close()
-        self.app.stop(grace_s=0)
+        for app in (self.app, *self.others):
+            app.stop(grace_s=0)
 
 
 @dataclass
@@ -411,12 +469,14 @@ class _Replaceable:
     @contextmanager
     def replacing(self, **methods: Callable[..., Any]) -> Iterator[None]:
         """Have these methods in the place of the store's own, until the end of the block."""
+        before = {name: vars(self)[name] for name in methods if name in vars(self)}
         vars(self).update(methods)
         try:
             yield
         finally:
             for name in methods:
                 del vars(self)[name]
+            vars(self).update(before)
 
 
 class _ReplaceableSqliteStore(_Replaceable, SqliteStore):
@@ -488,6 +548,18 @@ def make_app(
     return App(container, config, on_fatal=on_fatal)
 
 
+def another_node(
+    data_dir: DataDir, number: int, clock: Clock, entropy: Entropy, quotas: Quotas
+) -> App:
+    """Start one more node over the database of an installation, with copies of its key files."""
+    directory = data_dir.path.with_name(f"{data_dir.path.name}-{number}")
+    directory.mkdir(mode=0o700)
+    shutil.copytree(data_dir.path / "peppers", directory / "peppers")
+    app = make_app(DataDir(directory, data_dir.url), clock, entropy, quotas=quotas)
+    app.start()
+    return app
+
+
 @contextmanager
 def running(
     path: Path,
@@ -518,8 +590,14 @@ def running(
         opener=opener,
     )
     app.start()
+    others = [
+        another_node(data_dir, number, clock, entropy, quotas)
+        for number in range(2, NODES + 1)
+        if data_dir.url is not None
+    ]
     service = Service(
         app=app,
+        others=others,
         data_dir=data_dir,
         admin_token=created.issued.token,
         account_id=created.account.id,

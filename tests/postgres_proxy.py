@@ -1,15 +1,18 @@
-"""A proxy in front of PostgreSQL that cuts, freezes and alters what goes through it.
+"""A proxy in front of PostgreSQL that cuts, freezes, delays and alters what goes through it.
 
 As a hostile one it makes of PostgreSQL what other databases with its protocol are like: writes that
-lose against others at their first statement, and no notifications.
+lose against others at their first statement, snapshots that are lost in the middle, and no
+notifications.
 """
 
 import enum
 import random
+import re
 import socket
 import tempfile
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -19,19 +22,21 @@ from keybearer_service.net.database_url import DatabaseUrl
 
 _COMMIT = b"COMMIT\0"
 _TAG = b"COMMIT\0"
-
-
 _FIRST_OF_A_WRITE = b"UPDATE commits SET"
-_CONFLICT = b"SERROR\0VERROR\0C40001\0Mrestart transaction\0\0"
-_NO_LISTEN = b"SERROR\0VERROR\0C0A000\0MLISTEN is not supported\0\0"
-_IDLE = b"Z\0\0\0\x05I"
 _SHARE_OF_CONFLICTS = 0.2
+_SHARE_OF_LOST_SNAPSHOTS = 0.05
+FAILING_READ = """
+CREATE FUNCTION lose_snapshot() RETURNS text LANGUAGE plpgsql AS
+$$BEGIN RAISE EXCEPTION 'hostile' USING ERRCODE = '40001'; END$$
+"""
+"""What a hostile proxy needs in its database."""
 
 
 class Cut(enum.Enum):
     """Where a connection is cut off around a COMMIT."""
 
     BEFORE = "before the server has it"
+    MIDDLE = "while it is being sent"
     AFTER = "before the client has the answer"
 
 
@@ -44,6 +49,8 @@ class Proxy:
         *,
         drops_options: bool = False,
         hostile: random.Random | None = None,
+        chance: random.Random | None = None,
+        delay_s: float = 0,
         on_sent: Callable[[bytes], None] = lambda _data: None,
     ) -> None:
         """Prepare a proxy; `with` begins to take connections.
@@ -52,6 +59,8 @@ class Proxy:
             url: The database behind it.
             drops_options: Whether a connection begins without the options that its client wants.
             hostile: What decides which writes fail; None for none.
+            chance: What decides how much of a COMMIT that is cut in the middle is sent.
+            delay_s: How much longer each round trip takes, in seconds.
             on_sent: Is shown what clients have sent, once the server has it.
         """
         self._target = socket_of(url)
@@ -60,6 +69,10 @@ class Proxy:
         self.url = DatabaseUrl(text=f"{head}?host={quote(self._directory.name, safe='')}")
         self._drops_options = drops_options
         self._hostile = hostile
+        self._chance = chance or random.Random(1)
+        self._delay_s = delay_s
+        self.round_trips: list[int] = []
+        """Of each write that has ended, how often its client has waited for the server."""
         self._on_sent = on_sent
         self._cut: Cut | None = None
         self._then_refuse = False
@@ -67,6 +80,7 @@ class Proxy:
         self._tag: bytes | None = None
         self._running = threading.Event()
         self._running.set()
+        self._answered: set[socket.socket] = set()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._lock = threading.Lock()
         self._listener = socket.socket(socket.AF_UNIX)
@@ -144,25 +158,40 @@ class Proxy:
             threading.Thread(target=self._to_client, args=(client, server), daemon=True).start()
 
     def _to_server(self, client: socket.socket, server: socket.socket) -> None:
+        waits = 0
+        hostile = None if self._hostile is None else _Hostile(self._hostile)
         with suppress(OSError):
-            first = True
-            while data := client.recv(65536):
+            batches = batches_of(client)
+            [start] = next(batches, [b""])
+            server.sendall(_without_options(start) if self._drops_options else start)
+            for batch in batches:
                 self._running.wait()
-                if first and self._drops_options:
-                    data = _without_options(data)
-                first = False
-                if _COMMIT in data and self._cut is Cut.BEFORE:
-                    self._cut = None
-                    self._refuses = self._then_refuse
+                if client in self._answered:
+                    self._answered.discard(client)
+                    waits += 1
+                    time.sleep(self._delay_s)
+                sent = b"".join(batch)
+                if _FIRST_OF_A_WRITE in sent:
+                    waits = 1
+                if _COMMIT in sent:
+                    self.round_trips.append(waits)
+                if self._cut in (Cut.BEFORE, Cut.MIDDLE) and _COMMIT in sent:
+                    server.sendall(self._before_cut(batch))
                     break
-                if self._hostile is not None:
-                    refusal = _refusal(data, self._hostile)
-                    if refusal:
-                        client.sendall(refusal)
-                        continue
-                server.sendall(data)
-                self._on_sent(data)
+                if hostile is not None:
+                    sent = b"".join(map(hostile.altered, batch))
+                server.sendall(sent)
+                self._on_sent(sent)
         _close(client, server)
+
+    def _before_cut(self, batch: list[bytes]) -> bytes:
+        """Return what the server still gets of messages with a COMMIT, and cut no more."""
+        sent = b"".join(batch)
+        is_begun = self._cut is Cut.MIDDLE
+        until = self._chance.randint(sent.index(_COMMIT), len(sent)) if is_begun else 0
+        self._cut = None
+        self._refuses = self._then_refuse
+        return sent[:until]
 
     def _to_client(self, client: socket.socket, server: socket.socket) -> None:
         with suppress(OSError):
@@ -174,6 +203,7 @@ class Proxy:
                     break
                 if self._tag is not None and _TAG in data:
                     data = _with_tag(data, self._tag)
+                self._answered.add(client)
                 client.sendall(data)
         _close(client, server)
 
@@ -190,19 +220,70 @@ def _close(*sockets: socket.socket) -> None:
         one.close()
 
 
-def _refusal(message: bytes, chance: random.Random) -> bytes:
-    """Return what a hostile database answers to a query at once; nothing when it executes it."""
-    if message[:1] != b"Q":
-        return b""
-    if message[5:].startswith(b"LISTEN"):
-        return _error(_NO_LISTEN)
-    if _FIRST_OF_A_WRITE in message and chance.random() < _SHARE_OF_CONFLICTS:
-        return _error(_CONFLICT)
-    return b""
+def batches_of(client: socket.socket) -> Iterator[list[bytes]]:
+    """Yield the messages of a client as they come together, the first of which has no type."""
+    waiting = b""
+    head = 0
+    while data := client.recv(65536):
+        waiting += data
+        batch = []
+        start = 0
+        while len(waiting) >= start + head + 4:
+            length = head + int.from_bytes(waiting[start + head : start + head + 4], "big")
+            if len(waiting) < start + length:
+                break
+            batch.append(waiting[start : start + length])
+            start += length
+            head = 1
+        waiting = waiting[start:]
+        if batch:
+            yield batch
 
 
-def _error(fields: bytes) -> bytes:
-    return b"E" + (len(fields) + 4).to_bytes(4, "big") + fields + _IDLE
+class _Hostile:
+    """What a hostile database makes of the messages of one connection."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self._is_in_snapshot = False
+        self._has_lost = False
+
+    def altered(self, message: bytes) -> bytes:
+        """Return what PostgreSQL is sent for a message."""
+        kind, body = message[:1], message[5:]
+        if kind not in (b"P", b"Q"):
+            return message
+        name, sql, rest = (b"", *body.split(b"\0", 1)) if kind == b"Q" else body.split(b"\0", 2)
+        sql = self._altered(sql)
+        body = b"\0".join((sql, rest) if kind == b"Q" else (name, sql, rest))
+        return kind + (len(body) + 4).to_bytes(4, "big") + body
+
+    def _altered(self, sql: bytes) -> bytes:
+        if sql.startswith(b"LISTEN"):
+            return _failing("0A000")
+        if sql.startswith(_FIRST_OF_A_WRITE) and self._chance.random() < _SHARE_OF_CONFLICTS:
+            return _failing("40001")
+        if sql.startswith(b"BEGIN"):
+            # The one after a snapshot that was lost is kept, or long reads never ended.
+            self._is_in_snapshot = sql.endswith(b"READ ONLY") and not self._has_lost
+            self._has_lost = False
+        elif sql.startswith((b"ROLLBACK", b"SET LOCAL statement_timeout = 0")):
+            self._is_in_snapshot = False  # or in that of a command, which is to be run again
+        elif (
+            self._is_in_snapshot
+            and sql.startswith(b"SELECT")
+            and self._chance.random() < _SHARE_OF_LOST_SNAPSHOTS
+        ):
+            self._has_lost = True
+            places = sorted(set(re.findall(rb"\$\d+", sql)))
+            given = b", ".join(one + b"::text" for one in places)
+            return b"SELECT lose_snapshot() FROM (SELECT " + given + b") AS given"
+        # The first statement of a write then fails whenever another one was faster.
+        return sql.replace(b"ISOLATION LEVEL READ COMMITTED", b"ISOLATION LEVEL SERIALIZABLE")
+
+
+def _failing(state: str) -> bytes:
+    return f"DO $$BEGIN RAISE EXCEPTION 'hostile' USING ERRCODE = '{state}'; END$$".encode()
 
 
 def _without_options(message: bytes) -> bytes:

@@ -68,8 +68,11 @@ def programs() -> Path:
 class Server:
     """A running server."""
 
-    def __init__(self) -> None:
+    def __init__(self, followed: "Server | None" = None) -> None:
         """Start it and wait until it takes connections.
+
+        Args:
+            followed: The one that it is a copy of, and follows as a standby; None for none.
 
         Raises:
             NoServerError: It cannot be started.
@@ -79,7 +82,25 @@ class Server:
         self.programs = programs()
         if os.geteuid() == 0:
             shutil.chown(self.directory, "nobody")
-        self._run("initdb", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
+        if followed is None:
+            self._run("initdb", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
+        else:
+            self._run(
+                "pg_basebackup",
+                f"--host={followed.directory}",
+                "--checkpoint=fast",
+                "--write-recovery-conf",
+                "--no-sync",
+            )
+        atexit.register(self.close)
+        self.start()
+
+    def start(self) -> None:
+        """Start it again.
+
+        Raises:
+            NoServerError: It cannot be started.
+        """
         settings = [f"-c{name}={value}" for name, value in _SETTINGS.items()]
         self.process = subprocess.Popen(
             [
@@ -92,7 +113,6 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
         )
-        atexit.register(self.close)
         self.log: list[str] = []
         ready = threading.Event()
         threading.Thread(target=self._read_log, args=(ready,), daemon=True).start()
@@ -125,10 +145,18 @@ class Server:
             stderr=subprocess.DEVNULL,
         )
 
+    def promote(self) -> None:
+        """Have a standby take writes from now on; it waits until it does."""
+        execute(self.url("postgres"), "SELECT pg_promote()")
+
+    def stop(self) -> None:
+        """End it at once, as a crash does."""
+        self.process.send_signal(signal.SIGQUIT)
+        self.process.wait(30)
+
     def close(self) -> None:
         """End it, and remove what it has written."""
-        self.process.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
-        self.process.wait(30)
+        self.stop()
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _read_log(self, ready: threading.Event) -> None:
@@ -136,7 +164,7 @@ class Server:
         with self.process.stderr as lines:
             for line in lines:
                 self.log.append(line)
-                if "ready to accept connections" in line:
+                if "ready to accept" in line:
                     ready.set()
         ready.set()
 

@@ -130,7 +130,7 @@ class RemoteStore:
     def read(self, caller: Any = None) -> AbstractContextManager[Any]:
         return self._block("read", caller)
 
-    def write(self) -> AbstractContextManager[Any]:
+    def write(self, foreseen: Any = ()) -> AbstractContextManager[Any]:
         return self._block("write")
 
 

@@ -20,7 +20,7 @@ from keybearer_service.net.addresses import Listener, ListenError
 from keybearer_service.net.bounds import GRPC, Bounds
 from keybearer_service.net.sign_in import SignInSettings
 from keybearer_service.rpc.probes import PrivateListener, SharedQuestion, Watchdog
-from keybearer_service.storage import ServerStore
+from keybearer_service.storage import ProofMode, ServerStore
 from keybearer_service.validation.callers import Callers
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class AppConfig:
     http: HttpConfig = field(default_factory=HttpConfig)
     reflection: bool = True
     hot_loop: bool = True
+    database_proof: ProofMode = ProofMode.AUTO
 
 
 class App:
@@ -78,7 +79,7 @@ class App:
         self._is_stopped = False
         with ExitStack() as undo:
             undo.callback(container.close)
-            join_nodes(container)
+            join_nodes(container, config.database_proof)
             self._private_listener = PrivateListener()
             undo.callback(self._private_listener.close)
             self._store_answers = SharedQuestion("store-probe", self._read_store, container.clock)
@@ -311,8 +312,12 @@ def _bind_account(container: Container, account_id: str) -> str:
     return account_id
 
 
-def join_nodes(container: Container) -> None:
+def join_nodes(container: Container, proof: ProofMode) -> None:
     """Be one of the nodes over a database that many share; over a file there are none.
+
+    Args:
+        container: The parts of the service.
+        proof: Whether the database has to prove that it is the real one.
 
     Raises:
         StoreError: The clock of this machine is off, or the database cannot be reached.
@@ -321,7 +326,7 @@ def join_nodes(container: Container) -> None:
     store = container.store
     if not isinstance(store, ServerStore):
         return
-    store.join(socket.gethostname(), container.keyring.holds)
+    store.join(socket.gethostname(), container.keyring.holds, proof)
     # After that: a pepper that is activated from now on waits for this node to have it.
     with store.read() as reader:
         container.keyring.assert_complete(reader.peppers())

@@ -144,6 +144,12 @@ class Settings(BaseSettings):
         default=False,
         description="Let the way to a database on another machine do without sslmode=verify-full.",
     )
+    database_proof: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Whether a database is believed only as long as it can commit with a "
+        "synchronous standby, which one that was replaced cannot: auto where it has such standbys, "
+        "on always, off never.",
+    )
     listen: AddressSetting = Field(
         default=Address("127.0.0.1", 50051),
         description="Address of the gRPC port: host:port, [v6]:port or unix:/path. Port 0 takes a "

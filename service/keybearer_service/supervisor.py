@@ -33,7 +33,7 @@ from keybearer_service.net.addresses import Address, Listener, ListenError
 from keybearer_service.net.bounds import GRPC, HTTP
 from keybearer_service.net.tls import TlsFiles
 from keybearer_service.net.unix_sockets import UnixSocketFile
-from keybearer_service.storage import files
+from keybearer_service.storage import ProofMode, files
 from keybearer_service.telemetry import logs, metrics
 from keybearer_service.usecases.quotas import Quotas
 
@@ -133,6 +133,7 @@ def _serve_alone(
                 http=http,
                 reflection=settings.reflection,
                 hot_loop=settings.hot_loop,
+                database_proof=ProofMode(settings.database_proof),
             ),
             on_fatal=lambda: ends.put(EXIT_OUTCOME_UNKNOWN),
             on_unresponsive=_end_unresponsive,

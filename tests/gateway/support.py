@@ -74,7 +74,9 @@ class Gated:
     def outage(self) -> Iterator[None]:
         """Take the store away for a while: nothing can be judged."""
         locked = raising(StoreLockedError("locked by the test"))
-        with self.store.replacing(lookup=locked, lookup_many=locked, version=locked, read=locked):
+        with self.store.replacing(
+            lookup=locked, lookup_many=locked, caller_version=locked, read=locked
+        ):
             yield
 
 

@@ -23,7 +23,14 @@ from keybearer_service.domain.errors import ServiceError
 from keybearer_service.domain.model import RequestRecord, SecretId, User
 from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.keyring import Keyring
-from keybearer_service.storage import AuditQuery, Page, Store, StoreLockedError, Writer
+from keybearer_service.storage import (
+    AuditQuery,
+    Foreseen,
+    Page,
+    Store,
+    StoreLockedError,
+    Writer,
+)
 from keybearer_service.storage.sqlite import SqliteStore
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.issuing import Expiration, IssuedKey, NewKey
@@ -56,9 +63,9 @@ class PausingStore:
         return getattr(self._store, name)
 
     @contextmanager
-    def write(self) -> Iterator[Writer]:
+    def write(self, foreseen: Foreseen = ()) -> Iterator[Writer]:
         time.sleep(self._pauses.before_begin)
-        with self._store.write() as tx:
+        with self._store.write(foreseen) as tx:
             yield tx
             time.sleep(self._pauses.before_commit)
 
@@ -77,8 +84,8 @@ class ForgetsAttempts:
         return getattr(self._store, name)
 
     @contextmanager
-    def write(self) -> Iterator[Writer]:
-        with self._store.write() as tx:
+    def write(self, foreseen: Foreseen = ()) -> Iterator[Writer]:
+        with self._store.write(foreseen) as tx:
 
             def forgetful(user_id: str, request_id: str) -> RequestRecord | None:
                 record = tx.request_record(user_id, request_id)

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.model import ApiKey, SecretId, StoredSecret
-from keybearer_service.storage import Reader, Writer, dbapi
+from keybearer_service.storage import Foreseen, Reader, Writer, dbapi
 from keybearer_service.storage.sqlite import SqliteStore
 
 
@@ -39,10 +39,10 @@ class AuditsApart(SqliteStore):
         super().__init__(*arguments, **keywords)
 
     @contextmanager
-    def write(self) -> Iterator[Writer]:
+    def write(self, foreseen: Foreseen = ()) -> Iterator[Writer]:
         held_back: list[tuple[Any, ...]] = []
         with self._both:
-            with super().write() as tx:
+            with super().write(foreseen) as tx:
                 proxy = Replaced(tx, append_audit=lambda *event: held_back.append(event))
                 yield cast("Writer", proxy)
             time.sleep(0.002)  # what a second transaction may take on a slower disk
@@ -91,8 +91,8 @@ class ReissuesByReading(SqliteStore):
     """Issues a secret again because it was read to be unused."""
 
     @contextmanager
-    def write(self) -> Iterator[Writer]:
-        with super().write() as tx:
+    def write(self, foreseen: Foreseen = ()) -> Iterator[Writer]:
+        with super().write(foreseen) as tx:
 
             def replace(key: ApiKey, current: StoredSecret, old: StoredSecret | None) -> bool:
                 tx.replace_secret(key, current, old)
@@ -123,10 +123,10 @@ class StaleReads:
         return getattr(self._store, name)
 
     @contextmanager
-    def write(self) -> Iterator[Writer]:
+    def write(self, foreseen: Foreseen = ()) -> Iterator[Writer]:
         with self._store.read() as before:
             before.installation()  # a snapshot begins with its first read
-            with self._store.write() as tx:
+            with self._store.write(foreseen) as tx:
                 stale = {name: self._once_stale(before, tx, name) for name in self._names}
                 yield cast("Writer", Replaced(tx, **stale))
 

@@ -187,15 +187,19 @@ def test_a_use_is_counted_once_on_the_loop_too(
 def standing(store: ReplaceableStore, key_id: str) -> Iterator[threading.Event]:
     """Have the store stand while it reads one key; yield what is set once it does."""
     stands, goes_on = threading.Event(), threading.Event()
-    lookup = store.lookup
 
-    def stand(asked: str) -> Any:
-        if asked == key_id:
-            stands.set()
-            assert goes_on.wait(LONG_TIMEOUT_S)
-        return lookup(asked)
+    def standing_in(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def stand(asked: Any) -> Any:
+            if key_id in asked:
+                stands.set()
+                assert goes_on.wait(LONG_TIMEOUT_S)
+            return read(asked)
 
-    with store.replacing(lookup=stand):
+        return stand
+
+    with store.replacing(
+        lookup=standing_in(store.lookup), lookup_many=standing_in(store.lookup_many)
+    ):
         try:
             yield stands
         finally:

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from fakes import FakeClock
-from harness import Service, Stubs, refused
+from harness import Service, Stubs, message, refused
 from keybearer.v1 import token_service_pb2
 from keybearer_service.domain import token_format
 from keybearer_service.domain.clock import DAY, HOUR, SECOND
@@ -84,10 +84,27 @@ def test_a_valid_verdict_tells_the_whole_identity(service: Service, admin: Stubs
         labels={"team": "x"},
         revision=admin.who_am_i().revision,
         secret_version=1,
+        epoch=verdict.epoch,
     )
     expected.expire_time.CopyFrom(made.api_key.expire_time)
     expected.cache_for.FromSeconds(60)
     assert verdict == expected
+
+
+def test_a_verdict_names_the_history_that_watchers_hear_of(admin: Stubs) -> None:
+    """In a batch it stands once."""
+    subscribe = message(token_service_pb2.WatchInvalidationsRequest, subscribe={})
+    stream = admin.tokens.WatchInvalidations(iter([subscribe]))
+    epoch = next(stream).hello.epoch
+    stream.cancel()
+    assert epoch
+    assert admin.validate(admin.token).epoch == epoch
+    request = message(
+        token_service_pb2.BatchValidateTokensRequest, requests=[{"token": admin.token}] * 2
+    )
+    response = admin.tokens.BatchValidateTokens(request)
+    assert response.epoch == epoch
+    assert [one.epoch for one in response.responses] == ["", ""]
 
 
 def _revoke(admin: Stubs, key_id: str, clock: FakeClock) -> None:
@@ -157,8 +174,8 @@ def test_nothing_is_told_before_the_whole_secret_matched(
             step(admin, made.api_key.id, clock)
     verdict = ask(admin, {"token": NOT_FOUND[how](made.token)})
     assert name_of(verdict.outcome) == "NOT_FOUND"
-    verdict.ClearField("revision")
-    verdict.ClearField("cache_for")
+    for name in ("epoch", "revision", "cache_for"):
+        verdict.ClearField(name)
     assert verdict == Verdict(outcome=token_service_pb2.VALIDATION_OUTCOME_NOT_FOUND)
 
 

@@ -22,6 +22,7 @@ from keybearer_service.storage import (
     StoreUnusableError,
     migrations,
 )
+from postgres_pooler import Pooler
 from postgres_proxy import Cut, Proxy
 from samples import add_keys, fill, sample_id, sample_key
 
@@ -214,6 +215,17 @@ def test_a_connection_without_limits_is_refused(url: DatabaseUrl) -> None:
     proxy = Proxy(url, drops_options=True)
     with proxy, pytest.raises(StoreUnusableError, match="session mode"):
         open_postgres(proxy.url)
+
+
+def test_a_pooler_that_shares_sessions_is_refused(url: DatabaseUrl) -> None:
+    """Its limits may be those of the database; what a connection listens for is lost there."""
+    for limit in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
+        alter(url, f"{limit} = '2s'")
+    with Pooler(url) as pooler, opened(pooler.url) as store:
+        assert isinstance(store, PostgresStore)
+        fill(store)
+        with pytest.raises(StoreUnusableError, match="session mode"):
+            store.join("node", lambda _pepper: False)
 
 
 def test_a_database_that_would_lose_commits_is_refused(

@@ -1,31 +1,38 @@
 """A server that was replaced by its standby, and does not know it, is not believed."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
+from structlog.testing import capture_logs
 
 import postgres_server
 from keybearer_service.domain.clock import SystemClock
 from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.domain.model import Pepper
 from keybearer_service.net.database_url import DatabaseUrl
-from keybearer_service.storage import StoreLockedError
+from keybearer_service.storage import (
+    CommitFailedError,
+    ProofMode,
+    StoreLockedError,
+    StoreUnusableError,
+)
 from postgres_primary import Primary
 from postgres_proxy import Proxy
-from samples import fill, sample_id
-from storage.test_postgres_nodes import is_refused, until
+from samples import add_keys, fill, sample_id, sample_key
+from storage.test_postgres_nodes import PATIENCE_S, is_refused, until
 
 pytest.importorskip("psycopg", reason="no PostgreSQL: psycopg is not installed")
 
 from keybearer_service.storage.postgres import PostgresStore
 
 KEY = sample_id("key")
+CANCEL_WAITS = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
 READS: dict[str, Callable[[PostgresStore], object]] = {
     "lookup": lambda store: store.lookup(KEY),
     "lookup_many": lambda store: store.lookup_many([KEY]),
     "changes_since": lambda store: store.changes_since(0, 1),
-    "version": lambda store: store.version(),
 }
 """What verdicts and watchers read."""
 
@@ -40,7 +47,7 @@ def primary() -> Iterator[Primary]:
 
 
 @contextmanager
-def joined(url: DatabaseUrl) -> Iterator[PostgresStore]:
+def joined(url: DatabaseUrl, proof: ProofMode = ProofMode.AUTO) -> Iterator[PostgresStore]:
     """Open a store as a node."""
 
     def holds(_pepper: Pepper) -> bool:
@@ -48,7 +55,7 @@ def joined(url: DatabaseUrl) -> Iterator[PostgresStore]:
 
     store = PostgresStore(url, clock=SystemClock(), entropy=SystemEntropy())
     try:
-        store.join("node", holds)
+        store.join("node", holds, proof)
         yield store
     finally:
         store.close()
@@ -103,6 +110,46 @@ def test_a_proof_vouches_for_its_own_server_alone(primary: Primary) -> None:
         other.close()
 
 
+def test_a_commit_that_was_cancelled_while_it_waited_for_a_standby_is_unknown(
+    primary: Primary,
+) -> None:
+    """The server says COMMIT, with a warning: a failover may undo it."""
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query = 'COMMIT'"
+    )
+    store = PostgresStore(
+        primary.url, clock=SystemClock(), entropy=SystemEntropy(), limit_s=PATIENCE_S
+    )
+    fill(store)
+    primary.attach()
+    primary.detach()
+    with ThreadPoolExecutor(1) as threads:
+        writing = threads.submit(add_keys, store, sample_key("waits"))
+        until(lambda: postgres_server.value_of(primary.url.text, waiting) == 1)
+        postgres_server.execute(primary.url.text, CANCEL_WAITS)
+        with pytest.raises(CommitFailedError, match="canceling wait") as caught:
+            writing.result(PATIENCE_S)
+    assert not caught.value.is_fatal
+    store.close()
+
+
+def test_a_proof_that_was_cancelled_while_it_waited_for_a_standby_proves_nothing(
+    primary: Primary,
+) -> None:
+    """The server says that it has committed, with a warning."""
+    with joined(primary.url) as store:
+        fill(store)
+        primary.attach()
+        until(lambda: is_proof_needed(store))
+        primary.detach()
+
+        def is_refused_while_waits_are_cancelled() -> bool:
+            postgres_server.execute(primary.url.text, CANCEL_WAITS)
+            return is_refused(lambda: store.lookup(KEY))
+
+        until(is_refused_while_waits_are_cancelled)
+
+
 def test_a_server_that_wants_no_standbys_any_more_is_believed(primary: Primary) -> None:
     """The log says so, loudly: it proves nothing from now on."""
     with joined(primary.url) as store:
@@ -112,3 +159,41 @@ def test_a_server_that_wants_no_standbys_any_more_is_believed(primary: Primary) 
         primary.have_none()
         until(lambda: not is_proof_needed(store))
         assert store.lookup(KEY)[0] is not None
+
+
+def test_a_database_that_always_has_to_prove_itself_needs_standbys(primary: Primary) -> None:
+    """A node does not start without, and answers nothing once they are gone."""
+    with (
+        pytest.raises(StoreUnusableError, match="synchronous_standby_names"),
+        joined(primary.url, ProofMode.ON),
+    ):
+        pass
+    primary.attach()
+    with joined(primary.url, ProofMode.ON) as store:
+        fill(store)
+        assert store.lookup(KEY)[0] is not None
+        primary.have_none()
+        until(lambda: is_refused(lambda: store.lookup(KEY)))
+
+
+def test_a_database_that_never_has_to_prove_itself_is_believed(primary: Primary) -> None:
+    """Whoever says so fences a server that was replaced."""
+    primary.attach()
+    with joined(primary.url, ProofMode.OFF) as store:
+        fill(store)
+        assert not is_proof_needed(store)
+
+
+@pytest.mark.parametrize("is_synchronous", [False, True])
+def test_a_start_warns_of_asynchronous_standbys(primary: Primary, *, is_synchronous: bool) -> None:
+    """A failover to one of them can undo what was acknowledged."""
+    if is_synchronous:
+        primary.attach()
+    else:
+        primary.standby = primary.server.standby("other")
+    followers = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
+    until(lambda: postgres_server.value_of(primary.url.text, followers) == 1)
+    with capture_logs() as logs, joined(primary.url):
+        pass
+    warned = [one for one in logs if one["event"] == "asynchronous_standbys"]
+    assert len(warned) == (not is_synchronous)

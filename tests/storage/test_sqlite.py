@@ -438,12 +438,12 @@ def test_a_shared_store_notices_the_commits_of_others(store: SqliteStore, path: 
     """With other servers on the file, the version moves when one of them commits."""
     shared = SqliteStore(path, shared=True)
     try:
-        before = shared.version()
+        before = shared.caller_version()
         add_keys(store, sample_key("new"))
-        moved = shared.version()
+        moved = shared.caller_version()
         assert moved != before
         add_keys(shared, sample_key("own"))
-        assert shared.version() != moved
+        assert shared.caller_version() != moved
     finally:
         shared.close()
 
@@ -510,9 +510,9 @@ def test_a_full_disk_is_told_and_changes_nothing(
     _fill_up(connections, 4)
     with pytest.raises(StoreFullError):
         _write_much(store, "big")
-    record, revision = store.lookup(KEY)
+    record, moment = store.lookup(KEY)
     assert record is not None
-    assert revision == 0
+    assert moment.revision == 0
     with store.read() as reader:
         assert reader.key_count() == 1
 
@@ -527,7 +527,7 @@ def test_writes_go_on_when_there_is_room_again(
             _write_much(store, "big")
     connections.writer.execute("PRAGMA max_page_count = 4294967294")
     _write_much(store, "big")
-    assert store.lookup(KEY)[1] == 40
+    assert store.lookup(KEY)[1].revision == 40
     assert list(store.check()) == []
 
 

@@ -15,7 +15,7 @@ from keybearer_service.container import build_container, open_store
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.errors import EmailTaken
 from keybearer_service.installation.keyring import Keyring
-from keybearer_service.storage import Store, Writer
+from keybearer_service.storage import Foreseen, Store, Writer
 from keybearer_service.usecases.users import NewUser, insert_user
 from reliability.seeded_bugs import Replaced
 
@@ -30,8 +30,8 @@ class SeesNoUsers:
         return getattr(self._store, name)
 
     @contextmanager
-    def write(self) -> Iterator[Writer]:
-        with self._store.write() as tx:
+    def write(self, foreseen: Foreseen = ()) -> Iterator[Writer]:
+        with self._store.write(foreseen) as tx:
             yield cast("Writer", Replaced(tx, user_by_email=lambda *_: None))
 
 

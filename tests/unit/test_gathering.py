@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
+from keybearer_service.domain.model import Moment
 from keybearer_service.domain.verdict import TokenRecord
 from keybearer_service.storage import StoreDamagedError, StoreLockedError
 from keybearer_service.storage.postgres_gathering import (
@@ -16,6 +17,7 @@ from keybearer_service.storage.postgres_gathering import (
 )
 
 PATIENCE_S = 60.0
+FIRST_MOMENT = Moment("epoch", 1)
 FIRST = [f"first {number}" for number in range(AT_A_TIME)]
 
 
@@ -34,7 +36,7 @@ class Database:
         self.alone.append(key_id)
         return None, self._read(key_id)
 
-    def read_many(self, key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], int]:
+    def read_many(self, key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], Moment]:
         self.together.append(key_ids)
         return {}, self._read(key_ids[0])
 
@@ -47,14 +49,14 @@ class Database:
         for key_id in key_ids or self._held:
             self._held[key_id].set()
 
-    def _read(self, key_id: str) -> int:
-        revision, error = self.revision, self.error
+    def _read(self, key_id: str) -> Moment:
+        moment, error = Moment("epoch", self.revision), self.error
         self.begun.release()
         if key_id in self._held:
             assert self._held[key_id].wait(PATIENCE_S)
         if error is not None:
             raise error
-        return revision
+        return moment
 
 
 class Busy:
@@ -93,7 +95,7 @@ def test_a_lookup_goes_alone_and_at_once_while_there_is_room() -> None:
     """Nothing waits when there is nobody to wait with."""
     database = Database()
     gathering = Gathering(database.read_one, database.read_many)
-    assert [gathering.lookup(name) for name in ("a", "b")] == [(None, 1)] * 2
+    assert [gathering.lookup(name) for name in ("a", "b")] == [(None, FIRST_MOMENT)] * 2
     assert (database.alone, database.together) == (["a", "b"], [])
 
 
@@ -103,7 +105,7 @@ def test_what_waits_goes_together(threads: ThreadPoolExecutor) -> None:
     calls = [busy.call(name) for name in ("a", "b", "b", "c")]
     busy.wait_for(4)
     busy.database.let_go()
-    assert [call.result(PATIENCE_S) for call in calls] == [(None, 1)] * 4
+    assert [call.result(PATIENCE_S) for call in calls] == [(None, FIRST_MOMENT)] * 4
     assert [sorted(one) for one in busy.database.together] == [["a", "b", "c"]]
 
 
@@ -119,8 +121,8 @@ def test_an_answer_is_of_a_read_that_began_after_its_call(threads: ThreadPoolExe
     late = busy.call("late")
     busy.wait_for(1)
     busy.database.let_go("early")
-    assert early.result(PATIENCE_S)[1] == 1
-    assert late.result(PATIENCE_S)[1] == 2
+    assert early.result(PATIENCE_S)[1].revision == 1
+    assert late.result(PATIENCE_S)[1].revision == 2
     busy.database.let_go()
 
 
@@ -152,7 +154,7 @@ def test_an_outage_is_told_to_everybody_who_waits(
     assert busy.gathering.waiting == 0
     assert len(busy.database.together) == (not is_away_at_first)
     busy.database.error = None
-    assert busy.gathering.lookup("next") == (None, 1)
+    assert busy.gathering.lookup("next") == (None, FIRST_MOMENT)
 
 
 def test_a_key_that_cannot_be_read_harms_no_other(threads: ThreadPoolExecutor) -> None:
@@ -160,7 +162,7 @@ def test_a_key_that_cannot_be_read_harms_no_other(threads: ThreadPoolExecutor) -
     busy = Busy(threads)
     database = busy.database
 
-    def read_many(_key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], int]:
+    def read_many(_key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], Moment]:
         raise StoreDamagedError("a row cannot be read")
 
     busy.gathering = Gathering(database.read_one, read_many)
@@ -171,5 +173,5 @@ def test_a_key_that_cannot_be_read_harms_no_other(threads: ThreadPoolExecutor) -
     calls = [busy.call(name) for name in ("a", "b")]
     busy.wait_for(2)
     database.let_go()
-    assert [call.result(PATIENCE_S) for call in calls] == [(None, 1)] * 2
+    assert [call.result(PATIENCE_S) for call in calls] == [(None, FIRST_MOMENT)] * 2
     assert {"a", "b"} <= set(database.alone)

@@ -22,6 +22,7 @@ _METAVARS = {
     "data_dir": "DIR",
     "database": "URL",
     "database_password_file": "FILE",
+    "database_proof": "auto|on|off",
     "listen": "ADDRESS",
     "unix_socket_mode": "MODE",
     "http_listen": "HOST:PORT",

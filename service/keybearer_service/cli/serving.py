@@ -44,6 +44,7 @@ def serve(
     database: DatabaseOption = None,
     database_password_file: DatabasePasswordFileOption = None,
     insecure_database: InsecureDatabaseOption = None,
+    database_proof: Annotated[str | None, setting("database_proof")] = None,
     listen: ListenOption = None,
     unix_socket_mode: Annotated[str | None, setting("unix_socket_mode")] = None,
     http_listen: HttpListenOption = None,

@@ -12,6 +12,13 @@ from keybearer.access import Role
 from keybearer_service.domain.clock import Micros
 
 
+class Moment(NamedTuple):
+    """What a snapshot of the store is of: a revision of one history."""
+
+    epoch: str
+    revision: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installation:
     """The one row that says which database this is."""

@@ -7,7 +7,7 @@ from keybearer._wire.enums import ApiKeyState, Outcome
 from keybearer._wire.limits import MAX_CACHE_SECONDS, MAX_NEGATIVE_CACHE_SECONDS
 from keybearer.access import NO_CONTEXT, AccessRule, Context, Decision, Role, decide
 from keybearer_service.domain.clock import SECOND, Micros
-from keybearer_service.domain.model import key_state
+from keybearer_service.domain.model import Moment, key_state
 
 _ROLES = {role.value: role for role in Role}  # calling the enum costs three times as much
 # Constants of their own, since a verdict needs them all: to look up a member takes 0.1 us.
@@ -89,7 +89,8 @@ class Verdict(NamedTuple):
     """The answer about a token."""
 
     outcome: Outcome
-    revision: int
+    moment: Moment
+    """What the store was read at."""
     cache_for: int
     """Microseconds; 0 means not at all."""
     match: Match | None

@@ -22,6 +22,7 @@ grpc has no public way to any of this. A mistake with its private parts ends the
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -34,9 +35,10 @@ from grpc import _server
 from keybearer._wire.peer import host_of
 from keybearer._wire.status import DETAILS_KEY
 from keybearer_service.domain.clock import SECOND, SystemClock
-from keybearer_service.domain.errors import CredentialsMissing, Overloaded
+from keybearer_service.domain.errors import CredentialsMissing, Overloaded, ServiceError
 from keybearer_service.domain.token_format import id_in
 from keybearer_service.gateway.status import status_of
+from keybearer_service.rpc.credentials import presented_in
 from keybearer_service.rpc.executors import SLOW_AFTER_S, CallExecutor, MessageWatchdog
 from keybearer_service.rpc.pipeline import UnaryMethod
 from keybearer_service.rpc.requests import Metadata
@@ -226,11 +228,35 @@ class HotLoop:
     def _judge_group(self, arrived: "list[HotCall]") -> None:
         """Judge calls whose message has come, and answer them."""
         self._reads.begin()
+        if self._judge is not None and not self._read_ahead(arrived):
+            return
         admitted = [one for call in arrived if (one := self._admitted(call)) is not None]
         arrived.clear()  # a call that has ended is let go
         if self._read(admitted):
             for call, context, message in admitted:
                 self._answer(call, context, message)
+
+    def _read_ahead(self, arrived: "list[HotCall]") -> bool:
+        """Read the callers of a group, and what they ask about, by one statement.
+
+        Whether a message is well-formed is told later, when its caller has been judged. When the
+        store refuses, the calls are handed over.
+        """
+        tokens: list[str] = []
+        for call in arrived:
+            with suppress(ServiceError):
+                tokens.append(presented_in(call).token)
+                asked = call.method.tokens_in(call.method.here.parse(call.raw))
+                if len(asked) <= MAX_ITEMS:
+                    tokens += asked
+        try:
+            self._reads.prepare(map(id_in, tokens))
+        except StoreError:
+            for call in arrived:
+                call.hand_over(call.method.ordinary.answer, call)
+            arrived.clear()
+            return False
+        return True
 
     def _admitted(self, call: "HotCall") -> "tuple[HotCall, CallContext, Any] | None":
         """Return a call that is to be judged here, with its message; None for every other."""

@@ -24,9 +24,10 @@ What holds everywhere:
 - A list must look at a bounded number of rows for each page: see `Page.looked_at`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
@@ -42,6 +43,7 @@ from keybearer_service.domain.model import (
     ApiKey,
     Installation,
     Invalidation,
+    Moment,
     Pepper,
     RequestRecord,
     SecretId,
@@ -276,6 +278,10 @@ class Reader(Protocol):
 
     What takes a scope must not return things of an account that the scope does not cover.
     """
+
+    def revision(self) -> int:
+        """Return the newest revision; must raise StoreUnusableError for no installation."""
+        ...
 
     def installation(self) -> Installation:
         """Return the installation; must raise StoreUnusableError when there is none yet."""
@@ -529,11 +535,18 @@ class Reader(Protocol):
         ...
 
 
+Foreseen = Iterable[Callable[[Reader], object]]
+"""What is going to be read: functions that each call one method of a Reader."""
+
+
 class Writer(Reader, Protocol):
     """One write transaction; must see its own writes, which nobody else sees before the commit.
 
     A method that inserts must raise StoreConflictError for an id that is taken, and must never
     replace a row unless it says so. After an error nothing more may be written in the block.
+
+    What a method without a result raises may come later, where the block reads next or at its end,
+    unless the method says that it raises.
     """
 
     def put_installation(self, installation: Installation) -> None:
@@ -732,8 +745,8 @@ class Store(Protocol):
 
     # --- the hot path -----------------------------------------------------------------------------
 
-    def lookup(self, key_id: str) -> tuple[TokenRecord | None, int]:
-        """Return a key's record and the newest revision; both must be of one snapshot.
+    def lookup(self, key_id: str) -> tuple[TokenRecord | None, Moment]:
+        """Return a key's record and the moment that it is of; both must be of one snapshot.
 
         Must see every commit that was acknowledged before the call, by whichever process.
 
@@ -742,17 +755,21 @@ class Store(Protocol):
         """
         ...
 
-    def lookup_many(self, key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], int]:
-        """Return the records of the known ids and the newest revision, as `lookup` does.
+    def lookup_many(self, key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], Moment]:
+        """Return the records of the known ids and the moment, as `lookup` does.
 
-        Must leave out unknown ids, and must return the revision when no id is asked for.
+        Must leave out unknown ids, and must return the moment when no id is asked for.
         """
         ...
 
-    def version(self) -> int:
+    def caller_version(self) -> int | None:
         """Return a number that must differ, for the calling thread, after an acknowledged commit.
 
-        The commits of a process that is no server may be left out: they take no authority away.
+        As long as it stays, a thread may remember who a caller is. The commits of a process that is
+        no server may be left out: they take no authority away.
+
+        Returns:
+            None where it costs as much to ask as to look the caller up.
         """
         ...
 
@@ -771,8 +788,13 @@ class Store(Protocol):
         """
         ...
 
-    def write(self) -> AbstractContextManager[Writer]:
+    def write(self, foreseen: Foreseen = ()) -> AbstractContextManager[Writer]:
         """Open a write transaction; commit at the end of the block, roll back when it raises.
+
+        Args:
+            foreseen: What the block is going to read. A store over a network may read it together
+                with taking its lock. It must change nothing else: the block reads the same whatever
+                was foreseen, and sees what it has written itself.
 
         The store takes its ordering lock before the block runs. From then on no other write runs,
         in any process, so that blocks must come one after another and must see all that was
@@ -971,6 +993,17 @@ class FileStore(Store, Protocol):
         ...
 
 
+class ProofMode(StrEnum):
+    """Whether a node has its database prove that no standby has taken its place."""
+
+    AUTO = "auto"
+    """As long as the database has synchronous standbys, without which nothing can be proved."""
+    ON = "on"
+    """Always: a database that has lost its synchronous standbys is not believed."""
+    OFF = "off"
+    """Never: whoever runs the database rules out that a server that was replaced still answers."""
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """A process that serves from a database that many share."""
@@ -984,7 +1017,9 @@ class Node:
 class ServerStore(Store, Protocol):
     """A store that is a database on a server of its own."""
 
-    def join(self, name: str, holds: Callable[[Pepper], bool]) -> None:
+    def join(
+        self, name: str, holds: Callable[[Pepper], bool], proof: ProofMode = ProofMode.AUTO
+    ) -> None:
         """Be one of the nodes from now on, until the store is closed.
 
         From then on reads of keys and of changes, and writes, must raise StoreLockedError while the
@@ -994,9 +1029,11 @@ class ServerStore(Store, Protocol):
         Args:
             name: What the node is called, for people.
             holds: Returns whether this node has the file of a pepper.
+            proof: Whether the database has to prove that it is the real one.
 
         Raises:
-            StoreUnusableError: The clock is off already.
+            StoreUnusableError: The clock is off already, or there are no synchronous standbys and
+                the proof is always wanted.
             StoreLockedError: The database cannot be reached.
         """
         ...

@@ -377,6 +377,11 @@ def m009_sign_in(db: Database) -> None:
     _run(db, _SIGN_IN)
 
 
+@migrations()
+def m010_histories(db: Database) -> None:
+    """Nothing: no standby takes the place of a file, so its epoch is the name of its history."""
+
+
 def apply(connection: Connection) -> None:
     """Bring the schema up to date, once, even if several processes start at the same time.
 

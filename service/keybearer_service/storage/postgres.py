@@ -14,15 +14,17 @@ import psycopg
 
 from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.entropy import Entropy
-from keybearer_service.domain.model import Pepper, SecretId, Use
+from keybearer_service.domain.model import Moment, Pepper, SecretId, Use
 from keybearer_service.domain.verdict import TokenRecord
 from keybearer_service.net.database_url import DatabaseUrl
 from keybearer_service.storage import (
     CLAIM_WAIT_S,
+    Foreseen,
     News,
     Node,
     OnProgress,
     OnStep,
+    ProofMode,
     Reader,
     StoreClosedError,
     StoreDamagedError,
@@ -54,32 +56,38 @@ from keybearer_service.storage.postgres_errors import is_conflict, store_error
 from keybearer_service.storage.postgres_gathering import Gathering
 from keybearer_service.storage.postgres_nodes import FORGET_NODES, Membership
 from keybearer_service.storage.postgres_schema import TRIGGERS, assert_current, migrate
-from keybearer_service.storage.postgres_session import KEYS, PostgresSession, numbered
+from keybearer_service.storage.postgres_session import (
+    KEYS,
+    SNAPSHOT,
+    PostgresSession,
+    SnapshotSession,
+    numbered,
+    statements_of,
+)
 from keybearer_service.storage.postgres_usage import add_uses, claim_uses
 from keybearer_service.storage.postgres_wakeups import Wakeups
 from keybearer_service.storage.postgres_writes import Writes
 from keybearer_service.storage.transactions import (
-    CHANGES_SINCE,
+    changes_since,
     lookup_in,
     news_of,
     not_initialised,
     reader_over,
-    record_and_revision,
+    record_and_moment,
     token_record,
     writer_over,
 )
 
 POLL_S: Final = 0.02
 """How long a commit of another node may go unnoticed when its notification is lost."""
-_LOOKUP: Final = numbered(lookup_in(KEYS))
+_EPOCH: Final = "i.epoch || i.epoch_suffix"
+_LOOKUP: Final = numbered(lookup_in(KEYS, _EPOCH))
 _LOOKUP_MANY: Final = (
-    f"SELECT i.revision, {rows.TOKEN_RECORD} FROM installation i"
+    f"SELECT {_EPOCH}, i.revision, {rows.TOKEN_RECORD} FROM installation i"
     f" LEFT JOIN {KEYS} ON k.id = ANY($1::text[]) LEFT JOIN users u ON u.id = k.owner_id"
     " LEFT JOIN accounts a ON a.id = k.account_id"
 )
-_CHANGES_SINCE: Final = numbered(CHANGES_SINCE)
-_VERSION: Final = "SELECT count FROM commits WHERE id = 1"
-_SNAPSHOT: Final = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+_CHANGES_SINCE: Final = numbered(changes_since(f"i.server, {_EPOCH}"))
 _UNSAFE_SETTINGS: Final = (
     "SELECT name FROM pg_settings WHERE name IN ('fsync', 'full_page_writes') AND setting = 'off'"
 )
@@ -100,6 +108,8 @@ _MOST_FINDINGS: Final = 100
 """Findings of one kind that `check` lists."""
 _OUTCOMES_KEPT: Final = "10 minutes"
 _FLUSH_TRIES: Final = 5
+_HISTORY_TRIES: Final = 3
+_NAME_LENGTH: Final = 16
 
 
 class PostgresStore:
@@ -128,6 +138,7 @@ class PostgresStore:
             StoreLockedError: It cannot be reached.
         """
         self._damage = ""
+        self._entropy = entropy
         connector = Connector(url, limit_s=limit_s, lock_limit_s=busy_timeout_s)
         self._pool = Pool(connector.open)
         reading = Connector(url, limit_s=limit_s, lock_limit_s=busy_timeout_s, plans_once=True)
@@ -164,30 +175,30 @@ class PostgresStore:
 
     # --- the hot path -----------------------------------------------------------------------------
 
-    def lookup(self, key_id: str) -> tuple[TokenRecord | None, int]:
-        """Return a key's record and the revision, of one statement's snapshot.
+    def lookup(self, key_id: str) -> tuple[TokenRecord | None, Moment]:
+        """Return a key's record and the moment, of one statement's snapshot.
 
         What many threads look up at once goes in one statement: see `Gathering`.
         """
         return self._gathering.lookup(key_id)
 
-    def _lookup_alone(self, key_id: str) -> tuple[TokenRecord | None, int]:
+    def _lookup_alone(self, key_id: str) -> tuple[TokenRecord | None, Moment]:
         with self._noting_damage():
-            found = self._read_all(_LOOKUP, _storable(key_id))
-            return record_and_revision(found[0] if found else None)
+            found, _ = self._read(_LOOKUP, _storable(key_id))
+            return record_and_moment(found[0] if found else None)
 
-    def lookup_many(self, key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], int]:
-        """Return the known ones of many keys and the revision, of one statement's snapshot."""
+    def lookup_many(self, key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], Moment]:
+        """Return the known ones of many keys and the moment, of one statement's snapshot."""
         with self._noting_damage():
-            found = self._read_all(_LOOKUP_MANY, list(map(_storable, key_ids)))
+            found, _ = self._read(_LOOKUP_MANY, list(map(_storable, key_ids)))
             if not found:
                 raise not_initialised()
-            records = {row[1]: token_record(row[1:]) for row in found if row[1] is not None}
-            return records, found[0][0]
+            records = {row[2]: token_record(row[2:]) for row in found if row[2] is not None}
+            return records, Moment._make(found[0][:2])
 
-    def version(self) -> int:
-        """Return how many writes there were, by whichever node."""
-        return int(self._read_all(_VERSION)[0][0])
+    def caller_version(self) -> None:
+        """Return None: a caller is one more key in a statement that is sent anyway."""
+        self._pool.assert_open()
 
     # --- transactions -----------------------------------------------------------------------------
 
@@ -195,13 +206,14 @@ class PostgresStore:
     def read(self, caller: Waiting | None = None) -> Iterator[Reader]:
         """Open a snapshot on a connection of its own."""
         with self._snapshot() as connection:
-            yield reader_over(PostgresSession(connection, self._first_uses, caller))
+            yield reader_over(SnapshotSession(connection, self._first_uses, caller))
 
     @contextmanager
-    def write(self) -> Iterator[Writer]:
+    def write(self, foreseen: Foreseen = ()) -> Iterator[Writer]:
         """Take the row that orders all writes, and commit after the block."""
         self._membership.assert_trusted()
-        with self._told_when_closed(), self._writes.begin() as session:
+        statements = statements_of(foreseen)
+        with self._told_when_closed(), self._writes.begin(statements) as session:
             yield writer_over(session)
         self._wakeups.wake()
 
@@ -212,6 +224,7 @@ class PostgresStore:
             _allow_all_time(session.connection)
             try:
                 fill(session.connection, file, on_step)
+                session.begin_history()
             except psycopg.Error as error:
                 raise self._told(error) from error
             yield writer_over(session)
@@ -245,12 +258,20 @@ class PostgresStore:
     # --- changes ----------------------------------------------------------------------------------
 
     def changes_since(self, revision: int, limit: int) -> News:
-        """Return the changes after a revision, of one statement's snapshot."""
-        with self._noting_damage():
-            found = self._read_all(_CHANGES_SINCE, revision, limit)
-        if not found:
-            raise not_initialised()
-        return news_of(found)
+        """Return the changes after a revision, of one statement's snapshot.
+
+        Never those of a server that the epoch does not hold for: see `Writes`.
+        """
+        for _ in range(_HISTORY_TRIES):
+            with self._noting_damage():
+                found, history = self._read(_CHANGES_SINCE, revision, limit)
+                if not found:
+                    raise not_initialised()
+                if found[0][0] == history:
+                    return news_of([row[1:] for row in found])
+            with self.write():
+                pass  # any write gives the epoch another name
+        raise StoreLockedError("the database goes from one server to another")
 
     @property
     def poll_interval_s(self) -> float | None:
@@ -267,10 +288,13 @@ class PostgresStore:
 
     # --- nodes ------------------------------------------------------------------------------------
 
-    def join(self, name: str, holds: Callable[[Pepper], bool]) -> None:
+    def join(
+        self, name: str, holds: Callable[[Pepper], bool], proof: ProofMode = ProofMode.AUTO
+    ) -> None:
         """Be one of the nodes from now on."""
         with self._told_when_closed():
-            self._membership.join(name, holds)
+            self._assert_sessions()
+            self._membership.join(name, holds, proof)
 
     @property
     def proofs_begun(self) -> int:
@@ -336,8 +360,8 @@ class PostgresStore:
 
     # --- connections ------------------------------------------------------------------------------
 
-    def _read_all(self, statement: str, *values: object) -> list[rows.Row]:
-        """Return the rows of one statement, read from a server that takes writes."""
+    def _read(self, statement: str, *values: object) -> tuple[list[rows.Row], str]:
+        """Return the rows of one statement and the history of the server, which takes writes."""
         self._membership.assert_trusted()
         self._membership.assert_proven()
         is_repeated = False
@@ -363,7 +387,33 @@ class PostgresStore:
                 self._reads.drop(connection)
                 raise
             self._reads.give(connection)
-            return found
+            return found, connection.history
+
+    def _assert_sessions(self) -> None:
+        """Refuse a pooler that hands one session of the database to several connections.
+
+        Behind one a connection does not stay with its server, and what is listened for and prepared
+        is somebody else's.
+        """
+        connections = [self._pool.new() for _ in range(2)]
+        names = [self._entropy.base62(_NAME_LENGTH) for _ in connections]
+        try:
+            for connection, name in zip(connections, names, strict=True):
+                connection.execute(f"SET keybearer.session = '{name}'")
+            shown = [
+                (connection.execute("SHOW keybearer.session").fetchone() or ("",))[0]
+                for connection in connections
+            ]
+        except psycopg.Error as error:
+            raise self._told(error) from error
+        finally:
+            for connection in connections:
+                self._pool.give(connection)
+        if shown != names:
+            raise StoreUnusableError(
+                "the database is behind a pooler in transaction mode; connect directly or to a "
+                "pooler in session mode"
+            )
 
     def _drop_idle(self) -> None:
         self._pool.drop_idle()
@@ -384,7 +434,7 @@ class PostgresStore:
     @contextmanager
     def _snapshot(self) -> Generator[Connection]:
         with self._told_when_closed(), self._connection() as connection:
-            connection.execute(_SNAPSHOT)
+            connection.execute(SNAPSHOT)
             try:
                 yield connection
             finally:

@@ -2,8 +2,8 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final, TypeVar
 
 import psycopg
@@ -37,7 +37,7 @@ _SAFE_MODE: Final = "verify-full"
 _DEFAULT_MODE: Final = "prefer"
 """What libpq does when nobody says anything."""
 _DURABLE: Final = frozenset({"on", "remote_apply"})
-_HISTORY: Final = (
+HISTORY: Final = (
     "(SELECT system_identifier FROM pg_control_system()) || '/' || CASE WHEN pg_is_in_recovery()"
     " THEN '' ELSE substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) END"
 )
@@ -67,6 +67,22 @@ class Connection(psycopg.Connection[rows.Row]):
                 self.has_timed_out = True
                 self.close()  # whatever comes later is not read
             raise
+
+    @contextmanager
+    def warnings(self) -> Generator[list[str]]:
+        """Yield the list of the warnings that the server sends in the block."""
+        found: list[str] = []
+
+        def note(notice: psycopg.errors.Diagnostic) -> None:
+            # At once: what it reads from is gone when the driver returns.
+            if notice.severity_nonlocalized == "WARNING":
+                found.append(notice.message_primary or "a warning without a text")
+
+        self.add_notice_handler(note)
+        try:
+            yield found
+        finally:
+            self.remove_notice_handler(note)
 
     @property
     def is_lost(self) -> bool:
@@ -166,7 +182,7 @@ def _settings(connection: Connection) -> rows.Row:
         "SELECT pg_is_in_recovery(), current_setting('synchronous_commit'),"
         " current_setting('statement_timeout'), current_setting('lock_timeout'),"
         " current_setting('idle_in_transaction_session_timeout'),"
-        f" {_HISTORY}, pg_postmaster_start_time()::text"
+        f" {HISTORY}, pg_postmaster_start_time()::text"
     ).fetchone()
     return found or ()
 

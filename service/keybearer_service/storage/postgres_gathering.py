@@ -10,11 +10,12 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
+from keybearer_service.domain.model import Moment
 from keybearer_service.domain.verdict import TokenRecord
 from keybearer_service.storage import StoreError, StoreLockedError
 
-Answer = tuple[TokenRecord | None, int]
-"""A key's record and the revision."""
+Answer = tuple[TokenRecord | None, Moment]
+"""A key's record and the moment."""
 AT_A_TIME: Final = 2
 """Statements on their way at a time: one more is sent while the answer of the other is read."""
 MOST_TOGETHER: Final = 100
@@ -38,13 +39,13 @@ class Gathering:
     def __init__(
         self,
         read_one: Callable[[str], Answer],
-        read_many: Callable[[Sequence[str]], tuple[dict[str, TokenRecord], int]],
+        read_many: Callable[[Sequence[str]], tuple[dict[str, TokenRecord], Moment]],
     ) -> None:
         """Create it.
 
         Args:
             read_one: Reads one key.
-            read_many: Reads the known ones of many keys, with the revision.
+            read_many: Reads the known ones of many keys, with the moment.
         """
         self._read_one = read_one
         self._read_many = read_many
@@ -58,7 +59,7 @@ class Gathering:
         return len(self._waiting)
 
     def lookup(self, key_id: str) -> Answer:
-        """Return a key's record and the revision, of a statement that begins after this call.
+        """Return a key's record and the moment, of a statement that begins after this call.
 
         Raises:
             StoreError: The store cannot be read.
@@ -91,9 +92,9 @@ class Gathering:
 
     def _read_for(self, group: Sequence[_Call]) -> None:
         try:
-            records, revision = self._read_many(list({call.key_id for call in group}))
+            records, moment = self._read_many(list({call.key_id for call in group}))
             for call in group:
-                call.answer = (records.get(call.key_id), revision)
+                call.answer = (records.get(call.key_id), moment)
         except StoreLockedError as error:
             for call in group:
                 call.error = error

@@ -21,6 +21,7 @@ from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.model import Pepper
 from keybearer_service.storage import (
     Node,
+    ProofMode,
     StoreClosedError,
     StoreError,
     StoreLockedError,
@@ -55,6 +56,11 @@ _BEAT: Final = (
     " current_setting('synchronous_standby_names') AS standbys)"
     " SELECT beat.time, beat.standbys, p.id, p.check_value, p.create_time"
     " FROM beat LEFT JOIN peppers p ON p.is_announced = 1 AND p.retire_time IS NULL"
+)
+_ASYNCHRONOUS: Final = (
+    # Whoever may not see more sees that there are standbys, and not of which kind.
+    "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'async'"
+    " OR sync_state IS NULL AND current_setting('synchronous_standby_names') = ''"
 )
 _NODES: Final = f"SELECT name, peppers FROM nodes WHERE beat_time > now() - {_DEAD_AFTER}"
 FORGET_NODES: Final = f"DELETE FROM nodes WHERE beat_time < now() - {_FORGOTTEN_AFTER}"
@@ -101,6 +107,7 @@ class Membership:
         self._offsets: deque[int] = deque(maxlen=_COMPARED)
         self._compared_at: float | None = None
         self._is_notable = False
+        self._mode = ProofMode.AUTO
         self._proof: _Proof | None = None
         self.proofs_begun = 0
         """How many beats have begun."""
@@ -108,9 +115,9 @@ class Membership:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="node", daemon=True)
 
-    def join(self, name: str, holds: Callable[[Pepper], bool]) -> None:
+    def join(self, name: str, holds: Callable[[Pepper], bool], mode: ProofMode) -> None:
         """Be one of the nodes, as `ServerStore.join`."""
-        self._name, self._holds = name, holds
+        self._name, self._holds, self._mode = name, holds, mode
         # A write, so that a pepper that is being activated is either seen by this node, which reads
         # the peppers afterwards, or waits for it.
         with self._writes.begin() as session:
@@ -123,7 +130,26 @@ class Membership:
                 f"the clock of this machine is {abs(offset_s):.1f} s "
                 f"{'behind' if offset_s > 0 else 'ahead of'} that of the database; set both by NTP"
             )
+        if mode is ProofMode.ON and self._proof is None:
+            raise StoreUnusableError(
+                "database_proof = on: the database has no synchronous standbys, without which it "
+                "cannot prove that none of them has taken its place; set synchronous_standby_names"
+            )
+        self._warn_of_standbys()
         self._thread.start()
+
+    def _warn_of_standbys(self) -> None:
+        try:
+            [(count,)] = self._connected().execute(_ASYNCHRONOUS).fetchall()
+        except psycopg.Error as error:
+            raise store_error(error) from error
+        if count:
+            log.warning(
+                "asynchronous_standbys",
+                count=count,
+                why="a failover to one of them can undo changes that were acknowledged, "
+                "revocations too",
+            )
 
     @property
     def offset_s(self) -> float:
@@ -198,26 +224,30 @@ class Membership:
     def _beat(self) -> None:
         try:
             connection = self._connected()
-            notices: list[psycopg.errors.Diagnostic] = []
-            connection.add_notice_handler(notices.append)
             began_at = self._clock.monotonic()
             self.proofs_begun += 1
             before = self._clock.now()
             offset = self._offsets[-1] if self._offsets else None
             held = ",".join(sorted(self._held))
             values = (self._id, self._name, held, offset)
-            found = connection.execute(_BEAT, values, prepare=True).fetchall()
+            with connection.warnings() as warnings:
+                found = connection.execute(_BEAT, values, prepare=True).fetchall()
             after = self._clock.now()
-            connection.remove_notice_handler(notices.append)
         except psycopg.Error as error:
             if self._connection is not None:
                 self._pool.drop(self._connection)
             self._connection = None
             raise store_error(error) from error
         # A wait for a standby that was cancelled ends with a warning: it proves nothing.
-        if not any(one.severity_nonlocalized == "WARNING" for one in notices):
-            is_needed = bool(found[0][1])
-            self._take(_Proof(connection.server, began_at, self.proofs_begun, is_needed))
+        if not warnings:
+            can_prove = bool(found[0][1])
+            is_needed = {
+                ProofMode.AUTO: can_prove,
+                ProofMode.ON: True,
+                ProofMode.OFF: False,
+            }[self._mode]
+            if can_prove or not is_needed:
+                self._take(_Proof(connection.server, began_at, self.proofs_begun, is_needed))
         self._compared_at = self._clock.monotonic()
         # What is certain: it was read at some moment between the two. Commits are slow at times.
         time = int(found[0][0])

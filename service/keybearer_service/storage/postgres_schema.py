@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import psycopg
 
 from keybearer_service.storage import StoreUnusableError, rows
-from keybearer_service.storage.postgres_connections import Connection
+from keybearer_service.storage.postgres_connections import HISTORY, Connection
 from keybearer_service.storage.postgres_errors import store_error
 
 
@@ -335,6 +335,13 @@ CREATE INDEX used_values_by_until ON used_values (until);
 CREATE INDEX api_keys_of_admins ON api_keys (account_id) WHERE revoke_time IS NULL AND role = 3;
 """
 
+_HISTORIES: Final = f"""
+-- The server that the epoch holds for, and what its name ends with there: see `Writes.begin`.
+ALTER TABLE installation ADD COLUMN server text COLLATE "C" NOT NULL DEFAULT '';
+ALTER TABLE installation ADD COLUMN epoch_suffix text COLLATE "C" NOT NULL DEFAULT '';
+UPDATE installation SET server = {HISTORY};
+"""
+
 STEPS: Final[Sequence[Step]] = (
     Step("m001_initial", _INITIAL),
     Step("m002_integrity", _INTEGRITY),
@@ -345,6 +352,7 @@ STEPS: Final[Sequence[Step]] = (
     Step("m007_sessions", _SESSIONS),
     Step("m008_nodes", _NODES),
     Step("m009_sign_in", _SIGN_IN),
+    Step("m010_histories", _HISTORIES),
 )
 
 TRIGGERS: Final = frozenset({"api_keys_counted", "api_keys_recounted"})
@@ -352,7 +360,14 @@ BOOKKEEPING: Final = frozenset(
     {"commits", "outcomes", "leases", "nodes", "key_usage", "schema_version", "schema_steps"}
 )
 """Tables that this backend has for itself; what SQLite has too stands in the others."""
-OWN_COLUMNS: Final = frozenset({("peppers", "seq"), ("api_keys", "old_use_version")})
+OWN_COLUMNS: Final = frozenset(
+    {
+        ("peppers", "seq"),
+        ("api_keys", "old_use_version"),
+        ("installation", "server"),
+        ("installation", "epoch_suffix"),
+    }
+)
 """Columns of the others that this backend has for itself."""
 
 _CREATE: Final = """

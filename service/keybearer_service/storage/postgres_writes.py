@@ -1,11 +1,18 @@
-"""Write transactions on PostgreSQL: the row that orders them, and how each one ended."""
+"""Write transactions on PostgreSQL: the row that orders them, and how each one ended.
+
+After a failover that has lost changes their revisions are used again. So the installation names the
+server that its epoch holds for, and the first write on another one, by whichever node, gives the
+epoch another name. A server that was promoted, a dump that was restored and a recovery to a point
+in time are other servers: see `Connection.history`.
+"""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 import psycopg
+import structlog
 from psycopg import pq
 
 from keybearer_service.domain.clock import Clock
@@ -15,23 +22,37 @@ from keybearer_service.storage import (
     StoreError,
     StoreLockedError,
     StoreUnusableError,
+    rows,
 )
 from keybearer_service.storage.first_uses import FirstUses
 from keybearer_service.storage.postgres_connections import Connection, Pool
 from keybearer_service.storage.postgres_errors import is_conflict, store_error
-from keybearer_service.storage.postgres_session import PostgresSession
+from keybearer_service.storage.postgres_session import PostgresSession, Statement, execute_all
+
+log = structlog.get_logger(__name__)
 
 CHANNEL: Final = "keybearer"
 """Where commits are announced."""
 _TAKE_ROW: Final = (
     # READ COMMITTED, so that each statement sees what the writer before has committed.
-    "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
-    " UPDATE commits SET count = count + 1 WHERE id = 1"
+    Statement("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE"),
+    Statement("UPDATE commits SET count = count + 1 WHERE id = 1"),
 )
+_COMMIT: Final = (
+    # A COMMIT that is cut off by a time limit of the server would look like a success.
+    Statement("SET LOCAL statement_timeout = 0"),
+    Statement("COMMIT"),
+)
+_SERVER: Final = Statement("SELECT server FROM installation")
+_SUFFIX_LENGTH: Final = 16
+_PUT_NONCE: Final = "INSERT INTO outcomes (nonce) VALUES ($1)"
 _NONCE_BYTES: Final = 16
 _LONGEST_PAUSE_S: Final = 0.05
 _SEARCH_LIMIT_S: Final = 2.0
 """How long the outcome of a lost COMMIT is looked for."""
+
+Read = Sequence[tuple[Statement, Sequence[rows.Row]]]
+"""Statements, and the rows that they have found."""
 
 
 class _RolledBackError(StoreLockedError):
@@ -63,33 +84,39 @@ class Writes:
         self._busy_timeout_s = busy_timeout_s
 
     @contextmanager
-    def begin(self) -> Iterator[PostgresSession]:
+    def begin(self, foreseen: Sequence[Statement] = ()) -> Iterator[PostgresSession]:
         """Open a transaction that has the row, and commit it after the block.
+
+        Args:
+            foreseen: What the block is going to read; it is read with taking the row.
 
         Raises:
             StoreLockedError: The row was not to be had, and the block has not run; or the database
                 was lost, and nothing is changed.
             CommitFailedError: The outcome is unknown.
         """
-        connection = self._connection_with_row()
+        connection, read = self._connection_with_row((_SERVER, *foreseen))
         try:
-            session = PostgresSession(connection, self._first_uses)
+            session = PostgresSession(connection, self._first_uses, read=read[1:])
             try:
+                if read[0][1] not in ([], [(connection.history,)]):
+                    log.warning("history_begun", server=connection.history)
+                    session.begin_history("." + self._entropy.base62(_SUFFIX_LENGTH))
                 yield session
-                session.assert_whole()
+                waiting = session.finish()
             except BaseException:
                 self._roll_back(connection)
                 raise
-            self._commit(connection, has_changes=session.has_changes)
+            self._commit(connection, waiting, has_changes=session.has_changes)
         finally:
             self._first_uses.end_write()
 
-    def _connection_with_row(self) -> Connection:
+    def _connection_with_row(self, foreseen: Sequence[Statement]) -> tuple[Connection, Read]:
         deadline = self._clock.monotonic() + self._busy_timeout_s
         while True:
             connection = self._pool.take()
             try:
-                _take_row(connection)
+                read = _take_row(connection, foreseen)
             except psycopg.Error as error:
                 # One that was lost while nobody used it says nothing about the database.
                 may_repeat = is_conflict(error) or (
@@ -98,21 +125,20 @@ class Writes:
                 self._roll_back(connection)
                 if not may_repeat or self._clock.monotonic() >= deadline:
                     raise store_error(error) from error
+            except StoreUnusableError:
+                self._roll_back(connection)
+                raise
             else:
-                return connection
+                return connection, read
             self._pause()
 
-    def _commit(self, connection: Connection, *, has_changes: bool) -> None:
+    def _commit(
+        self, connection: Connection, waiting: Sequence[Statement], *, has_changes: bool
+    ) -> None:
         nonce = self._entropy.key_bytes(_NONCE_BYTES)
+        notify = (Statement(f"NOTIFY {CHANNEL}"),) if has_changes else ()
         try:
-            _finish(
-                connection,
-                # All in one message: nothing is waited for between these and COMMIT. A COMMIT that
-                # is cut off by a time limit of the server would look like a success.
-                f"INSERT INTO outcomes (nonce) VALUES ('\\x{nonce.hex()}');"
-                f"{f' NOTIFY {CHANNEL};' if has_changes else ''}"
-                " SET LOCAL statement_timeout = 0; COMMIT",
-            )
+            _finish(connection, (*waiting, Statement(_PUT_NONCE, (nonce,)), *notify))
         except psycopg.Error as error:
             if not _is_lost(connection, error):
                 self._roll_back(connection)
@@ -153,15 +179,14 @@ class Writes:
         try:
             # Waits until the lost transaction has ended, one way or the other. What is read is told
             # after a commit alone: a server that was replaced does not get that far.
-            _take_row(connection)
-            found = connection.execute("SELECT 1 FROM outcomes WHERE nonce = $1", (nonce,))
-            is_there = found.fetchone() is not None
-            _finish(connection, "COMMIT")
+            sought = Statement("SELECT 1 FROM outcomes WHERE nonce = $1", (nonce,))
+            [(_, found)] = _take_row(connection, [sought])
+            _finish(connection)
         except BaseException:
             self._pool.drop(connection)
             raise
         self._pool.give(connection)
-        return is_there
+        return bool(found)
 
     def _roll_back(self, connection: Connection) -> None:
         try:
@@ -177,35 +202,31 @@ class Writes:
         threading.Event().wait(share * _LONGEST_PAUSE_S)  # one that nobody sets
 
 
-def _take_row(connection: Connection) -> None:
-    cursor = connection.execute(_TAKE_ROW)
-    cursor.nextset()
-    if cursor.rowcount != 1:
+def _take_row(connection: Connection, then: Sequence[Statement]) -> Read:
+    """Take the row, and read what is wanted, with one round trip."""
+    _, taken, *found = execute_all(connection, (*_TAKE_ROW, *then))
+    if taken.rowcount != 1:
         raise StoreUnusableError("the database has lost the row of `commits`")
+    return [(one, cursor.fetchall()) for one, cursor in zip(then, found, strict=True)]
 
 
-def _finish(connection: Connection, statements: str) -> None:
-    """Execute statements that end with COMMIT.
+def _finish(connection: Connection, statements: Sequence[Statement] = ()) -> None:
+    """Execute statements, and commit.
+
+    All go together, without an end of the pipeline before COMMIT: when one of them fails, COMMIT is
+    not executed, and the error is that of the statement.
 
     Raises:
         _RolledBackError: Nothing is changed.
         _OutcomeUnknownError: The server says something else than that it committed.
     """
-    notices: list[psycopg.errors.Diagnostic] = []
-    connection.add_notice_handler(notices.append)
-    try:
-        cursor = connection.execute(statements)
-        while cursor.nextset():
-            pass
-    finally:
-        connection.remove_notice_handler(notices.append)
+    with connection.warnings() as warnings:
+        cursor = execute_all(connection, (*statements, *_COMMIT))[-1]
     if cursor.statusmessage == "ROLLBACK":
         raise _RolledBackError("the database has rolled the change back")
-    warnings = [one for one in notices if one.severity_nonlocalized == "WARNING"]
     if warnings or cursor.statusmessage != "COMMIT":
         raise _OutcomeUnknownError(
-            f"COMMIT was answered with {cursor.statusmessage}"
-            + "".join(f", {one.message_primary}" for one in warnings)
+            ", ".join((f"COMMIT was answered with {cursor.statusmessage}", *warnings))
         )
 
 

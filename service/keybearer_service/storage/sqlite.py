@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Final, cast
 
 from keybearer_service.domain.clock import Micros
-from keybearer_service.domain.model import SecretId, Use
+from keybearer_service.domain.model import Moment, SecretId, Use
 from keybearer_service.domain.verdict import TokenRecord
 from keybearer_service.storage import (
     CLAIM_WAIT_S,
     ClaimFailedError,
     CommitFailedError,
     Departure,
+    Foreseen,
     News,
     OnProgress,
     Reader,
@@ -61,12 +62,12 @@ from keybearer_service.storage.sqlite_errors import (
 )
 from keybearer_service.storage.sqlite_session import KEYS, SqliteSession
 from keybearer_service.storage.transactions import (
-    CHANGES_SINCE,
+    changes_since,
     lookup_in,
     news_of,
     not_initialised,
     reader_over,
-    record_and_revision,
+    record_and_moment,
     token_record,
     writer_over,
 )
@@ -78,11 +79,12 @@ BACKUP_PAGES: Final = 4096
 SHARED_POLL_S: Final = 0.01
 """How long a commit of another process may go unnoticed."""
 _LOOKUP: Final = lookup_in(KEYS)
+_CHANGES_SINCE: Final = changes_since()
 _LOOKUP_MANY: Final = (
     # A list in one value keeps the statement the same, and so prepared, for every number of ids.
-    f"SELECT i.revision, {rows.TOKEN_RECORD} FROM installation i LEFT JOIN json_each(?) ids"
-    " LEFT JOIN api_keys k ON k.id = ids.value LEFT JOIN users u ON u.id = k.owner_id"
-    " LEFT JOIN accounts a ON a.id = k.account_id"
+    f"SELECT i.epoch, i.revision, {rows.TOKEN_RECORD} FROM installation i"
+    " LEFT JOIN json_each(?) ids LEFT JOIN api_keys k ON k.id = ids.value"
+    " LEFT JOIN users u ON u.id = k.owner_id LEFT JOIN accounts a ON a.id = k.account_id"
 )
 _TRIGGERS_AND_VIEWS: Final = (
     "SELECT type, name, sql FROM sqlite_schema WHERE type IN ('trigger', 'view')"
@@ -164,8 +166,8 @@ class SqliteStore:
 
     # --- the hot path -----------------------------------------------------------------------------
 
-    def lookup(self, key_id: str) -> tuple[TokenRecord | None, int]:
-        """Return a key's record and the revision, of one statement's snapshot."""
+    def lookup(self, key_id: str) -> tuple[TokenRecord | None, Moment]:
+        """Return a key's record and the moment, of one statement's snapshot."""
         try:
             # `fetchone` notices that the row is the only one, and that ends the snapshot.
             row = self._cursor().execute(_LOOKUP, (key_id,)).fetchone()
@@ -173,19 +175,19 @@ class SqliteStore:
             self._local.cursor = None  # it may be in the middle of its statement
             raise self._noted(store_error(error)) from error
         try:
-            return record_and_revision(row)
+            return record_and_moment(row)
         except StoreDamagedError as error:
             self._noted(error)
             raise
 
-    def lookup_many(self, key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], int]:
-        """Return the known ones of many keys and the revision, of one statement's snapshot."""
+    def lookup_many(self, key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], Moment]:
+        """Return the known ones of many keys and the moment, of one statement's snapshot."""
         found = self._read_all(_LOOKUP_MANY, json.dumps(key_ids))
         with self._translated():
-            records = {row[1]: token_record(row[1:]) for row in found if row[1] is not None}
-        return records, found[0][0]
+            records = {row[2]: token_record(row[2:]) for row in found if row[2] is not None}
+        return records, Moment._make(found[0][:2])
 
-    def version(self) -> int:
+    def caller_version(self) -> int:
         """Return how often this process has committed; with other servers, SQLite's count for all.
 
         Alone, a process knows of every change that takes authority away: the local commands beside
@@ -213,7 +215,7 @@ class SqliteStore:
             roll_back(connection)
 
     @contextmanager
-    def write(self) -> Iterator[Writer]:
+    def write(self, foreseen: Foreseen = ()) -> Iterator[Writer]:  # noqa: ARG002 - a read costs little
         """Begin a transaction that may write (BEGIN IMMEDIATE), and commit it after the block."""
         with self._transaction():
             yield writer_over(SqliteSession(self._writer, self._first_uses))
@@ -350,7 +352,7 @@ class SqliteStore:
 
     def changes_since(self, revision: int, limit: int) -> News:
         """Return the changes after a revision, of one statement's snapshot."""
-        found = self._read_all(CHANGES_SINCE, revision, limit)
+        found = self._read_all(_CHANGES_SINCE, revision, limit)
         return news_of(found)
 
     @property

@@ -7,6 +7,7 @@ from keybearer_service.domain.model import SecretId
 from keybearer_service.storage import dbapi, rows
 from keybearer_service.storage.first_uses import FirstUses
 from keybearer_service.storage.sqlite_errors import conflicts
+from keybearer_service.storage.transactions import not_initialised
 
 KEYS: Final = "api_keys k"
 """A key's usage stands in its own row."""
@@ -44,6 +45,20 @@ class SqliteSession:
     def run_many(self, sql: str, values: Sequence[Sequence[object]]) -> None:
         """Execute a statement once for each of some values."""
         self._connection.executemany(sql, values)
+
+    def submit(self, sql: str, *values: object) -> None:
+        """Execute a statement that changes rows."""
+        self.run(sql, *values)
+
+    def settle(self) -> None:
+        """Do nothing: everything is executed at once."""
+
+    def next_revision(self) -> int:
+        """Advance the revision of the installation; return the new one."""
+        row = self.one("UPDATE installation SET revision = revision + 1 RETURNING revision")
+        if row is None:
+            raise not_initialised()
+        return int(row[0])
 
     def insert(self, table: str, row: rows.Columns) -> None:
         """Insert a row."""

@@ -19,6 +19,7 @@ from keybearer_service.domain.model import (
     ApiKey,
     Installation,
     Invalidation,
+    Moment,
     Pepper,
     RequestRecord,
     SecretId,
@@ -65,6 +66,22 @@ class Session(ListSession, Protocol):
         """Execute a statement once for each of some values."""
         ...
 
+    def submit(self, sql: str, *values: object) -> None:
+        """Execute a statement that changes rows.
+
+        Like `insert`, `replace` and `update` it may be executed later, before the next statement
+        that reads or at the end of the transaction, and raises there what it fails with.
+        """
+        ...
+
+    def settle(self) -> None:
+        """Execute what was to be executed later."""
+        ...
+
+    def next_revision(self) -> int:
+        """Advance the revision of the installation; return the new one."""
+        ...
+
     def insert(self, table: str, row: rows.Columns) -> None:
         """Insert a row.
 
@@ -97,43 +114,55 @@ class Session(ListSession, Protocol):
         ...
 
 
+REVISION: Final = "SELECT revision FROM installation"
+
+
 def not_initialised() -> StoreUnusableError:
     """Return the error for a database without an installation."""
     return StoreUnusableError("the database was never initialised; run `init`")
 
 
-def lookup_in(keys: str) -> str:
-    """Return the statement for a key with its owner, its account and the revision.
+def lookup_in(keys: str, epoch: str = "i.epoch") -> str:
+    """Return the statement for a key with its owner, its account, the epoch and the revision.
 
     Args:
-        keys: the `keys` of a session.
+        keys: The `keys` of a session.
+        epoch: The expression for the epoch.
     """
     return (
-        f"SELECT i.revision, {rows.TOKEN_RECORD} FROM installation i"
+        f"SELECT {epoch}, i.revision, {rows.TOKEN_RECORD} FROM installation i"
         f" LEFT JOIN {keys} ON k.id = ? LEFT JOIN users u ON u.id = k.owner_id"
         " LEFT JOIN accounts a ON a.id = k.account_id"
     )
 
 
-CHANGES_SINCE: Final = (
-    "SELECT i.epoch, i.revision, coalesce((SELECT min(revision) FROM changes), i.revision + 1),"
-    # A bound of the range, since revisions have no gaps: a LIMIT costs 20 us.
-    f" {rows.INVALIDATION} FROM installation i"
-    " LEFT JOIN changes c ON c.revision > ?1 AND c.revision <= ?1 + ?2"
-    " WHERE i.id = 1 ORDER BY c.revision"
-)
-"""Epoch, head, oldest revision and the changes of the next `?2` revisions after `?1`."""
+def changes_since(epoch: str = "i.epoch") -> str:
+    """Return the statement for the changes of the next `?2` revisions after `?1`.
+
+    Before each change stand the epoch, the head and the oldest revision.
+
+    Args:
+        epoch: The expression for the epoch.
+    """
+    return (
+        f"SELECT {epoch}, i.revision,"
+        " coalesce((SELECT min(revision) FROM changes), i.revision + 1),"
+        # A bound of the range, since revisions have no gaps: a LIMIT costs 20 us.
+        f" {rows.INVALIDATION} FROM installation i"
+        " LEFT JOIN changes c ON c.revision > ?1 AND c.revision <= ?1 + ?2"
+        " WHERE i.id = 1 ORDER BY c.revision"
+    )
 
 
 def news_of(found: Sequence[rows.Row]) -> News:
-    """Return what the rows of CHANGES_SINCE hold; there is at least one."""
+    """Return what the rows of `changes_since` hold; there is at least one."""
     epoch, head, oldest = found[0][:3]
     changes = [rows.invalidation_from_row(row[3:]) for row in found if row[3] is not None]
     return News(epoch, head, oldest, changes)
 
 
-def record_and_revision(row: rows.Row | None) -> tuple[TokenRecord | None, int]:
-    """Return what a row of `lookup_in` holds: the key with its owner and account, and the revision.
+def record_and_moment(row: rows.Row | None) -> tuple[TokenRecord | None, Moment]:
+    """Return what a row of `lookup_in` holds: the key with its owner and account, and the moment.
 
     Raises:
         StoreUnusableError: There is no row: the installation is missing.
@@ -141,9 +170,8 @@ def record_and_revision(row: rows.Row | None) -> tuple[TokenRecord | None, int]:
     """
     if row is None:
         raise not_initialised()
-    if row[1] is None:
-        return None, row[0]
-    return token_record(row[1:]), row[0]
+    moment = Moment(row[0], row[1])
+    return (None if row[2] is None else token_record(row[2:])), moment
 
 
 _ADMIN: Final = Role.ADMIN.value
@@ -184,8 +212,14 @@ class _SqlReader:
             raise not_initialised()
         return rows.installation_from_row(row)
 
+    def revision(self) -> int:
+        row = self._one(REVISION)
+        if row is None:
+            raise not_initialised()
+        return int(row[0])
+
     def lookup(self, key_id: str) -> TokenRecord | None:
-        return record_and_revision(self._one(lookup_in(self._session.keys), key_id))[0]
+        return record_and_moment(self._one(lookup_in(self._session.keys), key_id))[0]
 
     def account(self, scope: AccountScope, account_id: str) -> Account | None:
         if not scope.covers(account_id):
@@ -546,9 +580,11 @@ class _SqlWriter(_SqlReader):
 
     def insert_user(self, user: User) -> None:
         self._session.insert("users", rows.row_from_user(user))
+        self._session.settle()
 
     def update_user(self, user: User) -> None:
         self._session.update("users", user.id, rows.changeable_user_columns(user))
+        self._session.settle()
 
     def insert_api_key(self, key: ApiKey, secret: StoredSecret) -> None:
         self._session.insert("api_keys", rows.row_from_new_api_key(key, secret))
@@ -606,7 +642,7 @@ class _SqlWriter(_SqlReader):
     def append_change(
         self, *, kind: SubjectKind, subject_id: str, account_id: str, now: Micros
     ) -> int:
-        revision = self._count("UPDATE installation SET revision = revision + 1 RETURNING revision")
+        revision = self._session.next_revision()
         change = Invalidation(revision, now, account_id, kind, subject_id)
         self._session.insert("changes", rows.row_from_invalidation(change))
         return revision
@@ -619,7 +655,7 @@ class _SqlWriter(_SqlReader):
         )
 
     def delete_audit_events(self, until_seq: int) -> int:
-        self._session.run("DELETE FROM audit_event_subjects WHERE seq <= ?", until_seq)
+        self._session.submit("DELETE FROM audit_event_subjects WHERE seq <= ?", until_seq)
         return self._session.run("DELETE FROM audit_events WHERE seq <= ?", until_seq)
 
     def put_audit_base(self, base: AuditBase) -> None:
@@ -629,20 +665,20 @@ class _SqlWriter(_SqlReader):
         self._session.replace("audit_base_rows", row._asdict(), key=("kind", "id"))
 
     def delete_base_row(self, kind: int, row_id: str) -> None:
-        self._session.run("DELETE FROM audit_base_rows WHERE kind = ? AND id = ?", kind, row_id)
+        self._session.submit("DELETE FROM audit_base_rows WHERE kind = ? AND id = ?", kind, row_id)
 
     def insert_personal_text(self, text: PersonalText) -> None:
         self._session.insert("personal_texts", rows.row_from_personal_text(text))
 
     def erase_personal_text(self, digest: bytes, erasure: bytes) -> None:
-        self._session.run(
+        self._session.submit(
             "UPDATE personal_texts SET salt = NULL, text = NULL, erasure = ? WHERE digest = ?",
             erasure,
             digest,
         )
 
     def erase_user(self, user_id: str, now: Micros) -> None:
-        self._session.run(
+        self._session.submit(
             "UPDATE users SET email = ?, display_name = ?, update_time = ?,"
             " row_version = row_version + 1 WHERE id = ?",
             ERASED,
@@ -663,7 +699,7 @@ class _SqlWriter(_SqlReader):
         self._session.insert("sessions", rows.row_from_session(session))
 
     def see_session(self, session_id: str, now: Micros) -> None:
-        self._session.run(
+        self._session.submit(
             "UPDATE sessions SET last_seen_time = ? WHERE id = ? AND last_seen_time < ?",
             now,
             session_id,
@@ -671,7 +707,7 @@ class _SqlWriter(_SqlReader):
         )
 
     def end_session(self, session_id: str, now: Micros) -> None:
-        self._session.run(
+        self._session.submit(
             "UPDATE sessions SET end_time = ? WHERE id = ? AND end_time IS NULL", now, session_id
         )
 

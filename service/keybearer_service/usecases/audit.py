@@ -32,7 +32,7 @@ from keybearer_service.domain.audit_event import (
 from keybearer_service.domain.clock import Clock, Micros
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.token_format import ID_LENGTH
-from keybearer_service.storage import AuditQuery, Found, Reader, Store, StoreError, Writer
+from keybearer_service.storage import AuditQuery, Foreseen, Found, Reader, Store, StoreError, Writer
 from keybearer_service.telemetry.log_quotas import MinuteQuota, OutageLog
 from keybearer_service.usecases.access import assert_account_exists
 from keybearer_service.usecases.call_context import CallContext
@@ -79,7 +79,9 @@ class AuditLog:
         self._entropy = entropy
         self._was_wrong = False
 
-    def write(self, tx: Writer, entries: Sequence[AuditEntry], *, revisions: int = 0) -> None:
+    def write(
+        self, tx: Writer, entries: Sequence[AuditEntry], *, revisions: Sequence[int] = ()
+    ) -> None:
         """Append the events of a change to the chain, and write the head, in its transaction.
 
         Everything else that the change does must be done, because an event holds digests of the
@@ -89,11 +91,11 @@ class AuditLog:
         Args:
             tx: The transaction.
             entries: The events.
-            revisions: How many revisions the transaction has added.
+            revisions: The revisions that the transaction has added, in their order.
         """
         seq, last_hash = tx.audit_head()
-        revision = tx.installation().revision
-        fits = self._fits(tx, self._digests.head(seq, last_hash, revision - revisions))
+        revision = revisions[-1] if revisions else tx.revision()
+        fits = self._fits(tx, self._digests.head(seq, last_hash, revision - len(revisions)))
         for entry in entries:
             seq += 1
             last_hash = self._append(tx, entry, seq, last_hash)
@@ -102,6 +104,15 @@ class AuditLog:
         elif not self._was_wrong:
             self._was_wrong = True
             log.error("audit_head_wrong", next_step="keybearer-server check")
+
+    @staticmethod
+    def foreseen(actor: Actor) -> Foreseen:
+        """Return what `write` is going to read for the events of an actor."""
+        yield lambda reader: reader.audit_head()
+        yield lambda reader: reader.head()
+        yield lambda reader: reader.revision()
+        if is_personal(actor.user_id, actor.user_email):
+            yield lambda reader: reader.personal_digest(actor.user_id, actor.user_email)
 
     def erase_texts(self, tx: Writer, user_id: str) -> int:
         """Erase every personal text of a user; return how many that were."""

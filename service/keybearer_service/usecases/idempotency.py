@@ -11,7 +11,7 @@ from keybearer._wire.enums import ApiKeyState
 from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.errors import ReplayImpossible, RequestIdReused
 from keybearer_service.domain.model import ApiKey, RequestRecord
-from keybearer_service.storage import REQUESTS_KEPT_FOR, YOUNG
+from keybearer_service.storage import REQUESTS_KEPT_FOR, YOUNG, Foreseen
 from keybearer_service.usecases.mutations import Mutation
 
 
@@ -31,6 +31,12 @@ class Replay:
 
     record: RequestRecord
     key: ApiKey
+
+
+def foreseen(user_id: str, request: IdempotencyKey | None) -> Foreseen:
+    """Return what `find` is going to read, unless there was an earlier attempt."""
+    if request is not None:
+        yield lambda reader: reader.request_record(user_id, request.request_id)
 
 
 def find(mutation: Mutation, user_id: str, request: IdempotencyKey | None) -> Replay | None:

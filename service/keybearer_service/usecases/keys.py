@@ -28,7 +28,15 @@ from keybearer_service.domain.errors import (
 )
 from keybearer_service.domain.model import KEY_SETTINGS, ApiKey, SubjectKind
 from keybearer_service.domain.verdict import Match
-from keybearer_service.storage import NEVER, UNUSED, KeyQuery, Reader, SortKey, Store
+from keybearer_service.storage import (
+    NEVER,
+    UNUSED,
+    Foreseen,
+    KeyQuery,
+    Reader,
+    SortKey,
+    Store,
+)
 from keybearer_service.usecases import idempotency
 from keybearer_service.usecases.access import assert_account_exists, reach_of
 from keybearer_service.usecases.call_context import CallContext
@@ -164,14 +172,21 @@ class KeyManager:
         caller = call.identity
         if not new.owner_id and not scope.covers(caller.account_id):
             raise FieldInvalid("owner_id", "required for a key in another account than one's own")
-        with self._mutations.begin(call) as mutation:
+        owner_id = new.owner_id or caller.owner_id
+        foreseen = (
+            *idempotency.foreseen(caller.owner_id, request),
+            lambda reader: assert_account_exists(reader, scope),
+            lambda reader: reader.user(scope, owner_id),
+            lambda reader: self._quotas.assert_room_for_key(reader, scope.only),
+            lambda reader: reader.peppers(),
+        )
+        with self._mutations.begin(call, foreseen) as mutation:
             mutation.assert_signed_in_lately()
             replay = idempotency.find(mutation, caller.owner_id, request)
             if replay is not None:
                 return self._reissue(mutation, call, replay, request)
             mutation.assert_may_grant(new.role)
             assert_account_exists(mutation.tx, scope)
-            owner_id = new.owner_id or caller.owner_id
             owner = mutation.tx.user(scope, owner_id)
             if owner is None or owner.delete_time is not None:
                 raise ResourceNotFound("user", owner_id)
@@ -201,7 +216,7 @@ class KeyManager:
             SignInAgain: The caller has to prove again who they are.
             RequestIdReused, ReplayImpossible: See `idempotency.find`.
         """
-        with self._mutations.begin(call) as mutation:
+        with self._mutations.begin(call, _foreseen_rotation(call, key_id, request)) as mutation:
             mutation.assert_signed_in_lately()
             replay = idempotency.find(mutation, call.identity.owner_id, request)
             if replay is not None:
@@ -219,7 +234,8 @@ class KeyManager:
         Raises:
             RequestIdReused, ReplayImpossible: See `idempotency.find`.
         """
-        with self._mutations.begin(call) as mutation:
+        foreseen = _foreseen_rotation(call, call.identity.key_id, request)
+        with self._mutations.begin(call, foreseen) as mutation:
             replay = idempotency.find(mutation, call.identity.owner_id, request)
             if replay is not None:
                 if replay.key.id != call.identity.key_id:
@@ -276,7 +292,7 @@ class KeyManager:
                 are.
             FieldInvalid: A value does not fit the key.
         """
-        with self._mutations.begin(call) as mutation:
+        with self._mutations.begin(call, _foreseen_key(call, key_id)) as mutation:
             key = _reachable_key(mutation.tx, mutation.scope, key_id)
             if update.etag and update.etag != key.etag:
                 raise EtagMismatch
@@ -329,7 +345,7 @@ class KeyManager:
         action: AuditAction,
         switched: Callable[[ApiKey, Micros], ApiKey],
     ) -> ApiKey:
-        with self._mutations.begin(call) as mutation:
+        with self._mutations.begin(call, _foreseen_key(call, key_id)) as mutation:
             key = _reachable_key(mutation.tx, mutation.scope, key_id)
             if key.revoke_time is not None:
                 raise KeyRevoked(key_id)
@@ -359,7 +375,7 @@ class KeyManager:
             FieldInvalid: The reason is one that only the service itself gives.
         """
         _assert_reason_of_callers(reason)
-        with self._mutations.begin(call) as mutation:
+        with self._mutations.begin(call, _foreseen_key(call, key_id)) as mutation:
             key = _reachable_key(mutation.tx, mutation.scope, key_id)
             if key.revoke_time is not None:
                 return key
@@ -547,6 +563,17 @@ class KeyManager:
             request_id=request.request_id if request else "",
         )
         mutation.invalidate(SubjectKind.KEY, after.id, after.account_id)
+
+
+def _foreseen_key(call: CallContext, key_id: str) -> Foreseen:
+    yield lambda reader: reader.api_key(reach_of(call), key_id)
+
+
+def _foreseen_rotation(call: CallContext, key_id: str, request: IdempotencyKey | None) -> Foreseen:
+    yield from idempotency.foreseen(call.identity.owner_id, request)
+    yield from _foreseen_key(call, key_id)
+    yield lambda reader: reader.secrets_of(key_id)
+    yield lambda reader: reader.peppers()
 
 
 def _reachable_key(reader: Reader, scope: AccountScope, key_id: str) -> ApiKey:

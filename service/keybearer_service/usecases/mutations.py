@@ -17,7 +17,7 @@ from keybearer_service.domain.errors import AuthorityExceeded, CallAbandoned, Si
 from keybearer_service.domain.model import SubjectKind
 from keybearer_service.domain.session import SIGN_IN_COUNTS_FOR
 from keybearer_service.domain.verdict import Caller, Match
-from keybearer_service.storage import Reader, Store, Writer
+from keybearer_service.storage import Foreseen, Reader, Store, Writer
 from keybearer_service.usecases.access import reach_of, scope_of_holder, scope_of_nobody
 from keybearer_service.usecases.audit import AuditEntry, AuditLog
 from keybearer_service.usecases.call_context import CallContext
@@ -48,7 +48,7 @@ class Mutation:
         self._audit = audit
         self._call = call
         self._entries: list[AuditEntry] = []
-        self._revisions = 0
+        self._revisions: list[int] = []
 
     def record(
         self,
@@ -83,8 +83,10 @@ class Mutation:
 
     def invalidate(self, kind: SubjectKind, subject_id: str, account_id: str) -> None:
         """Advance the revision and record which verdicts it makes stale."""
-        self.tx.append_change(kind=kind, subject_id=subject_id, account_id=account_id, now=self.now)
-        self._revisions += 1
+        revision = self.tx.append_change(
+            kind=kind, subject_id=subject_id, account_id=account_id, now=self.now
+        )
+        self._revisions.append(revision)
 
     def erase_texts(self, user_id: str) -> int:
         """Erase a user's address and names from the audit log; return how many texts that were."""
@@ -131,14 +133,18 @@ class Mutations:
         self._clock = clock
 
     @contextmanager
-    def begin(self, call: CallContext) -> Iterator[Mutation]:
+    def begin(self, call: CallContext, foreseen: Foreseen = ()) -> Iterator[Mutation]:
         """Open a change for a caller.
+
+        Args:
+            call: The call.
+            foreseen: What the block is going to read.
 
         Raises:
             CallAbandoned: The caller no longer waits.
             ServiceError: The caller may no longer make this call.
         """
-        with self._store.write() as tx:
+        with self._store.write(self._foreseen(call, foreseen)) as tx:
             if not call.is_alive:
                 raise CallAbandoned
             now = self._clock.now()
@@ -148,6 +154,14 @@ class Mutations:
             )
             yield mutation
             mutation.finish()
+
+    def _foreseen(self, call: CallContext, foreseen: Foreseen) -> Foreseen:
+        caller = call.identity
+        yield lambda reader: reader.lookup(caller.key_id)
+        if caller.session_id:
+            yield lambda reader: reader.session(caller.session_id)
+        yield from foreseen
+        yield from self._audit.foreseen(call.actor)
 
     @contextmanager
     def begin_sign_in(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 
 from keybearer_service.domain.clock import Micros
+from keybearer_service.domain.model import Moment
 from keybearer_service.domain.verdict import Match, TokenRecord
 from keybearer_service.storage import Reader
 from keybearer_service.validation.usage import needs_claim
@@ -26,17 +27,17 @@ class GroupReads(Lookups):
 
     def __init__(self, store: Lookups) -> None:
         self._store = store
-        self._version: int | None = None
+        self._versions: list[int | None] = []
         self._records: dict[str, TokenRecord | None] = {}
-        self._revision = 0
+        self._moment = Moment("", 0)
 
     def begin(self) -> None:
         """Forget what was read for the group before."""
-        self._version = None
+        self._versions = []
         self._records = {}
 
     def prepare(self, key_ids: Iterable[str]) -> None:
-        """Read the keys of the group by one statement, when that is worth it.
+        """Read the keys of the group by one statement, unless it was done or is not worth it.
 
         Args:
             key_ids: Ids of keys, or any other text, which is the id of none.
@@ -45,23 +46,23 @@ class GroupReads(Lookups):
             StoreError: The store cannot be read.
         """
         wanted = {*key_ids, NOBODY}
-        if len(wanted) > _READ_ONE_BY_ONE:
-            found, self._revision = self._store.lookup_many([*wanted])
+        if len(wanted) > _READ_ONE_BY_ONE and not self._records.keys() >= wanted:
+            found, self._moment = self._store.lookup_many([*wanted])
             self._records = {key_id: found.get(key_id) for key_id in wanted}
 
-    def lookup(self, key_id: str) -> tuple[TokenRecord | None, int]:
-        """Return a key's record and the revision of the snapshot that it is from."""
+    def lookup(self, key_id: str) -> tuple[TokenRecord | None, Moment]:
+        """Return a key's record and the moment of the snapshot that it is from."""
         if key_id in self._records:
-            return self._records[key_id], self._revision
+            return self._records[key_id], self._moment
         return self._store.lookup(key_id)
 
-    def lookup_many(self, key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], int]:
-        """Return the known ones of many keys and the revision, of one snapshot."""
+    def lookup_many(self, key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], Moment]:
+        """Return the known ones of many keys and the moment, of one snapshot."""
         records = self._records
         if not records or any(key_id not in records for key_id in key_ids):
             return self._store.lookup_many(key_ids)
         found = ((key_id, records[key_id]) for key_id in key_ids)
-        return {key_id: record for key_id, record in found if record is not None}, self._revision
+        return {key_id: record for key_id, record in found if record is not None}, self._moment
 
     def read(self) -> AbstractContextManager[Reader]:
         """Refuse to open a snapshot.
@@ -71,11 +72,11 @@ class GroupReads(Lookups):
         """
         raise ElsewhereError
 
-    def version(self) -> int:
+    def caller_version(self) -> int | None:
         """Return how often the store has committed, as of the first call of the group."""
-        if self._version is None:
-            self._version = self._store.version()
-        return self._version
+        if not self._versions:
+            self._versions.append(self._store.caller_version())
+        return self._versions[0]
 
 
 class PromptUses(Uses):

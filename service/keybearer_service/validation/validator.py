@@ -1,7 +1,7 @@
 """The decision about a token: match the secret, then judge the key. Every entry point comes here.
 
 The store is read for every verdict; the server keeps none. Only who *calls* is remembered, until
-the next commit.
+the next commit, and only where that costs less to notice than to look the caller up.
 """
 
 import hmac
@@ -30,6 +30,7 @@ from keybearer_service.domain.errors import (
     ServiceError,
     StoreUnavailable,
 )
+from keybearer_service.domain.model import Moment
 from keybearer_service.domain.verdict import (
     Caller,
     Match,
@@ -66,16 +67,16 @@ class Question(NamedTuple):
 class Lookups(Protocol):
     """Reads keys; a `Store` does."""
 
-    def lookup(self, key_id: str) -> tuple[TokenRecord | None, int]:
-        """Return a key's record and the revision; see `Store.lookup`."""
+    def lookup(self, key_id: str) -> tuple[TokenRecord | None, Moment]:
+        """Return a key's record and the moment; see `Store.lookup`."""
         ...
 
-    def lookup_many(self, key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], int]:
-        """Return the known ones of many keys and the revision; see `Store.lookup_many`."""
+    def lookup_many(self, key_ids: Sequence[str]) -> tuple[dict[str, TokenRecord], Moment]:
+        """Return the known ones of many keys and the moment; see `Store.lookup_many`."""
         ...
 
-    def version(self) -> int:
-        """Return a number that every commit changes; see `Store.version`."""
+    def caller_version(self) -> int | None:
+        """Return a number that every commit changes; see `Store.caller_version`."""
         ...
 
     def read(self) -> AbstractContextManager[Reader]:
@@ -133,9 +134,9 @@ class Validator:
         """
         parsed = token_format.parse(question.presented.token, self._prefixes)
         for _ in range(MAX_TRIES):
-            record, revision = self._store.lookup(NOBODY if parsed is None else parsed.key_id)
+            record, moment = self._store.lookup(NOBODY if parsed is None else parsed.key_id)
             now = self._clock.now()
-            verdict = self._verdict(question, parsed, record, revision, now)
+            verdict = self._verdict(question, parsed, record, moment, now)
             match = verdict.match
             if verdict.outcome is not Outcome.VALID or match is None or self._usage.add(match, now):
                 return verdict
@@ -156,11 +157,11 @@ class Validator:
         ]
         key_ids = list({one.key_id for one in parsed if one is not None})
         for _ in range(MAX_TRIES):
-            records, revision = self._store.lookup_many(key_ids)
+            records, moment = self._store.lookup_many(key_ids)
             now = self._clock.now()
             verdicts = [
                 self._verdict_if_any(
-                    question, one, records.get(one.key_id) if one else None, revision, now
+                    question, one, records.get(one.key_id) if one else None, moment, now
                 )
                 for question, one in zip(questions, parsed, strict=True)
             ]
@@ -207,16 +208,16 @@ class Validator:
 
     def identify_again(
         self, caller: Caller, rule: AccessRule, context: Context
-    ) -> tuple[Caller, int]:
-        """Return who a caller is by now, with the revision of the same snapshot.
+    ) -> tuple[Caller, Moment]:
+        """Return who a caller is by now, with the moment of the same snapshot.
 
         Raises:
             ServiceError: The caller may no longer make the call.
             StoreError: The store cannot be read.
         """
-        record, revision = self._store.lookup(caller.key_id)
+        record, moment = self._store.lookup(caller.key_id)
         match = judge_caller_again(record, caller, rule, self._clock.now(), context)
-        return caller_of(match), revision
+        return caller_of(match), moment
 
     def is_well_formed(self, token: str) -> bool:
         """Return whether a token has the form of one of ours, whatever it opens."""
@@ -233,36 +234,36 @@ class Validator:
 
     def revision(self) -> int:
         """Return the newest revision."""
-        return self._store.lookup(NOBODY)[1]
+        return self._store.lookup(NOBODY)[1].revision
 
     def _verdict(
         self,
         question: Question,
         parsed: token_format.Parsed | None,
         record: TokenRecord | None,
-        revision: int,
+        moment: Moment,
         now: Micros,
     ) -> Verdict:
         match = self._match(parsed, record, now)
         if match is None or not question.scope.covers(match.record.account_id):
             return Verdict(
-                Outcome.NOT_FOUND, revision, cache_for_at(Outcome.NOT_FOUND, None, now), None
+                Outcome.NOT_FOUND, moment, cache_for_at(Outcome.NOT_FOUND, None, now), None
             )
         outcome = outcome_at(match.record, question.rule, now, question.presented)
-        return Verdict(outcome, revision, cache_for_at(outcome, match.valid_until, now), match)
+        return Verdict(outcome, moment, cache_for_at(outcome, match.valid_until, now), match)
 
     def _verdict_if_any(
         self,
         question: Question,
         parsed: token_format.Parsed | None,
         record: TokenRecord | None,
-        revision: int,
+        moment: Moment,
         now: Micros,
     ) -> Verdict:
         try:
-            return self._verdict(question, parsed, record, revision, now)
+            return self._verdict(question, parsed, record, moment, now)
         except StoreUnavailable:
-            return Verdict(Outcome.UNSPECIFIED, revision, 0, None)
+            return Verdict(Outcome.UNSPECIFIED, moment, 0, None)
 
     def _match(
         self, parsed: token_format.Parsed | None, record: TokenRecord | None, now: Micros
@@ -307,7 +308,9 @@ class Validator:
     def _identify(self, presented: Presented, now: Micros) -> Caller:
         # Callers are remembered for each thread: the version is the thread's own view of commits.
         memory = self._memory
-        version = self._store.version()
+        version = self._store.caller_version()
+        if version is None:
+            return self._identify_afresh(presented, now)
         if getattr(memory, "version", None) != version or len(memory.callers) > (
             MAX_REMEMBERED_CALLERS
         ):

@@ -10,6 +10,10 @@ class GapError(Exception):
     """Changes between a revision and the head are gone, or the history is another one."""
 
 
+class WentBackError(GapError):
+    """The head is behind a revision of the same history that was read before."""
+
+
 class ChangeFeed:
     """Reads changes after a revision. One thread reads and waits; any thread may wake it."""
 
@@ -41,6 +45,8 @@ class ChangeFeed:
             GapError, StoreError: As `since`.
         """
         news = self._store.changes_since(revision, limit)
+        if news.epoch == epoch and news.head < revision:
+            raise WentBackError(f"the head went back from {revision} to {news.head}")
         if news.epoch != epoch or not news.continues(revision):
             raise GapError(f"revision {revision} of {epoch} cannot be continued")
         return news

@@ -28,7 +28,7 @@ from keybearer_service.usecases.access import question_reach_of
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.validation.usage import UsageRecorder
 from keybearer_service.validation.validator import judge_caller_again
-from keybearer_service.watch.feed import PAGE, ChangeFeed, GapError
+from keybearer_service.watch.feed import PAGE, ChangeFeed, GapError, WentBackError
 from keybearer_service.watch.messages import Hello, Incoming, Outgoing, Ping, Pong, Reset, Subscribe
 from keybearer_service.watch.usage_reports import UsageIngest, UsageReport
 
@@ -404,9 +404,12 @@ class WatchHub:
         told = self._told if self._live else None
         try:
             news = self._feed.head() if told is None else self._feed.since(told.epoch, told.head)
-        except GapError:
+        except GapError as error:
             # So late that changes were deleted meanwhile, or the history is another one: these
             # watchers have to start afresh.
+            if isinstance(error, WentBackError):
+                # Verdicts that are kept by now may be wrong: only a new epoch ends them all.
+                log.critical("revisions_went_back")
             log.warning("watch_history_broken", streams=len(self._live))
             self._end_all(self._live, StreamEnded("the stream fell behind"))
             news = self._feed.head()

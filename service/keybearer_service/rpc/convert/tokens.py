@@ -1,6 +1,6 @@
 """Questions about tokens and the verdicts about them, between their messages and the model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from keybearer._wire.enums import Outcome
 from keybearer._wire.limits import MAX_BATCH
@@ -68,6 +68,17 @@ def questions(
     return found
 
 
+def write_verdicts(
+    verdicts: Sequence[Verdict], response: token_service_pb2.BatchValidateTokensResponse
+) -> None:
+    """Write verdicts of one moment into an empty message, which names their epoch once."""
+    for verdict in verdicts:
+        one = response.responses.add()
+        write_verdict(verdict, one)
+        response.epoch = one.epoch
+        one.ClearField("epoch")
+
+
 def write_verdict(verdict: Verdict, response: token_service_pb2.ValidateTokenResponse) -> None:
     """Write a verdict into an empty message.
 
@@ -75,7 +86,7 @@ def write_verdict(verdict: Verdict, response: token_service_pb2.ValidateTokenRes
     construct a message with all of them takes twice as long.
     """
     response.outcome = wire(verdict.outcome)
-    response.revision = verdict.revision
+    response.epoch, response.revision = verdict.moment
     fill(response.cache_for, verdict.cache_for)
     match = verdict.match
     if match is None:

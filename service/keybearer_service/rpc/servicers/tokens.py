@@ -15,6 +15,7 @@ from keybearer_service.rpc.convert.tokens import (
     question,
     questions,
     write_verdict,
+    write_verdicts,
 )
 from keybearer_service.rpc.convert.watch import watch_message, watch_response_to_proto
 from keybearer_service.rpc.requests import MessageStream
@@ -72,8 +73,7 @@ class TokenServicer:
         for outcome, count in Counter(verdict.outcome for verdict in verdicts).items():
             self._recorder.judged(EntryPoint.BATCH, outcome, each, count)
         response = pb.BatchValidateTokensResponse()
-        for verdict in verdicts:
-            write_verdict(verdict, response.responses.add())
+        write_verdicts(verdicts, response)
         return response
 
     def WatchInvalidations(self, stream: MessageStream, call: CallContext) -> None:
@@ -83,8 +83,8 @@ class TokenServicer:
 
     def WhoAmI(self, request: pb.WhoAmIRequest, call: CallContext) -> pb.WhoAmIResponse:
         """Return who the caller is."""
-        caller, revision = self._validator.identify_again(call.identity, call.rule, call)
-        return identity_to_proto(caller, revision, self._clock.now())
+        caller, moment = self._validator.identify_again(call.identity, call.rule, call)
+        return identity_to_proto(caller, moment.revision, self._clock.now())
 
     def RotateSelf(self, request: pb.RotateSelfRequest, call: CallContext) -> pb.RotateSelfResponse:
         """Rotate the secret of the calling key."""
