@@ -495,7 +495,10 @@ class FakeKeybearer:
         caller = current_identity()
         with self._lock:
             response = token_service_pb2.WhoAmIResponse(
-                valid=True, outcome=_number(Outcome.VALID), revision=self._revision
+                valid=True,
+                outcome=_number(Outcome.VALID),
+                epoch=self._epoch,
+                revision=self._revision,
             )
             expires = caller.expire_time
             response.expires_soon = expires is not None and expires - self._now <= _EXPIRES_SOON

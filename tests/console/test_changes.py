@@ -11,7 +11,7 @@ from fakes import FakeClock
 from harness import Service, store_of
 from keybearer.v1 import audit_event_pb2
 from keybearer_service.domain.clock import DAY, MINUTE
-from keybearer_service.storage import StoreLockedError
+from keybearer_service.storage import Foreseen, StoreLockedError
 
 
 def path_of(key_id: str, change: str) -> str:
@@ -265,9 +265,9 @@ def test_a_secret_is_shown_although_the_store_fails_behind_its_change(
     store = store_of(service.app)
     write, is_written = store.write, []
 
-    def noted() -> Any:
+    def noted(foreseen: Foreseen = ()) -> Any:
         is_written.append(True)
-        return write()
+        return write(foreseen)
 
     def fail(*_: Any) -> Any:
         raise StoreLockedError("away")

@@ -13,7 +13,7 @@ from console.site import Seen, Site
 from fakes import FakeClock
 from harness import Service, store_of
 from keybearer_service.domain.clock import DAY, HOUR, MINUTE
-from keybearer_service.storage import CommitFailedError
+from keybearer_service.storage import CommitFailedError, Foreseen
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>{{97*103}}"
 
@@ -285,8 +285,8 @@ def test_an_answer_that_is_lost_after_the_commit_costs_no_second_key(
     write = store.write
 
     @contextmanager
-    def lost() -> Iterator[Any]:
-        with write() as tx:
+    def lost(foreseen: Foreseen) -> Iterator[Any]:
+        with write(foreseen) as tx:
             yield tx
         raise CommitFailedError("the answer was lost", is_fatal=False)
 

@@ -12,6 +12,7 @@ from console.site import SESSION, Site
 from harness import store_of
 from keybearer.v1 import account_service_pb2
 from keybearer_service.domain.clock import HOUR, MINUTE
+from keybearer_service.storage import Foreseen
 
 ATTEMPT = "__Host-keybearer-signin"
 
@@ -310,11 +311,11 @@ def test_a_change_is_refused_when_the_sign_in_ends_before_it(
     write = store.write
     pending = [True]
 
-    def end_first() -> Any:
+    def end_first(foreseen: Foreseen) -> Any:
         if pending:
             pending.clear()
             ENDS[end](sign_ins, user_id)
-        return write()
+        return write(foreseen)
 
     with store.replacing(write=end_first):
         seen = site.send(form, name="late", role="DEVELOPER")

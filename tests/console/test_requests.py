@@ -357,7 +357,7 @@ def test_a_store_in_trouble_loses_no_text(
 ) -> None:
     """The page says what is known, and the same form can be sent again."""
 
-    def fail() -> Any:
+    def fail(*_: Any) -> Any:
         raise error
 
     form = signed_in.new_key_form()

@@ -24,7 +24,7 @@ from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.offline import backups
 from keybearer_service.offline.errors import LocalError
 from keybearer_service.offline.initialise import initialise
-from keybearer_service.storage import StoreFullError, dbapi
+from keybearer_service.storage import Foreseen, StoreFullError, dbapi
 from keybearer_service.usecases.accounts import NewAccount
 from keybearer_service.usecases.issuing import Expiration
 
@@ -297,7 +297,7 @@ def test_a_store_that_takes_no_changes_ends_no_session(
 ) -> None:
     """That it is in use cannot be written; the page is shown all the same."""
 
-    def full() -> AbstractContextManager[Any]:
+    def full(*_: Any) -> AbstractContextManager[Any]:
         raise StoreFullError("no room")
 
     clock.advance(2 * MINUTE)
@@ -321,7 +321,7 @@ def test_a_change_is_refused_when_the_session_ends_before_it(
     write = store.write
     pending = [True]
 
-    def end_first() -> Any:
+    def end_first(foreseen: Foreseen) -> Any:
         if pending:
             pending.clear()
             if end == "signed out":
@@ -330,7 +330,7 @@ def test_a_change_is_refused_when_the_session_ends_before_it(
                     assert other.send(sign_out).status == 200
             else:
                 ENDS[end](service, admin, key_id, user_id, clock)
-        return write()
+        return write(foreseen)
 
     with store.replacing(write=end_first):
         seen = site.send(form, name="late", role="DEVELOPER")

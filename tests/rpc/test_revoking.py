@@ -12,7 +12,7 @@ from keybearer.access import Role
 from keybearer.v1 import api_key_service_pb2
 from keybearer_service.domain.clock import DAY, SECOND
 from keybearer_service.offline import audit as offline_audit
-from keybearer_service.storage import StoreFullError
+from keybearer_service.storage import Foreseen, StoreFullError
 from keybearer_service.usecases.issuing import NEVER_EXPIRES, NewKey
 
 NOTHING = "0000000000000000"
@@ -87,8 +87,10 @@ def test_a_store_without_room_revokes_none_of_them(service: Service, admin: Stub
     write = store.write
 
     class Failing:
+        def __init__(self, foreseen: Foreseen) -> None:
+            self._open = write(foreseen)
+
         def __enter__(self) -> Any:
-            self._open = write()
             self._tx = self._open.__enter__()
             return self._tx
 
@@ -189,11 +191,11 @@ def test_a_key_that_is_used_meanwhile_is_not_revoked_for_not_being_used(
 
     pending = [True]
 
-    def flushed_first() -> Any:
+    def flushed_first(foreseen: Foreseen) -> Any:
         if pending:
             pending.clear()
             service.app.container.usage.flush()
-        return write()
+        return write(foreseen)
 
     with store.replacing(write=flushed_first):
         answer = admin.revoke_keys(filter=unused)

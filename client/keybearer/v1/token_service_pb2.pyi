@@ -585,6 +585,7 @@ class WhoAmIResponse(Message):
     OUTCOME_FIELD_NUMBER: int
     OVERLAP_END_TIME_FIELD_NUMBER: int
     IS_OPERATOR_FIELD_NUMBER: int
+    EPOCH_FIELD_NUMBER: int
     key_id: str
     """The public id of the key."""
     key_name: str
@@ -613,6 +614,8 @@ class WhoAmIResponse(Message):
     """VALID."""
     is_operator: bool
     """True for a key of the operator account."""
+    epoch: str
+    """The history that `revision` belongs to, as in a Hello."""
     @property
     def scopes(self) -> RepeatedScalarFieldContainer[str]:
         """The scopes of the key."""
@@ -650,9 +653,10 @@ class WhoAmIResponse(Message):
         outcome: ValidationOutcome.ValueType = ...,
         overlap_end_time: Timestamp | None = ...,
         is_operator: bool = ...,
+        epoch: str = ...,
     ) -> None: ...
     def HasField(self, field_name: Literal["expire_time", b"expire_time", "overlap_end_time", b"overlap_end_time"]) -> bool: ...
-    def ClearField(self, field_name: Literal["account_id", b"account_id", "effective_role", b"effective_role", "expire_time", b"expire_time", "expires_soon", b"expires_soon", "granted_role", b"granted_role", "is_operator", b"is_operator", "key_id", b"key_id", "key_name", b"key_name", "labels", b"labels", "outcome", b"outcome", "overlap_end_time", b"overlap_end_time", "owner_email", b"owner_email", "owner_id", b"owner_id", "owner_type", b"owner_type", "revision", b"revision", "scopes", b"scopes", "secret_version", b"secret_version", "valid", b"valid"]) -> None: ...
+    def ClearField(self, field_name: Literal["account_id", b"account_id", "effective_role", b"effective_role", "epoch", b"epoch", "expire_time", b"expire_time", "expires_soon", b"expires_soon", "granted_role", b"granted_role", "is_operator", b"is_operator", "key_id", b"key_id", "key_name", b"key_name", "labels", b"labels", "outcome", b"outcome", "overlap_end_time", b"overlap_end_time", "owner_email", b"owner_email", "owner_id", b"owner_id", "owner_type", b"owner_type", "revision", b"revision", "scopes", b"scopes", "secret_version", b"secret_version", "valid", b"valid"]) -> None: ...
 
 @final
 class RotateSelfRequest(Message):

@@ -11,6 +11,7 @@ from keybearer_service.domain import validators
 from keybearer_service.domain.account_scope import AccountScope
 from keybearer_service.domain.clock import DAY, Micros
 from keybearer_service.domain.errors import FieldInvalid
+from keybearer_service.domain.model import Moment
 from keybearer_service.domain.verdict import Caller, TokenRecord, Verdict
 from keybearer_service.rpc.convert.common import fill, member, timestamp, wire
 from keybearer_service.storage.rows import labels_from_text
@@ -111,7 +112,7 @@ def write_verdict(verdict: Verdict, response: token_service_pb2.ValidateTokenRes
 
 
 def identity_to_proto(
-    caller: Caller, revision: int, now: Micros
+    caller: Caller, moment: Moment, now: Micros
 ) -> token_service_pb2.WhoAmIResponse:
     """Write who the caller is."""
     match = caller.match
@@ -129,7 +130,8 @@ def identity_to_proto(
         labels=labels_from_text(record.labels),
         expire_time=timestamp(record.expire_time),
         expires_soon=match.valid_until is not None and match.valid_until - now <= EXPIRES_SOON,
-        revision=revision,
+        revision=moment.revision,
+        epoch=moment.epoch,
         secret_version=match.secret_version,
         valid=True,
         outcome=wire(Outcome.VALID),

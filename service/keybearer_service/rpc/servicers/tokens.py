@@ -84,7 +84,7 @@ class TokenServicer:
     def WhoAmI(self, request: pb.WhoAmIRequest, call: CallContext) -> pb.WhoAmIResponse:
         """Return who the caller is."""
         caller, moment = self._validator.identify_again(call.identity, call.rule, call)
-        return identity_to_proto(caller, moment.revision, self._clock.now())
+        return identity_to_proto(caller, moment, self._clock.now())
 
     def RotateSelf(self, request: pb.RotateSelfRequest, call: CallContext) -> pb.RotateSelfResponse:
         """Rotate the secret of the calling key."""
