@@ -180,22 +180,24 @@ class PostgresBackend:
     """A database of its own on a real server."""
 
     def __init__(self, directory: Path, url: DatabaseUrl | None = None) -> None:
-        self._url = url or postgres_server.new_database()
+        self.direct_url = url or postgres_server.new_database()
         self._opened: list[Store] = []
         self.store = self.open_another()
 
-    def open_another(self, busy_timeout_s: float = BUSY_TIMEOUT_S) -> Store:
-        return self._keep(open_postgres(self._url, busy_timeout_s=busy_timeout_s))
+    def open_another(self, busy_timeout_s: float = BUSY_TIMEOUT_S, **options: Any) -> Store:
+        return self._keep(open_postgres(self.direct_url, busy_timeout_s=busy_timeout_s, **options))
 
     def open_file(self, path: Path) -> Store:
         return self._keep(SqliteStore(path))
 
     def dump(self) -> Dump:
-        return dump_postgres(self._url)
+        return dump_postgres(self.direct_url)
 
     def execute(self, statement: str) -> None:
         # As a replica: without checks between tables.
-        postgres_server.execute(self._url.text, "SET session_replication_role = replica", statement)
+        postgres_server.execute(
+            self.direct_url.text, "SET session_replication_role = replica", statement
+        )
 
     def append_changes(self, count: int, time: Micros) -> None:
         columns = "revision, time, account_id, kind, subject_id"
@@ -203,12 +205,12 @@ class PostgresBackend:
         source = f"generate_series(1, {count}) i, installation"
         insert = f"INSERT INTO changes ({columns}) SELECT {added} FROM {source}"  # noqa: S608 - numbers
         advance = f"UPDATE installation SET revision = revision + {count}"  # noqa: S608 - a number
-        postgres_server.execute(self._url.text, insert, advance)
+        postgres_server.execute(self.direct_url.text, insert, advance)
 
     def append_keys(self, count: int) -> None:
         copy = "jsonb_build_object('id', 'copy' || lpad(i::text, 12, '0'))"
         postgres_server.execute(
-            self._url.text,
+            self.direct_url.text,
             f"INSERT INTO api_keys SELECT (jsonb_populate_record(k, {copy})).*"  # noqa: S608 - a number
             f" FROM generate_series(1, {count}) i,"
             " (SELECT k FROM api_keys k ORDER BY id LIMIT 1) AS first (k)",
@@ -217,27 +219,38 @@ class PostgresBackend:
     def close(self) -> None:
         for store in self._opened:
             store.close()
-        postgres_server.drop_database(self._url)
+        postgres_server.drop_database(self.direct_url)
 
     def _keep(self, store: Store) -> Store:
         self._opened.append(store)
         return store
 
 
+@functools.cache
+def _hostile_template() -> DatabaseUrl:
+    """Return a database with the schema that a hostile one is given."""
+    from keybearer_service.storage.postgres import PostgresStore  # noqa: PLC0415 - needs psycopg
+
+    direct = postgres_server.new_database(is_empty=True)
+    postgres_server.execute(direct.text, FAILING_READ)
+    with Proxy(direct, hostile=random.Random(1)) as proxy:
+        PostgresStore.migrate(proxy.url)
+    return direct
+
+
 class HostilePostgresBackend(PostgresBackend):
-    """The same behind a proxy that has writes and snapshots lost, and tells nobody of commits."""
+    """The same behind a proxy that has writes and snapshots lost, and says it is YugabyteDB."""
 
     def __init__(self, directory: Path) -> None:
         seed = int(os.environ.get("KEYBEARER_TEST_SEED") or 1)
         print(f"KEYBEARER_TEST_SEED={seed}")  # noqa: T201 - shown with a test that fails
-        direct = postgres_server.new_database()
-        postgres_server.execute(direct.text, FAILING_READ)
+        direct = postgres_server.new_database(like=_hostile_template())
         self._proxy = Proxy(direct, hostile=random.Random(seed))
         self._proxy.open()
         super().__init__(directory, direct)
 
-    def open_another(self, busy_timeout_s: float = PATIENCE_S) -> Store:
-        return self._keep(open_postgres(self._proxy.url, busy_timeout_s=busy_timeout_s))
+    def open_another(self, busy_timeout_s: float = PATIENCE_S, **options: Any) -> Store:
+        return self._keep(open_postgres(self._proxy.url, busy_timeout_s=busy_timeout_s, **options))
 
     def close(self) -> None:
         super().close()

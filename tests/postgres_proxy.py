@@ -2,7 +2,8 @@
 
 As a hostile one it makes of PostgreSQL what other databases with its protocol are like: writes that
 lose against others at their first statement, snapshots that are lost in the middle, and no
-notifications.
+notifications. It says that it is YugabyteDB, knows the words of that one, and refuses what that one
+does not have.
 """
 
 import enum
@@ -12,7 +13,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
@@ -23,6 +24,15 @@ from keybearer_service.net.database_url import DatabaseUrl
 _COMMIT = b"COMMIT\0"
 _TAG = b"COMMIT\0"
 _FIRST_OF_A_WRITE = b"UPDATE commits SET"
+_VERSION = re.compile(rb"S(....)server_version\0([^\0]*)\0", re.DOTALL)
+_MISSING = (b"LISTEN", b"NOTIFY", b"REFERENCING", b"pg_control_system", b"pg_walfile_name")
+"""What YugabyteDB does not have, or has switched off."""
+_CHANGE_OF_SCHEMA = re.compile(rb"(CREATE|ALTER|DROP) (TABLE|INDEX|FUNCTION|TRIGGER|UNIQUE|OR)")
+YUGABYTE = {
+    "yb_get_effective_transaction_isolation_level()": "'read committed'::text",
+    "yb_is_database_colocated()": "true",
+}
+"""What a database that is set up well answers."""
 _SHARE_OF_CONFLICTS = 0.2
 _SHARE_OF_LOST_SNAPSHOTS = 0.05
 FAILING_READ = """
@@ -50,6 +60,7 @@ class Proxy:
         drops_options: bool = False,
         hostile: random.Random | None = None,
         chance: random.Random | None = None,
+        yugabyte: Mapping[str, str] = YUGABYTE,
         delay_s: float = 0,
         on_sent: Callable[[bytes], None] = lambda _data: None,
     ) -> None:
@@ -59,6 +70,7 @@ class Proxy:
             url: The database behind it.
             drops_options: Whether a connection begins without the options that its client wants.
             hostile: What decides which writes fail; None for none.
+            yugabyte: What a hostile one answers about itself, by what it is asked.
             chance: What decides how much of a COMMIT that is cut in the middle is sent.
             delay_s: How much longer each round trip takes, in seconds.
             on_sent: Is shown what clients have sent, once the server has it.
@@ -69,6 +81,7 @@ class Proxy:
         self.url = DatabaseUrl(text=f"{head}?host={quote(self._directory.name, safe='')}")
         self._drops_options = drops_options
         self._hostile = hostile
+        self._yugabyte = yugabyte
         self._chance = chance or random.Random(1)
         self._delay_s = delay_s
         self.round_trips: list[int] = []
@@ -159,7 +172,7 @@ class Proxy:
 
     def _to_server(self, client: socket.socket, server: socket.socket) -> None:
         waits = 0
-        hostile = None if self._hostile is None else _Hostile(self._hostile)
+        hostile = None if self._hostile is None else _Hostile(self._hostile, self._yugabyte)
         with suppress(OSError):
             batches = batches_of(client)
             [start] = next(batches, [b""])
@@ -201,6 +214,8 @@ class Proxy:
                     self._cut = None
                     self._refuses = self._then_refuse
                     break
+                if self._hostile is not None:
+                    data = _VERSION.sub(_as_yugabyte, data)
                 if self._tag is not None and _TAG in data:
                     data = _with_tag(data, self._tag)
                 self._answered.add(client)
@@ -243,8 +258,9 @@ def batches_of(client: socket.socket) -> Iterator[list[bytes]]:
 class _Hostile:
     """What a hostile database makes of the messages of one connection."""
 
-    def __init__(self, chance: random.Random) -> None:
+    def __init__(self, chance: random.Random, answers: Mapping[str, str]) -> None:
         self._chance = chance
+        self._answers = answers
         self._is_in_snapshot = False
         self._has_lost = False
 
@@ -259,8 +275,14 @@ class _Hostile:
         return kind + (len(body) + 4).to_bytes(4, "big") + body
 
     def _altered(self, sql: bytes) -> bytes:
-        if sql.startswith(b"LISTEN"):
+        if any(word in sql for word in _MISSING):
             return _failing("0A000")
+        if _CHANGE_OF_SCHEMA.match(sql):
+            if b";" in _BODY.sub(b"", sql):
+                return _failing("0A000")  # each is a transaction of its own there
+            return _SHARDING.sub(b"", sql)
+        if b"yb_" in sql:
+            return self._in_words_of_postgres(sql)
         if sql.startswith(_FIRST_OF_A_WRITE) and self._chance.random() < _SHARE_OF_CONFLICTS:
             return _failing("40001")
         if sql.startswith(b"BEGIN"):
@@ -280,6 +302,22 @@ class _Hostile:
             return b"SELECT lose_snapshot() FROM (SELECT " + given + b") AS given"
         # The first statement of a write then fails whenever another one was faster.
         return sql.replace(b"ISOLATION LEVEL READ COMMITTED", b"ISOLATION LEVEL SERIALIZABLE")
+
+    def _in_words_of_postgres(self, sql: bytes) -> bytes:
+        """Return a statement whose settings and functions are such as PostgreSQL has."""
+        for asked, answer in self._answers.items():
+            sql = sql.replace(asked.encode(), answer.encode())
+        return re.sub(rb"\byb_", b"keybearer.yb_", sql)
+
+
+_BODY = re.compile(rb"\$\$.*?\$\$", re.DOTALL)
+_SHARDING = re.compile(rb" HASH(?=\))| WITH \(colocation = false\)\Z")
+
+
+def _as_yugabyte(version: re.Match[bytes]) -> bytes:
+    text = version[2].split(b" ")[0] + b"-YB-2025.2.0.0-b1"
+    body = b"server_version\0" + text + b"\0"
+    return b"S" + (len(body) + 4).to_bytes(4, "big") + body
 
 
 def _failing(state: str) -> bytes:

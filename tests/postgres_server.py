@@ -27,6 +27,7 @@ from keybearer_service.net.database_url import DatabaseUrl
 
 REQUIRED = os.environ.get("KEYBEARER_TEST_POSTGRES") == "required"
 _TEMPLATE = "keybearer_template"
+YUGABYTE = "YugabyteDB"
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a directory is made in it
 _SETTINGS = {
     "listen_addresses": "",
@@ -241,13 +242,19 @@ def server() -> Server | NamedServer:
     return found
 
 
+@functools.cache
+def _engine() -> str:
+    version = str(value_of(server().url("postgres"), "SHOW server_version"))
+    return YUGABYTE if "-YB-" in version else "PostgreSQL"
+
+
 def describe() -> str:
     """Return which server a run would use, for its header."""
     named = os.environ.get("KEYBEARER_TEST_DATABASE")
     if importlib.util.find_spec("psycopg") is None:
         return "none: psycopg is not installed, and its tests are SKIPPED"
     try:
-        return "named by KEYBEARER_TEST_DATABASE" if named else str(programs())
+        return f"{_engine()}, by KEYBEARER_TEST_DATABASE" if named else str(programs())
     except NoServerError as error:
         return f"none: {error}, and its tests are SKIPPED"
 
@@ -284,16 +291,37 @@ def _with_template() -> Server | NamedServer:
     return running
 
 
-def new_database(*, is_empty: bool = False) -> DatabaseUrl:
-    """Return a database of its own, with the schema unless it is to be empty."""
-    running = server() if is_empty else _with_template()
+def new_database(*, is_empty: bool = False, like: DatabaseUrl | None = None) -> DatabaseUrl:
+    """Return a database of its own: empty, like another one, or with the schema."""
+    if _engine() == YUGABYTE:
+        return _new_on_yugabyte(server(), is_empty=is_empty)
+    if like is not None:
+        running, template = server(), _name_of(like)
+    elif is_empty:
+        running, template = server(), "template0"
+    else:
+        running, template = _with_template(), _TEMPLATE
     name = f"keybearer_{os.getpid()}_{next(_numbers)}"
-    template = "template0" if is_empty else _TEMPLATE
     execute(running.url("postgres"), f"CREATE DATABASE {name} TEMPLATE {template}")
     return DatabaseUrl(text=running.url(name))
 
 
+def _new_on_yugabyte(running: Server | NamedServer, *, is_empty: bool) -> DatabaseUrl:
+    # There a database is not made like another one.
+    from keybearer_service.storage.postgres import PostgresStore  # noqa: PLC0415 - needs psycopg
+
+    name = f"keybearer_{os.getpid()}_{next(_numbers)}"
+    execute(running.url("postgres"), f"CREATE DATABASE {name} WITH COLOCATION = true")
+    url = DatabaseUrl(text=running.url(name))
+    if not is_empty:
+        PostgresStore.migrate(url)
+    return url
+
+
 def drop_database(url: DatabaseUrl) -> None:
     """Remove a database, whoever is connected to it."""
-    name = url.text.partition("?")[0].rpartition("/")[2]
-    execute(server().url("postgres"), f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    execute(server().url("postgres"), f"DROP DATABASE IF EXISTS {_name_of(url)} WITH (FORCE)")
+
+
+def _name_of(url: DatabaseUrl) -> str:
+    return url.text.partition("?")[0].rpartition("/")[2]

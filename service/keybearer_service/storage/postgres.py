@@ -37,6 +37,7 @@ from keybearer_service.storage import (
     no_progress,
     rows,
 )
+from keybearer_service.storage import postgres_yugabyte as yugabyte
 from keybearer_service.storage.care import (
     contradictions,
     dangling_row,
@@ -472,6 +473,9 @@ def _storable(key_id: str) -> str:
 
 def _assert_safe(connection: Connection) -> None:
     try:
+        if connection.is_yugabyte:
+            yugabyte.assert_suitable(connection)
+            return
         unsafe = [row[0] for row in connection.execute(_UNSAFE_SETTINGS).fetchall()]
     except psycopg.Error as error:
         raise store_error(error) from error

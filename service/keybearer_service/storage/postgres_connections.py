@@ -20,6 +20,7 @@ from keybearer_service.storage import (
     StoreUnusableError,
     rows,
 )
+from keybearer_service.storage import postgres_yugabyte as yugabyte
 from keybearer_service.storage.postgres_errors import store_error
 
 RV = TypeVar("RV")
@@ -54,7 +55,9 @@ class Connection(psycopg.Connection[rows.Row]):
     """How long an answer may take, in seconds; None for ever."""
     has_timed_out = False
     history = ""
-    """The server's history: a promotion begins another one, as does a copy restored elsewhere."""
+    """The server's history: a promotion begins another one, as does a copy restored elsewhere.
+
+    Empty on YugabyteDB, where there is one."""
     server = ""
     """The running server: its history, and since when it runs. A connection never changes it."""
 
@@ -67,6 +70,11 @@ class Connection(psycopg.Connection[rows.Row]):
                 self.has_timed_out = True
                 self.close()  # whatever comes later is not read
             raise
+
+    @property
+    def is_yugabyte(self) -> bool:
+        """Whether YugabyteDB answers."""
+        return yugabyte.is_yugabyte(self.pgconn.parameter_status(b"server_version"))
 
     @contextmanager
     def warnings(self) -> Generator[list[str]]:
@@ -160,6 +168,8 @@ class Connector:
         return connection
 
     def _check(self, connection: Connection) -> None:
+        if connection.is_yugabyte:
+            yugabyte.prepare(connection)
         follows, durability, *limits, history, started = _settings(connection)
         if follows or connection.is_at_standby:
             raise StoreLockedError("the database is a standby, which takes no writes")
@@ -178,11 +188,12 @@ class Connector:
 
 
 def _settings(connection: Connection) -> rows.Row:
+    history = "''" if connection.is_yugabyte else HISTORY
     found = connection.execute(
         "SELECT pg_is_in_recovery(), current_setting('synchronous_commit'),"
         " current_setting('statement_timeout'), current_setting('lock_timeout'),"
         " current_setting('idle_in_transaction_session_timeout'),"
-        f" {HISTORY}, pg_postmaster_start_time()::text"
+        f" {history}, pg_postmaster_start_time()::text"
     ).fetchone()
     return found or ()
 

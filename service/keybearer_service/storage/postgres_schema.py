@@ -5,14 +5,16 @@ do without; one that *narrows* removes or demands something, and comes one minor
 programs that can live with that. So two neighbouring versions always run side by side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 import psycopg
 
 from keybearer_service.storage import StoreUnusableError, rows
+from keybearer_service.storage import postgres_yugabyte as yugabyte
 from keybearer_service.storage.postgres_connections import HISTORY, Connection
-from keybearer_service.storage.postgres_errors import store_error
+from keybearer_service.storage.postgres_errors import is_conflict, store_error
 
 
 class Step(NamedTuple):
@@ -20,13 +22,16 @@ class Step(NamedTuple):
 
     name: str
     statements: str
+    """Each of them may be executed twice: a database may keep the first when a later one fails."""
     narrows_for: int = 0
     """The number of the step that the oldest program that lives with this one knows; 0 for a step
     that widens."""
+    on_yugabyte: str | None = None
+    """What is executed there instead; None for the same."""
 
 
 _INITIAL: Final = """
-CREATE TABLE installation (
+CREATE TABLE IF NOT EXISTS installation (
   id bigint PRIMARY KEY CHECK (id = 1),
   epoch text COLLATE "C" NOT NULL,
   revision bigint NOT NULL,
@@ -36,7 +41,7 @@ CREATE TABLE installation (
   create_time bigint NOT NULL
 );
 
-CREATE TABLE accounts (
+CREATE TABLE IF NOT EXISTS accounts (
   id text COLLATE "C" PRIMARY KEY,
   name text COLLATE "C" NOT NULL,
   create_time bigint NOT NULL,
@@ -44,9 +49,9 @@ CREATE TABLE accounts (
   is_operator bigint NOT NULL DEFAULT 0,
   row_version bigint NOT NULL DEFAULT 1
 );
-CREATE INDEX accounts_by_create_time ON accounts (create_time, id);
+CREATE INDEX IF NOT EXISTS accounts_by_create_time ON accounts (create_time, id);
 
-CREATE TABLE users (
+CREATE TABLE IF NOT EXISTS users (
   id text COLLATE "C" PRIMARY KEY,
   account_id text COLLATE "C" NOT NULL REFERENCES accounts (id),
   email text COLLATE "C" NOT NULL,
@@ -58,10 +63,11 @@ CREATE TABLE users (
   delete_time bigint,
   row_version bigint NOT NULL DEFAULT 1
 );
-CREATE UNIQUE INDEX users_by_email ON users (account_id, email) WHERE delete_time IS NULL;
-CREATE INDEX users_by_create_time ON users (account_id, create_time, id);
+CREATE UNIQUE INDEX IF NOT EXISTS users_by_email
+  ON users (account_id, email) WHERE delete_time IS NULL;
+CREATE INDEX IF NOT EXISTS users_by_create_time ON users (account_id, create_time, id);
 
-CREATE TABLE peppers (
+CREATE TABLE IF NOT EXISTS peppers (
   seq bigint GENERATED ALWAYS AS IDENTITY,
   id text COLLATE "C" PRIMARY KEY,
   check_value bytea NOT NULL,
@@ -69,7 +75,7 @@ CREATE TABLE peppers (
   retire_time bigint
 );
 
-CREATE TABLE api_keys (
+CREATE TABLE IF NOT EXISTS api_keys (
   id text COLLATE "C" PRIMARY KEY,
   account_id text COLLATE "C" NOT NULL REFERENCES accounts (id),
   owner_id text COLLATE "C" NOT NULL REFERENCES users (id),
@@ -98,14 +104,14 @@ CREATE TABLE api_keys (
   old_use_version bigint,
   overlap_end_time bigint
 );
-CREATE INDEX api_keys_by_create_time ON api_keys (account_id, create_time, id);
-CREATE INDEX api_keys_by_expire_time
+CREATE INDEX IF NOT EXISTS api_keys_by_create_time ON api_keys (account_id, create_time, id);
+CREATE INDEX IF NOT EXISTS api_keys_by_expire_time
   ON api_keys (account_id, coalesce(expire_time, 9223372036854775807), id);
-CREATE INDEX api_keys_by_name ON api_keys (account_id, name, id);
-CREATE INDEX api_keys_by_owner ON api_keys (owner_id) WHERE revoke_time IS NULL;
-CREATE INDEX api_keys_by_creator ON api_keys (created_by) WHERE revoke_time IS NULL;
+CREATE INDEX IF NOT EXISTS api_keys_by_name ON api_keys (account_id, name, id);
+CREATE INDEX IF NOT EXISTS api_keys_by_owner ON api_keys (owner_id) WHERE revoke_time IS NULL;
+CREATE INDEX IF NOT EXISTS api_keys_by_creator ON api_keys (created_by) WHERE revoke_time IS NULL;
 
-CREATE TABLE key_usage (
+CREATE TABLE IF NOT EXISTS key_usage (
   key_id text COLLATE "C" PRIMARY KEY,
   last_used_time bigint,
   use_count bigint NOT NULL DEFAULT 0,
@@ -115,7 +121,7 @@ CREATE TABLE key_usage (
   old_secret_last_used_time bigint
 ) WITH (fillfactor = 70);
 
-CREATE TABLE request_records (
+CREATE TABLE IF NOT EXISTS request_records (
   user_id text COLLATE "C" NOT NULL,
   request_id text COLLATE "C" NOT NULL,
   body_hash bytea NOT NULL,
@@ -125,9 +131,9 @@ CREATE TABLE request_records (
   create_time bigint NOT NULL,
   PRIMARY KEY (user_id, request_id)
 );
-CREATE INDEX request_records_by_create_time ON request_records (create_time);
+CREATE INDEX IF NOT EXISTS request_records_by_create_time ON request_records (create_time);
 
-CREATE TABLE changes (
+CREATE TABLE IF NOT EXISTS changes (
   revision bigint PRIMARY KEY,
   time bigint NOT NULL,
   account_id text COLLATE "C" NOT NULL,
@@ -135,7 +141,7 @@ CREATE TABLE changes (
   subject_id text COLLATE "C" NOT NULL
 );
 
-CREATE TABLE audit_events (
+CREATE TABLE IF NOT EXISTS audit_events (
   seq bigint PRIMARY KEY,
   id text COLLATE "C" NOT NULL UNIQUE,
   time bigint NOT NULL,
@@ -152,30 +158,30 @@ CREATE TABLE audit_events (
   peer text COLLATE "C" NOT NULL,
   hash bytea NOT NULL
 );
-CREATE INDEX audit_events_by_account ON audit_events (account_id, seq);
-CREATE INDEX audit_events_by_target ON audit_events (target_id, seq);
+CREATE INDEX IF NOT EXISTS audit_events_by_account ON audit_events (account_id, seq);
+CREATE INDEX IF NOT EXISTS audit_events_by_target ON audit_events (target_id, seq);
 
-CREATE TABLE commits (
+CREATE TABLE IF NOT EXISTS commits (
   id bigint PRIMARY KEY CHECK (id = 1),
   count bigint NOT NULL
 );
-INSERT INTO commits VALUES (1, 0);
+INSERT INTO commits VALUES (1, 0) ON CONFLICT DO NOTHING;
 
-CREATE TABLE outcomes (
+CREATE TABLE IF NOT EXISTS outcomes (
   nonce bytea PRIMARY KEY,
   time timestamptz NOT NULL DEFAULT now()
 );
-CREATE INDEX outcomes_by_time ON outcomes (time);
+CREATE INDEX IF NOT EXISTS outcomes_by_time ON outcomes (time);
 
-CREATE TABLE leases (name text COLLATE "C" PRIMARY KEY);
-INSERT INTO leases VALUES ('prune');
+CREATE TABLE IF NOT EXISTS leases (name text COLLATE "C" PRIMARY KEY);
+INSERT INTO leases VALUES ('prune') ON CONFLICT DO NOTHING;
 """
 
 _INTEGRITY: Final = """
-ALTER TABLE audit_events ADD COLUMN target_digest bytea;
-ALTER TABLE audit_events ADD COLUMN personal_digest bytea;
+ALTER TABLE audit_events ADD COLUMN IF NOT EXISTS target_digest bytea;
+ALTER TABLE audit_events ADD COLUMN IF NOT EXISTS personal_digest bytea;
 
-CREATE TABLE head (
+CREATE TABLE IF NOT EXISTS head (
   id bigint PRIMARY KEY CHECK (id = 1),
   version bigint NOT NULL,
   seq bigint NOT NULL,
@@ -184,34 +190,34 @@ CREATE TABLE head (
   mac bytea NOT NULL
 );
 
-CREATE TABLE personal_texts (
+CREATE TABLE IF NOT EXISTS personal_texts (
   digest bytea PRIMARY KEY,
   user_id text COLLATE "C" NOT NULL,
   salt bytea,
   text text COLLATE "C",
   erasure bytea
 );
-CREATE INDEX personal_texts_by_user ON personal_texts (user_id);
+CREATE INDEX IF NOT EXISTS personal_texts_by_user ON personal_texts (user_id);
 """
 
 _KEY_COUNTS: Final = """
-CREATE TABLE key_counts (
+CREATE TABLE IF NOT EXISTS key_counts (
   account_id text COLLATE "C" PRIMARY KEY REFERENCES accounts (id),
   unrevoked bigint NOT NULL
 );
 
 -- Once for a statement: one that revokes a hundred thousand keys writes the count once.
-CREATE FUNCTION count_new_keys() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION count_new_keys() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   INSERT INTO key_counts AS c
     SELECT account_id, count(*) FROM new_rows WHERE revoke_time IS NULL GROUP BY account_id
     ON CONFLICT (account_id) DO UPDATE SET unrevoked = c.unrevoked + excluded.unrevoked;
   RETURN NULL;
 END $$;
-CREATE TRIGGER api_keys_counted AFTER INSERT ON api_keys
+CREATE OR REPLACE TRIGGER api_keys_counted AFTER INSERT ON api_keys
   REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION count_new_keys();
 
-CREATE FUNCTION count_changed_keys() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION count_changed_keys() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   INSERT INTO key_counts AS c
     SELECT n.account_id, sum(CASE WHEN n.revoke_time IS NULL THEN 1 ELSE -1 END)
@@ -220,34 +226,66 @@ BEGIN
     ON CONFLICT (account_id) DO UPDATE SET unrevoked = c.unrevoked + excluded.unrevoked;
   RETURN NULL;
 END $$;
-CREATE TRIGGER api_keys_recounted AFTER UPDATE ON api_keys
+CREATE OR REPLACE TRIGGER api_keys_recounted AFTER UPDATE ON api_keys
   REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows
   FOR EACH STATEMENT EXECUTE FUNCTION count_changed_keys();
 """
 
+_KEY_COUNTS_BY_ROW: Final = """
+CREATE TABLE IF NOT EXISTS key_counts (
+  account_id text COLLATE "C" PRIMARY KEY REFERENCES accounts (id),
+  unrevoked bigint NOT NULL
+);
+
+CREATE OR REPLACE FUNCTION count_new_keys() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF NEW.revoke_time IS NULL THEN
+    INSERT INTO key_counts AS c VALUES (NEW.account_id, 1)
+      ON CONFLICT (account_id) DO UPDATE SET unrevoked = c.unrevoked + 1;
+  END IF;
+  RETURN NULL;
+END $$;
+CREATE OR REPLACE TRIGGER api_keys_counted AFTER INSERT ON api_keys
+  FOR EACH ROW EXECUTE FUNCTION count_new_keys();
+
+CREATE OR REPLACE FUNCTION count_changed_keys() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF (NEW.revoke_time IS NULL) <> (OLD.revoke_time IS NULL) THEN
+    UPDATE key_counts
+      SET unrevoked = unrevoked + CASE WHEN NEW.revoke_time IS NULL THEN 1 ELSE -1 END
+      WHERE account_id = NEW.account_id;
+  END IF;
+  RETURN NULL;
+END $$;
+CREATE OR REPLACE TRIGGER api_keys_recounted AFTER UPDATE ON api_keys
+  FOR EACH ROW EXECUTE FUNCTION count_changed_keys();
+"""
+
 _AUDIT_EVENT_SUBJECTS: Final = """
-CREATE TABLE audit_event_subjects (
+CREATE TABLE IF NOT EXISTS audit_event_subjects (
   subject_id text COLLATE "C" NOT NULL,
   seq bigint NOT NULL REFERENCES audit_events (seq),
   PRIMARY KEY (subject_id, seq)
 );
-CREATE INDEX audit_event_subjects_by_seq ON audit_event_subjects (seq);
+CREATE INDEX IF NOT EXISTS audit_event_subjects_by_seq ON audit_event_subjects (seq);
 """
 
 _LIST_INDEXES: Final = """
-CREATE INDEX api_keys_by_owner_and_create_time ON api_keys (account_id, owner_id, create_time, id);
-CREATE INDEX users_by_role ON users (account_id, role) WHERE delete_time IS NULL;
-CREATE INDEX audit_events_by_time ON audit_events (time, seq);
-CREATE INDEX audit_events_by_account_and_time ON audit_events (account_id, time, seq);
-CREATE INDEX audit_events_by_actor_key_and_time
+CREATE INDEX IF NOT EXISTS api_keys_by_owner_and_create_time
+  ON api_keys (account_id, owner_id, create_time, id);
+CREATE INDEX IF NOT EXISTS users_by_role ON users (account_id, role) WHERE delete_time IS NULL;
+CREATE INDEX IF NOT EXISTS audit_events_by_time ON audit_events (time, seq);
+CREATE INDEX IF NOT EXISTS audit_events_by_account_and_time ON audit_events (account_id, time, seq);
+CREATE INDEX IF NOT EXISTS audit_events_by_actor_key_and_time
   ON audit_events (actor_key_id, account_id, time, seq);
-CREATE INDEX audit_events_by_actor_user_and_time
+CREATE INDEX IF NOT EXISTS audit_events_by_actor_user_and_time
   ON audit_events (actor_user_id, account_id, time, seq);
-CREATE INDEX audit_events_by_action_and_time ON audit_events (action, account_id, time, seq);
+CREATE INDEX IF NOT EXISTS audit_events_by_action_and_time
+  ON audit_events (action, account_id, time, seq);
 """
 
 _PRUNING: Final = """
-CREATE TABLE audit_base (
+CREATE TABLE IF NOT EXISTS audit_base (
   id bigint PRIMARY KEY CHECK (id = 1),
   version bigint NOT NULL,
   seq bigint NOT NULL,
@@ -256,7 +294,7 @@ CREATE TABLE audit_base (
   mac bytea NOT NULL
 );
 
-CREATE TABLE audit_base_rows (
+CREATE TABLE IF NOT EXISTS audit_base_rows (
   kind bigint NOT NULL,
   id text COLLATE "C" NOT NULL,
   seq bigint NOT NULL,
@@ -266,7 +304,7 @@ CREATE TABLE audit_base_rows (
 """
 
 _SESSIONS: Final = """
-CREATE TABLE sessions (
+CREATE TABLE IF NOT EXISTS sessions (
   id text COLLATE "C" PRIMARY KEY,
   account_id text COLLATE "C" NOT NULL REFERENCES accounts (id),
   user_id text COLLATE "C" NOT NULL REFERENCES users (id),
@@ -279,14 +317,15 @@ CREATE TABLE sessions (
   user_agent text COLLATE "C" NOT NULL,
   digest bytea NOT NULL
 );
-CREATE INDEX sessions_by_create_time ON sessions (create_time);
-ALTER TABLE audit_events ADD COLUMN actor_session_id text COLLATE "C" NOT NULL DEFAULT '';
+CREATE INDEX IF NOT EXISTS sessions_by_create_time ON sessions (create_time);
+ALTER TABLE audit_events
+  ADD COLUMN IF NOT EXISTS actor_session_id text COLLATE "C" NOT NULL DEFAULT '';
 """
 
 _NODES: Final = """
-ALTER TABLE peppers ADD COLUMN is_announced bigint NOT NULL DEFAULT 0;
+ALTER TABLE peppers ADD COLUMN IF NOT EXISTS is_announced bigint NOT NULL DEFAULT 0;
 
-CREATE TABLE nodes (
+CREATE TABLE IF NOT EXISTS nodes (
   id text COLLATE "C" PRIMARY KEY,
   name text COLLATE "C" NOT NULL,
   beat_time timestamptz NOT NULL,
@@ -296,15 +335,15 @@ CREATE TABLE nodes (
 """
 
 _SIGN_IN: Final = """
-ALTER TABLE sessions ADD COLUMN issuer text COLLATE "C" NOT NULL DEFAULT '';
-ALTER TABLE sessions ADD COLUMN subject text COLLATE "C" NOT NULL DEFAULT '';
-ALTER TABLE sessions ADD COLUMN provider_session text COLLATE "C" NOT NULL DEFAULT '';
-ALTER TABLE sessions ADD COLUMN auth_time bigint NOT NULL DEFAULT 0;
-CREATE INDEX sessions_by_subject ON sessions (issuer, subject) WHERE issuer <> '';
-CREATE INDEX sessions_by_provider_session ON sessions (issuer, provider_session)
+ALTER TABLE sessions ADD COLUMN IF NOT EXISTS issuer text COLLATE "C" NOT NULL DEFAULT '';
+ALTER TABLE sessions ADD COLUMN IF NOT EXISTS subject text COLLATE "C" NOT NULL DEFAULT '';
+ALTER TABLE sessions ADD COLUMN IF NOT EXISTS provider_session text COLLATE "C" NOT NULL DEFAULT '';
+ALTER TABLE sessions ADD COLUMN IF NOT EXISTS auth_time bigint NOT NULL DEFAULT 0;
+CREATE INDEX IF NOT EXISTS sessions_by_subject ON sessions (issuer, subject) WHERE issuer <> '';
+CREATE INDEX IF NOT EXISTS sessions_by_provider_session ON sessions (issuer, provider_session)
   WHERE issuer <> '';
 
-CREATE TABLE identities (
+CREATE TABLE IF NOT EXISTS identities (
   issuer text COLLATE "C" NOT NULL,
   subject text COLLATE "C" NOT NULL,
   account_id text COLLATE "C" NOT NULL REFERENCES accounts (id),
@@ -314,7 +353,7 @@ CREATE TABLE identities (
   PRIMARY KEY (issuer, subject)
 );
 
-CREATE TABLE invitations (
+CREATE TABLE IF NOT EXISTS invitations (
   id text COLLATE "C" PRIMARY KEY,
   account_id text COLLATE "C" NOT NULL REFERENCES accounts (id),
   user_id text COLLATE "C" NOT NULL UNIQUE REFERENCES users (id),
@@ -322,37 +361,40 @@ CREATE TABLE invitations (
   create_time bigint NOT NULL,
   digest bytea NOT NULL
 );
-CREATE INDEX invitations_by_create_time ON invitations (create_time);
+CREATE INDEX IF NOT EXISTS invitations_by_create_time ON invitations (create_time);
 
-CREATE TABLE used_values (
+CREATE TABLE IF NOT EXISTS used_values (
   kind text COLLATE "C" NOT NULL,
   value text COLLATE "C" NOT NULL,
   until bigint NOT NULL,
   PRIMARY KEY (kind, value)
 );
-CREATE INDEX used_values_by_until ON used_values (until);
+CREATE INDEX IF NOT EXISTS used_values_by_until ON used_values (until);
 
-CREATE INDEX api_keys_of_admins ON api_keys (account_id) WHERE revoke_time IS NULL AND role = 3;
+CREATE INDEX IF NOT EXISTS api_keys_of_admins
+  ON api_keys (account_id) WHERE revoke_time IS NULL AND role = 3;
 """
 
-_HISTORIES: Final = f"""
+_HISTORIES: Final = """
 -- The server that the epoch holds for, and what its name ends with there: see `Writes.begin`.
-ALTER TABLE installation ADD COLUMN server text COLLATE "C" NOT NULL DEFAULT '';
-ALTER TABLE installation ADD COLUMN epoch_suffix text COLLATE "C" NOT NULL DEFAULT '';
+ALTER TABLE installation ADD COLUMN IF NOT EXISTS server text COLLATE "C" NOT NULL DEFAULT '';
+ALTER TABLE installation ADD COLUMN IF NOT EXISTS epoch_suffix text COLLATE "C" NOT NULL DEFAULT '';
+"""
+_FIRST_HISTORY: Final = f"""
 UPDATE installation SET server = {HISTORY};
 """
 
 STEPS: Final[Sequence[Step]] = (
     Step("m001_initial", _INITIAL),
     Step("m002_integrity", _INTEGRITY),
-    Step("m003_key_counts", _KEY_COUNTS),
+    Step("m003_key_counts", _KEY_COUNTS, on_yugabyte=_KEY_COUNTS_BY_ROW),
     Step("m004_audit_event_subjects", _AUDIT_EVENT_SUBJECTS),
     Step("m005_list_indexes", _LIST_INDEXES),
     Step("m006_pruning", _PRUNING),
     Step("m007_sessions", _SESSIONS),
     Step("m008_nodes", _NODES),
     Step("m009_sign_in", _SIGN_IN),
-    Step("m010_histories", _HISTORIES),
+    Step("m010_histories", _HISTORIES + _FIRST_HISTORY, on_yugabyte=_HISTORIES),
 )
 
 TRIGGERS: Final = frozenset({"api_keys_counted", "api_keys_recounted"})
@@ -383,6 +425,14 @@ CREATE TABLE IF NOT EXISTS schema_steps (
 INSERT INTO schema_version VALUES (1, 0, 0) ON CONFLICT (id) DO NOTHING;
 """
 _TRIES: Final = 10
+_BEING_MADE: Final = (
+    # CREATE TABLE IF NOT EXISTS fails when another process is creating the same table. What it
+    # fails with depends on how far the other is: the name of the row type, of the table, or its
+    # entry in an index of the catalogue is taken.
+    psycopg.errors.DuplicateObject,
+    psycopg.errors.DuplicateTable,
+    psycopg.errors.UniqueViolation,
+)
 
 
 def migrate(connection: Connection, steps: Sequence[Step] = STEPS) -> list[str]:
@@ -396,26 +446,72 @@ def migrate(connection: Connection, steps: Sequence[Step] = STEPS) -> list[str]:
         if not _is_marked(connection):
             _assert_empty(connection)
             _mark(connection)
-        done = []
-        for number, step in enumerate(steps, 1):
-            with connection.transaction():
-                # The row that whoever migrates holds; the others find the step done.
-                connection.execute("SELECT version FROM schema_version WHERE id = 1 FOR UPDATE")
-                version, oldest_program = _version(connection)
-                if oldest_program > len(steps):
-                    raise _too_new()
-                if version < number:
-                    connection.execute(step.statements)
-                    connection.execute("INSERT INTO schema_steps (name) VALUES ($1)", (step.name,))
-                    connection.execute(
-                        "UPDATE schema_version SET version = $1,"
-                        " oldest_program = greatest(oldest_program, $2::bigint)",
-                        (number, step.narrows_for),
-                    )
-                    done.append(step.name)
+        step_by_step = _by_statement if connection.is_yugabyte else _at_once
+        done = [
+            step.name
+            for number, step in enumerate(steps, 1)
+            if step_by_step(connection, number, step, len(steps))
+        ]
     except psycopg.Error as error:
         raise store_error(error) from error
     return done
+
+
+def _at_once(connection: Connection, number: int, step: Step, known: int) -> bool:
+    """Do a step that is not done yet, in one transaction; return whether it was done."""
+    with connection.transaction():
+        # The row that whoever migrates holds; the others find the step done.
+        connection.execute("SELECT version FROM schema_version WHERE id = 1 FOR UPDATE")
+        if not _is_next(connection, number, known):
+            return False
+        connection.execute(step.statements)
+        _record(connection, number, step)
+        return True
+
+
+def _by_statement(connection: Connection, number: int, step: Step, known: int) -> bool:
+    """Do a step whose statements are transactions of their own, and record it last.
+
+    Whoever else is at the same step at this moment runs the same statements, each of which may run
+    twice.
+    """
+    if not _is_next(connection, number, known):
+        return False
+    for statement in yugabyte.statements(step.on_yugabyte or step.statements):
+        _patiently(partial(connection.execute, statement))
+    _patiently(lambda: _record(connection, number, step))
+    return True
+
+
+def _patiently(work: Callable[[], object]) -> None:
+    """Do something again that has lost against somebody who changes the schema too."""
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            work()
+        except psycopg.Error as error:
+            if not tries_left or not (is_conflict(error) or isinstance(error, _BEING_MADE)):
+                raise
+        else:
+            return
+
+
+def _is_next(connection: Connection, number: int, known: int) -> bool:
+    version, oldest_program = _version(connection)
+    if oldest_program > known:
+        raise _too_new()
+    return version < number
+
+
+def _record(connection: Connection, number: int, step: Step) -> None:
+    with connection.transaction():
+        connection.execute(
+            "INSERT INTO schema_steps (name) VALUES ($1) ON CONFLICT DO NOTHING", (step.name,)
+        )
+        connection.execute(
+            "UPDATE schema_version SET version = greatest(version, $1::bigint),"
+            " oldest_program = greatest(oldest_program, $2::bigint)",
+            (number, step.narrows_for),
+        )
 
 
 def assert_current(connection: Connection, steps: Sequence[Step] = STEPS) -> None:
@@ -470,22 +566,11 @@ def _assert_empty(connection: Connection) -> None:
 
 
 def _mark(connection: Connection) -> None:
-    # CREATE TABLE IF NOT EXISTS fails when another process is creating the same table. What it
-    # fails with depends on how far the other is: the name of the row type, of the table, or its
-    # entry in an index of the catalogue is taken.
-    for tries_left in reversed(range(_TRIES)):
-        try:
-            with connection.transaction():
-                connection.execute(_CREATE)
-        except (
-            psycopg.errors.DuplicateObject,
-            psycopg.errors.DuplicateTable,
-            psycopg.errors.UniqueViolation,
-        ):
-            if not tries_left:
-                raise
-        else:
-            return
+    if connection.is_yugabyte:
+        for statement in yugabyte.statements(_CREATE):
+            _patiently(partial(connection.execute, statement))
+    else:
+        _patiently(partial(connection.execute, _CREATE))
 
 
 def _one(connection: Connection, sql: str) -> rows.Row:

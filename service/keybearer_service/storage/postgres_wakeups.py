@@ -66,7 +66,9 @@ class Wakeups:
         if self._connection is None and self._clock.monotonic() >= self._retry_at:
             try:
                 self._connection = self._pool.new()
-                self._connection.execute(f"LISTEN {CHANNEL}")
+                # On YugabyteDB nobody announces anything, and the connection stays idle.
+                if not self._connection.is_yugabyte:
+                    self._connection.execute(f"LISTEN {CHANNEL}")
             except StoreClosedError:
                 raise
             except (StoreError, psycopg.Error) as error:

@@ -136,7 +136,8 @@ class Writes:
         self, connection: Connection, waiting: Sequence[Statement], *, has_changes: bool
     ) -> None:
         nonce = self._entropy.key_bytes(_NONCE_BYTES)
-        notify = (Statement(f"NOTIFY {CHANNEL}"),) if has_changes else ()
+        is_announced = has_changes and not connection.is_yugabyte
+        notify = (Statement(f"NOTIFY {CHANNEL}"),) if is_announced else ()
         try:
             _finish(connection, (*waiting, Statement(_PUT_NONCE, (nonce,)), *notify))
         except psycopg.Error as error:
