@@ -45,6 +45,7 @@ ONLY_HERE = {
         "storage.postgres_session",
         "storage.postgres_wakeups",
         "storage.postgres_writes",
+        "storage.postgres_yugabyte",
     },
     "sqlite3": {"storage.dbapi"},
     "pysqlite3": {"storage.dbapi"},
