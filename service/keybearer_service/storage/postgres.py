@@ -28,6 +28,7 @@ from keybearer_service.storage import (
     Reader,
     StoreClosedError,
     StoreDamagedError,
+    StoreError,
     StoreFullError,
     StoreLockedError,
     StoreReadOnlyError,
@@ -51,6 +52,7 @@ from keybearer_service.storage.postgres_connections import (
     STATEMENT_LIMIT_S,
     Connection,
     Connector,
+    Hosts,
     Pool,
 )
 from keybearer_service.storage.postgres_errors import is_conflict, store_error
@@ -140,17 +142,20 @@ class PostgresStore:
         """
         self._damage = ""
         self._entropy = entropy
-        connector = Connector(url, limit_s=limit_s, lock_limit_s=busy_timeout_s)
+        hosts = Hosts(url)
+        connector = Connector(url, hosts, limit_s=limit_s, lock_limit_s=busy_timeout_s)
         self._pool = Pool(connector.open)
-        reading = Connector(url, limit_s=limit_s, lock_limit_s=busy_timeout_s, plans_once=True)
+        reading = Connector(url, hosts, limit_s=limit_s, lock_limit_s=busy_timeout_s, plans_once=True)
         self._reads = Pool(reading.open)
         self._gathering = Gathering(self._lookup_alone, self.lookup_many)
         self._wakeups = Wakeups(self._pool, clock)
         self._first_uses = FirstUses()
         self._writes = Writes(self._pool, self._first_uses, clock, entropy, busy_timeout_s)
-        hurried = Connector(url, limit_s=limit_s, lock_limit_s=CLAIM_WAIT_S)
+        hurried = Connector(url, hosts, limit_s=limit_s, lock_limit_s=CLAIM_WAIT_S)
         self._claims = Pool(hurried.open)
-        self._membership = Membership(self._pool, self._writes, clock, entropy, self._drop_idle)
+        self._membership = Membership(
+            self._pool, self._writes, clock, entropy, hosts=hosts, on_other_server=self._drop_idle
+        )
         try:
             connection = self._pool.take()
             assert_current(connection)
@@ -206,7 +211,9 @@ class PostgresStore:
     @contextmanager
     def read(self, caller: Waiting | None = None) -> Iterator[Reader]:
         """Open a snapshot on a connection of its own."""
+        self._membership.assert_proven()
         with self._snapshot() as connection:
+            self._membership.assert_proven(connection)
             yield reader_over(SnapshotSession(connection, self._first_uses, caller))
 
     @contextmanager
@@ -215,7 +222,14 @@ class PostgresStore:
         self._membership.assert_trusted()
         statements = statements_of(foreseen)
         with self._told_when_closed(), self._writes.begin(statements) as session:
-            yield writer_over(session)
+            try:
+                yield writer_over(session)
+            except StoreError:
+                raise
+            except Exception:
+                # A commit proves itself. What is refused instead was read, like a verdict.
+                self._membership.assert_proven(session.connection)
+                raise
         self._wakeups.wake()
 
     @contextmanager

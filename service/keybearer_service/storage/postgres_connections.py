@@ -103,12 +103,58 @@ class Connection(psycopg.Connection[rows.Row]):
         return self.pgconn.parameter_status(b"in_hot_standby") == b"on"
 
 
+class Hosts:
+    """The hosts that a URL names, and which of them is asked first.
+
+    A primary that was replaced may go on and say that it takes writes, and one whose machine is
+    gone costs everybody who asks it first the time limit of a connection.
+    """
+
+    def __init__(self, url: DatabaseUrl) -> None:
+        """Begin with the order of the URL.
+
+        Raises:
+            StoreUnusableError: The URL is none.
+        """
+        given = _given(url)
+        lists = {name: given.get(name, "").split(",") for name in ("host", "hostaddr", "port")}
+        self._lists = {name: values for name, values in lists.items() if len(values) > 1}
+        self._first = 0
+
+    def options(self) -> dict[str, str]:
+        """Return the options of a connection that name the hosts, in the order of asking."""
+        first = self._first
+        return {
+            name: ",".join((*values[first:], *values[:first]))
+            for name, values in self._lists.items()
+        }
+
+    def skip(self) -> None:
+        """Ask the next one first: this one does not do what a primary does."""
+        self._first = (self._first + 1) % max(map(len, self._lists.values()), default=1)
+
+    def prefer(self, connection: "Connection") -> None:
+        """Ask the one first that a connection has led to."""
+        info = connection.info
+        reached = {"host": info.host, "hostaddr": info.hostaddr, "port": str(info.port)}
+        # A port that stands for all hosts says nothing about them, and is no list.
+        candidates = zip(*self._lists.values(), strict=False)
+        for number, values in enumerate(candidates):
+            if all(
+                not value or reached[name] == value
+                for name, value in zip(self._lists, values, strict=True)
+            ):
+                self._first = number
+                return
+
+
 class Connector:
     """Opens connections to one database, and refuses those that cannot keep the promises."""
 
     def __init__(
         self,
         url: DatabaseUrl,
+        hosts: Hosts | None = None,
         *,
         limit_s: float | None,
         lock_limit_s: float,
@@ -118,6 +164,7 @@ class Connector:
 
         Args:
             url: The database.
+            hosts: Which host is asked first, where that changes.
             limit_s: How long a statement may take, in seconds; None for ever, and to wait for
                 others as long.
             lock_limit_s: How long a statement may wait for another transaction.
@@ -132,6 +179,7 @@ class Connector:
         self._lock_limit_s = lock_limit_s
         plans = {"plan_cache_mode": "force_generic_plan"} if plans_once else {}
         self._conninfo = _conninfo(url, limit_s, lock_limit_s, plans)
+        self._hosts = hosts or Hosts(url)
 
     def open(self) -> Connection:
         """Open a connection.
@@ -148,7 +196,7 @@ class Connector:
             ) from error
         try:
             connection = Connection.connect(
-                self._conninfo,
+                make_conninfo(self._conninfo, **self._hosts.options()),
                 password=password or None,
                 autocommit=True,
                 cursor_factory=psycopg.RawCursor,
@@ -160,6 +208,7 @@ class Connector:
             connection.prepare_threshold = _ALWAYS_PREPARE
             connection.adapters.register_dumper(int, Int8Dumper)
             self._check(connection)
+            self._hosts.prefer(connection)
         except BaseException as error:
             connection.close()
             if isinstance(error, psycopg.Error):
@@ -201,10 +250,7 @@ def _settings(connection: Connection) -> rows.Row:
 def _conninfo(
     url: DatabaseUrl, limit_s: float | None, lock_limit_s: float, more: Mapping[str, str]
 ) -> str:
-    try:
-        given = _options_of(pq.Conninfo.parse(url.text.encode()))
-    except psycopg.Error as error:
-        raise StoreUnusableError(f"database: {error}") from None
+    given = _given(url)
     known = {**_options_of(pq.Conninfo.get_defaults()), **given}
     limits = {
         "statement_timeout": limit_s,
@@ -234,6 +280,13 @@ def _conninfo(
             )
     wanted["options"] = f"{known.get('options', '')} {options}".strip()
     return make_conninfo(url.text, **wanted)
+
+
+def _given(url: DatabaseUrl) -> dict[str, str]:
+    try:
+        return _options_of(pq.Conninfo.parse(url.text.encode()))
+    except psycopg.Error as error:
+        raise StoreUnusableError(f"database: {error}") from None
 
 
 def _options_of(found: Sequence[pq.ConninfoOption]) -> dict[str, str]:

@@ -27,7 +27,7 @@ from keybearer_service.storage import (
     StoreLockedError,
     StoreUnusableError,
 )
-from keybearer_service.storage.postgres_connections import Connection, Pool
+from keybearer_service.storage.postgres_connections import Connection, Hosts, Pool
 from keybearer_service.storage.postgres_errors import store_error
 from keybearer_service.storage.postgres_writes import Writes
 
@@ -85,6 +85,8 @@ class Membership:
         writes: Writes,
         clock: Clock,
         entropy: Entropy,
+        *,
+        hosts: Hosts,
         on_other_server: Callable[[], None],
     ) -> None:
         """Prepare to join.
@@ -94,8 +96,10 @@ class Membership:
             writes: Writes that this node begins.
             clock: The clock of this machine.
             entropy: The randomness.
+            hosts: Where connections lead first.
             on_other_server: Called when another server has proved to be the real one.
         """
+        self._hosts = hosts
         self._on_other_server = on_other_server
         self._pool = pool
         self._writes = writes
@@ -109,6 +113,7 @@ class Membership:
         self._is_notable = False
         self._mode = ProofMode.AUTO
         self._proof: _Proof | None = None
+        self._has_needed_one = False
         self.proofs_begun = 0
         """How many beats have begun."""
         self._connection: Connection | None = None
@@ -180,10 +185,11 @@ class Membership:
             StoreLockedError: There is no fresh proof, or none of this server.
         """
         proof = self._proof
-        if proof is None or not proof.is_needed:
+        if proof is None or not self._has_needed_one:
             return
-        if self._clock.monotonic() - proof.began_at > PROVEN_FOR_S:
+        if proof.is_needed and self._clock.monotonic() - proof.began_at > PROVEN_FOR_S:
             raise StoreLockedError("the database has not proved lately that it is the real one")
+        # Also when the newest one has no standbys yet: the one before it may be replaced.
         if connection is not None and connection.server != proof.server:
             raise StoreLockedError("another server of the database has answered")
 
@@ -234,12 +240,16 @@ class Membership:
                 found = connection.execute(_BEAT, values, prepare=True).fetchall()
             after = self._clock.now()
         except psycopg.Error as error:
-            if self._connection is not None:
-                self._pool.drop(self._connection)
-            self._connection = None
+            self._look_elsewhere()
             raise store_error(error) from error
-        # A wait for a standby that was cancelled ends with a warning: it proves nothing.
-        if not warnings:
+        except StoreError:
+            self._look_elsewhere()
+            raise
+        if warnings:
+            # A wait for a standby that was cancelled ends with one: it proves nothing.
+            self._look_elsewhere()
+        else:
+            self._hosts.prefer(connection)
             can_prove = bool(found[0][1])
             is_needed = {
                 ProofMode.AUTO: can_prove,
@@ -260,7 +270,15 @@ class Membership:
         self._held = frozenset(one.id for one in announced if self._holds(one))
         self._log_offset()
 
+    def _look_elsewhere(self) -> None:
+        """Begin anew at another host: this one may have been replaced, and not know it."""
+        if self._connection is not None:
+            self._pool.drop(self._connection)
+        self._connection = None
+        self._hosts.skip()
+
     def _take(self, proof: _Proof) -> None:
+        self._has_needed_one |= proof.is_needed
         before, self._proof = self._proof, proof
         if before is None:
             return
