@@ -60,6 +60,10 @@ endif
 test-long: $(VENV)/.dev ## Run the long suites, those marked slow
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
 
+.PHONY: test-failover
+test-failover: $(VENV)/.dev ## Have database servers fail over; needs root (KEYBEARER_FAILOVER_ROUNDS=5)
+	$(PY) -m pytest -s -m slow tests/failover $(PYTEST_ARGS)
+
 .PHONY: mutation
 mutation: $(VENV)/.dev ## Change the code that decides, and see that tests notice (MUTATION_ARGS="--seconds 600")
 	@PYTHONPATH=client:service:tests $(PY) -m mutation.run $(MUTATION_ARGS)

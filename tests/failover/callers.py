@@ -8,7 +8,7 @@ from typing import Any, Final
 import grpc
 
 from failover.history import Key, Seen, now
-from harness import Stubs
+from harness import Stubs, message
 from keybearer import CachingVerifier, KeybearerClient, Presented
 from keybearer.errors import KeybearerError
 from keybearer.v1 import api_key_service_pb2, token_service_pb2
@@ -128,10 +128,15 @@ class Callers:
                 number = 1 - number
 
     def _create(self, number: int) -> bool:
-        request = api_key_service_pb2.CreateApiKeyRequest(
-            name="a key", role="ROLE_DEVELOPER", never_expires=True
+        request = message(
+            api_key_service_pb2.CreateApiKeyRequest,
+            name="a key",
+            role="ROLE_DEVELOPER",
+            never_expires=True,
         )
-        answer = self._make(lambda: self.stubs[number].keys.CreateApiKey(request, timeout=_CALL_LIMIT_S))
+        answer = self._make(
+            lambda: self.stubs[number].keys.CreateApiKey(request, timeout=_CALL_LIMIT_S)
+        )
         if answer is None:
             return False
         self.keys.add(Key(answer.api_key.id, answer.token, now()))
@@ -139,14 +144,20 @@ class Callers:
 
     def _revoke(self, number: int, key: Key) -> bool:
         key.revoking_since = key.revoking_since or now()
-        request = api_key_service_pb2.RevokeApiKeyRequest(
-            id=key.key_id, reason="REVOCATION_REASON_LOST"
+        request = message(
+            api_key_service_pb2.RevokeApiKeyRequest,
+            id=key.key_id,
+            reason="REVOCATION_REASON_LOST",
         )
         began = now()
-        answer = self._make(lambda: self.stubs[number].keys.RevokeApiKey(request, timeout=_CALL_LIMIT_S))
+        answer = self._make(
+            lambda: self.stubs[number].keys.RevokeApiKey(request, timeout=_CALL_LIMIT_S)
+        )
         if answer is None:
             # What it was refused with is an answer about a key that is known.
-            self.seen.append(Seen(f"writer {number + 1}", key.key_id, began, now(), self.refused[-1]))
+            self.seen.append(
+                Seen(f"writer {number + 1}", key.key_id, began, now(), self.refused[-1])
+            )
             return False
         key.revoked_at = now()
         self.keys.revoked(key)

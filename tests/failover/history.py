@@ -3,6 +3,7 @@
 Times are seconds of CLOCK_BOOTTIME, of one machine.
 """
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -128,7 +129,7 @@ def longest_pause(moments: Collection[float], since: float, until: float) -> flo
     """Return the longest time between two moments that follow each other."""
     inside = sorted(one for one in moments if since <= one <= until)
     edges = [since, *inside, until]
-    return max(after - before for before, after in zip(edges, edges[1:], strict=False))
+    return max(after - before for before, after in itertools.pairwise(edges))
 
 
 def counts(seen: Iterable[Seen]) -> Mapping[str, int]:

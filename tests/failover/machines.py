@@ -55,7 +55,19 @@ class Machine:
         for network in self._ports:
             address = self.address if network == _WIDE else self.inner_address
             outside = f"{name}-{network}"
-            _ip("link", "add", "name", outside, "type", "veth", "peer", "name", network, "netns", name)
+            _ip(
+                "link",
+                "add",
+                "name",
+                outside,
+                "type",
+                "veth",
+                "peer",
+                "name",
+                network,
+                "netns",
+                name,
+            )
             _ip("link", "set", outside, "master", network)
             _ip("link", "set", outside, "up")
             _ip("-n", name, "addr", "add", f"{address}/24", "dev", network)

@@ -1,7 +1,6 @@
 """A node of keybearer on a machine of its own."""
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -24,15 +23,12 @@ def initialise(url: str) -> str:
 class Node(ServerProcess):
     """A process that serves."""
 
-    def __init__(
-        self, machine: Machine, url: str, *, flags: Sequence[str] = (), bug: str = ""
-    ) -> None:
+    def __init__(self, machine: Machine, url: str, *, bug: str = "") -> None:
         """Start it.
 
         Args:
             machine: Where it runs.
             url: The database, in which there is an installation.
-            flags: More flags of `serve`.
             bug: What is planted in it, by the names in `bugs`; empty for nothing.
         """
         self.machine = machine
@@ -44,7 +40,7 @@ class Node(ServerProcess):
             wrapper=machine.wrapper,
             flags=(
                 *("--listen", self.address, "--insecure"),
-                *("--database", url, *_OPTIONS, *flags),
+                *("--database", url, *_OPTIONS),
             ),
             entry=("-m", "failover.bugs", bug) if bug else SERVER,
         )

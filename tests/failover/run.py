@@ -1,6 +1,6 @@
 """`python -m failover.run KIND`: failovers of one kind, and what callers see of them.
 
-It runs in namespaces of its own, as `world` starts it, and writes its report as JSON to a file.
+It runs in namespaces of its own, as `test_failover.py` starts it, and writes a report as JSON.
 """
 
 import argparse
@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from signal import SIGKILL
 from typing import Any, Final
 
 from failover.callers import LIVE, Callers
@@ -20,7 +19,6 @@ from failover.history import (
     Findings,
     Key,
     Outage,
-    Seen,
     counts,
     judge,
     longest_pause,
@@ -63,23 +61,22 @@ class Round:
 class World:
     """Three servers, two nodes, and those who call them."""
 
-    def __init__(self, out: Path, *, flags: tuple[str, ...] = (), bug: str = "") -> None:
+    def __init__(self, out: Path, *, bug: str = "", **dcs: Any) -> None:
         """Start everything.
 
         Args:
             out: Where logs are written.
-            flags: More flags of `serve`.
             bug: What is planted in the nodes.
+            dcs: Settings of the servers that differ from the documented file.
         """
         make_networks()
         self.out = out
-        self.trio = Trio(out)
+        self.trio = Trio(out, **dcs)
         self.token = initialise(self.trio.url())
         self.nodes = [
             Node(
                 Machine(f"node{number}", 10 + number, is_server=False),
                 self.trio.url(turned=number == 2),
-                flags=flags,
                 bug=bug,
             )
             for number in (1, 2)
@@ -110,9 +107,7 @@ class World:
         request = token_service_pb2.BatchValidateTokensRequest(
             requests=[token_service_pb2.ValidateTokenRequest(token=self.callers.keys.all[0].token)]
         )
-        epochs = {
-            stubs.tokens.BatchValidateTokens(request).epoch for stubs in self.callers.stubs
-        }
+        epochs = {stubs.tokens.BatchValidateTokens(request).epoch for stubs in self.callers.stubs}
         return ", ".join(sorted(epochs))
 
     def stored(self) -> Mapping[str, bool]:
@@ -228,9 +223,7 @@ def fail_over(world: World, kind: str, turn: int) -> Round:
     findings.late += judged.late
     findings.wrong += judged.wrong
     # Copies: changes go on, and are acknowledged after the database was read.
-    touched = [
-        replace(one) for one in callers.keys.all if (one.revoked_at or ended) >= began - 1
-    ]
+    touched = [replace(one) for one in callers.keys.all if (one.revoked_at or ended) >= began - 1]
     findings.lost += missing(touched, world.stored(), "in the database")
     for number in range(len(world.nodes)):
         findings.lost += missing(touched, world.told(number, touched), f"at node {number + 1}")
@@ -255,19 +248,36 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
+def report_warnings(out: Path) -> None:
+    """Write what each node warns of at its start over asynchronous standbys, and of how many."""
+    with ExitStack() as stack:
+        world = World(out, synchronous_mode=False)
+        stack.callback(world.close)
+        warned = [
+            (event["event"], event["count"])
+            for node in world.nodes
+            for event in node.events
+            if event["event"] == "asynchronous_standbys"
+        ]
+    (out / "warnings.json").write_text(json.dumps(warned))
+    say(f"asynchronous: {warned}")
+
+
 def main() -> None:
     """Run rounds, and report them."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=sorted(KINDS))
+    parser.add_argument("kind", choices=sorted((*KINDS, "asynchronous")))
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--bug", default="")
-    parser.add_argument("--proof", default="auto")
     parser.add_argument("--until-found", action="store_true")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
+    if given.kind == "asynchronous":
+        report_warnings(given.out)
+        return
     rounds: list[Round] = []
     with ExitStack() as stack:
-        world = World(given.out, flags=("--database-proof", given.proof), bug=given.bug)
+        world = World(given.out, bug=given.bug)
         stack.callback(world.close)
         for turn in range(given.rounds):
             done = fail_over(world, given.kind, turn)

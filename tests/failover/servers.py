@@ -55,7 +55,9 @@ def is_old_manager() -> bool:
 class DatabaseServer:
     """A machine with PostgreSQL, its manager and a member of etcd."""
 
-    def __init__(self, machine: Machine, peers: Mapping[str, str], logs: Path, dcs: Mapping[str, Any]) -> None:
+    def __init__(
+        self, machine: Machine, peers: Mapping[str, str], logs: Path, dcs: Mapping[str, Any]
+    ) -> None:
         """Prepare it.
 
         Args:
@@ -88,8 +90,16 @@ class DatabaseServer:
         ours["data_dir"] = str(here / "data")
         ours["pgpass"] = str(here / "pgpass")
         # No keys and no passwords on a network that exists in this process alone.
-        ours["parameters"] = {"unix_socket_directories": str(here), "fsync": "on", "shared_buffers": "32MB"}
-        ours["pg_hba"] = ["local all all trust", "host all all all trust", "host replication all all trust"]
+        ours["parameters"] = {
+            "unix_socket_directories": str(here),
+            "fsync": "on",
+            "shared_buffers": "32MB",
+        }
+        ours["pg_hba"] = [
+            "local all all trust",
+            "host all all all trust",
+            "host replication all all trust",
+        ]
         del read["watchdog"]
         return read
 
@@ -185,7 +195,10 @@ class Trio:
         until("three servers, one of them the primary", self.is_whole)
         primary = self.primary()
         # CREATE DATABASE cannot be sent together with another statement.
-        for statement in (f"CREATE ROLE {OWNER} LOGIN", f"CREATE DATABASE {DATABASE} OWNER {OWNER}"):
+        for statement in (
+            f"CREATE ROLE {OWNER} LOGIN",
+            f"CREATE DATABASE {DATABASE} OWNER {OWNER}",
+        ):
             with psycopg.connect(
                 host=primary.machine.address, dbname="postgres", user="postgres", autocommit=True
             ) as connection:

@@ -390,3 +390,17 @@ def test_the_unit_is_bounded_and_leaves_no_core_file() -> None:
     names = set(re.findall(r"^(\w+)=", text, re.MULTILINE))
     assert {"MemoryMax", "TasksMax", "LimitNOFILE"} <= names
     assert "\nLimitCORE=0\n" in text
+
+
+# --- PostgreSQL with a failover -------------------------------------------------------------------
+
+
+def test_the_database_loses_nothing_in_a_failover() -> None:
+    """What the promises rest on; the failover suite runs with this very file."""
+    [patroni] = documents("postgresql-ha/patroni.yml")
+    dcs = patroni["bootstrap"]["dcs"]
+    assert dcs["synchronous_mode"] is True
+    assert dcs["synchronous_mode_strict"] is True
+    assert dcs["postgresql"]["parameters"]["synchronous_commit"] == "on"
+    assert dcs["loop_wait"] + 2 * dcs["retry_timeout"] <= dcs["ttl"]
+    assert patroni["watchdog"]["mode"] == "required"

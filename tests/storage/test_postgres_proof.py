@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from urllib.parse import quote
 
 import pytest
 from structlog.testing import capture_logs
@@ -29,12 +30,28 @@ from keybearer_service.storage.postgres import PostgresStore
 
 KEY = sample_id("key")
 CANCEL_WAITS = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+
+
+def read_installation(store: PostgresStore) -> object:
+    """Read something as a caller does who asks for it."""
+    with store.read() as reader:
+        return reader.installation()
+
+
+def refuse_write(store: PostgresStore) -> None:
+    """Begin a change that is refused because of what is read."""
+    with store.write():
+        raise LookupError
+
+
 READS: dict[str, Callable[[PostgresStore], object]] = {
     "lookup": lambda store: store.lookup(KEY),
     "lookup_many": lambda store: store.lookup_many([KEY]),
     "changes_since": lambda store: store.changes_since(0, 1),
 }
 """What verdicts and watchers read."""
+CALLS = {**READS, "read": read_installation, "refused write": refuse_write}
+"""The same, and what callers are told of what was read."""
 
 
 @pytest.fixture
@@ -106,6 +123,51 @@ def test_a_proof_vouches_for_its_own_server_alone(primary: Primary) -> None:
             for read in READS.values():
                 with pytest.raises(StoreLockedError, match="another server"):
                     read(store)
+    finally:
+        other.close()
+
+
+def test_what_a_new_primary_says_does_not_let_the_one_before_it_be_believed(
+    primary: Primary,
+) -> None:
+    """Not even while the new one has no standbys yet, and proves nothing."""
+    other = Primary()
+    try:
+        with joined(other.url) as filling:
+            fill(filling)
+        with Proxy(primary.url) as proxy, joined(proxy.url) as store:
+            fill(store)
+            primary.attach()
+            until(lambda: is_proof_needed(store))
+            proxy.lead_to(other.url)
+            proxy.cut_all()
+            until(lambda: not is_proof_needed(store))
+            proxy.lead_to(primary.url)  # new connections; that of the proofs stays
+            for call in CALLS.values():
+                with pytest.raises(StoreLockedError, match="another server"):
+                    call(store)
+    finally:
+        other.close()
+
+
+def test_another_host_is_asked_when_one_can_prove_nothing(primary: Primary) -> None:
+    """One that was replaced and does not know it says for ever that it takes writes."""
+    other, elsewhere = Primary(), sample_key("elsewhere")
+    try:
+        with joined(other.url) as filling:
+            fill(filling)
+            add_keys(filling, elsewhere)
+        with joined(primary.url) as filling:
+            fill(filling)
+        second = quote(str(other.server.directory), safe="")
+        with joined(DatabaseUrl(text=f"{primary.url.text},{second}")) as store:
+            primary.attach()
+            until(lambda: is_proof_needed(store))
+            assert store.lookup(elsewhere.id)[0] is None
+            primary.detach()
+            until(lambda: is_refused(lambda: store.lookup(KEY)))
+            until(lambda: not is_refused(lambda: store.lookup(KEY)))
+            assert store.lookup(elsewhere.id)[0] is not None
     finally:
         other.close()
 

@@ -145,7 +145,9 @@ class PostgresStore:
         hosts = Hosts(url)
         connector = Connector(url, hosts, limit_s=limit_s, lock_limit_s=busy_timeout_s)
         self._pool = Pool(connector.open)
-        reading = Connector(url, hosts, limit_s=limit_s, lock_limit_s=busy_timeout_s, plans_once=True)
+        reading = Connector(
+            url, hosts, limit_s=limit_s, lock_limit_s=busy_timeout_s, plans_once=True
+        )
         self._reads = Pool(reading.open)
         self._gathering = Gathering(self._lookup_alone, self.lookup_many)
         self._wakeups = Wakeups(self._pool, clock)
