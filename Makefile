@@ -3,6 +3,7 @@
 
 PYTHON   ?= python3
 DATA_DIR ?= ./data
+DATABASE ?=
 LISTEN   ?= 127.0.0.1:50051
 CONSOLE  ?= 127.0.0.1:8090
 PYTEST_ARGS ?=
@@ -38,6 +39,11 @@ help: ## List the targets
 run: $(VENV)/.run ## Start the service (DATA_DIR=./data LISTEN=127.0.0.1:50051 CONSOLE=127.0.0.1:8090)
 	@exec $(BIN)/keybearer-server quickstart --data-dir "$(DATA_DIR)" --listen "$(LISTEN)" \
 		--console-listen "$(CONSOLE)"
+
+.PHONY: run-three
+run-three: $(VENV)/.dev ## Start three nodes over one PostgreSQL, of their own or of DATABASE=postgresql://…
+	@PYTHONPATH=client:service:tests exec $(PY) tools/run_three.py --database "$(DATABASE)" \
+		--data-dir "$(DATA_DIR)/three" --listen "$(LISTEN)"
 
 .PHONY: setup
 setup: $(VENV)/.dev ## Prepare .venv for development
