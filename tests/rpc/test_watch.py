@@ -35,7 +35,7 @@ from keybearer.v1 import account_service_pb2, api_key_service_pb2, user_service_
 from keybearer.v1 import token_service_pb2 as pb
 from keybearer_service.domain.clock import MINUTE, SECOND
 from keybearer_service.domain.model import SubjectKind
-from keybearer_service.storage import StoreLockedError, dbapi
+from keybearer_service.storage import News, StoreLockedError, dbapi
 from keybearer_service.watch import hub as watch_module
 
 TIMEOUT_S = 10.0
@@ -464,6 +464,37 @@ def test_the_head_of_a_pong_is_read_after_its_ping_arrived(
             before, pong_head = stream.ping(number)
             assert told(before) == [("key_id", key.id)]
             assert pong_head == before[0].invalidation.revision
+
+
+def test_a_ping_that_comes_while_the_head_is_read_waits_for_another_read(
+    service: Service, store: ReplaceableStore, watcher: Stubs
+) -> None:
+    """A change that was committed before the ping, and after that read, stands before its pong."""
+    read = store.changes_since
+    with watching(watcher) as stream:
+        stream.subscribe()
+        stream.ping()
+        for number in range(20):
+            is_read, go_on = threading.Event(), threading.Event()
+
+            def held(
+                *arguments: int, is_read: threading.Event = is_read, go_on: threading.Event = go_on
+            ) -> News:
+                news = read(*arguments)
+                is_read.set()
+                assert go_on.wait(TIMEOUT_S)
+                return news
+
+            with store.replacing(changes_since=held):
+                store.wake()
+                assert is_read.wait(TIMEOUT_S)
+                _append(service, SubjectKind.KEY, f"ElsewhereKey{number:04}", service.account_id)
+                stream.send(ping={"sent_at": number})
+                watcher.who_am_i()  # so that the ping has arrived, as good as always
+                go_on.set()
+                change, pong = stream.next(), stream.next()
+            assert told([change]) == [("key_id", f"ElsewhereKey{number:04}")]
+            assert pong.pong.head_revision == change.invalidation.revision
 
 
 def test_a_remembered_head_would_be_seen(

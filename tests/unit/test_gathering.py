@@ -1,5 +1,6 @@
 """Lookups that go together: each answer is its own, and of a read that began after its call."""
 
+import itertools
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -80,7 +81,9 @@ class Busy:
     def wait_for(self, count: int) -> None:
         """Wait until so many calls wait."""
         pause = threading.Event()
+        tries = itertools.count()
         while self.gathering.waiting < count:
+            assert next(tries) < PATIENCE_S * 1000, "none waits that should"
             pause.wait(0.001)
 
 
