@@ -20,8 +20,12 @@ from typing import Any
 
 import pytest
 
+from harness import initialise, make_app
 from keybearer._wire.durations import parse_duration
 from keybearer_service.config import Settings, load
+from keybearer_service.domain.clock import SystemClock
+from keybearer_service.domain.entropy import SystemEntropy
+from keybearer_service.installation.data_directory import DataDir
 from meta.deployment import (
     DEPLOY,
     IMAGE_USER,
@@ -45,7 +49,14 @@ DOCUMENTED = [
 
 COMPOSE = documents("compose.yaml")[0]["services"]
 POD = objects("kubernetes.yaml")["StatefulSet"]["spec"]["template"]["spec"]
-CONTAINERS = [*POD["initContainers"], *POD["containers"]]
+NODES = documents("compose-nodes.yaml")[0]["services"]
+POD_OF_NODES = objects("kubernetes-nodes.yaml")["Deployment"]["spec"]["template"]["spec"]
+CONTAINERS = [*POD["initContainers"], *POD["containers"], *POD_OF_NODES["containers"]]
+SERVICES = {
+    **COMPOSE,
+    **{f"{name} of nodes": one for name, one in NODES.items() if name != "database"},
+}
+MANIFESTS = ("kubernetes.yaml", "kubernetes-nodes.yaml")
 
 
 # --- no token is left -----------------------------------------------------------------------------
@@ -165,7 +176,9 @@ def test_no_text_says_to_leave_a_token_that_never_expires() -> None:
         "README.md",
         "deployment.md",
         "compose.yaml",
+        "compose-nodes.yaml",
         "kubernetes.yaml",
+        "kubernetes-nodes.yaml",
         "keybearer.service",
     }
     for command, given in shown.items():
@@ -238,10 +251,10 @@ def test_compose_starts_a_command_that_exists_and_keeps_its_ports_to_itself() ->
     assert service["build"]["args"] == ["BASE"]
 
 
-@pytest.mark.parametrize("name", sorted(COMPOSE))
+@pytest.mark.parametrize("name", sorted(SERVICES))
 def test_a_service_of_compose_is_confined_and_bounded(name: str) -> None:
     """No rights, no memory, processes or log without end, and no core file with secrets."""
-    service = COMPOSE[name]
+    service = SERVICES[name]
     assert service["image"] == IMAGE
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -269,13 +282,14 @@ def test_the_manifests_fit_together() -> None:
     assert_serves(POD["containers"][0]["args"])
 
 
-def test_the_pod_has_no_rights() -> None:
+@pytest.mark.parametrize("pod", [POD, POD_OF_NODES], ids=MANIFESTS)
+def test_the_pod_has_no_rights(pod: dict[str, Any]) -> None:
     """No user but its own, no account of the cluster, and no variable of other services."""
-    assert POD["automountServiceAccountToken"] is False
-    assert POD["enableServiceLinks"] is False
-    assert POD["securityContext"]["runAsNonRoot"] is True
-    assert POD["securityContext"]["runAsUser"] == IMAGE_USER
-    assert POD["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] == IMAGE_USER
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
 
 
 @pytest.mark.parametrize("container", CONTAINERS, ids=lambda one: str(one["name"]))
@@ -301,9 +315,10 @@ def test_only_named_ports_are_reached_and_nothing_is_called() -> None:
     assert [one["port"] for one in anywhere["ports"]] == ["metrics"]
 
 
-def test_a_failing_store_makes_the_pod_unready_and_does_not_restart_it() -> None:
+@pytest.mark.parametrize("pod", [POD, POD_OF_NODES], ids=MANIFESTS)
+def test_a_failing_store_makes_the_pod_unready_and_does_not_restart_it(pod: dict[str, Any]) -> None:
     """Readiness asks for the store; liveness asks what needs none."""
-    [container] = POD["containers"]
+    [container] = pod["containers"]
     for probe in ("startupProbe", "readinessProbe"):
         assert container[probe]["httpGet"] == {"path": "/readyz", "port": "metrics"}
     assert container["livenessProbe"]["httpGet"] == {"path": "/healthz", "port": "metrics"}
@@ -338,6 +353,78 @@ def test_the_certificate_is_mounted_where_the_command_looks_for_it() -> None:
     tls = settings_of(pod["containers"][0]["args"]).tls
     assert tls is not None
     assert {tls.certificate.parent, tls.key.parent} == {Path(mount["mountPath"])}
+
+
+# --- several nodes --------------------------------------------------------------------------------
+
+
+def test_the_nodes_of_compose_share_the_database_and_the_key_files_and_nothing_else() -> None:
+    """What `init` draws is read by every node and written by none."""
+    node, init = NODES["keybearer"], NODES["init"]
+    assert node["environment"] == init["environment"]
+    assert node["deploy"]["replicas"] == 3
+    [keys] = node["volumes"]
+    assert keys["read_only"] is True
+    assert f"{keys['source']}:/data" in init["volumes"]
+    assert (keys["target"], keys["volume"]["subpath"]) == ("/data/peppers", "peppers")
+    assert any(one.startswith("/data:") for one in node["tmpfs"])
+    assert all(one.startswith("127.0.0.1:") for one in node["ports"])
+    assert_serves(node["command"])
+
+
+def test_the_manifests_of_several_nodes_fit_together() -> None:
+    """Labels and ports; one pod at a time may be missing."""
+    found = objects("kubernetes-nodes.yaml")
+    spec = found["Deployment"]["spec"]
+    labels = spec["template"]["metadata"]["labels"]
+    ports = {one["name"] for one in POD_OF_NODES["containers"][0]["ports"]}
+    selectors = [
+        spec["selector"]["matchLabels"],
+        found["Service"]["spec"]["selector"],
+        found["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+        found["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
+    ]
+    assert selectors == [labels] * 4
+    assert {one["targetPort"] for one in found["Service"]["spec"]["ports"]} <= ports
+    assert spec["replicas"] > found["PodDisruptionBudget"]["spec"]["maxUnavailable"]
+    assert spec["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert_serves(POD_OF_NODES["containers"][0]["args"])
+
+
+def test_a_pod_of_several_nodes_gets_its_secrets_as_files_for_itself() -> None:
+    """The key files where they are looked for, and the password where the setting names it."""
+    [container] = POD_OF_NODES["containers"]
+    mounts = {one["name"]: one for one in container["volumeMounts"]}
+    volumes = {one["name"]: one for one in POD_OF_NODES["volumes"]}
+    environment = {one["name"]: one["value"] for one in container["env"]}
+    data_dir = VARIABLES["KEYBEARER_DATA_DIR"]
+    assert mounts["data"]["mountPath"] == data_dir
+    assert mounts["peppers"]["mountPath"] == f"{data_dir}/peppers"
+    for name in ("peppers", "database"):
+        assert mounts[name]["readOnly"] is True
+        assert volumes[name]["secret"]["defaultMode"] & 0o337 == 0
+    place = mounts["database"]["mountPath"]
+    assert environment["KEYBEARER_DATABASE_PASSWORD_FILE"] == f"{place}/password"
+    assert f"sslrootcert={place}/ca.crt" in environment["KEYBEARER_DATABASE"]
+
+
+def test_the_key_files_of_a_secret_are_taken(tmp_path: Path) -> None:
+    """Behind two links, readable by a group, in a directory of somebody else: as a cluster does."""
+    made = DataDir(tmp_path / "made")
+    initialise(made.path, SystemClock(), SystemEntropy())
+    peppers = tmp_path / "mounted"
+    (peppers / "..1").mkdir(parents=True)
+    (peppers / "..data").symlink_to("..1")
+    for file in made.peppers.iterdir():
+        copy = peppers / "..1" / file.name
+        copy.write_bytes(file.read_bytes())
+        copy.chmod(0o440)
+        (peppers / file.name).symlink_to(f"..data/{file.name}")
+    shutil.rmtree(made.peppers)
+    peppers.rename(made.peppers)
+    app = make_app(made, SystemClock(), SystemEntropy())
+    app.start()
+    app.stop(grace_s=0)
 
 
 # --- systemd --------------------------------------------------------------------------------------
