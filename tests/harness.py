@@ -375,6 +375,18 @@ class Service:
     _chance: random.Random = field(default_factory=lambda: random.Random(SEED))
 
     @property
+    def only_node(self) -> App:
+        """The one node, for a look into it; skip where the calls go to several."""
+        if self.others:
+            pytest.skip("looks into a node, and the calls of this run go to several")
+        return self.app
+
+    def flush_uses(self) -> None:
+        """Have every node write the uses that it has counted."""
+        for app in (self.app, *self.others):
+            app.container.usage.flush()
+
+    @property
     def address(self) -> str:
         return f"127.0.0.1:{self.app.port}"
 

@@ -328,7 +328,7 @@ def test_an_old_secret_is_ended(service: Service, signed_in: Site, clock: FakeCl
     new = service.admin.rotate(key, overlap=timedelta(days=7))
     clock.advance(MINUTE)
     service.admin.validate(made.token)
-    service.app.container.usage.flush()
+    service.flush_uses()
     page = signed_in.get(path_of(key, "end-old-secret"))
     assert "something still has it" in page.dialog
     seen = signed_in.send(page.form(path_of(key, "end-old-secret")))

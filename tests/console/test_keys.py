@@ -44,7 +44,7 @@ def test_the_list_has_the_columns_of_the_description(
     )
     clock.advance(3 * HOUR)
     service.admin.validate(made.token, account_id="-")
-    service.app.container.usage.flush()
+    service.flush_uses()
     signed_in.sign_in(service.admin_token)
     seen = signed_in.get("/console/keys")
     heads = re.findall(r'<th scope="col".*?</th>', seen.html)
@@ -96,7 +96,7 @@ def test_every_view_has_its_keys_and_the_urgent_ones_a_count(
     admin.revoke(admin.create_key(name="revoked").api_key.id)
     assert idle.token
     signed_in.sign_in(service.admin_token)
-    service.app.container.usage.flush()
+    service.flush_uses()
     first = names_in(signed_in.get("/console/keys"))
     assert set(first) >= VIEWS[""]
     others = set(first) - VIEWS[""]  # the administrator's own
@@ -383,7 +383,7 @@ def test_the_details_say_everything_about_a_key(
     service.admin.rotate(made.api_key.id, overlap=timedelta(days=7))
     clock.advance(2 * DAY)
     service.admin.validate(made.token)
-    service.app.container.usage.flush()
+    service.flush_uses()
     clock.advance(4 * HOUR)
     signed_in.sign_in(service.admin_token)
     seen = signed_in.get(f"/console/keys/{made.api_key.id}")
@@ -425,7 +425,7 @@ def test_a_key_is_revoked_with_its_reason(service: Service, signed_in: Site) -> 
     """The page says what will happen and what depends on it; the list says that it has happened."""
     made = service.admin.create_key(name="old bot")
     service.admin.validate(made.token)
-    service.app.container.usage.flush()
+    service.flush_uses()
     key = made.api_key.id
     page = signed_in.get(f"/console/keys/{key}/revoke?view=active")
     assert "refused at once. This cannot be undone." in page.dialog

@@ -49,7 +49,7 @@ def test_ticked_keys_are_revoked_with_one_reason(service: Service, signed_in: Si
     """The page names them and what is in use; afterwards it says of each what became of it."""
     made = [service.admin.create_key(name=f"key {number}") for number in range(3)]
     service.admin.validate(made[1].token)
-    service.app.container.usage.flush()
+    service.flush_uses()
     listed = signed_in.get("/console/keys?view=active")
     assert len(re.findall(r'name="key"', listed.html)) == 4
     ids = [one.api_key.id for one in made[:2]]

@@ -247,11 +247,11 @@ def _with_keys(service: Service, clock: FakeClock) -> tuple[str, dict[str, Any]]
     }
     service.admin.revoke(made["dead"].api_key.id)
     service.admin.validate(made["old"].token)
-    service.app.container.usage.flush()
+    service.flush_uses()
     clock.advance(8 * DAY)
     for name in ("used", "for bot"):
         service.admin.validate(made[name].token)
-    service.app.container.usage.flush()
+    service.flush_uses()
     return lin.id, made
 
 

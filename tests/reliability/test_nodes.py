@@ -1,6 +1,5 @@
 """Several nodes over one database on PostgreSQL, each in a process and a directory of its own."""
 
-import json
 import shutil
 import sqlite3
 import threading
@@ -8,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import pytest
@@ -16,60 +15,37 @@ import pytest
 import postgres_server
 from harness import Stubs, message
 from keybearer.v1 import token_service_pb2
-from keybearer_service.net.database_url import DatabaseUrl
 from postgres_primary import Primary
+from reliability.clusters import Cluster, cluster_in, two_nodes
 from reliability.processes import ANY_PORT, ServerProcess, answer, command
 from storage.test_postgres_nodes import until
 
-ROUNDS = 20
 PATIENCE_TRIES = 20
-
-
-class Cluster(NamedTuple):
-    """A database, and the directories of the nodes over it."""
-
-    url: DatabaseUrl
-    directories: tuple[Path, Path]
-    token: str
-
-    def serve(self, node: int) -> ServerProcess:
-        """Start a node."""
-        process = ServerProcess(self.directories[node], flags=("--database", self.url.text))
-        process.wait_until_serving()
-        return process
 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """An installation that the commands make, and a second directory with its key files."""
-    url = postgres_server.new_database(is_empty=True)
-    first, second = tmp_path / "first", tmp_path / "second"
-    done = command(
-        *("init", "--data-dir", str(first), "--database", url.text),
-        *("--account", "operator", "--admin-email", "admin@example.com", "--output", "json"),
-    )
-    assert done.returncode == 0, done.stderr
-    second.mkdir(mode=0o700)
-    shutil.copytree(first / "peppers", second / "peppers")
-    yield Cluster(url, (first, second), json.loads(done.stdout)["token"])
-    postgres_server.drop_database(url)
+    """An installation, and a second directory with its key files."""
+    with cluster_in(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
 def nodes(cluster: Cluster) -> Iterator[list[ServerProcess]]:
     """Two running nodes."""
-    started = [cluster.serve(0), cluster.serve(1)]
-    yield started
-    for process in started:
-        process.close()
+    with two_nodes(cluster) as started:
+        yield started
 
 
+@pytest.mark.parametrize(
+    "rounds", [20, pytest.param(10_000, marks=pytest.mark.slow)], ids=["20", "10000"]
+)
 def test_a_revoked_key_is_refused_at_the_other_node_at_once(
-    cluster: Cluster, nodes: list[ServerProcess]
+    cluster: Cluster, nodes: list[ServerProcess], rounds: int
 ) -> None:
     """From the moment Revoke answers; and a key is known there from the moment it was made."""
     stubs = [node.stubs(cluster.token) for node in nodes]
-    for turn in range(ROUNDS):
+    for turn in range(rounds):
         here, there = stubs[turn % 2], stubs[1 - turn % 2]
         created = here.create_key(name=f"key {turn}")
         assert there.outcome(created.token) == "VALID"
@@ -240,7 +216,7 @@ def test_a_primary_whose_standby_has_left_it_is_not_believed(
         primary.detach()
         ping(2)  # no proof begins after it and succeeds
         until(lambda: is_away(stubs, token))
-        assert all(is_away(stubs, token) for _ in range(ROUNDS))
+        assert all(is_away(stubs, token) for _ in range(PATIENCE_TRIES))
         assert 2 not in received
         primary.attach()
         until(lambda: not is_away(stubs, token))

@@ -31,7 +31,7 @@ def service(tmp_path: Path, clock: FakeClock, entropy: SeededEntropy) -> Iterato
 @pytest.fixture
 def store(service: Service) -> ReplaceableStore:
     """The store of the running service."""
-    return store_of(service.app)
+    return store_of(service.only_node)
 
 
 @pytest.fixture

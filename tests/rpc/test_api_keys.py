@@ -621,7 +621,7 @@ def test_use_does_not_change_the_etag(service: Service, admin: Stubs) -> None:
     """Nor the time of the last update."""
     made = admin.create_key()
     assert admin.outcome(made.token) == "VALID"
-    service.app.container.usage.flush()
+    service.flush_uses()
     used = admin.key(made.api_key.id)
     assert used.use_count == 1
     assert (used.etag, used.update_time) == (made.api_key.etag, made.api_key.update_time)
@@ -641,7 +641,7 @@ def test_uses_are_counted_with_the_time_of_the_last(
         admin.validate(made.token)
     clock.advance(SECOND)
     admin.validate(made.token, required_role="ROLE_ADMIN")
-    service.app.container.usage.flush()
+    service.flush_uses()
     used = admin.key(made.api_key.id)
     assert (used.use_count, used.last_used_time) == (3, moment(START + 3 * SECOND))
 
@@ -650,7 +650,7 @@ def test_calling_with_a_key_is_a_use_of_it(service: Service, admin: Stubs) -> No
     """The management API's own callers are counted too."""
     made = admin.create_key(role="ROLE_ADMIN")
     service.as_token(made.token).who_am_i()
-    service.app.container.usage.flush()
+    service.flush_uses()
     assert admin.key(made.api_key.id).use_count == 1
 
 
@@ -663,11 +663,11 @@ def test_the_old_secrets_last_use_is_told_apart(
     rotated = admin.rotate(key_id, overlap=timedelta(hours=1))
     clock.advance(SECOND)
     admin.validate(rotated.token)
-    service.app.container.usage.flush()
+    service.flush_uses()
     assert not admin.key(key_id).HasField("old_secret_last_used_time")
     clock.advance(SECOND)
     admin.validate(made.token)
-    service.app.container.usage.flush()
+    service.flush_uses()
     assert admin.key(key_id).old_secret_last_used_time == moment(START + 2 * SECOND)
     assert not admin.rotate(key_id).api_key.HasField("old_secret_last_used_time")
 
@@ -703,7 +703,7 @@ def listed(service: Service, admin: Stubs, clock: FakeClock) -> Stubs:
     admin.validate(used.token)
     admin.disable_key(disabled.id)
     admin.revoke(revoked.id)
-    service.app.container.usage.flush()
+    service.flush_uses()
     return admin
 
 

@@ -310,7 +310,7 @@ def test_ten_refusals_a_minute_are_told_and_then_a_count(
 
     assert len(refusals()) == 10
     clock.advance(MINUTE)
-    service.app.container.refusals.flush_suppressed()
+    service.only_node.container.refusals.flush_suppressed()
     told = refusals()
     assert len(told) == 11
     assert changes_of(told[0]) == {"refused_calls_not_listed": ("", "4")}
@@ -332,7 +332,7 @@ def test_counted_refusals_are_told_at_a_shutdown(service: Service, admin: Stubs)
     caller = service.with_role("ROLE_DEVELOPER")
     for _ in range(13):
         refused(caller.list_keys)
-    service.app.container.refusals.flush_suppressed(everything=True)
+    service.only_node.container.refusals.flush_suppressed(everything=True)
     assert changes_of(admin.events()[0]) == {"refused_calls_not_listed": ("", "3")}
 
 

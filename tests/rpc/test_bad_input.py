@@ -219,7 +219,7 @@ def _quiet(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
 
 def state_of(service: Service) -> dict[str, list[dict[str, Any]]]:
     """Return every row, without usage, refused calls, and the head, which they move."""
-    service.app.container.usage.flush()
+    service.flush_uses()
     tables = dump_database(file_of(service))
     tables["audit_events"] = [
         row for row in tables["audit_events"] if row["action"] != CALL_REFUSED

@@ -259,12 +259,12 @@ class HeldCall:
     def __init__(self, service: Service, method: str, token: str) -> None:
         self._messages: SimpleQueue[bytes | None] = SimpleQueue()
         call: Any = service.channel().stream_unary(method)
-        before = service.app.calls_without_message
+        before = service.only_node.calls_without_message
         self._future = call.future(
             iter(self._messages.get, None), metadata=bearer(token), timeout=TIMEOUT_S
         )
         # Until the server has judged the caller and waits for the message.
-        while service.app.calls_without_message == before:
+        while service.only_node.calls_without_message == before:
             threading.Event().wait(0.001)
 
     def send(self, payload: bytes) -> bytes:
@@ -614,7 +614,7 @@ def test_failed_calls_of_a_known_caller_are_not_logged_without_end(
         assert refused(lambda: validator.validate("")).reason == "FIELD_INVALID"
     assert log().count('"call_failed"') == 10
     clock.advance(61 * SECOND)
-    service.app.housekeeper.flush()
+    service.only_node.housekeeper.flush()
     assert '"not_logged": 5' in log()
 
 

@@ -60,7 +60,7 @@ def test_open_watches_do_not_hold_up_the_end(
         for stream in streams:
             next(stream)
         began = time.monotonic()
-        service.app.stop(grace_s=10)
+        service.only_node.stop(grace_s=10)
         assert time.monotonic() - began < 5
         for stream in streams[::2]:
             assert next(stream).status == NOT_SERVING
@@ -89,7 +89,7 @@ def test_watchers_that_leave_when_they_hear_of_the_end_do_not_stop_it(
             done = [clients.submit(follow, channel) for channel in channels]
             for _ in channels:
                 assert following.acquire(timeout=TIMEOUT_S)
-            service.app.stop(grace_s=10)
+            service.only_node.stop(grace_s=10)
             for one in done:
                 one.result(TIMEOUT_S)
 

@@ -165,7 +165,7 @@ def test_the_first_use_of_a_young_secret_is_handed_over(
     with reading_threads(store, made.token) as names:
         assert admin.outcome(made.token) == "VALID"
     assert names[-1] not in JUDGES
-    service.app.container.usage.flush()
+    service.flush_uses()
     assert admin.key(made.api_key.id).use_count == 1
 
 
@@ -178,7 +178,7 @@ def test_a_use_is_counted_once_on_the_loop_too(
     caller = service.as_token(validator.token)
     for _ in range(3):
         assert caller.outcome(token) == "VALID"
-    service.app.container.usage.flush()
+    service.flush_uses()
     assert admin.key(validator.api_key.id).use_count == 3
     assert admin.key(token.split("_")[1]).use_count == 3
 
@@ -248,7 +248,7 @@ def test_a_call_whose_time_is_over_is_not_judged(
         assert late.code() is Code.DEADLINE_EXCEEDED
     assert first.result()
     assert admin.outcome(token) == "VALID"
-    service.app.container.usage.flush()
+    service.flush_uses()
     assert admin.key(other.api_key.id).use_count == 0
 
 
@@ -292,7 +292,7 @@ def test_a_call_that_is_judged_after_the_end_of_the_server_harms_nothing(
     with standing(store, token.split("_")[1]) as stands:
         first = call(service, VALIDATE, validate(token))
         assert stands.wait(TIMEOUT_S)
-        ending = threading.Thread(target=service.app.stop, args=(0,))
+        ending = threading.Thread(target=service.only_node.stop, args=(0,))
         ending.start()
         assert first.code() is Code.UNAVAILABLE
     ending.join(TIMEOUT_S)

@@ -47,7 +47,7 @@ class _Connection:
 @pytest.mark.slow
 def test_an_idle_client_may_ping_every_few_seconds(service: Service) -> None:
     """Without a call in flight, as a client does that keeps its connection alive every 10 s."""
-    connection = _Connection(service.app.port)
+    connection = _Connection(service.only_node.port)
     try:
         for _ in range(PINGS):
             assert connection.ping() == b""
@@ -58,7 +58,7 @@ def test_an_idle_client_may_ping_every_few_seconds(service: Service) -> None:
 
 def test_a_client_that_pings_all_the_time_is_sent_away(service: Service) -> None:
     """Pings cost the server work."""
-    connection = _Connection(service.app.port)
+    connection = _Connection(service.only_node.port)
     try:
         said = next(filter(None, (connection.ping() for _ in range(PINGS))), b"")
     finally:

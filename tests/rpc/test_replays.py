@@ -289,7 +289,7 @@ def test_nothing_recoverable_is_stored(service: Service, admin: Stubs) -> None:
     """No file of the installation holds a token or its secret, lost or answered."""
     made = [admin.create_key(request_id=R1, attempt=n).token for n in range(3)]
     secrets = [token.split("_")[2] for token in made]
-    service.app.container.usage.flush()
+    service.flush_uses()
     for path in service.data_dir.path.rglob("*"):
         if path.is_file():
             content = path.read_bytes()

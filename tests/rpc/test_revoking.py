@@ -83,7 +83,7 @@ def test_trying_out_revokes_nothing(admin: Stubs) -> None:
 def test_a_store_without_room_revokes_none_of_them(service: Service, admin: Stubs) -> None:
     """All of one call stand and fall together."""
     made = [admin.create_key() for _ in range(3)]
-    store = store_of(service.app)
+    store = store_of(service.only_node)
     write = store.write
 
     class Failing:
@@ -144,7 +144,7 @@ def test_a_filter_revokes_the_keys_that_it_matches(
     tenant = service.tenant().stubs.create_key(name="old of a tenant")
     clock.advance(2 * DAY)
     admin.validate(made["old used"].token)
-    service.app.container.usage.flush()
+    service.flush_uses()
     wanted, expected = FILTERS[case]
     answer = admin.revoke_keys(filter=wanted({"bot": bot.id}, clock))
     assert answer.next_page_token == ""
@@ -183,7 +183,7 @@ def test_a_key_that_is_used_meanwhile_is_not_revoked_for_not_being_used(
     """The filter holds inside the change, not only when it was looked at."""
     made = admin.create_key(name="unused")
     clock.advance(2 * DAY)
-    store = store_of(service.app)
+    store = store_of(service.only_node)
     write = store.write
 
     admin.validate(made.token)
@@ -194,7 +194,7 @@ def test_a_key_that_is_used_meanwhile_is_not_revoked_for_not_being_used(
     def flushed_first(foreseen: Foreseen) -> Any:
         if pending:
             pending.clear()
-            service.app.container.usage.flush()
+            service.flush_uses()
         return write(foreseen)
 
     with store.replacing(write=flushed_first):

@@ -432,11 +432,11 @@ def test_changes_are_kept_ten_minutes_and_a_hundred_thousand_rows(
             return stream.subscribe(epoch, from_revision).WhichOneof("message")
 
     admin.create_key()
-    service.app.housekeeper.flush()
+    service.only_node.housekeeper.flush()
     assert starts_with(0) == "hello", "young, so kept although there are more than 100,000"
     clock.advance(11 * MINUTE)
     admin.create_key()
-    service.app.housekeeper.flush()
+    service.only_node.housekeeper.flush()
     assert starts_with(0) == "reset", "old, and more than 100,000 back"
     now = head(service)[1]
     assert now == revision + kept + 2
@@ -734,7 +734,7 @@ def test_streams_beyond_the_cap_are_refused_and_a_place_becomes_free(
             end = refused_stream(service.with_role("ROLE_VALIDATOR"))
             assert (end.code, end.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
             assert end.retry_after is not None
-        hub = service.app.container.watches
+        hub = service.only_node.container.watches
         eventually(lambda: hub.watchers == 0, "the places are free again")
         with watching(watcher) as fourth:
             fourth.subscribe()
@@ -786,7 +786,7 @@ def test_two_hundred_parked_streams_do_not_stop_validation(service: Service, adm
         assert all(response.HasField("hello") for response in pool.map(Watch.subscribe, streams))
         token = admin.create_key().token
         assert set(pool.map(lambda _: admin.outcome(token), range(50))) == {"VALID"}
-    assert service.app.container.watches.watchers == 200
+    assert service.only_node.container.watches.watchers == 200
     assert set(stream_threads()) <= threads_before
     for stream in streams:
         stream.call.cancel()
@@ -804,7 +804,7 @@ def test_streams_that_ended_leave_their_places_without_the_garbage_collector(
             if number % 2:  # ended by the service, else by the watcher
                 stream.send(subscribe={})
                 assert stream.end().reason == "FIELD_INVALID"
-    eventually(lambda: service.app.container.watches.watchers == 0, "all of them have ended")
+    eventually(lambda: service.only_node.container.watches.watchers == 0, "all of them have ended")
 
 
 def test_what_nobody_foresaw_ends_one_stream_and_harms_nobody_else(
@@ -819,7 +819,7 @@ def test_what_nobody_foresaw_ends_one_stream_and_harms_nobody_else(
         bystander.subscribe()
         stream.subscribe()
         with monkeypatch.context() as broken:
-            broken.setattr(service.app.container.watches, "report", fail)
+            broken.setattr(service.only_node.container.watches, "report", fail)
             stream.send(usage={"items": []})
             end = stream.end()
         assert (end.code, end.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
@@ -850,7 +850,7 @@ def test_a_watcher_that_pings_and_does_not_read_is_dropped(
     ping = message(pb.WatchInvalidationsRequest, ping={"sent_at": 2**60})
     stream = _stuck(service, watcher, itertools.repeat(ping))
     try:
-        eventually(lambda: service.app.container.watches.watchers == 0, "it was dropped")
+        eventually(lambda: service.only_node.container.watches.watchers == 0, "it was dropped")
     finally:
         stream.cancel()
 
@@ -861,7 +861,7 @@ def test_a_watcher_that_does_not_read_is_dropped_and_the_others_are_not(
     """At 1,000 queued messages; it resumes by revision and misses nothing."""
     epoch, revision = head(service)
     _stuck(service, watcher, [])
-    hub = service.app.container.watches
+    hub = service.only_node.container.watches
     with watching(watcher) as stream:
         stream.subscribe()
         written = 0
@@ -939,7 +939,7 @@ def _reported(service: Service, stubs: Stubs, items: list[dict[str, Any]]) -> No
 
     Reports are counted one after the other, so the ones before were once the last one is begun.
     """
-    store = store_of(service.app)
+    store = store_of(service.only_node)
     is_last_begun = threading.Event()
     look_up = store.lookup_many
 
@@ -954,7 +954,7 @@ def _reported(service: Service, stubs: Stubs, items: list[dict[str, Any]]) -> No
         stream.send(usage={"items": [_item(LAST_REPORTED)]})
         assert is_last_begun.wait(TIMEOUT_S)
         stream.ping()
-    service.app.container.usage.flush()
+    service.flush_uses()
 
 
 def test_reported_uses_are_counted(

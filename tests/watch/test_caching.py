@@ -368,7 +368,7 @@ def test_reported_uses_arrive_in_the_store(service: Service, admin: Stubs) -> No
         assert verifier.stats().hits == 9
 
     def counted() -> bool:
-        service.app.container.usage.flush()
+        service.flush_uses()
         return admin.key(created.api_key.id).use_count == 10
 
     eventually(counted, "ten uses are stored")

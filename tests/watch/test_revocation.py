@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +21,7 @@ from keybearer.v1 import (
     token_service_pb2,
     user_service_pb2,
 )
+from reliability.clusters import cluster_in, two_nodes
 from reliability.processes import ServerProcess, init, serving
 from watch.load import warm
 from watch.measurements import note, spread
@@ -117,10 +119,13 @@ CHANGES: dict[str, Callable[[Victim], None]] = {
 
 
 class Crowd:
-    """50 verifiers with a stream each, which all check one key."""
+    """50 verifiers with a stream each, which all check one key.
 
-    def __init__(self, server: ServerProcess, operator: Stubs) -> None:
-        self.server = server
+    They ask one server, and what they check is changed at the same or at another one.
+    """
+
+    def __init__(self, server: ServerProcess, operator: Stubs, changed_at: ServerProcess) -> None:
+        self.changed_at = changed_at
         self.operator = operator
         validator = operator.create_key(role="ROLE_VALIDATOR").token
         self.verifiers = [
@@ -143,7 +148,7 @@ class Crowd:
         answer. What it is refused by is then the server, whose answers are true at once; that is
         looked at in the end, because fifty questions from one process wait for each other.
         """
-        victim = Victim(self.operator, self.server, kind)
+        victim = Victim(self.operator, self.changed_at, kind)
         assert all(self._pool.map(lambda verifier: warm(verifier, victim.token), self.verifiers))
         assert all(self._allows(verifier, victim.token) for verifier in self.verifiers)
         refused: dict[int, int] = {}
@@ -176,17 +181,23 @@ class Crowd:
         return isinstance(check(verifier, RULE, Presented, token), Identity)
 
 
-@pytest.fixture(scope="module")
-def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crowd]:
-    """A service in a process of its own, and its verifiers."""
-    data_dir = tmp_path_factory.mktemp("revocation") / "data"
-    token = init(data_dir)["token"]
-    with serving(data_dir) as server:
-        crowd = Crowd(server, server.stubs(token))
-        try:
-            yield crowd
-        finally:
-            crowd.close()
+@pytest.fixture(scope="module", params=["one server", "another node"])
+def crowd(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Crowd]:
+    """Verifiers of a service, whose keys are changed there or at another node of it."""
+    path = tmp_path_factory.mktemp("revocation")
+    with ExitStack() as stack:
+        if request.param == "one server":
+            token = init(path / "data")["token"]
+            server = changed_at = stack.enter_context(serving(path / "data"))
+        else:
+            cluster = stack.enter_context(cluster_in(path))
+            token = cluster.token
+            server, changed_at = stack.enter_context(two_nodes(cluster))
+        crowd = Crowd(server, changed_at.stubs(token), changed_at)
+        stack.callback(crowd.close)
+        yield crowd
 
 
 def _measured(crowd: Crowd, kind: str, times: int) -> list[float]:

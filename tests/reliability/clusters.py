@@ -1,0 +1,53 @@
+"""Several nodes over one database on PostgreSQL, each in a process and a directory of its own."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import postgres_server
+from keybearer_service.net.database_url import DatabaseUrl
+from reliability.processes import ServerProcess, command
+
+
+class Cluster(NamedTuple):
+    """A database, and the directories of the nodes over it."""
+
+    url: DatabaseUrl
+    directories: tuple[Path, Path]
+    token: str
+
+    def serve(self, node: int) -> ServerProcess:
+        """Start a node."""
+        process = ServerProcess(self.directories[node], flags=("--database", self.url.text))
+        process.wait_until_serving()
+        return process
+
+
+@contextmanager
+def cluster_in(path: Path) -> Iterator[Cluster]:
+    """Make an installation by the commands, and a second directory with its key files."""
+    url = postgres_server.new_database(is_empty=True)
+    first, second = path / "first", path / "second"
+    done = command(
+        *("init", "--data-dir", str(first), "--database", url.text),
+        *("--account", "operator", "--admin-email", "admin@example.com", "--output", "json"),
+    )
+    assert done.returncode == 0, done.stderr
+    second.mkdir(mode=0o700)
+    shutil.copytree(first / "peppers", second / "peppers")
+    yield Cluster(url, (first, second), json.loads(done.stdout)["token"])
+    postgres_server.drop_database(url)
+
+
+@contextmanager
+def two_nodes(cluster: Cluster) -> Iterator[list[ServerProcess]]:
+    """Serve with both."""
+    with ExitStack() as stack:
+        started = []
+        for number in range(2):
+            started.append(cluster.serve(number))
+            stack.callback(started[-1].close)
+        yield started
