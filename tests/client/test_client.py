@@ -5,11 +5,13 @@ import inspect
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.message import Message
 
+from client.support import serving
 from fakes import FakeClock
 from harness import Service
 from keybearer import (
@@ -36,6 +38,7 @@ from keybearer._client import requests
 from keybearer._client.requests import Pages, Request
 from keybearer.fastapi import KeyAuth
 from keybearer.testing import FakeKeybearer
+from keybearer.v1 import token_service_pb2
 from keybearer.web import WSGIAuthMiddleware
 from keybearer_service.endpoints import SERVICES
 
@@ -278,6 +281,28 @@ def test_a_read_is_tried_again_and_a_change_is_not(
         with pytest.raises(errors.UnavailableError):
             client.disable_api_key("id")
     assert tries == [requests.Kind.READ] * 3 + [requests.Kind.WRITE]
+
+
+def test_a_read_that_a_stopping_server_cancels_is_tried_again() -> None:
+    """A server cancels what it has taken and not begun; that says nothing about the call."""
+    asked = []
+
+    def who_am_i(_: Any, context: grpc.ServicerContext) -> token_service_pb2.WhoAmIResponse:
+        asked.append(True)
+        if len(asked) == 1:
+            context.abort(grpc.StatusCode.CANCELLED, "CANCELLED")
+        return token_service_pb2.WhoAmIResponse(
+            valid=True, key_id="id", account_id="account", owner_id="owner"
+        )
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        who_am_i,
+        token_service_pb2.WhoAmIRequest.FromString,
+        token_service_pb2.WhoAmIResponse.SerializeToString,
+    )
+    service = grpc.method_handlers_generic_handler("keybearer.v1.TokenService", {"WhoAmI": handler})
+    with serving([], service) as address, KeybearerClient(address, token="t", tls=False) as client:
+        assert client.who_am_i().identity.key_id == "id"
 
 
 @pytest.mark.parametrize("flavour", ["threads", "asyncio"])

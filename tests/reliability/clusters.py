@@ -2,10 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import postgres_server
 from keybearer_service.net.database_url import DatabaseUrl
@@ -27,11 +27,16 @@ class Cluster(NamedTuple):
 
 
 @contextmanager
-def cluster_in(path: Path) -> Iterator[Cluster]:
-    """Make an installation by the commands, and a second directory with its key files."""
+def cluster_in(path: Path, init: Callable[..., Any] = command) -> Iterator[Cluster]:
+    """Make an installation, and a second directory with its key files.
+
+    Args:
+        path: Where the directories are made.
+        init: Runs a command of the version that makes the installation.
+    """
     url = postgres_server.new_database(is_empty=True)
     first, second = path / "first", path / "second"
-    done = command(
+    done = init(
         *("init", "--data-dir", str(first), "--database", url.text),
         *("--account", "operator", "--admin-email", "admin@example.com", "--output", "json"),
     )

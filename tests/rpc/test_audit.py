@@ -297,6 +297,7 @@ def test_validating_calls_that_are_refused_are_not_told_one_by_one(
     assert len(admin.events()) == before + 1  # the making of the key
 
 
+@pytest.mark.usefixtures("one_node")
 def test_ten_refusals_a_minute_are_told_and_then_a_count(
     service: Service, admin: Stubs, clock: FakeClock
 ) -> None:
@@ -317,6 +318,7 @@ def test_ten_refusals_a_minute_are_told_and_then_a_count(
     assert told[0].actor.key_id == told[1].actor.key_id
 
 
+@pytest.mark.usefixtures("one_node")
 def test_each_caller_has_ten_refusals_of_its_own(service: Service, admin: Stubs) -> None:
     """A loud one hides nobody."""
     loud, quiet = service.with_role("ROLE_DEVELOPER"), service.with_role("ROLE_VALIDATOR")
@@ -327,6 +329,7 @@ def test_each_caller_has_ten_refusals_of_its_own(service: Service, admin: Stubs)
     assert len(refusals) == 11
 
 
+@pytest.mark.usefixtures("one_node")
 def test_counted_refusals_are_told_at_a_shutdown(service: Service, admin: Stubs) -> None:
     """Nothing is forgotten by stopping."""
     caller = service.with_role("ROLE_DEVELOPER")

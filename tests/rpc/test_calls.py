@@ -542,14 +542,8 @@ def test_a_shutdown_writes_the_uses_that_were_only_counted(tmp_path: Any, clock:
         made = service.admin.create_key()
         for _ in range(3):
             service.admin.validate(made.token)
-        key_id, data_dir, token = made.api_key.id, service.data_dir, service.admin_token
-    app = make_app(data_dir, clock, SeededEntropy(3))
-    app.start()
-    try:
-        with grpc.insecure_channel(f"127.0.0.1:{app.port}") as channel:
-            assert Stubs(channel, token).key(key_id).use_count == 3
-    finally:
-        app.stop(grace_s=0)
+        service.restart()
+        assert service.admin.key(made.api_key.id).use_count == 3
 
 
 def test_no_token_is_in_the_log_at_debug_level(
@@ -593,6 +587,7 @@ def test_every_served_management_call_is_logged_with_its_request_id(
     assert not [line for line in served if "ValidateToken" in line]
 
 
+@pytest.mark.usefixtures("one_node")
 def test_refusals_are_not_logged_without_end(
     log: Callable[[], str], service: Service, clock: FakeClock
 ) -> None:
@@ -605,6 +600,7 @@ def test_refusals_are_not_logged_without_end(
     assert log().count('"call_refused"') == 10
 
 
+@pytest.mark.usefixtures("one_node")
 def test_failed_calls_of_a_known_caller_are_not_logged_without_end(
     log: Callable[[], str], service: Service, clock: FakeClock
 ) -> None:

@@ -77,9 +77,9 @@ class Attempts:
             return False
         if error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
             return True
-        if self._request.kind is Kind.READ:
-            return False
-        return error.reason == "OVERLOADED" or (error.code in _LOST and not error.reason)
+        if error.code in _LOST and not error.reason:
+            return True  # a server that stops cancels what it has not begun
+        return self._request.kind is not Kind.READ and error.reason == "OVERLOADED"
 
 
 def _is_out_of_time(error: KeybearerError) -> bool:
