@@ -86,15 +86,26 @@ def append_changes(connection: Any, count: int, time: Micros) -> None:
     connection.execute("UPDATE installation SET revision = revision + ?", (count,))
 
 
-def append_keys(connection: Any, count: int) -> None:
-    """Add many copies of the first key, in one statement."""
+def append_keys(connection: Any, count: int, key_id: str = "") -> None:
+    """Add many copies of a key, or of the first one, in one statement."""
     columns = [row[1] for row in connection.execute("PRAGMA table_info(api_keys)")]
     values = ["printf('copy%012d', i)" if name == "id" else name for name in columns]
     connection.execute(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"  # noqa: S608 - our names
         f" INSERT INTO api_keys ({', '.join(columns)}) SELECT {', '.join(values)}"
-        " FROM n, (SELECT * FROM api_keys ORDER BY rowid LIMIT 1)",
-        (count,),
+        " FROM n, (SELECT * FROM api_keys WHERE ? IN ('', id) ORDER BY rowid LIMIT 1)",
+        (count, key_id),
+    )
+
+
+def append_keys_to_postgres(url: DatabaseUrl, count: int, key_id: str = "") -> None:
+    """Add many copies of a key, or of the first one, in one statement."""
+    copy = "jsonb_build_object('id', 'copy' || lpad(i::text, 12, '0'))"
+    postgres_server.execute(
+        url.text,
+        f"INSERT INTO api_keys SELECT (jsonb_populate_record(k, {copy})).*"  # noqa: S608 - ours
+        f" FROM generate_series(1, {count}) i, (SELECT k FROM api_keys k"
+        f" WHERE '{key_id}' IN ('', id) ORDER BY id LIMIT 1) AS first (k)",
     )
 
 
@@ -208,13 +219,7 @@ class PostgresBackend:
         postgres_server.execute(self.direct_url.text, insert, advance)
 
     def append_keys(self, count: int) -> None:
-        copy = "jsonb_build_object('id', 'copy' || lpad(i::text, 12, '0'))"
-        postgres_server.execute(
-            self.direct_url.text,
-            f"INSERT INTO api_keys SELECT (jsonb_populate_record(k, {copy})).*"  # noqa: S608 - a number
-            f" FROM generate_series(1, {count}) i,"
-            " (SELECT k FROM api_keys k ORDER BY id LIMIT 1) AS first (k)",
-        )
+        append_keys_to_postgres(self.direct_url, count)
 
     def close(self) -> None:
         for store in self._opened:
