@@ -82,6 +82,14 @@ HOT_TESTS := tests/rpc/test_hot_loop.py tests/rpc/test_tokens.py tests/rpc/test_
 test-ordinary-path: $(VENV)/.dev ## Run the tests of the hot methods without the hot loop
 	KEYBEARER_TEST_HOT_LOOP=off $(PY) -m pytest -q $(HOT_TESTS)
 
+# Revocations, the race and the store over several nodes are among the tests anyway.
+.PHONY: test-nodes
+test-nodes: export KEYBEARER_TEST_BACKEND = postgres
+test-nodes: export KEYBEARER_TEST_NODES = 2
+test-nodes: export KEYBEARER_TEST_POSTGRES = required
+test-nodes: $(VENV)/.dev ## Run the tests of all calls over two nodes of one PostgreSQL, either at random
+	$(PY) -m pytest $(AT_ONCE) -m "not slow and not bench" tests/rpc
+
 .PHONY: test-grpcio
 test-grpcio: .venv-grpcio/.installed ## Run the tests of the hot methods with the oldest grpcio
 	KEYBEARER_TEST_HOT_LOOP=on PYTHONPATH=client:service:tests .venv-grpcio/bin/python -m pytest -q $(HOT_TESTS)

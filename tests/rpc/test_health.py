@@ -124,6 +124,7 @@ def test_a_service_nobody_knows_is_told_so_and_kept_open(service: Service) -> No
     assert refusal.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+@pytest.mark.usefixtures("one_node")
 def test_one_peer_cannot_take_all_watches(service: Service) -> None:
     """Beyond its share a peer is refused, and a stream that ends makes room again."""
     channels = [service.channel(LOCAL_OPTIONS) for _ in range(3)]

@@ -398,6 +398,7 @@ def test_a_call_that_is_refused_before_its_message_is_none_of_the_loop(
     assert "hot_loop_failed" not in log()
 
 
+@pytest.mark.usefixtures("one_node")
 def test_the_private_socket_admits_no_credential(
     tmp_path: Path, clock: FakeClock, entropy: SeededEntropy, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,7 +17,7 @@ from keybearer_service.offline.peppers import add_pepper, list_peppers, retire_p
 
 def add(service: Service) -> tuple[str, str]:
     """Add a pepper; return the ids of the one before and of the new one."""
-    container = service.app.container
+    container = service.only_node.container
     (old, _), *_ = list_peppers(container.store, container.clock.now())
     new = add_pepper(container.mutations, container.keyring, container.entropy, service.account_id)
     return old.id, new.id

@@ -526,6 +526,7 @@ def guess(number: int) -> str:
     return token_format.write("kbear1", f"{number:016d}", "a" * 43)
 
 
+@pytest.mark.usefixtures("one_node")
 def test_guesses_are_bounded_for_each_peer(service: Service, clock: FakeClock) -> None:
     """Twenty a second; beyond, OVERLOADED with the time to wait, and later again OK."""
     for number in range(20):

@@ -722,6 +722,7 @@ def refused_stream(stubs: Stubs) -> Refusal:
         return watch.end()
 
 
+@pytest.mark.usefixtures("one_node")
 def test_streams_beyond_the_cap_are_refused_and_a_place_becomes_free(
     tmp_path: Path, clock: FakeClock, entropy: SeededEntropy
 ) -> None:
@@ -740,6 +741,7 @@ def test_streams_beyond_the_cap_are_refused_and_a_place_becomes_free(
             fourth.subscribe()
 
 
+@pytest.mark.usefixtures("one_node")
 def test_neither_a_key_nor_an_account_takes_every_stream(
     tmp_path: Path, clock: FakeClock, entropy: SeededEntropy
 ) -> None:
