@@ -33,7 +33,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 def database_cpu_s(postmaster: int) -> float:
     """Return the processor time of a PostgreSQL and of every process that it has started."""
     children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
-    ours, *others = (_times(int(pid)) for pid in (postmaster, *children))
+    ours, *others = (_times(pid) for pid in (postmaster, *map(int, children)))
     # Those that have ended count with the one that started them.
     return (sum(ours) + sum(sum(one[:2]) for one in others)) / _TICKS
 

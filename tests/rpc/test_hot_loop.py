@@ -398,7 +398,6 @@ def test_a_call_that_is_refused_before_its_message_is_none_of_the_loop(
     assert "hot_loop_failed" not in log()
 
 
-@pytest.mark.usefixtures("one_node")
 def test_the_private_socket_admits_no_credential(
     tmp_path: Path, clock: FakeClock, entropy: SeededEntropy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,6 +405,7 @@ def test_the_private_socket_admits_no_credential(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     credentials = grpc.local_channel_credentials(grpc.LocalConnectionType.UDS)
     with running(tmp_path / "data", clock, entropy, hot_loop=True) as service:
+        _ = service.only_node
         [socket] = tmp_path.glob("keybearer-*/*.sock")
         with grpc.secure_channel(f"unix:{socket}", credentials) as channel:
             admin = Stubs(channel, service.admin_token)
