@@ -95,6 +95,8 @@ class HostileProvider:
     seen: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     """Every request: its path and its form."""
     grants: dict[str, Grant] = field(default_factory=dict)
+    person: str = "alice"
+    """Who is signed in there in every real browser that comes."""
     hurry: threading.Event = field(default_factory=threading.Event)
 
     def settings(self, **changes: Any) -> ProviderSettings:
@@ -225,6 +227,11 @@ class _Handler(BaseHTTPRequestHandler):
         status, headers, body = self.provider.respond(
             path, form, self.headers.get("authorization", "")
         )
+        if path == "/authorize":
+            query = self.provider.answer(f"{self.provider.issuer}{self.path}", self.provider.person)
+            asked = dict(parse_qsl(urlsplit(self.path).query))
+            target = f"{asked['redirect_uri']}?{urlencode(query)}"
+            status, headers, body = 303, {"location": target}, b""
         self.send_response(status)
         for name, value in {**headers, "content-length": str(len(body))}.items():
             self.send_header(name, value)

@@ -1,33 +1,17 @@
 """The console with a certified provider: what we take for a provider is one to it, and we to it."""
 
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
-from console.provider import CLIENT_ID
+from console.certified import certified
 from console.site import Seen, Site
-from harness import ANY_PORT, Service, running
-from keybearer_service.domain.clock import SystemClock
-from keybearer_service.domain.entropy import SystemEntropy
-from keybearer_service.http.listeners import HttpConfig
-from keybearer_service.net.sign_in import ProviderSettings, SignInSettings
-
-HERE = Path(__file__).parent / "oidc-provider"
-MODULES = Path(
-    os.environ.get("KEYBEARER_TEST_OIDC_PROVIDER")
-    or Path(__file__).parents[2] / ".cache/oidc-provider/node_modules"
-)
-SECRET = "a secret: %/+&"
+from harness import Service
 
 
 @dataclass
@@ -67,54 +51,11 @@ class Person:
         return self.client.post(response.url.join(action[1]), data=fields)
 
 
-def _line(stream: IO[str], begins: str) -> str:
-    for line in stream:
-        if line.startswith(begins):
-            return line.strip()
-    raise AssertionError("the provider has ended")
-
-
-@contextmanager
-def _provider() -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("node is not installed")
-    if not MODULES.joinpath("oidc-provider").is_dir():
-        pytest.skip(f"oidc-provider is not installed in {MODULES.name}: .ci/run does it with npm")
-    process = subprocess.Popen(
-        [node, str(HERE / "provider.mjs"), str(MODULES)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdin is not None
-    try:
-        port = _line(process.stdout, "port ").split()[1]
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        process.stdin.close()
-        process.wait(20)
-        process.stdout.close()
-
-
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
     """A service whose people sign in at the certified provider."""
-    (tmp_path / "secret").write_text(SECRET)
-    with _provider() as (issuer, process):
-        provider = ProviderSettings(
-            issuer=issuer, client_id=CLIENT_ID, secret_file=tmp_path / "secret"
-        )
-        http = HttpConfig(console=ANY_PORT, sign_in=SignInSettings(provider=provider))
-        with running(tmp_path / "data", SystemClock(), SystemEntropy(), http=http) as started:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(f"{started.app.console_origin}\n")
-            process.stdin.flush()
-            _line(process.stdout, "ready")
-            yield started
+    with certified(tmp_path) as started:
+        yield started
 
 
 def came_back(site: Site, person: Person, purpose: str = "") -> Seen:

@@ -1,14 +1,16 @@
 """Signing in at the provider: invitations, connecting, what ends it, and proving it again."""
 
 import re
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
 from console.provider import callback
 from console.signing import SignIns, signing_in
-from console.site import SESSION, Site
+from console.site import SESSION, Seen, Site
 from harness import store_of
 from keybearer.v1 import account_service_pb2
 from keybearer_service.domain.clock import HOUR, MINUTE
@@ -336,15 +338,50 @@ def test_the_page_warns_when_nobody_would_be_left(sign_ins: SignIns, site: Site)
     """Of an account without a key that works, whose last person is to be taken away."""
     tenant = sign_ins.service.tenant()
     revoking = f"/console/keys/{tenant.key_id}/revoke"
-    with sign_ins.browser() as other:
+    with sign_ins.browser() as second:
         other.sign_in(tenant.stubs.token)
         assert "nobody can administer" in other.get(revoking).text
     sign_ins.accept(site, sign_ins.invite(tenant.user_id), f"last of {tenant.user_id}")
     page = f"/console/users/{tenant.user_id}/sign-in"
     assert "nobody can administer" not in site.get(page).text
     assert "nobody can administer" not in site.get(revoking).text
+    added = tenant.stubs.create_user("second@example.com", role="ROLE_ADMIN")
+    tenant.stubs.create_key(role="ROLE_ADMIN", owner_id=added.id)
+    assert "nobody can administer" not in site.get(f"/console/users/{added.id}/delete").text
+    tenant.stubs.delete_user(added.id)
     tenant.stubs.revoke(tenant.key_id)
     assert "nobody can administer" in site.get(page).text
+
+
+def test_the_page_of_a_user_leads_to_the_sign_in_and_back(sign_ins: SignIns, site: Site) -> None:
+    """Of people alone, and within the account of the user."""
+    tenant = sign_ins.service.tenant("led-to")
+    sign_ins.admin(site)
+    user = f"/console/users/{tenant.user_id}"
+    assert f"{user}/sign-in" in site.get(user).links
+    seen = site.get(f"{user}/sign-in")
+    for area in ("keys", "users", "audit"):
+        assert f"/console/{area}?account={tenant.account_id}" in seen.links
+    assert f"{user}?account={tenant.account_id}" in seen.links
+    robot = sign_ins.service.admin.create_user(
+        "led@example.com", role="ROLE_ADMIN", type="USER_TYPE_SERVICE_ACCOUNT"
+    )
+    assert f"/console/users/{robot.id}/sign-in" not in site.get(f"/console/users/{robot.id}").links
+
+
+@pytest.mark.parametrize("kind", ["ROLE_DEVELOPER", "USER_TYPE_SERVICE_ACCOUNT"])
+def test_nobody_is_offered_an_invitation_that_would_be_refused(
+    sign_ins: SignIns, site: Site, kind: str
+) -> None:
+    """The page says why instead."""
+    role = kind if kind.startswith("ROLE") else "ROLE_ADMIN"
+    type_ = "USER_TYPE_PERSON" if kind.startswith("ROLE") else kind
+    user = sign_ins.service.admin.create_user(f"{kind}@example.com", role=role, type=type_)
+    sign_ins.admin(site)
+    seen = site.get(f"/console/users/{user.id}/sign-in")
+    assert seen.status == 200
+    assert "nly " in seen.text
+    assert [one.action for one in seen.forms if one.action.endswith("/invite")] == []
 
 
 # --- proving it again -----------------------------------------------------------------------------
@@ -537,6 +574,82 @@ def test_one_goes_on_to_a_page_of_the_console_and_nowhere_else(
             assert other.get(other.get(path).location).location == target
 
 
+# --- races ----------------------------------------------------------------------------------------
+
+
+def at_once(*calls: Callable[[], Seen]) -> list[int]:
+    """Make calls at the same moment; return their statuses, sorted."""
+    barrier = threading.Barrier(len(calls))
+
+    def made(call: Callable[[], Seen]) -> int:
+        barrier.wait()
+        return call().status
+
+    with ThreadPoolExecutor(len(calls)) as executor:
+        return sorted(executor.map(made, calls))
+
+
+@pytest.mark.parametrize("turn", range(5))
+def test_one_answer_that_comes_twice_at_once_opens_one_session(
+    sign_ins: SignIns, site: Site, turn: int
+) -> None:
+    """Whoever copied it as well as the browser."""
+    _, subject = sign_ins.bound(site)
+    sign_ins.next_minute()
+    with sign_ins.browser() as one, sign_ins.browser() as copy:
+        path = callback(
+            sign_ins.provider.answer(one.get("/console/sign-in/start").location, subject)
+        )
+        copy.cookies.update(one.cookies)
+        statuses = at_once(lambda: one.get(path), lambda: copy.get(path))
+        sessions = [SESSION in browser.cookies for browser in (one, copy)]
+    assert statuses == [303, 403], turn
+    assert sorted(sessions) == [False, True]
+
+
+@pytest.mark.parametrize("turn", range(5))
+def test_one_invitation_that_is_accepted_twice_at_once_binds_one(
+    sign_ins: SignIns, turn: int
+) -> None:
+    """Of two people who both have the link."""
+    user_id, _ = sign_ins.administrator()
+    link = sign_ins.invite(user_id)
+    before = len(changes_of(sign_ins, "IDENTITY_BOUND"))
+    with sign_ins.browser() as one, sign_ins.browser() as other:
+        forms = []
+        for browser, subject in ((one, "first"), (other, "second")):
+            browser.post("/console/invitation", {"invitation": link})
+            seen = sign_ins.sign_in(browser, f"{subject} of {user_id}", "invitation")
+            forms.append(seen.form("/console/sign-in/confirm"))
+        statuses = at_once(lambda: one.send(forms[0]), lambda: other.send(forms[1]))
+        sessions = [SESSION in browser.cookies for browser in (one, other)]
+    assert statuses == [303, 403], turn
+    assert sorted(sessions) == [False, True]
+    assert len(changes_of(sign_ins, "IDENTITY_BOUND")) == before + 1
+
+
+@pytest.mark.parametrize("turn", range(5))
+def test_an_invitation_that_is_withdrawn_while_it_is_accepted_leaves_nobody_in(
+    sign_ins: SignIns, site: Site, turn: int
+) -> None:
+    """Withdrawing takes a sign-in away that was connected just before."""
+    user_id, _ = sign_ins.administrator()
+    link = sign_ins.invite(user_id)
+    sign_ins.admin(site)
+    page = f"/console/users/{user_id}/sign-in"
+    withdrawal = site.get(page).form(f"{page}/remove")
+    with sign_ins.browser() as other:
+        other.post("/console/invitation", {"invitation": link})
+        seen = sign_ins.sign_in(other, f"late {user_id}", "invitation")
+        form = seen.form("/console/sign-in/confirm")
+        statuses = at_once(lambda: site.send(withdrawal), lambda: other.send(form))
+        assert statuses in ([303, 303], [303, 403]), turn
+        assert not other.is_signed_in
+    sign_ins.next_minute()
+    with sign_ins.browser() as again:
+        assert sign_ins.sign_in(again, f"late {user_id}").status == 403
+
+
 # --- what is never said ---------------------------------------------------------------------------
 
 
@@ -555,6 +668,7 @@ def test_no_secret_stands_in_a_url_a_log_or_the_audit_log(
     site.follow(site.send(seen.form("/console/sign-in/confirm")))
     assert site.is_signed_in
     printed = "".join(capfd.readouterr())
+    assert "HTTP Request" not in printed  # of the library that asks the provider
     audited = "".join(map(str, sign_ins.service.admin.events()))
     cookies = "".join(site.cookies.values())
     assert secret not in started.location

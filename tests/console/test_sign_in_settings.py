@@ -1,13 +1,18 @@
 """What the settings of the sign-in do: verified addresses, and tokens beside the provider."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from console.provider import provider_running
 from console.signing import SignIns, signing_in
 from console.site import SESSION, Site
+from harness import ANY_PORT, make_app
 from keybearer_service.domain.clock import MINUTE
+from keybearer_service.http.listeners import HttpConfig
+from keybearer_service.net.sign_in import SignInSettings
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +106,28 @@ def test_tokens_are_taken_while_nobody_can_sign_in_otherwise(sign_ins: SignIns, 
     sign_ins.clock.advance(MINUTE)
     with sign_ins.browser() as other:
         assert "Token of an Admin key" not in other.get("/console/sign-in").text
+
+
+def test_who_is_connected_at_another_provider_locks_no_token_out(tmp_path: Path) -> None:
+    """When the setting names another one, nobody can sign in by what was connected before."""
+    with signing_in(tmp_path / "data") as sign_ins, sign_ins.browser() as site:
+        sign_ins.admin(site)
+        seen = sign_ins.sign_in(site, "me", "connect")
+        site.follow(site.send(seen.form("/console/sign-in/confirm")))
+        service, token = sign_ins.service, sign_ins.service.admin_token
+        with sign_ins.browser() as other:
+            assert other.post("/console/sign-in", {"token": token}).status == 403
+        service.close()
+        with provider_running(sign_ins.clock) as another:
+            sign_in = SignInSettings(provider=another.settings())
+            service.app = make_app(
+                service.data_dir,
+                sign_ins.clock,
+                service.app.container.entropy,
+                http=HttpConfig(console=ANY_PORT, sign_in=sign_in),
+            )
+            service.app.start()
+            with sign_ins.browser() as other:
+                assert other.sign_in(token).status == 200
+                page = f"/console/users/{service.admin_user_id}/sign-in"
+                assert "not the provider that is set now" in other.get(page).text

@@ -1841,17 +1841,19 @@ def test_who_can_administer_an_account_is_known(store: Store, filled: Filling) -
     with store.write() as tx:
         others = tx.has_admin_key(ACCT, at(0), but_of=boss.id)
         assert tx.has_admin_key(ACCT, at(0))
-        assert tx.has_admin_key(ACCT, at(0), but=key.id) == others
+        assert tx.has_admin_key(ACCT, at(0), but=[key.id]) == others
         assert tx.has_admin_key(ACCT, at(HOUR)) == others
         assert not tx.has_admin_key(sample_id("another"), at(0))
-        assert not tx.has_admin_identity(ACCT)
-        tx.insert_identity(sample_identity(user_id=boss.id))
-        assert tx.has_admin_identity(ACCT)
-        assert not tx.has_admin_identity(ACCT, but=boss.id)
+        identity = sample_identity(user_id=boss.id)
+        assert not tx.has_admin_identity(ACCT, identity.issuer)
+        tx.insert_identity(identity)
+        assert tx.has_admin_identity(ACCT, identity.issuer)
+        assert not tx.has_admin_identity(ACCT, "https://another.example.com")
+        assert not tx.has_admin_identity(ACCT, identity.issuer, but=boss.id)
         tx.update_api_key(replace(key, disable_time=at(1)))
         assert tx.has_admin_key(ACCT, at(0)) == others
         tx.update_user(replace(boss, role=Role.DEVELOPER))
-        assert not tx.has_admin_identity(ACCT)
+        assert not tx.has_admin_identity(ACCT, identity.issuer)
 
 
 TAKEN: dict[str, Callable[[Writer], None]] = {

@@ -30,7 +30,7 @@ class AccountPages:
         """
         scope = authorize_every_account(visit.call)
         state = visit.state_of(AccountListState)
-        problem, next_page = "", ""
+        trouble, next_page = "", ""
         found: Sequence[Account] = ()
         try:
             contained = validators.contained("q", state.q)
@@ -38,17 +38,17 @@ class AccountPages:
             page = self._accounts.list(visit.call, query, 0, state.page)
             found, next_page = page.items, page.next_page_token
         except FieldInvalid as error:
-            problem = sentence(error.description)
+            trouble = sentence(error.description)
         response = self._pages.show(
             "accounts.html",
             visit,
-            status=400 if problem else 200,
+            status=400 if trouble else 200,
             area="accounts",
             account=self._accounts.get(visit.call, visit.scope.only).name,
             accounts=state,
             found=found,
             current=visit.scope.only,
             next_page=replace(state, page=next_page) if next_page else None,
-            problem=problem,
+            trouble=trouble,
         )
         return Answer(response)

@@ -45,24 +45,24 @@ class AuditPages:
     def list(self, visit: Visit) -> Answer:
         """Show a part of the log, newest first, and its head."""
         state = visit.state_of(AuditState)
-        problem, next_page = "", ""
+        trouble, next_page = "", ""
         events: Iterable[AuditEvent] = ()
         try:
             page = self._audit.list(visit.call, self.query(visit, state), 0, state.page)
             events, next_page = page.items, page.next_page_token
         except FieldInvalid as error:
-            problem = sentence(error.description)
+            trouble = sentence(error.description)
         names = self._names(visit, events)
         seq, newest = self._audit.head(visit.call)
         response = self._pages.show(
             "audit.html",
             visit,
-            status=400 if problem else 200,
+            status=400 if trouble else 200,
             area="audit",
             account=self._accounts.get(visit.call, visit.scope.only).name,
             audit=state,
             lines=[log_line(event, names) for event in events],
-            problem=problem,
+            trouble=trouble,
             actions=ACTION_WORDS,
             is_filtered=bool(state.but(account="").pairs),
             next_page=replace(state, page=next_page) if next_page else None,

@@ -20,6 +20,7 @@ from keybearer_service.console.key_list import KeyList
 from keybearer_service.console.key_texts import ROLE_WORDS, is_used_lately, reason_words, row_of
 from keybearer_service.console.problems import Problem
 from keybearer_service.console.visits import Answer, Visit
+from keybearer_service.console.ways_in import WaysIn
 from keybearer_service.domain.clock import Clock, Micros, after
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import (
@@ -93,9 +94,17 @@ SWITCHES: Final = {
 class KeyChangePages:
     """The views of changes. They call use cases, and nothing else."""
 
-    def __init__(self, key_list: KeyList, keys: KeyManager, clock: Clock, entropy: Entropy) -> None:
+    def __init__(
+        self,
+        key_list: KeyList,
+        keys: KeyManager,
+        ways_in: WaysIn,
+        clock: Clock,
+        entropy: Entropy,
+    ) -> None:
         self._list = key_list
         self._keys = keys
+        self._ways_in = ways_in
         self._clock = clock
         self._entropy = entropy
         self._apply: Mapping[str, Callable[[CallContext, str], ApiKey]] = {
@@ -158,6 +167,7 @@ class KeyChangePages:
             changed_at=None if theirs is None else theirs.update_time,
             differences={} if theirs is None else _differences(form, theirs),
             is_revoked=key is not None and key.revoke_time is not None,
+            leaves_nobody=key is not None and self._ways_in.none_without_keys([key]),
             is_expired=key is not None and key.state_at(self._clock.now()) is ApiKeyState.EXPIRED,
             reason="" if key is None else reason_words(key),
             roles=ROLE_WORDS,
@@ -268,6 +278,9 @@ class KeyChangePages:
             switch=switch,
             status_word="" if key is None else row_of(key, now).status.lower(),
             means_something=means_something,
+            leaves_nobody=key is not None
+            and switch.change == "disable"
+            and self._ways_in.none_without_keys([key]),
             is_used_lately=key is not None and is_used_lately(key, now),
             is_own=key is not None and key.id == visit.call.identity.key_id,
         )

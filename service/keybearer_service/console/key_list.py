@@ -7,6 +7,7 @@ from typing import Any, Final
 import structlog
 
 from keybearer._wire.enums import ApiKeyState
+from keybearer_service.console import problems
 from keybearer_service.console.key_texts import EXPIRING_SOON, Row, row_of
 from keybearer_service.console.links import ListState
 from keybearer_service.console.pages import Pages
@@ -114,8 +115,7 @@ class KeyList:
                 it may not be.
             **values: What the page shows.
         """
-        if problem is not None:
-            status, can_read = problem.status, problem.can_read
+        can_read = can_read and problems.can_read(problem)
         listing = self.listing(visit) if can_read else None
         account = self.account_name(visit) if can_read else ""
         page = self._pages.show(
@@ -141,7 +141,7 @@ class KeyList:
 
     def key_after(self, visit: Visit, problem: Problem | None) -> ApiKey | None:
         """Return the key that the URL names; None where a problem says that it cannot be read."""
-        return self.key(visit) if problem is None or problem.can_read else None
+        return self.key(visit) if problems.can_read(problem) else None
 
     def with_secret(self, visit: Visit, **values: Any) -> Answer:
         """Show a secret above the list, or without it when the list cannot be read any more.

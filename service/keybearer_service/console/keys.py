@@ -7,7 +7,6 @@ from typing import Final
 from starlette.responses import RedirectResponse
 
 from keybearer._wire.enums import ApiKeyState, UserType
-from keybearer.access import Role
 from keybearer_service.console import links
 from keybearer_service.console.audit_texts import happened_to_key
 from keybearer_service.console.forms import CreateForm, FormErrors, RevokeForm, errors_of
@@ -23,12 +22,12 @@ from keybearer_service.console.key_texts import (
 )
 from keybearer_service.console.problems import Problem
 from keybearer_service.console.visits import Answer, Visit
+from keybearer_service.console.ways_in import WaysIn
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.domain.errors import FieldInvalid, ReplayImpossible, RequestIdReused
 from keybearer_service.storage import AuditQuery, UserQuery
 from keybearer_service.usecases.audit import AuditHistory
-from keybearer_service.usecases.identities import IdentityManager
 from keybearer_service.usecases.issuing import IssuedKey
 from keybearer_service.usecases.keys import KeyManager
 from keybearer_service.usecases.users import UserManager
@@ -46,14 +45,11 @@ class KeyPages:
         keys: KeyManager,
         users: UserManager,
         audit: AuditHistory,
-        identities: IdentityManager,
+        ways_in: WaysIn,
         clock: Clock,
         entropy: Entropy,
-        *,
-        has_provider: bool,
     ) -> None:
-        self._identities = identities
-        self._has_provider = has_provider
+        self._ways_in = ways_in
         self._list = key_list
         self._keys = keys
         self._users = users
@@ -223,10 +219,6 @@ class KeyPages:
             reasons=REASONS,
             reason="" if key is None else reason_words(key),
             is_used_lately=key is not None and is_used_lately(key, now),
-            leaves_nobody=key is not None
-            and key.effective_role is Role.ADMIN
-            and self._identities.leaves_nobody(
-                key.account_id, with_provider=self._has_provider, without_key=key.id
-            ),
+            leaves_nobody=key is not None and self._ways_in.none_without_keys([key]),
             is_own=key is not None and key.id == visit.call.identity.key_id,
         )

@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse, Response
 
 from keybearer_service.console import links, times
+from keybearer_service.console.problems import Problem
 from keybearer_service.console.visits import THEMES, Visit
 from keybearer_service.domain.clock import Clock, Micros
 
@@ -80,6 +81,7 @@ class Pages:
         visit: Visit,
         *,
         status: int = 200,
+        problem: Problem | None = None,
         area: str = "keys",
         account: str = "",
         **values: Any,
@@ -89,7 +91,8 @@ class Pages:
         Args:
             template: The file.
             visit: Whose answer it is.
-            status: The status.
+            status: The status, unless a problem has one.
+            problem: Why a form could not be carried out.
             area: The one of `links.AREAS` that it belongs to.
             account: The name of the account that the page is about.
             **values: What the template shows.
@@ -110,10 +113,12 @@ class Pages:
             theme=visit.theme,
             state=visit.state,
             relative=relative,
+            problem=problem,
             today=times.day_of(now),
             **values,
         )
-        return HTMLResponse("".join(_with_pauses(pieces)), status)
+        text = "".join(_with_pauses(pieces))
+        return HTMLResponse(text, status if problem is None else problem.status)
 
 
 def _with_pauses(pieces: Iterable[str]) -> Iterator[str]:

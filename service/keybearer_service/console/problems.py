@@ -31,6 +31,11 @@ class Problem:
     """Whether the person is signed in, and has to prove again who they are."""
 
 
+def can_read(problem: Problem | None) -> bool:
+    """Return whether a page may show what it stands above: not after every problem."""
+    return problem is None or problem.can_read
+
+
 SIGNED_OUT = Problem(
     status=401,
     title="You are signed out.",

@@ -2,7 +2,7 @@
 
 from starlette.responses import RedirectResponse
 
-from keybearer_service.console import links
+from keybearer_service.console import links, problems
 from keybearer_service.console.pages import Pages
 from keybearer_service.console.problems import Problem
 from keybearer_service.console.visits import Answer, Visit
@@ -33,13 +33,12 @@ class SessionPages:
         return self._page(visit, problem)
 
     def _page(self, visit: Visit, problem: Problem | None = None) -> Answer:
-        can_read = problem is None or problem.can_read
+        can_read = problems.can_read(problem)
         found = self._sessions.list_open(visit.call, visit.scope) if can_read else ()
         own_user = visit.call.identity.owner_id if can_read else ""
         response = self._pages.show(
             "sessions.html",
             visit,
-            status=problem.status if problem else 200,
             area="sessions",
             account=self._accounts.get(visit.call, visit.scope.only).name if can_read else "",
             own=[one for one in found if one.session.user_id == own_user],

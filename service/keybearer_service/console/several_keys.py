@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from keybearer._wire.enums import RevocationResult
+from keybearer_service.console import problems
 from keybearer_service.console.forms import FormErrors, RevokeForm
 from keybearer_service.console.key_list import KeyList
 from keybearer_service.console.key_texts import REASONS, is_used_lately, reason_words, row_of
 from keybearer_service.console.problems import Problem
 from keybearer_service.console.visits import Answer, Visit
+from keybearer_service.console.ways_in import WaysIn
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.errors import FieldInvalid, ResourceNotFound
 from keybearer_service.domain.model import ApiKey
@@ -29,9 +31,10 @@ class Result:
 class SeveralKeysPages:
     """The views of several keys at once. They call use cases, and nothing else."""
 
-    def __init__(self, key_list: KeyList, keys: KeyManager, clock: Clock) -> None:
+    def __init__(self, key_list: KeyList, keys: KeyManager, ways_in: WaysIn, clock: Clock) -> None:
         self._list = key_list
         self._keys = keys
+        self._ways_in = ways_in
         self._clock = clock
 
     def revoking(self, visit: Visit) -> Answer:
@@ -67,7 +70,7 @@ class SeveralKeysPages:
         status: int = 200,
     ) -> Answer:
         now = self._clock.now()
-        can_read = problem is None or problem.can_read
+        can_read = problems.can_read(problem)
         found = self._found(visit) if can_read else ()
         keys = [key for key in found if key.revoke_time is None]
         return self._list.above(
@@ -79,6 +82,7 @@ class SeveralKeysPages:
             ticked=[key.id for key in keys] if can_read else visit.ticked,
             left_out=len(visit.ticked) - len(keys),
             used_lately=sum(is_used_lately(key, now) for key in keys),
+            leaves_nobody=self._ways_in.none_without_keys(keys),
             own=next((key for key in keys if key.id == visit.call.identity.key_id), None),
             form=form,
             errors=errors or {},

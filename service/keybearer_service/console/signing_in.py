@@ -130,9 +130,7 @@ class SignInPages:
         """Return the page for a user who is already signed out, or the question again."""
         if problem.asks_to_sign_in:
             return self.signed_out(visit)
-        return Answer(
-            self._pages.show("sign_out.html", visit, status=problem.status, problem=problem)
-        )
+        return Answer(self._pages.show("sign_out.html", visit, problem=problem))
 
     def signed_out(self, visit: Visit) -> Answer:
         """Return the page for a user who has signed out."""

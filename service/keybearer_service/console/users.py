@@ -23,6 +23,7 @@ from keybearer_service.console.links import UserListState
 from keybearer_service.console.pages import Pages
 from keybearer_service.console.problems import Problem, sentence
 from keybearer_service.console.visits import Answer, Visit
+from keybearer_service.console.ways_in import WaysIn
 from keybearer_service.domain import validators
 from keybearer_service.domain.clock import MINUTE, Clock
 from keybearer_service.domain.errors import (
@@ -100,6 +101,7 @@ class UserPages:
         accounts: AccountManager,
         sessions: SessionManager,
         audit: AuditHistory,
+        ways_in: WaysIn,
         clock: Clock,
     ) -> None:
         self._pages = pages
@@ -108,6 +110,7 @@ class UserPages:
         self._accounts = accounts
         self._sessions = sessions
         self._audit = audit
+        self._ways_in = ways_in
         self._clock = clock
 
     # --- list -------------------------------------------------------------------------------------
@@ -210,6 +213,9 @@ class UserPages:
             role=ROLE_WORDS[user.role],
             type=TYPE_WORDS[user.type],
             is_self=user.id == visit.call.identity.owner_id,
+            signs_in=self._ways_in.has_provider
+            and user.type is UserType.PERSON
+            and user.delete_time is None,
             rows=[row_of(key, now) for key in keys.items],
             has_more_keys=bool(keys.next_page_token),
             sessions=self._sessions.list_open(visit.call, visit.scope, user.id),
@@ -265,7 +271,7 @@ class UserPages:
         problem: Problem | None = None,
         status: int = 200,
     ) -> Answer:
-        user = self._live(visit) if problem is None or problem.can_read else None
+        user = self._live(visit) if problems.can_read(problem) else None
         return self._above(
             "edit_user.html",
             visit,
@@ -274,6 +280,7 @@ class UserPages:
             user=user,
             user_id=visit.user_id,
             is_self=user is not None and user.id == visit.call.identity.owner_id,
+            leaves_nobody=user is not None and self._ways_in.none_without_user(user),
             form=form,
             etag=form.etag if theirs is None else theirs.etag,
             changed_at=None if theirs is None else theirs.update_time,
@@ -306,7 +313,7 @@ class UserPages:
         return self._delete_form(visit, problem=problem)
 
     def _delete_form(self, visit: Visit, *, problem: Problem | None = None) -> Answer:
-        user = self._user(visit) if problem is None or problem.can_read else None
+        user = self._user(visit) if problems.can_read(problem) else None
         plan = None
         if user is not None and user.delete_time is None:
             try:
@@ -323,6 +330,7 @@ class UserPages:
             user_id=visit.user_id,
             is_last=problem is problems.LAST_ADMIN,
             is_self=user is not None and user.id == visit.call.identity.owner_id,
+            leaves_nobody=plan is not None and self._ways_in.none_without_user(plan.user),
             owned=None if plan is None else self._owned(visit, plan),
             others=None if plan is None else self._for_others(visit, plan),
             revoke_created=bool(visit.form.get("revoke_created")),
@@ -377,9 +385,7 @@ class UserPages:
         status: int = 200,
         **values: Any,
     ) -> Answer:
-        can_read = problem is None or problem.can_read
-        listing = self._listing(visit) if can_read else None
-        status = problem.status if problem else status
+        listing = self._listing(visit) if problems.can_read(problem) else None
         return self._show(template, visit, listing, status=status, problem=problem, **values)
 
     def _show(

@@ -24,7 +24,7 @@ What holds everywhere:
 - A list must look at a bounded number of rows for each page: see `Page.looked_at`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -400,17 +400,17 @@ class Reader(Protocol):
         ...
 
     def has_admin_key(
-        self, account_id: str, now: Micros, *, but: str = "", but_of: str = ""
+        self, account_id: str, now: Micros, *, but: Collection[str] = (), but_of: str = ""
     ) -> bool:
         """Return whether an account has a key that acts as ADMIN at `now`.
 
-        Must leave out the key `but`, the keys of the user `but_of`, those that are revoked, expired
-        or disabled, and those of users who are no ADMIN or are deleted.
+        Must leave out the keys `but`, the keys of the user `but_of`, those that are revoked,
+        expired or disabled, and those of users who are no ADMIN or are deleted.
         """
         ...
 
-    def has_admin_identity(self, account_id: str, *, but: str = "") -> bool:
-        """Return whether an ADMIN of an account who is not deleted has an identity.
+    def has_admin_identity(self, account_id: str, issuer: str, *, but: str = "") -> bool:
+        """Return whether an ADMIN of an account who is not deleted has an identity of an issuer.
 
         Must leave out the user `but`.
         """

@@ -4,7 +4,7 @@ The statements are those of every backend, with `?` for a value. What a database
 its own stands behind `Session`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, Protocol, TypeVar
 
 from keybearer._wire.enums import AuditAction, AuditTargetType, RevocationReason
@@ -349,28 +349,29 @@ class _SqlReader:
         return None if row is None else rows.invitation_from_row(row)
 
     def has_admin_key(
-        self, account_id: str, now: Micros, *, but: str = "", but_of: str = ""
+        self, account_id: str, now: Micros, *, but: Collection[str] = (), but_of: str = ""
     ) -> bool:
-        row = self._one(
-            "SELECT 1 FROM api_keys k JOIN users u ON u.id = k.owner_id"
+        found = self._all(
+            "SELECT k.id FROM api_keys k JOIN users u ON u.id = k.owner_id"
             # The number stands in the statement, as in the index that it is to use.
             f" WHERE k.account_id = ? AND k.revoke_time IS NULL AND k.role = {_ADMIN}"
             " AND k.disable_time IS NULL AND (k.expire_time IS NULL OR k.expire_time > ?)"
-            " AND k.id <> ? AND k.owner_id <> ?"
-            f" AND u.role = {_ADMIN} AND u.delete_time IS NULL LIMIT 1",
+            " AND k.owner_id <> ?"
+            f" AND u.role = {_ADMIN} AND u.delete_time IS NULL LIMIT ?",
             account_id,
             now,
-            but,
             but_of,
+            len(but) + 1,
         )
-        return row is not None
+        return any(row[0] not in but for row in found)
 
-    def has_admin_identity(self, account_id: str, *, but: str = "") -> bool:
+    def has_admin_identity(self, account_id: str, issuer: str, *, but: str = "") -> bool:
         row = self._one(
             "SELECT 1 FROM users u JOIN identities i ON i.user_id = u.id"
             f" WHERE u.account_id = ? AND u.role = {_ADMIN} AND u.delete_time IS NULL"
-            " AND u.id <> ? LIMIT 1",
+            " AND i.issuer = ? AND u.id <> ? LIMIT 1",
             account_id,
+            issuer,
             but,
         )
         return row is not None

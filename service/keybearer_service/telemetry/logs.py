@@ -194,6 +194,8 @@ def configure(level: str, *, json: bool = True, descriptor: int | None = None) -
     root = logging.getLogger()
     before, root.handlers[:] = root.handlers[:], [handler]
     root.setLevel(threshold)
+    # It logs each request that it sends, which is the business of nobody who reads this log.
+    logging.getLogger("httpx2").setLevel(max(threshold, logging.WARNING))
     for one in before:
         if isinstance(one, LogHandler):
             one.close()

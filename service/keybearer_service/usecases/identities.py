@@ -1,6 +1,8 @@
 """The use cases of identities: who signs in at a provider is which user here."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from typing import Final
 
 from keybearer._wire.enums import AuditAction, AuditTargetType, UserType
 from keybearer.access import Role
@@ -22,6 +24,9 @@ from keybearer_service.usecases.access import reach_of, scope_of_sign_in
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.mutations import Mutation, Mutations
 from keybearer_service.usecases.sign_ins import SignInKeys, assert_free, bind, invitation_in
+
+_NO_PERSON: Final = "a service account has keys; only people sign in"
+_NO_ADMIN: Final = "only administrators sign in to the console; change the role first"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,8 @@ class SignInState:
     identity: Identity | None
     invitation: Invitation | None
     """One that can still be accepted."""
+    hindrance: str
+    """Why the user signs in at no provider, as a part of a sentence; empty when nothing hinders."""
 
 
 class IdentityManager:
@@ -92,7 +99,8 @@ class IdentityManager:
             invitation = reader.invitation_of(user.id)
             if invitation is not None and self._clock.now() >= invitation.expire_time:
                 invitation = None
-            return SignInState(user, reader.identity_of(user.id), invitation)
+            identity = reader.identity_of(user.id)
+            return SignInState(user, identity, invitation, _hindrance_of(user))
 
     def invite(self, call: CallContext, user_id: str) -> IssuedInvitation:
         """Let a person connect a sign-in with a user. The invitation before stops working.
@@ -188,17 +196,17 @@ class IdentityManager:
             )
             return user
 
-    def has_administrator(self, account_id: str) -> bool:
-        """Return whether an administrator of an account is connected with a sign-in."""
+    def has_administrator(self, account_id: str, issuer: str) -> bool:
+        """Return whether an administrator of an account can sign in at a provider."""
         with self._store.read() as reader:
-            return reader.has_admin_identity(account_id)
+            return reader.has_admin_identity(account_id, issuer)
 
     def leaves_nobody(
         self,
         account_id: str,
         *,
-        with_provider: bool,
-        without_key: str = "",
+        issuer: str,
+        without_keys: Collection[str] = (),
         without_user: str = "",
         without_identity_of: str = "",
     ) -> bool:
@@ -206,17 +214,17 @@ class IdentityManager:
 
         Args:
             account_id: The account; the caller may touch it.
-            with_provider: Whether there is a provider to sign in at.
-            without_key: The key that the change ends; empty for none.
+            issuer: The provider to sign in at; empty for none.
+            without_keys: The keys that the change ends.
             without_user: The user who would be no administrator; empty for none.
             without_identity_of: The user whose identity the change takes away; empty for none.
         """
         with self._store.read() as reader:
             now = self._clock.now()
-            if reader.has_admin_key(account_id, now, but=without_key, but_of=without_user):
+            if reader.has_admin_key(account_id, now, but=without_keys, but_of=without_user):
                 return False
             gone = without_user or without_identity_of
-            return not (with_provider and reader.has_admin_identity(account_id, but=gone))
+            return not (issuer and reader.has_admin_identity(account_id, issuer, but=gone))
 
 
 def _live_user(mutation: Mutation, user_id: str) -> User:
@@ -228,14 +236,18 @@ def _live_user(mutation: Mutation, user_id: str) -> User:
 
 def _assert_person(user: User) -> None:
     if user.type is not UserType.PERSON:
-        raise FieldInvalid("id", "a service account has keys; only people sign in")
+        raise FieldInvalid("id", _NO_PERSON)
+
+
+def _hindrance_of(user: User) -> str:
+    if user.type is not UserType.PERSON:
+        return _NO_PERSON
+    return "" if user.role is Role.ADMIN else _NO_ADMIN
 
 
 def _assert_can_be_invited(reader: Reader, user: User) -> None:
-    _assert_person(user)
-    if user.role is not Role.ADMIN:
-        raise FieldInvalid(
-            "id", "only administrators sign in to the console; change the role first"
-        )
+    hindrance = _hindrance_of(user)
+    if hindrance:
+        raise FieldInvalid("id", hindrance)
     if reader.identity_of(user.id) is not None:
         raise FieldInvalid("id", "the user has a sign-in already; remove it first")

@@ -11,7 +11,7 @@ server.listen(0, "127.0.0.1", () => console.log(`port ${server.address().port}`)
 
 const lines = createInterface({ input: process.stdin });
 lines.on("line", (origin) => {
-  const provider = new Provider(`http://127.0.0.1:${server.address().port}`, {
+  const provider = new Provider(`http://localhost:${server.address().port}`, {
     clients: [{
       client_id: "keybearer-console",
       client_secret: "a secret: %/+&",
