@@ -338,7 +338,7 @@ def test_the_page_warns_when_nobody_would_be_left(sign_ins: SignIns, site: Site)
     """Of an account without a key that works, whose last person is to be taken away."""
     tenant = sign_ins.service.tenant()
     revoking = f"/console/keys/{tenant.key_id}/revoke"
-    with sign_ins.browser() as second:
+    with sign_ins.browser() as other:
         other.sign_in(tenant.stubs.token)
         assert "nobody can administer" in other.get(revoking).text
     sign_ins.accept(site, sign_ins.invite(tenant.user_id), f"last of {tenant.user_id}")
