@@ -18,6 +18,7 @@ from typing import Any, Final
 from playwright.sync_api import Browser, Page
 
 from browser import NARROW, WIDE, browser, sign_in
+from console.signing import SignIns, signing_in
 from fakes import FakeClock, SeededEntropy
 from harness import ANY_PORT, Service, running
 from keybearer_service.domain.clock import DAY, HOUR, MINUTE
@@ -34,6 +35,13 @@ NEVER: Final = 0
 def main(target: Path, shown: Sequence[tuple[str, str]]) -> None:
     """Make every picture, in the sizes and colours that are named."""
     target.mkdir(parents=True, exist_ok=True)
+    with browser() as chromium:
+        _take_keys(chromium, target, shown)
+        _take_signing_in(chromium, target, shown)
+
+
+def _take_keys(chromium: Browser, target: Path, shown: Sequence[tuple[str, str]]) -> None:
+    """Take what the console shows to somebody who signs in with a token."""
     clock = FakeClock()
     with (
         TemporaryDirectory() as directory,
@@ -43,7 +51,6 @@ def main(target: Path, shown: Sequence[tuple[str, str]]) -> None:
             SeededEntropy(SEED),
             http=HttpConfig(console=ANY_PORT),
         ) as service,
-        browser() as chromium,
     ):
         key_id, user_id = _fill(service, clock)
         for name, theme in shown:
@@ -51,6 +58,75 @@ def main(target: Path, shown: Sequence[tuple[str, str]]) -> None:
             _take(page, service, (key_id, user_id), partial(_path, target, name, theme))
             page.context.close()
             clock.advance(MINUTE)
+
+
+def _take_signing_in(chromium: Browser, target: Path, shown: Sequence[tuple[str, str]]) -> None:
+    """Take what it shows where people sign in at a provider."""
+    with TemporaryDirectory() as directory:
+        for name, theme in shown:
+            # Each on a service of its own, for nobody is connected before.
+            with signing_in(Path(directory, f"{name}-{theme}")) as sign_ins:
+                page = _page(chromium, SIZES[name], theme)
+                _sign_in_screens(page, sign_ins, partial(_path, target, name, theme))
+                page.context.close()
+
+
+def _sign_in_screens(page: Page, sign_ins: SignIns, path: Any) -> None:
+    service, origin = sign_ins.service, sign_ins.service.app.console_origin
+    sign_ins.provider.person = "maria"
+
+    def shot(name: str) -> None:
+        _hide_port(page)
+        page.screenshot(path=path(name))
+
+    user = service.admin.create_user("maria@example.com", role="ROLE_ADMIN", display_name="Maria")
+    page.goto(f"{origin}/console/sign-in")
+    shot("sign-in-provider")
+    sign_in(page, origin, service.admin_token)
+    page.goto(f"{origin}/console/users/{user.id}/sign-in")
+    shot("user-sign-in")
+    page.get_by_role("button", name="Make an invitation").click()
+    page.locator("output#token").wait_for()
+    link = str(page.locator("output#token").text_content())
+    shot("invitation")
+    page.get_by_role("checkbox").check()
+    page.get_by_role("button", name="Done").click()
+    page.get_by_role("button", name="Sign out").click()
+    page.get_by_role("heading", name="You are signed out").wait_for()
+    shot("signed-out")
+    page.goto(link)
+    page.get_by_role("heading", name="You are invited").wait_for()
+    shot("invited")
+    page.get_by_role("link", name="Sign in at").click()
+    page.get_by_role("heading", name="Connect this sign-in?").wait_for()
+    shot("connect")
+    page.get_by_role("button", name="Connect").click()
+    page.wait_for_url("**/console/keys")
+    page.goto(f"{origin}/console/users/{user.id}/sign-in")
+    shot("user-signed-in")
+    page.goto(f"{origin}/console/keys/new")
+    for _ in range(3):
+        sign_ins.clock.advance(20 * MINUTE)
+        page.context.request.get(f"{origin}/console/sessions")
+    page.get_by_label("Name", exact=True).fill("metrics-exporter")
+    page.get_by_role("radio", name="Developer").check()
+    page.get_by_role("button", name="Generate Key").click()
+    page.get_by_text("more than an hour ago").wait_for()
+    shot("step-up")
+
+
+def _hide_port(page: Page) -> None:
+    """Show a provider and a console with the names that they would have."""
+    page.evaluate(
+        """() => {
+          const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+          while (walker.nextNode()) {
+            walker.currentNode.data = walker.currentNode.data
+              .replace(`http://${location.host}`, "https://keys.example.com")
+              .replace(/(http:..)?127[.]0[.]0[.]1:[0-9]+/, "id.example.com");
+          }
+        }"""
+    )
 
 
 def _path(target: Path, size: str, theme: str, screen: str) -> Path:
