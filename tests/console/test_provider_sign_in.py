@@ -100,16 +100,15 @@ def test_somebody_who_was_never_invited_gets_nothing(sign_ins: SignIns, site: Si
     assert sign_ins.refusals()[0] == "NOT_INVITED"
 
 
-def _used(sign_ins: SignIns, user_id: str) -> None:
-    link = sign_ins.invite(user_id)
+def _used(sign_ins: SignIns, user_id: str, link: str) -> None:
     with sign_ins.browser() as other:
         sign_ins.accept(other, link, f"other of {user_id}")
 
 
-SPOILS: dict[str, Callable[[SignIns, str], object]] = {
-    "over": lambda sign_ins, _: sign_ins.clock.advance(72 * HOUR),
-    "replaced": lambda sign_ins, user_id: sign_ins.invite(user_id),
-    "user deleted": lambda sign_ins, user_id: sign_ins.service.admin.delete_user(user_id),
+SPOILS: dict[str, Callable[[SignIns, str, str], object]] = {
+    "over": lambda sign_ins, *_: sign_ins.clock.advance(72 * HOUR),
+    "replaced": lambda sign_ins, user_id, _: sign_ins.invite(user_id),
+    "user deleted": lambda sign_ins, user_id, _: sign_ins.service.admin.delete_user(user_id),
     "used": _used,
 }
 
@@ -121,7 +120,7 @@ def test_an_invitation_works_once_and_for_three_days(
     """What is over, replaced, used, or for a deleted user is not even looked at."""
     user_id, _ = sign_ins.administrator()
     link = sign_ins.invite(user_id)
-    SPOILS[how](sign_ins, user_id)
+    SPOILS[how](sign_ins, user_id, link)
     sign_ins.next_minute()
     seen = site.post("/console/invitation", {"invitation": link})
     assert seen.status == 400
@@ -137,7 +136,7 @@ def test_an_invitation_that_ends_before_the_last_press_binds_nobody(
     link = sign_ins.invite(user_id)
     site.post("/console/invitation", {"invitation": link})
     form = sign_ins.sign_in(site, f"late {how}", "invitation").form("/console/sign-in/confirm")
-    SPOILS[how](sign_ins, user_id)
+    SPOILS[how](sign_ins, user_id, link)
     seen = site.send(form)
     assert seen.status == 403
     assert SESSION not in site.cookies
