@@ -110,19 +110,26 @@ def missing(keys: Iterable[Key], stored: Mapping[str, bool], where: str) -> Iter
 
 
 def outages(seen: Iterable[Seen], since: float, until: float) -> list[Outage]:
-    """Return for each source how long it had no answer: from its first failure to its last.
+    """Return for each source the longest time for which it had nothing but failures.
 
     Args:
         seen: All checks.
         since: Only what ended afterwards counts.
         until: Only what ended before counts.
     """
-    spans: dict[str, tuple[float, float]] = {}
-    for one in seen:
-        if one.answer in AWAY and since <= one.ended <= until:
-            first, last = spans.get(one.source, (one.began, one.ended))
-            spans[one.source] = min(first, one.began), max(last, one.ended)
-    return [Outage(source, last - first) for source, (first, last) in sorted(spans.items())]
+    failing: dict[str, float] = {}
+    longest: dict[str, float] = {}
+    for one in sorted(seen, key=lambda one: one.ended):
+        if not since <= one.ended <= until:
+            continue
+        if one.answer in AWAY:
+            failing.setdefault(one.source, one.began)
+        elif one.source in failing:
+            lasted = one.ended - failing.pop(one.source)
+            longest[one.source] = max(longest.get(one.source, 0.0), lasted)
+    for source, began in failing.items():
+        longest[source] = max(longest.get(source, 0.0), until - began)
+    return [Outage(*one) for one in sorted(longest.items())]
 
 
 def longest_pause(moments: Collection[float], since: float, until: float) -> float:

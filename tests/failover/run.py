@@ -236,7 +236,8 @@ def fail_over(world: World, kind: str, turn: int) -> Round:
         promoted=promoted - began,
         resumed=resumed - began,
         pause_of_changes=longest_pause(callers.acknowledged, began, ended),
-        outages=outages(seen, began, ended),
+        # Of the one who makes changes only refusals are seen.
+        outages=outages([one for one in seen if not one.source.startswith("writer")], began, ended),
         answered=counts(seen),
         findings=findings,
     )
