@@ -44,7 +44,8 @@ HISTORY: Final = (
 )
 """The installation of PostgreSQL and its timeline. A standby writes none of its own."""
 _ALWAYS_PREPARE: Final = 2**31 - 1
-"""Only statements that ask for it are prepared: lists are planned for their own values."""
+"""Only statements that ask for it are prepared: those of changes and of verdicts. Lists are planned
+for their own values."""
 
 
 class Connection(psycopg.Connection[rows.Row]):
