@@ -2,14 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import postgres_server
 from keybearer_service.net.database_url import DatabaseUrl
-from reliability.processes import ServerProcess, command
+from reliability.processes import ServerProcess, command, init, serving
 
 
 class Cluster(NamedTuple):
@@ -45,6 +45,31 @@ def cluster_in(path: Path, init: Callable[..., Any] = command) -> Iterator[Clust
     shutil.copytree(first / "peppers", second / "peppers")
     yield Cluster(url, (first, second), json.loads(done.stdout)["token"])
     postgres_server.drop_database(url)
+
+
+class Served(NamedTuple):
+    """A service that is called from outside."""
+
+    servers: Sequence[ServerProcess]
+    """One over a file, or several nodes over a database."""
+    token: str
+    """The first administrator's."""
+
+
+SERVED = ("one server", "two nodes")
+"""What `served` can be asked for."""
+
+
+@contextmanager
+def served(kind: str, path: Path) -> Iterator[Served]:
+    """Serve an installation as one of SERVED."""
+    if kind == "one server":
+        token = init(path / "data")["token"]
+        with serving(path / "data") as server:
+            yield Served([server], token)
+    else:
+        with cluster_in(path) as cluster, two_nodes(cluster) as nodes:
+            yield Served(nodes, cluster.token)
 
 
 @contextmanager

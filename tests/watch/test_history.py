@@ -3,22 +3,24 @@
 The verdicts of the server itself must fit exactly. Those of caching verifiers may lag by SLACK.
 """
 
+import itertools
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent import futures
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness import Stubs, message
+from harness import Stubs
 from keybearer import CachingVerifier, KeybearerClient, Presented
 from keybearer._cache.verdict_cache import Pending
 from keybearer.models import Verdict
-from keybearer.v1 import api_key_service_pb2
-from reliability.processes import ServerProcess, init, serving
+from reliability.clusters import SERVED, served
+from reliability.processes import ServerProcess
 from watch.linearizable import NEVER, Operation, is_linearizable
 from watch.measurements import note
 
@@ -31,17 +33,17 @@ READS = 12
 
 
 class Player:
-    """Produces histories, each of one key."""
+    """Produces histories, each of one key; every call goes to a server at random."""
 
-    def __init__(self, server: ServerProcess, admin: Stubs) -> None:
+    def __init__(self, servers: Sequence[ServerProcess], token: str) -> None:
         self._stack = ExitStack()
-        self.admin = admin
-        validator = admin.create_key(role="ROLE_VALIDATOR").token
+        self._admins = [server.stubs(token) for server in servers]
+        validator = self._admins[0].create_key(role="ROLE_VALIDATOR").token
         self.verifiers = [
             self._stack.enter_context(
                 CachingVerifier(KeybearerClient(server.address, token=validator, tls=False))
             )
-            for _ in range(VERIFIERS)
+            for server in itertools.islice(itertools.cycle(servers), VERIFIERS)
         ]
         assert all(verifier.wait_for_lease(20) for verifier in self.verifiers)
         self._late = self._stack.enter_context(futures.ThreadPoolExecutor(32))
@@ -79,7 +81,7 @@ class Player:
             changes.append(Operation(began, time.monotonic(), kind))
             return answer
 
-        created = change("create", self.admin.create_key)
+        created = change("create", chance.choice(self._admins).create_key)
         key_id = created.api_key.id
         tokens.append(created.token)
         with futures.ThreadPoolExecutor(READERS) as pool:
@@ -90,27 +92,17 @@ class Player:
             for _ in range(CHANGES):
                 time.sleep(chance.uniform(0, 0.25))
                 kind = chance.choice(["disable", "enable", "disable", "enable", "rotate"])
-                answer = change(kind, lambda kind=kind: self._change(kind, key_id))
+                admin = chance.choice(self._admins)
+                answer = change(kind, partial(_change, admin, kind, key_id))
                 if kind == "rotate":
                     tokens.append(answer.token)
-            change("revoke", lambda: self.admin.revoke(key_id))
+            change("revoke", partial(chance.choice(self._admins).revoke, key_id))
             time.sleep(SLACK_S)
             reads = [reader.result() for reader in readers]
             last = self._read(chance.randrange(2**32), tokens, 1, pause=0.01)
         strict = [one for number, part in enumerate(reads) if number == 0 for one in part]
         lagging = [one for number, part in enumerate(reads) if number for one in part]
         return changes + strict, changes + lagging + last
-
-    def _change(self, kind: str, key_id: str) -> Any:
-        if kind == "rotate":
-            return self.admin.keys.RotateApiKey(
-                message(api_key_service_pb2.RotateApiKeyRequest, id=key_id)
-            )
-        if kind == "disable":
-            return self.admin.keys.DisableApiKey(
-                api_key_service_pb2.DisableApiKeyRequest(id=key_id)
-            )
-        return self.admin.keys.EnableApiKey(api_key_service_pb2.EnableApiKeyRequest(id=key_id))
 
     def _read(
         self, seed: int, tokens: list[str], reader: int, pause: float = 0.22
@@ -124,11 +116,17 @@ class Player:
             token = tokens[secret - 1]
             began = time.monotonic()
             if reader == 0:
-                allowed = self.admin.outcome(token) == "VALID"
+                allowed = chance.choice(self._admins).outcome(token) == "VALID"
             else:
                 allowed = self.verifiers[reader - 1].verify(Presented(token)).valid
             found.append(Operation(began, time.monotonic(), "verify", secret, allowed))
         return found
+
+
+def _change(admin: Stubs, kind: str, key_id: str) -> Any:
+    if kind == "rotate":
+        return admin.rotate(key_id)
+    return admin.disable_key(key_id) if kind == "disable" else admin.enable_key(key_id)
 
 
 def _later(pause: float, work: Any, *arguments: Any) -> None:
@@ -136,14 +134,14 @@ def _later(pause: float, work: Any, *arguments: Any) -> None:
     work(*arguments)
 
 
-@pytest.fixture
-def player(tmp_path: Path) -> Iterator[Player]:
-    """A service in a process of its own, and verifiers of it."""
-    token = init(tmp_path / "data")["token"]
-    with serving(tmp_path / "data") as server:
-        player = Player(server, server.stubs(token))
+@pytest.fixture(params=SERVED)
+def player(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Player]:
+    """A service in processes of its own, and verifiers of it."""
+    with (
+        served(request.param, tmp_path) as (servers, token),
+        closing(Player(servers, token)) as player,
+    ):
         yield player
-        player.close()
 
 
 def _unexplained(player: Player, histories: int, at_once: int, seed: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent import futures
-from contextlib import ExitStack
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,7 @@ from harness import Stubs
 from keybearer import CachingVerifier, KeybearerClient, Presented, Role
 from keybearer._cache.verdict_cache import Pending, VerdictCache
 from keybearer.models import Identity, Outcome, Verdict
-from reliability.clusters import cluster_in, two_nodes
-from reliability.processes import init, serving
+from reliability.clusters import SERVED, served
 from watch.measurements import note
 
 TOKEN = "kbear1_a"
@@ -161,19 +160,13 @@ def _later(pause: float, work: Any, *arguments: Any) -> Any:
     return work(*arguments)
 
 
-@pytest.fixture(params=["one server", "another node"])
+@pytest.fixture(params=SERVED)
 def race(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Race]:
     """A service, whose keys are revoked where they are checked or at another node of it."""
-    with ExitStack() as stack:
-        if request.param == "one server":
-            token = init(tmp_path / "data")["token"]
-            server = changed_at = stack.enter_context(serving(tmp_path / "data"))
-        else:
-            cluster = stack.enter_context(cluster_in(tmp_path))
-            token = cluster.token
-            server, changed_at = stack.enter_context(two_nodes(cluster))
-        race = Race(server.address, changed_at.stubs(token))
-        stack.callback(race.close)
+    with (
+        served(request.param, tmp_path) as (servers, token),
+        closing(Race(servers[0].address, servers[-1].stubs(token))) as race,
+    ):
         yield race
 
 

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
-from contextlib import ExitStack
+from contextlib import closing
 from datetime import timedelta
 from typing import Any
 
@@ -21,8 +21,8 @@ from keybearer.v1 import (
     token_service_pb2,
     user_service_pb2,
 )
-from reliability.clusters import cluster_in, two_nodes
-from reliability.processes import ServerProcess, init, serving
+from reliability.clusters import SERVED, served
+from reliability.processes import ServerProcess
 from watch.load import warm
 from watch.measurements import note, spread
 
@@ -181,23 +181,15 @@ class Crowd:
         return isinstance(check(verifier, RULE, Presented, token), Identity)
 
 
-@pytest.fixture(scope="module", params=["one server", "another node"])
+@pytest.fixture(scope="module", params=SERVED)
 def crowd(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Crowd]:
     """Verifiers of a service, whose keys are changed there or at another node of it."""
-    path = tmp_path_factory.mktemp("revocation")
-    with ExitStack() as stack:
-        if request.param == "one server":
-            token = init(path / "data")["token"]
-            server = changed_at = stack.enter_context(serving(path / "data"))
-        else:
-            cluster = stack.enter_context(cluster_in(path))
-            token = cluster.token
-            server, changed_at = stack.enter_context(two_nodes(cluster))
-        crowd = Crowd(server, changed_at.stubs(token), changed_at)
-        stack.callback(crowd.close)
-        yield crowd
+    with served(request.param, tmp_path_factory.mktemp("revocation")) as (servers, token):
+        changed_at = servers[-1]
+        with closing(Crowd(servers[0], changed_at.stubs(token), changed_at)) as crowd:
+            yield crowd
 
 
 def _measured(crowd: Crowd, kind: str, times: int) -> list[float]:
