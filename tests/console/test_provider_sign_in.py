@@ -531,6 +531,39 @@ def test_an_attempt_is_over_after_ten_minutes(sign_ins: SignIns, site: Site) -> 
     assert "ten minutes" in seen.text
 
 
+def test_two_tabs_sign_in_beside_each_other(sign_ins: SignIns, site: Site) -> None:
+    """The one that began first comes back last; each answer finds its own attempt."""
+    _, subject = sign_ins.bound(site)
+    with sign_ins.browser() as browser:
+        paths = [
+            callback(
+                sign_ins.provider.answer(browser.get("/console/sign-in/start").location, subject)
+            )
+            for _ in range(2)
+        ]
+        assert [browser.get(path).status for path in reversed(paths)] == [303, 303]
+        assert browser.is_signed_in
+        assert not [name for name in browser.cookies if name.startswith(ATTEMPT)]
+
+
+def test_an_answer_with_another_state_is_refused(sign_ins: SignIns, site: Site) -> None:
+    """Also one that begins as that of an attempt does, by which its cookie is found."""
+    _, subject = sign_ins.bound(site)
+    with sign_ins.browser() as browser:
+        started = browser.get("/console/sign-in/start")
+        query = sign_ins.provider.answer(started.location, subject)
+        query["state"] = query["state"][:-1] + ("a" if query["state"][-1] != "a" else "b")
+        assert browser.get(callback(query)).status == 403
+
+
+def test_a_browser_keeps_few_attempts(sign_ins: SignIns) -> None:
+    """Whoever begins again and again and never comes back gets no headers without end."""
+    with sign_ins.browser() as browser:
+        for _ in range(20):
+            browser.get("/console/sign-in/start")
+            assert sum(name.startswith(ATTEMPT) for name in browser.cookies) <= 4
+
+
 def test_the_cookie_of_an_attempt_is_sealed_and_forgotten(sign_ins: SignIns, site: Site) -> None:
     """Nothing of it can be read, changed, or used for something else."""
     started = site.get("/console/sign-in/start")
@@ -538,13 +571,14 @@ def test_the_cookie_of_an_attempt_is_sealed_and_forgotten(sign_ins: SignIns, sit
     assert {"Secure", "HttpOnly", "SameSite=lax", "Path=/", "Max-Age=600"} <= set(
         cookie.split("; ")
     )
-    sealed = site.cookies[ATTEMPT]
     query = sign_ins.provider.answer(started.location, "nobody")
+    name = f"{ATTEMPT}-{query['state'][:8]}"
+    sealed = site.cookies[name]
     assert query["state"] not in sealed
     for wrong in (sealed[:-2], sealed.replace(".", "..", 1), "", "x", site.session or "y"):
-        site.cookies[ATTEMPT] = wrong
+        site.cookies[name] = wrong
         assert site.get(callback(query)).status == 400
-        assert ATTEMPT not in site.cookies
+        assert name not in site.cookies
     site.cookies["__Host-keybearer-person"] = sealed
     assert site.get("/console/sign-in/confirm").status == 400
 

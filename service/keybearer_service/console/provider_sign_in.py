@@ -44,6 +44,10 @@ TRIES_A_MINUTE: Final = 20
 """Of one address (IPv6: one /64), in each process: answers, invitations and logouts."""
 ATTEMPT_LIVES_FOR: Final = 10 * MINUTE
 """From the way to the provider to the last press of a button."""
+_TAG_LENGTH: Final = 8
+"""Of its state, what an attempt is known by."""
+_MOST_ATTEMPTS: Final = 4
+"""A browser with so many unfinished ones begins anew: its headers must not grow without end."""
 SIGNED_IN_WITHIN: Final = 8 * HOUR
 """How long ago the person may have signed in at the provider."""
 _SECRET_LENGTH: Final = 43
@@ -104,6 +108,15 @@ class _Attempt:
             verifier=self.verifier,
             max_age_s=self.max_age_s,
         )
+
+
+def _attempt_cookie(state: str) -> str:
+    """Return the name of the cookie of an attempt: several tabs may be at one each."""
+    return f"{ATTEMPT_COOKIE}-{state[:_TAG_LENGTH]}"
+
+
+def _attempts_in(visit: Visit) -> list[str]:
+    return [name for name in visit.cookies if name.startswith(ATTEMPT_COOKIE)]
 
 
 class ProviderPages:
@@ -172,7 +185,11 @@ class ProviderPages:
         except ProviderUnreachable:
             return self._signing_in.ask(visit, attempt.next_path, status=503, trouble=_UNREACHABLE)
         response = RedirectResponse(target, 303)
-        self.keep(response, ATTEMPT_COOKIE, asdict(attempt))
+        others = _attempts_in(visit)
+        if len(others) >= _MOST_ATTEMPTS:
+            for name in others:
+                forget(response, name)
+        self.keep(response, _attempt_cookie(attempt.state), asdict(attempt))
         return Answer(response)
 
     def _attempt(self, visit: Visit, purpose: str) -> _Attempt | None:
@@ -205,14 +222,19 @@ class ProviderPages:
     def callback(self, visit: Visit) -> Answer:
         """Check the answer of the provider, which is accepted once, and sign in."""
         answer = self._callback(visit)
-        forget(answer.response, ATTEMPT_COOKIE)
+        cookie = _attempt_cookie(visit.query.get("state", ""))
+        if cookie in visit.cookies:
+            forget(answer.response, cookie)
         return answer
 
     def _callback(self, visit: Visit) -> Answer:
         if not self.may_try(visit):
             trouble = "Too many sign-ins from this address. Wait a minute, then try again."
             return self._signing_in.ask(visit, "", status=429, trouble=trouble)
-        found = self.opened(visit, ATTEMPT_COOKIE)
+        cookie = _attempt_cookie(visit.query.get("state", ""))
+        if cookie not in visit.cookies and _attempts_in(visit):
+            return self.refused(visit, "STATE")
+        found = self.opened(visit, cookie)
         if found is None:
             return self._signing_in.ask(visit, "", status=400, trouble=LOST)
         attempt = _Attempt(**{**found, "who": tuple(found["who"])})
