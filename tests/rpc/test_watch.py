@@ -722,12 +722,12 @@ def refused_stream(stubs: Stubs) -> Refusal:
         return watch.end()
 
 
-@pytest.mark.usefixtures("one_node")
 def test_streams_beyond_the_cap_are_refused_and_a_place_becomes_free(
     tmp_path: Path, clock: FakeClock, entropy: SeededEntropy
 ) -> None:
     """RESOURCE_EXHAUSTED, OVERLOADED, with a time to try again."""
     with running(tmp_path / "data", clock, entropy, max_watchers=2) as service:
+        _ = service.only_node
         watcher, tenant = service.with_role("ROLE_VALIDATOR"), service.tenant().stubs
         with watching(watcher) as first, watching(tenant) as second:
             first.subscribe()
@@ -741,7 +741,6 @@ def test_streams_beyond_the_cap_are_refused_and_a_place_becomes_free(
             fourth.subscribe()
 
 
-@pytest.mark.usefixtures("one_node")
 def test_neither_a_key_nor_an_account_takes_every_stream(
     tmp_path: Path, clock: FakeClock, entropy: SeededEntropy
 ) -> None:
@@ -750,6 +749,7 @@ def test_neither_a_key_nor_an_account_takes_every_stream(
         running(tmp_path / "data", clock, entropy, max_watchers=10) as service,
         contextlib.ExitStack() as streams,
     ):
+        _ = service.only_node
         first, second = service.with_role("ROLE_VALIDATOR"), service.with_role("ROLE_VALIDATOR")
         for stubs in [first] * 5 + [second] * 3:
             streams.enter_context(watching(stubs)).subscribe()

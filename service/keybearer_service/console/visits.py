@@ -21,8 +21,8 @@ SHOWN_COOKIE: Final = "__Host-keybearer-shown"
 """There from an answer that shows a secret to the next one. A browser that keeps pages as they were
 throws those away that were left before a cookie like this changed."""
 ATTEMPT_COOKIE: Final = "__Host-keybearer-signin"
-"""Sealed: what a sign-in at the provider that is under way must come back with. Each attempt has one,
-whose name goes on with its state."""
+"""Sealed: what a sign-in at the provider that is under way must come back with. Each attempt has
+one, whose name goes on with its state."""
 INVITATION_COOKIE: Final = "__Host-keybearer-invitation"
 """Sealed: the invitation that is being accepted."""
 PERSON_COOKIE: Final = "__Host-keybearer-person"
