@@ -4,11 +4,29 @@ import re
 from importlib import resources
 from typing import Any
 
+import pytest
+
 from harness import Service
 
 WIDE = {"width": 1280, "height": 800}
 NARROW = {"width": 390, "height": 844}
 SMALL = {"width": 320, "height": 640}
+
+
+def looks(small: dict[str, int]) -> list[Any]:
+    """Return every size and theme; those beyond wide and light, and `small` and dark, are slow."""
+    return [
+        pytest.param(
+            size,
+            theme,
+            id=f"{size['width']}-{theme}",
+            marks=[] if (size, theme) in ((WIDE, "light"), (small, "dark")) else [pytest.mark.slow],
+        )
+        for size in (WIDE, NARROW, SMALL)
+        for theme in ("light", "dark")
+    ]
+
+
 SHOWN = "output#token"
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script>\"'`${7*7}"
 AXE_TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]

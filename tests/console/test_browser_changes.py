@@ -10,10 +10,10 @@ from console.screens import (
     HOSTILE,
     NARROW,
     SHOWN,
-    SMALL,
     WIDE,
     barriers,
     focused,
+    looks,
     sign_in,
     tab_to,
 )
@@ -192,19 +192,7 @@ def screens(page: Any, service: Service, clock: FakeClock) -> Iterator[str]:
     yield "what became of them"
 
 
-_ALL = [
-    pytest.param(
-        size,
-        theme,
-        id=f"{size['width']}-{theme}",
-        marks=[] if (size, theme) in ((WIDE, "light"), (NARROW, "dark")) else [pytest.mark.slow],
-    )
-    for size in (WIDE, NARROW, SMALL)
-    for theme in ("light", "dark")
-]
-
-
-@pytest.mark.parametrize(("size", "theme"), _ALL)
+@pytest.mark.parametrize(("size", "theme"), looks(NARROW))
 def test_no_screen_of_changes_has_a_barrier(
     service: Service, open_page: OpenPage, clock: FakeClock, size: Any, theme: str
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from console.certified import certified
-from console.screens import HOSTILE, NARROW, SHOWN, SMALL, WIDE, barriers, sign_in
+from console.screens import HOSTILE, SHOWN, SMALL, barriers, looks, sign_in
 from console.signing import SignIns, signing_in
 from keybearer_service.domain.clock import MINUTE
 
@@ -160,19 +160,7 @@ def screens_of_invited(page: Any, sign_ins: SignIns, link: str) -> Iterator[str]
     yield "step-up"
 
 
-_ALL = [
-    pytest.param(
-        size,
-        theme,
-        id=f"{size['width']}-{theme}",
-        marks=[] if (size, theme) in ((WIDE, "light"), (SMALL, "dark")) else [pytest.mark.slow],
-    )
-    for size in (WIDE, NARROW, SMALL)
-    for theme in ("light", "dark")
-]
-
-
-@pytest.mark.parametrize(("size", "theme"), _ALL)
+@pytest.mark.parametrize(("size", "theme"), looks(SMALL))
 def test_no_screen_of_signing_in_has_a_barrier(
     sign_ins: SignIns, open_page: OpenPage, size: Any, theme: str
 ) -> None:

@@ -94,7 +94,7 @@ def test_without_a_reason_or_a_key_nothing_is_revoked(service: Service, signed_i
 
 
 def test_the_key_one_is_signed_in_with_is_named(service: Service, signed_in: Site) -> None:
-    """Whoever revokes it among others is told first."""
+    """The form says so before they are revoked."""
     page = ticking(signed_in, service.admin_key_id)
     assert "You are signed in with" in page.dialog
 

@@ -139,7 +139,7 @@ Lift = Callable[[], None]
 
 
 def kill(world: World, primary: DatabaseServer, turn: int) -> Lift:
-    """Kill the primary's machine; every other time nobody is told that connections have ended."""
+    """Kill the primary's machine; every other time its connections are not closed."""
     if turn % 2:
         primary.machine.unplug()
     primary.kill()

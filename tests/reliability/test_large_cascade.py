@@ -46,7 +46,7 @@ def fill(service: Service, key_id: str, count: int) -> None:
 
 
 class Beside:
-    """Calls again and again until it is told to stop, and keeps how long each took."""
+    """Repeats a call until it is stopped, and keeps how long each took."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         self.took: list[float] = []

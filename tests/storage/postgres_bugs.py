@@ -36,7 +36,7 @@ def _replace(owner: object, name: str, value: Any) -> None:
 
 
 def look_at_no_tag() -> None:
-    """Take whatever COMMIT is answered with for a success."""
+    """Treat every answer to COMMIT as a success."""
 
     def finish(connection: Any, statements: Sequence[Any] = ()) -> None:
         postgres_session.execute_all(connection, (*statements, *postgres_writes._COMMIT))  # noqa: SLF001
@@ -62,7 +62,7 @@ def end_the_pipeline_before_commit() -> None:
 
 
 def look_for_no_nonce() -> None:
-    """Take every COMMIT without an answer for a failure."""
+    """Treat every COMMIT without an answer as a failure."""
     _replace(postgres_writes.Writes, "_is_committed", lambda _self, _nonce: False)
 
 

@@ -315,7 +315,7 @@ class ProviderPages:
         return enter(self._sessions, visit, before, token, target)
 
     def refused(self, visit: Visit, reason: str) -> Answer:
-        """Say that a sign-in was refused, and have it audited."""
+        """Audit a refused sign-in, and return the page that says why."""
         before, visit.call.caller = visit.call.caller, None
         self._refusals.refused(visit.call, reason)
         visit.call.caller = before

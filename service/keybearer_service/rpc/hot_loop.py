@@ -239,7 +239,7 @@ class HotLoop:
     def _read_ahead(self, arrived: "list[HotCall]") -> bool:
         """Read the callers of a group, and what they ask about, by one statement.
 
-        Whether a message is well-formed is told later, when its caller has been judged. When the
+        A message that does not parse is refused later, once its caller has been judged. When the
         store refuses, the calls are handed over.
         """
         tokens: list[str] = []

@@ -1001,7 +1001,7 @@ class ProofMode(StrEnum):
     ON = "on"
     """Always: a database that has lost its synchronous standbys is not believed."""
     OFF = "off"
-    """Never: whoever runs the database rules out that a server that was replaced still answers."""
+    """Never: the operator makes sure that a replaced server no longer answers."""
 
 
 @dataclass(frozen=True, slots=True)

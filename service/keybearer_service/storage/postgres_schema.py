@@ -460,7 +460,7 @@ def migrate(connection: Connection, steps: Sequence[Step] = STEPS) -> list[str]:
 def _at_once(connection: Connection, number: int, step: Step, known: int) -> bool:
     """Do a step that is not done yet, in one transaction; return whether it was done."""
     with connection.transaction():
-        # The row that whoever migrates holds; the others find the step done.
+        # Only one process migrates at a time. The others wait for this row, and find the step done.
         connection.execute("SELECT version FROM schema_version WHERE id = 1 FOR UPDATE")
         if not _is_next(connection, number, known):
             return False

@@ -204,7 +204,7 @@ class Writes:
 
 
 def _take_row(connection: Connection, then: Sequence[Statement]) -> Read:
-    """Take the row, and read what is wanted, with one round trip."""
+    """Lock the row and execute the statements in one round trip; return their rows."""
     _, taken, *found = execute_all(connection, (*_TAKE_ROW, *then))
     if taken.rowcount != 1:
         raise StoreUnusableError("the database has lost the row of `commits`")
