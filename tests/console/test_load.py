@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 KEYS = 100_000
 CALLS = 1000
-ROUNDS = 3
+ROUNDS = 7
 BROWSERS = 2
 WITHIN = 1.5
 """Times what validations take while the same browsers use a second server beside."""

@@ -1,7 +1,6 @@
 """Templates, style sheet and script: how a page becomes an answer."""
 
 import hashlib
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from starlette.responses import HTMLResponse, Response
 from keybearer_service.console import links, times
 from keybearer_service.console.problems import Problem
 from keybearer_service.console.visits import THEMES, Visit
-from keybearer_service.domain.clock import Clock, Micros
+from keybearer_service.domain.clock import Clock, Micros, pause
 
 _HERE: Final = Path(__file__).parent
 _TYPES: Final = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
@@ -22,8 +21,6 @@ _PIECES_AT_ONCE: Final = 25
 """Less than a tenth of a millisecond's worth. So a page takes some thirty milliseconds, most of
 which it waits."""
 _PAUSE_S: Final = 0.0005
-_NEVER: Final = threading.Event()
-"""Nobody sets it."""
 IMMUTABLE: Final = "public, max-age=31536000, immutable"
 
 
@@ -130,7 +127,7 @@ def _with_pauses(pieces: Iterable[str]) -> Iterator[str]:
     for number, piece in enumerate(pieces, 1):
         yield piece
         if number % _PIECES_AT_ONCE == 0:
-            _NEVER.wait(_PAUSE_S)
+            pause(_PAUSE_S)
 
 
 def _asset(file: Path) -> Asset:

@@ -26,6 +26,11 @@ def rfc3339(moment: Micros) -> str:
     return utc.isoformat().replace("+00:00", "Z")
 
 
+def pause(seconds: float) -> None:
+    """Let the other threads of this process run for that long."""
+    time.sleep(seconds)
+
+
 _SINCE_BOOT = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
