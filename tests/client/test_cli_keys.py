@@ -354,6 +354,57 @@ def test_revoke_looks_all_keys_up_before_the_first_is_revoked(cli: Cli) -> None:
     assert cli.outcome(token) == "VALID"
 
 
+def test_revoke_takes_filters_instead_of_ids(cli: Cli) -> None:
+    """Keys that fit all filters are revoked, a disabled one too, and no other."""
+    ids = [cli.create_key(name)[0] for name in ("old-1", "old-2", "new")]
+    gone, _ = cli.create_key("old-3")
+    cli.done("keys", "revoke", gone, "--reason", "lost", "--yes")
+    cli.done("keys", "disable", ids[1])
+    words = ("keys", "revoke", "--name", "old", "--unused-since", "0s", "--reason", "superseded")
+    answer = cli.done(*words, "--yes", "--output", "json")
+    revoked = [json.loads(line)["api_key"]["id"] for line in answer.out.splitlines()]
+    assert sorted(revoked) == sorted(ids[:2])
+    assert cli.json("keys", "show", ids[2])["api_key"]["state"] == "ACTIVE"
+    assert cli.json("keys", "show", gone)["api_key"]["revocation_reason"] == "LOST"
+
+
+def test_a_dry_run_of_revoke_names_the_keys_and_changes_nothing(cli: Cli) -> None:
+    """People read how many it would be; programs get one object for each key."""
+    key_id, token = cli.create_key("spare")
+    words = (
+        "keys",
+        "revoke",
+        "--name",
+        "spare",
+        "--state",
+        "active",
+        "--reason",
+        "lost",
+        "--dry-run",
+    )
+    answer = cli.done(*words)
+    assert (key_id in answer.out, "1 key would be revoked" in answer.err) == (True, True)
+    assert cli.json(*words)["api_key"]["state"] == "ACTIVE"
+    assert cli.outcome(token) == "VALID"
+
+
+def test_revoke_of_filters_that_fit_nothing_says_so(cli: Cli) -> None:
+    """It is no error, and asks nothing."""
+    answer = cli.done("keys", "revoke", "--name", "nothing like it", "--reason", "lost")
+    assert (answer.out, answer.err) == ("", "No key matches; nothing was changed.\n")
+
+
+@pytest.mark.parametrize(
+    "which",
+    [(), ("--account", "acc"), ("k", "--name", "k"), ("k", "--account", "acc")],
+    ids=["nothing", "an account alone", "ids and a filter", "ids and an account"],
+)
+def test_revoke_takes_either_ids_or_filters(cli: Cli, which: tuple[str, ...]) -> None:
+    """Anything else is a wrong use."""
+    answer = cli("keys", "revoke", *which, "--reason", "lost", "--yes")
+    assert (answer.code, "name the keys, or say which by --owner" in answer.err) == (2, True)
+
+
 def test_revoking_twice_answers_the_first_revocation(cli: Cli) -> None:
     """Revoking twice is no error and returns the first revocation."""
     key_id, _ = cli.create_key("k")

@@ -1,6 +1,6 @@
 """`keybearer keys`."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -8,7 +8,7 @@ import typer
 
 from keybearer._client.client import KeybearerClient
 from keybearer._wire.enums import REASONS_OF_CALLERS
-from keybearer._wire.limits import API_KEY_ORDERS, MAX_REVOKED_KEYS
+from keybearer._wire.limits import API_KEY_ORDERS, MAX_PAGE_SIZE, MAX_REVOKED_KEYS
 from keybearer.access import Role
 from keybearer.cli import inputs, lockout, output
 from keybearer.cli.inputs import enum_option, word
@@ -37,6 +37,8 @@ from keybearer.models import ApiKey, ApiKeyState, RevocationReason
 
 app = typer.Typer()
 
+MAX_NAMED = 20
+"""How many keys a warning names; further ones are counted."""
 _REASONS_OF_THE_SERVICE = tuple(
     reason for reason in RevocationReason if reason not in REASONS_OF_CALLERS
 )
@@ -82,6 +84,7 @@ _SORT_KEYS: Mapping[str, Callable[[ApiKey], tuple[Any, str]]] = {
     "last_used_time": lambda key: (key.last_used_time or datetime.min.replace(tzinfo=UTC), key.id),
 }
 """The orders of the service: never expires is last, never used is first."""
+_NOT_REVOKED = (ApiKeyState.ACTIVE, ApiKeyState.DISABLED, ApiKeyState.EXPIRED)
 _WALK = "create_time desc"
 """The order in which every key comes once, whatever happens meanwhile."""
 
@@ -123,6 +126,24 @@ ScopesOption = Annotated[
 LabelsOption = Annotated[
     list[str] | None,
     typer.Option("--label", metavar="KEY=VALUE", help="For your own use; may be repeated."),
+]
+StatesOption = Annotated[
+    list[ApiKeyState] | None,
+    enum_option(ApiKeyState, "Only keys in this state; may be repeated.", "--state"),
+]
+OwnedByOption = Annotated[
+    str, typer.Option("--owner", metavar="USER", help="Only keys of this user: id or address.")
+]
+NamedOption = Annotated[
+    str, typer.Option("--name", metavar="TEXT", help="Only keys with this in their name.")
+]
+ExpiresBeforeOption = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Only keys that expire before; 30d: within 30 days."),
+]
+UnusedSinceOption = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help="Only keys not used since; 90d: for 90 days."),
 ]
 
 
@@ -201,24 +222,11 @@ def create(
 def list_(
     session: Session,
     *,
-    state: Annotated[
-        list[ApiKeyState] | None,
-        enum_option(ApiKeyState, "Only keys in this state; may be repeated.", "--state"),
-    ] = None,
-    owner: Annotated[
-        str, typer.Option(metavar="USER", help="Only keys of this user: id or address.")
-    ] = "",
-    name: Annotated[
-        str, typer.Option(metavar="TEXT", help="Only keys with this in their name.")
-    ] = "",
-    expires_before: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help="Only keys that expire before; 30d: within 30 days."),
-    ] = None,
-    unused_since: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help="Only keys not used since; 90d: for 90 days."),
-    ] = None,
+    state: StatesOption = None,
+    owner: OwnedByOption = "",
+    name: NamedOption = "",
+    expires_before: ExpiresBeforeOption = None,
+    unused_since: UnusedSinceOption = None,
     sort: Annotated[
         str,
         typer.Option(
@@ -400,7 +408,8 @@ def rotate(
         confirm(
             "Rotate it without an overlap?",
             lambda: [
-                *_warning("The old secret of this key stops working now:", client.get_api_key(key)),
+                "The old secret of this key stops working now:",
+                *lines_of([client.get_api_key(key)], 1),
                 "Everybody who still uses it is refused. --overlap 24h gives time to change.",
                 *_own_key(client, key),
             ],
@@ -425,33 +434,73 @@ def rotate(
     "revoke",
     "keybearer keys revoke 4f9QzVbT1xKc8LmN --reason compromised --note 'seen in a log'",
     "keybearer keys revoke 4f9QzVbT1xKc8LmN 8wRt2LpXcVb6NmQa --reason no-longer-used --yes",
+    "keybearer keys revoke --unused-since 90d --reason no-longer-used --dry-run",
 )
 def revoke(
     session: Session,
     *,
-    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="The ids of the keys.")],
+    keys: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY...", help="The ids of the keys.")
+    ] = None,
     reason: Annotated[
         RevocationReason, enum_option(RevocationReason, "Why.", without=_REASONS_OF_THE_SERVICE)
     ],
     note: Annotated[str, typer.Option(metavar="TEXT", help="A note for the audit log.")] = "",
+    state: StatesOption = None,
+    owner: OwnedByOption = "",
+    name: NamedOption = "",
+    expires_before: ExpiresBeforeOption = None,
+    unused_since: UnusedSinceOption = None,
+    account: AccountOption = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be revoked, and change nothing.")
+    ] = False,
     yes: YesOption = False,
 ) -> None:
     """Revoke keys, which is final. They are refused from the moment the command ends.
 
+    Name the keys, or say which by --owner, --state, --name, --expires-before and --unused-since;
+    all that are given must fit, and keys that are revoked already count only with --state revoked.
     All keys are looked up before the first is revoked; several are then revoked in one step, a
     thousand at a time. With --output json, each key is one object on one line.
     """
     client = session.client
-    found = [client.get_api_key(key) for key in dict.fromkeys(keys)]
+    before = inputs.future("--expires-before", expires_before)
+    since = inputs.past("--unused-since", unused_since)
+    is_filtered = any((state, owner, name, before, since))
+    if bool(keys) == is_filtered or (account and not is_filtered):
+        raise usage(
+            "keys revoke: name the keys, or say which by --owner, --state, --name, "
+            "--expires-before or --unused-since (with --account where they are of another account)"
+        )
+    if keys:
+        found = [client.get_api_key(key) for key in dict.fromkeys(keys)]
+    else:
+        matching = client.list_api_keys(
+            states=state or _NOT_REVOKED,
+            owner_id=user_id_of(client, owner, account),
+            name_contains=name,
+            expires_before=before,
+            unused_since=since,
+            page_size=MAX_PAGE_SIZE,
+            account_id=account,
+        )
+        found = list(matching)
     to_revoke = [key for key in found if key.state is not ApiKeyState.REVOKED]
+    if dry_run:
+        _show_plan(session, to_revoke)
+        return
+    if not found:
+        session.note("No key matches; nothing was changed.")
+        return
     if to_revoke:
-        count = "this key" if len(to_revoke) == 1 else f"these {len(to_revoke)} keys"
+        count = "this key" if len(to_revoke) == 1 else f"these {count_text(len(to_revoke))}"
         warnings = lockout.of_keys(client, to_revoke, "revoke")
         if yes:
             lockout.show(session, warnings)
         confirm(
             f"Revoke {count}? It cannot be undone.",
-            lambda: [*(line for key in to_revoke for line in _warning("", key)), *warnings],
+            lambda: [*lines_of(to_revoke[:MAX_NAMED], len(to_revoke)), *warnings],
             yes=yes,
         )
     if len(found) == 1:
@@ -460,6 +509,12 @@ def revoke(
         session.show({"api_key": api_key}, _revoked_text(found[0], api_key))
         return
     _revoke_several(session, found, reason, note)
+
+
+def _show_plan(session: Session, keys: Sequence[ApiKey]) -> None:
+    for key in keys:
+        session.show({"api_key": key}, output.visible(line_of(key)))
+    session.note(f"{count_text(len(keys))} would be revoked. Nothing was changed.")
 
 
 def _revoke_several(
@@ -518,7 +573,25 @@ def facts_of(key: ApiKey) -> list[tuple[str, str]]:
     ]
 
 
-def lines_of(key: ApiKey) -> str:
+def count_text(count: int) -> str:
+    """Return a number of keys, for people."""
+    return "1 key" if count == 1 else f"{count:,} keys"
+
+
+def lines_of(keys: Iterable[ApiKey], count: int) -> Iterator[str]:
+    """Yield what matters before keys are revoked.
+
+    Args:
+        keys: The first of them, MAX_NAMED at most.
+        count: How many there are.
+    """
+    for key in keys:
+        yield f"  {line_of(key)}"
+    if count > MAX_NAMED:
+        yield f"  and {count - MAX_NAMED:,} more"
+
+
+def line_of(key: ApiKey) -> str:
     """Return what matters before a key is revoked, on one line."""
     used = "never used"
     if key.last_used_time is not None:
@@ -534,10 +607,6 @@ def _own_key(client: KeybearerClient, key_id: str) -> list[str]:
     if client.who_am_i().identity.key_id != key_id:
         return []
     return ["This is the key that you are using: your next command needs the new token."]
-
-
-def _warning(title: str, key: ApiKey) -> list[str]:
-    return [line for line in (title, f"  {lines_of(key)}") if line]
 
 
 def _summary(key: ApiKey) -> str:

@@ -1,6 +1,6 @@
 """`keybearer users`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
@@ -10,7 +10,7 @@ from keybearer._wire.limits import MAX_NAME
 from keybearer.access import Role
 from keybearer.cli import lockout, output
 from keybearer.cli.inputs import enum_argument, enum_option, word
-from keybearer.cli.keys import lines_of
+from keybearer.cli.keys import MAX_NAMED, count_text, lines_of
 from keybearer.cli.options import (
     DEFAULT_LIMIT,
     AccountOption,
@@ -31,9 +31,6 @@ from keybearer.cli.terminal import confirm
 from keybearer.models import DeletedUser, User, UserType
 
 app = typer.Typer()
-
-_MAX_NAMED = 20
-"""How many keys a warning names; further ones are counted."""
 
 _COLUMNS: list[Column[User]] = [
     Column("e-mail", lambda user: user.email, least=ID_WIDTH),
@@ -236,12 +233,14 @@ def delete(
     )
     with session.changing():
         done = client.delete_user(user_id, revoke_created=revoke_created)
-    text = f"Deleted {output.visible(done.user.email)}; revoked {_keys(done.revoked_key_count)}."
+    text = (
+        f"Deleted {output.visible(done.user.email)}; revoked {count_text(done.revoked_key_count)}."
+    )
     others = done.created_for_others_key_count
     if others and not revoke_created:
         text += (
-            f"\n{_keys(others)} of other owners stay that this user created and may know: "
-            f"{', '.join(done.created_for_others_key_ids[:_MAX_NAMED])}"
+            f"\n{count_text(others)} of other owners stay that this user created and may know: "
+            f"{', '.join(done.created_for_others_key_ids[:MAX_NAMED])}"
         )
     session.show(_document(done), text)
 
@@ -274,28 +273,19 @@ def _plan(client: KeybearerClient, plan: DeletedUser, *, revoke_created: bool) -
     owned_count = plan.revoked_key_count
     if revoke_created:
         owned_count -= plan.created_for_others_key_count
-    yield f"{_keys(owned_count)} of this user will be revoked{':' if owned else '.'}"
+    yield f"{count_text(owned_count)} of this user will be revoked{':' if owned else '.'}"
     yield from _named(client, owned, owned_count)
     if plan.created_for_others_key_count:
         fate = "will be revoked too" if revoke_created else "STAY (see --revoke-created)"
-        count = _keys(plan.created_for_others_key_count)
+        count = count_text(plan.created_for_others_key_count)
         yield f"{count} of other owners that this user created and may know {fate}:"
         yield from _named(
             client, plan.created_for_others_key_ids, plan.created_for_others_key_count
         )
 
 
-def _named(
-    client: KeybearerClient, key_ids: "list[str] | tuple[str, ...]", count: int
-) -> Iterator[str]:
-    for key_id in key_ids[:_MAX_NAMED]:
-        yield f"  {lines_of(client.get_api_key(key_id))}"
-    if count > _MAX_NAMED:
-        yield f"  and {count - _MAX_NAMED:,} more"
-
-
-def _keys(count: int) -> str:
-    return "1 key" if count == 1 else f"{count:,} keys"
+def _named(client: KeybearerClient, key_ids: Sequence[str], count: int) -> Iterator[str]:
+    return lines_of((client.get_api_key(key_id) for key_id in key_ids[:MAX_NAMED]), count)
 
 
 def _facts(user: User) -> list[tuple[str, str]]:
