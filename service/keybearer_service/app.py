@@ -276,6 +276,7 @@ def console_of(
         log.info("provider_set", issuer=sign_in.provider.issuer, bind=sign_in.bind)
     parts = ConsoleParts(
         keys=container.keys,
+        revoker=container.revoker,
         users=container.users,
         accounts=container.accounts,
         audit_history=container.audit_history,

@@ -25,6 +25,7 @@ from keybearer_service.usecases.keys import KeyManager
 from keybearer_service.usecases.mutations import Mutations
 from keybearer_service.usecases.pagination import PageTokens
 from keybearer_service.usecases.quotas import NO_QUOTAS, Quotas
+from keybearer_service.usecases.revoking import KeyRevoker
 from keybearer_service.usecases.sessions import SessionManager
 from keybearer_service.usecases.sign_ins import SignInKeys, SignInManager
 from keybearer_service.usecases.users import UserManager
@@ -61,6 +62,7 @@ class Container:
     authorizer: Authorizer
     page_tokens: PageTokens
     keys: KeyManager
+    revoker: KeyRevoker
     users: UserManager
     accounts: AccountManager
     sessions: SessionManager
@@ -242,6 +244,7 @@ def build_container(
     proofs = store if isinstance(store, ServerStore) else None
     watches = WatchHub(store, usage, clock, entropy, max_watchers=max_watchers, proofs=proofs)
     mutations = Mutations(store, audit, clock)
+    keys = KeyManager(store, mutations, issuer, page_tokens, quotas, clock)
     return Container(
         installation=installation,
         store=store,
@@ -261,7 +264,8 @@ def build_container(
         metrics=metrics,
         authorizer=Authorizer(validator, recorder, clock),
         page_tokens=page_tokens,
-        keys=KeyManager(store, mutations, issuer, validator, page_tokens, quotas, clock),
+        keys=keys,
+        revoker=KeyRevoker(store, mutations, validator, keys),
         users=UserManager(store, mutations, issuer, page_tokens, quotas),
         accounts=AccountManager(store, mutations, issuer, page_tokens),
         sessions=SessionManager(store, mutations, sign_in_keys.sessions, clock, entropy),

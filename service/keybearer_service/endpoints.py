@@ -406,10 +406,13 @@ def servicers_of(container: Container, validator: Validator | None = None) -> di
     return {
         "keybearer.v1.AccountService": AccountServicer(container.accounts, container.clock),
         "keybearer.v1.UserService": UserServicer(container.users),
-        "keybearer.v1.ApiKeyService": ApiKeyServicer(container.keys, container.clock),
+        "keybearer.v1.ApiKeyService": ApiKeyServicer(
+            container.keys, container.revoker, container.clock
+        ),
         "keybearer.v1.TokenService": TokenServicer(
             validator,
             container.keys,
+            container.revoker,
             container.watches,
             PeerLimiter(container.clock),
             container.clock,

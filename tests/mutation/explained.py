@@ -30,7 +30,7 @@ EXPLAINED: dict[tuple[str, str], str] = {
         "0: 1 in `return limit if valid_until is None else max(0, min(limit, valid_until - now))`",
     ): "a key that lives ends later than now, so it is never about zero",
     (
-        "keybearer_service.usecases.keys",
+        "keybearer_service.usecases.revoking",
         "return False: None",
     ): "whoever calls it asks for truth alone",
     (_USAGE, "self._thread.join(): removed"): "the write after it waits for the thread's by a lock",

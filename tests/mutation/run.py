@@ -68,6 +68,12 @@ TESTS: dict[str, tuple[str, ...]] = {
         "rpc/test_replays.py",
         "rpc/test_tokens.py",
     ),
+    "keybearer_service.usecases.key_writes": ("rpc/test_api_keys.py", "rpc/test_audit.py"),
+    "keybearer_service.usecases.revoking": (
+        "rpc/test_api_keys.py",
+        "rpc/test_revoking.py",
+        "rpc/test_tokens.py",
+    ),
 }
 """The modules, and the tests that must notice what is wrong with them."""
 OPTIONS = ("-x", "-q", "-p", "mutation.mutants", "-p", "no:cacheprovider")

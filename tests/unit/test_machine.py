@@ -357,7 +357,7 @@ class Machine(RuleBasedStateMachine):
         key_id, key = self._key(data)
         call = self._call(self.chief_token)
         revoked = self._step(
-            lambda: self.container.keys.revoke(call, key_id, RevocationReason.LOST, ""),
+            lambda: self.container.revoker.revoke(call, key_id, RevocationReason.LOST, ""),
             changes={key_id},
             events=int(key.reason is None),
         )
@@ -375,7 +375,7 @@ class Machine(RuleBasedStateMachine):
         is_old = version == key.old_version and self.clock.now() < key.overlap_end
         opens = key.reason is None and (version == key.version or is_old)
         self._step(
-            lambda: self.container.keys.revoke_token(call, token),
+            lambda: self.container.revoker.revoke_token(call, token),
             changes={key_id},
             events=int(opens),
         )

@@ -40,6 +40,7 @@ from keybearer_service.usecases.audit import AuditHistory, RefusalLog
 from keybearer_service.usecases.failures import Failures
 from keybearer_service.usecases.identities import IdentityManager
 from keybearer_service.usecases.keys import KeyManager
+from keybearer_service.usecases.revoking import KeyRevoker
 from keybearer_service.usecases.sessions import SessionManager
 from keybearer_service.usecases.sign_ins import SignInManager
 from keybearer_service.usecases.users import UserManager
@@ -51,6 +52,7 @@ class ConsoleParts:
     """What the console is made of: use cases, and who knows callers."""
 
     keys: KeyManager
+    revoker: KeyRevoker
     users: UserManager
     accounts: AccountManager
     audit_history: AuditHistory
@@ -98,6 +100,7 @@ class Console:
         self._keys = KeyPages(
             key_list,
             parts.keys,
+            parts.revoker,
             parts.users,
             parts.audit_history,
             ways_in,
@@ -120,7 +123,7 @@ class Console:
         self._audit = AuditPages(
             self._pages, parts.audit_history, parts.keys, parts.users, parts.accounts
         )
-        self._several = SeveralKeysPages(key_list, parts.keys, ways_in, parts.clock)
+        self._several = SeveralKeysPages(key_list, parts.keys, parts.revoker, ways_in, parts.clock)
         self._exports = Exports(key_list, parts.keys, self._audit, parts.audit_history, parts.clock)
         self._accounts = AccountPages(self._pages, parts.accounts)
         self._sessions = SessionPages(self._pages, parts.sessions, parts.accounts)

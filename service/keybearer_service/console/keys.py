@@ -30,6 +30,7 @@ from keybearer_service.storage import AuditQuery, UserQuery
 from keybearer_service.usecases.audit import AuditHistory
 from keybearer_service.usecases.issuing import IssuedKey
 from keybearer_service.usecases.keys import KeyManager
+from keybearer_service.usecases.revoking import KeyRevoker
 from keybearer_service.usecases.users import UserManager
 
 HISTORY_PAGE: Final = 20
@@ -43,6 +44,7 @@ class KeyPages:
         self,
         key_list: KeyList,
         keys: KeyManager,
+        revoker: KeyRevoker,
         users: UserManager,
         audit: AuditHistory,
         ways_in: WaysIn,
@@ -52,6 +54,7 @@ class KeyPages:
         self._ways_in = ways_in
         self._list = key_list
         self._keys = keys
+        self._revoker = revoker
         self._users = users
         self._audit = audit
         self._clock = clock
@@ -186,7 +189,7 @@ class KeyPages:
         if key.revoke_time is not None:
             return self._revoke_form(visit, form)
         try:
-            self._keys.revoke(visit.call, visit.key_id, *form.revocation())
+            self._revoker.revoke(visit.call, visit.key_id, *form.revocation())
         except FormErrors as error:
             return self._revoke_form(visit, form, errors=error.errors, status=400)
         target = links.keys_link(visit.state, revoked=visit.key_id)

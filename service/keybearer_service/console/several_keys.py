@@ -14,7 +14,8 @@ from keybearer_service.console.ways_in import WaysIn
 from keybearer_service.domain.clock import Clock
 from keybearer_service.domain.errors import FieldInvalid, ResourceNotFound
 from keybearer_service.domain.model import ApiKey
-from keybearer_service.usecases.keys import KeyManager, KeyRevocation
+from keybearer_service.usecases.keys import KeyManager
+from keybearer_service.usecases.revoking import KeyRevocation, KeyRevoker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,9 +32,17 @@ class Result:
 class SeveralKeysPages:
     """The views of several keys at once. They call use cases, and nothing else."""
 
-    def __init__(self, key_list: KeyList, keys: KeyManager, ways_in: WaysIn, clock: Clock) -> None:
+    def __init__(
+        self,
+        key_list: KeyList,
+        keys: KeyManager,
+        revoker: KeyRevoker,
+        ways_in: WaysIn,
+        clock: Clock,
+    ) -> None:
         self._list = key_list
         self._keys = keys
+        self._revoker = revoker
         self._ways_in = ways_in
         self._clock = clock
 
@@ -45,7 +54,7 @@ class SeveralKeysPages:
         """Revoke the ticked keys; show of each what became of it."""
         form = RevokeForm.read(visit.form)
         try:
-            revoked = self._keys.revoke_many(
+            revoked = self._revoker.revoke_many(
                 visit.call, visit.ticked, *form.revocation(), validate_only=False
             )
         except FormErrors as error:

@@ -1,23 +1,18 @@
-"""The use cases of keys: create, read, list, update, disable, enable, rotate, revoke."""
+"""The use cases of keys: create, read, list, update, disable, enable, rotate."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from keybearer._wire.enums import (
-    REASONS_OF_CALLERS,
     ApiKeyState,
     AuditAction,
-    AuditTargetType,
-    RevocationReason,
-    RevocationResult,
 )
-from keybearer._wire.limits import MAX_REVOKED_KEYS, MAX_SORTED_BY_LAST_USE
+from keybearer._wire.limits import MAX_SORTED_BY_LAST_USE
 from keybearer.access import Role
 from keybearer_service.domain import validators
 from keybearer_service.domain.account_scope import AccountScope
-from keybearer_service.domain.audit_event import FieldChange
-from keybearer_service.domain.clock import Clock, Micros, after, rfc3339
+from keybearer_service.domain.clock import Clock, Micros, after
 from keybearer_service.domain.errors import (
     EtagMismatch,
     FieldInvalid,
@@ -26,8 +21,7 @@ from keybearer_service.domain.errors import (
     RequestIdReused,
     ResourceNotFound,
 )
-from keybearer_service.domain.model import KEY_SETTINGS, ApiKey, SubjectKind
-from keybearer_service.domain.verdict import Match
+from keybearer_service.domain.model import KEY_SETTINGS, ApiKey
 from keybearer_service.storage import (
     NEVER,
     UNUSED,
@@ -42,10 +36,15 @@ from keybearer_service.usecases.access import assert_account_exists, reach_of
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.idempotency import IdempotencyKey
 from keybearer_service.usecases.issuing import Expiration, IssuedKey, KeyIssuer, NewKey
+from keybearer_service.usecases.key_writes import (
+    foreseen_key,
+    reachable_key,
+    record_key,
+    write_key,
+)
 from keybearer_service.usecases.mutations import Mutation, Mutations
 from keybearer_service.usecases.pagination import Listed, PageTokens, reading_for
 from keybearer_service.usecases.quotas import Quotas
-from keybearer_service.validation.validator import Validator
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +61,6 @@ class KeyUpdate:
     etag: str = ""
 
 
-REVOKED_WITHOUT_SIGN_IN = 10
-"""Keys that a person may revoke at a time however long ago they signed in."""
-MAX_SEARCHED_PAGES = 20
-"""Pages of a list that one RevokeApiKeys looks through, each of at most LOOKED_AT rows."""
 UPDATABLE = frozenset({*KEY_SETTINGS, "scopes", "role", "expiration", "overlap_end_time"})
 
 
@@ -80,16 +75,6 @@ class MadeBefore:
     """Whether a greater one would get a fresh secret."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeyRevocation:
-    """What became of one key of several that were to be revoked."""
-
-    id: str
-    result: RevocationResult
-    key: ApiKey | None
-    """As it is now; None when there is no such key."""
-
-
 class KeyManager:
     """The keys of accounts."""
 
@@ -98,7 +83,6 @@ class KeyManager:
         store: Store,
         mutations: Mutations,
         issuer: KeyIssuer,
-        validator: Validator,
         page_tokens: PageTokens,
         quotas: Quotas,
         clock: Clock,
@@ -107,7 +91,6 @@ class KeyManager:
         self._store = store
         self._mutations = mutations
         self._issuer = issuer
-        self._validator = validator
         self._page_tokens = page_tokens
         self._quotas = quotas
 
@@ -120,7 +103,7 @@ class KeyManager:
             ResourceNotFound: There is no such key in an account that the caller may touch.
         """
         with self._store.read() as reader:
-            return _reachable_key(reader, reach_of(call), key_id)
+            return reachable_key(reader, reach_of(call), key_id)
 
     def list(
         self, call: CallContext, query: KeyQuery, page_size: int, page_token: str
@@ -193,15 +176,7 @@ class KeyManager:
             self._quotas.assert_room_for_key(mutation.tx, owner.account_id)
             issued = self._issuer.issue(mutation, new, owner=owner, created_by=caller.owner_id)
             idempotency.remember(mutation, caller.owner_id, request, issued.key, None)
-            mutation.record(
-                AuditAction.API_KEY_CREATED,
-                account_id=owner.account_id,
-                target_type=AuditTargetType.API_KEY,
-                target_id=issued.key.id,
-                changes=_differences(None, issued.key, mutation.now),
-                request_id=request.request_id if request else "",
-            )
-            mutation.invalidate(SubjectKind.KEY, issued.key.id, owner.account_id)
+            record_key(mutation, AuditAction.API_KEY_CREATED, None, issued.key, request)
             return issued
 
     def rotate(
@@ -221,7 +196,7 @@ class KeyManager:
             replay = idempotency.find(mutation, call.identity.owner_id, request)
             if replay is not None:
                 return self._reissue(mutation, call, replay, request)
-            key = _reachable_key(mutation.tx, mutation.scope, key_id)
+            key = reachable_key(mutation.tx, mutation.scope, key_id)
             _assert_alive(key, mutation.now)
             mutation.assert_may_grant(key.role)
             return self._rotate(mutation, call, key, overlap, request)
@@ -242,7 +217,7 @@ class KeyManager:
                     # Another key of the user sent this request, and it was about that key.
                     raise RequestIdReused(replay.key.id)
                 return self._reissue(mutation, call, replay, request)
-            key = _reachable_key(mutation.tx, mutation.scope, call.identity.key_id)
+            key = reachable_key(mutation.tx, mutation.scope, call.identity.key_id)
             return self._rotate(mutation, call, key, overlap, request)
 
     def _rotate(
@@ -259,7 +234,7 @@ class KeyManager:
             end = end if key.expire_time is None else min(end, key.expire_time)
         issued = self._issuer.renew(mutation, key, overlap_end_time=end)
         idempotency.remember(mutation, call.identity.owner_id, request, issued.key, None)
-        self._record(mutation, AuditAction.API_KEY_ROTATED, key, issued.key, request)
+        record_key(mutation, AuditAction.API_KEY_ROTATED, key, issued.key, request)
         return issued
 
     def _reissue(
@@ -274,7 +249,7 @@ class KeyManager:
             mutation.assert_may_grant(replay.key.role)
         issued = self._issuer.reissue(mutation, replay.key)
         idempotency.remember(mutation, call.identity.owner_id, request, issued.key, replay)
-        self._record(mutation, AuditAction.API_KEY_REMINTED, replay.key, issued.key, request)
+        record_key(mutation, AuditAction.API_KEY_REMINTED, replay.key, issued.key, request)
         return issued
 
     # --- changing ---------------------------------------------------------------------------------
@@ -292,8 +267,8 @@ class KeyManager:
                 are.
             FieldInvalid: A value does not fit the key.
         """
-        with self._mutations.begin(call, _foreseen_key(call, key_id)) as mutation:
-            key = _reachable_key(mutation.tx, mutation.scope, key_id)
+        with self._mutations.begin(call, foreseen_key(call, key_id)) as mutation:
+            key = reachable_key(mutation.tx, mutation.scope, key_id)
             if update.etag and update.etag != key.etag:
                 raise EtagMismatch
             state = key.state_at(mutation.now)
@@ -305,7 +280,7 @@ class KeyManager:
             mutation.assert_may_grant(updated.role)
             if updated.role > key.role or set(updated.scopes) - set(key.scopes):
                 mutation.assert_signed_in_lately()
-            return self._write(mutation, AuditAction.API_KEY_UPDATED, key, updated)
+            return write_key(mutation, AuditAction.API_KEY_UPDATED, key, updated)
 
     def disable(self, call: CallContext, key_id: str) -> ApiKey:
         """Disable a key; a disabled one stays as it is.
@@ -345,13 +320,13 @@ class KeyManager:
         action: AuditAction,
         switched: Callable[[ApiKey, Micros], ApiKey],
     ) -> ApiKey:
-        with self._mutations.begin(call, _foreseen_key(call, key_id)) as mutation:
-            key = _reachable_key(mutation.tx, mutation.scope, key_id)
+        with self._mutations.begin(call, foreseen_key(call, key_id)) as mutation:
+            key = reachable_key(mutation.tx, mutation.scope, key_id)
             if key.revoke_time is not None:
                 raise KeyRevoked(key_id)
             if action is AuditAction.API_KEY_ENABLED:
                 mutation.assert_signed_in_lately()
-            return self._write(mutation, action, key, switched(key, mutation.now))
+            return write_key(mutation, action, key, switched(key, mutation.now))
 
     def end_overlap(self, call: CallContext, key_id: str) -> ApiKey:
         """End the old secret of a rotation now; a key without one stays as it is.
@@ -367,251 +342,12 @@ class KeyManager:
             lambda key, now: replace(key, overlap_end_time=None) if key.overlaps_at(now) else key,
         )
 
-    def revoke(self, call: CallContext, key_id: str, reason: RevocationReason, note: str) -> ApiKey:
-        """Revoke a key for good; a revoked one keeps the facts of its first revocation.
-
-        Raises:
-            ResourceNotFound: There is no such key.
-            FieldInvalid: The reason is one that only the service itself gives.
-        """
-        _assert_reason_of_callers(reason)
-        with self._mutations.begin(call, _foreseen_key(call, key_id)) as mutation:
-            key = _reachable_key(mutation.tx, mutation.scope, key_id)
-            if key.revoke_time is not None:
-                return key
-            return self._revoke(mutation, call, key, reason, note)
-
-    def revoke_many(
-        self,
-        call: CallContext,
-        key_ids: Sequence[str],
-        reason: RevocationReason,
-        note: str,
-        *,
-        validate_only: bool,
-    ) -> Sequence[KeyRevocation]:
-        """Revoke several keys, in one transaction.
-
-        A key that is named twice counts once, and an id of nothing does not stop the others.
-
-        Raises:
-            FieldInvalid: No key or too many are named, or the reason is one that only the service
-                itself gives.
-            SignInAgain: It is more than a few, and the caller has to prove again who they are.
-        """
-        _assert_reason_of_callers(reason)
-        wanted = list(dict.fromkeys(key_ids))
-        if not 1 <= len(wanted) <= MAX_REVOKED_KEYS:
-            raise FieldInvalid("ids", f"1 to {MAX_REVOKED_KEYS}")
-        if validate_only:
-            with self._store.read() as reader:
-                scope = reach_of(call)
-                return [_planned(key_id, reader.api_key(scope, key_id)) for key_id in wanted]
-        with self._mutations.begin(call) as mutation:
-            if len(wanted) > REVOKED_WITHOUT_SIGN_IN:
-                mutation.assert_signed_in_lately()
-            return [
-                self._revoke_planned(
-                    mutation,
-                    call,
-                    _planned(key_id, mutation.tx.api_key(mutation.scope, key_id)),
-                    reason,
-                    note,
-                )
-                for key_id in wanted
-            ]
-
-    def revoke_matching(
-        self,
-        call: CallContext,
-        query: KeyQuery,
-        page_token: str,
-        reason: RevocationReason,
-        note: str,
-        *,
-        validate_only: bool,
-    ) -> tuple[Sequence[KeyRevocation], str]:
-        """Revoke keys that match a query, at most `MAX_REVOKED_KEYS`, in one transaction.
-
-        Returns:
-            What became of them, and the token with which a further call goes on; empty at the end.
-
-        Raises:
-            FieldInvalid: The page token is not valid, or the reason is one that only the service
-                itself gives.
-            ResourceNotFound: An operator named an account that does not exist.
-            SignInAgain: It is more than a few, and the caller has to prove again who they are.
-            CallAbandoned: The caller no longer waits.
-        """
-        _assert_reason_of_callers(reason)
-        found: list[ApiKey] = []
-        for _ in range(MAX_SEARCHED_PAGES):
-            page = self.list(call, query, MAX_REVOKED_KEYS - len(found), page_token)
-            found += page.items
-            page_token = page.next_page_token
-            if not page_token or len(found) == MAX_REVOKED_KEYS:
-                break
-        if validate_only or not found:
-            return [_planned(key.id, key) for key in found], page_token
-        revocations = []
-        with self._mutations.begin(call) as mutation:
-            if len(found) > REVOKED_WITHOUT_SIGN_IN:
-                mutation.assert_signed_in_lately()
-            for one in found:
-                key = mutation.tx.api_key(mutation.scope, one.id)
-                if key is not None and _matches(key, query, mutation.now):
-                    planned = _planned(key.id, key)
-                    revocations.append(self._revoke_planned(mutation, call, planned, reason, note))
-        return revocations, page_token
-
-    def _revoke_planned(
-        self,
-        mutation: Mutation,
-        call: CallContext,
-        planned: KeyRevocation,
-        reason: RevocationReason,
-        note: str,
-    ) -> KeyRevocation:
-        if planned.key is None or planned.result is not RevocationResult.REVOKED:
-            return planned
-        return replace(planned, key=self._revoke(mutation, call, planned.key, reason, note))
-
-    def _revoke(
-        self,
-        mutation: Mutation,
-        call: CallContext,
-        key: ApiKey,
-        reason: RevocationReason,
-        note: str,
-    ) -> ApiKey:
-        revoked = replace(
-            key,
-            revoke_time=mutation.now,
-            revoked_by=call.identity.owner_id,
-            revocation_reason=reason,
-            revocation_note=note,
-        )
-        return self._write(mutation, AuditAction.API_KEY_REVOKED, key, revoked)
-
-    def revoke_token(self, call: CallContext, token: str) -> bool:
-        """Revoke the secret that a token is, for its holder.
-
-        The current secret revokes the key, the old one of a rotation ends the overlap. A token that
-        opens nothing changes nothing, and is no error.
-
-        Returns:
-            Whether the token opens a key, or did before the key was revoked.
-        """
-        match = self._validator.match(token)
-        if match is None:
-            return False
-        if match.record.revoke_time is None:
-            self._revoke_match(call, match)
-        return True
-
-    def _revoke_match(self, call: CallContext, match: Match) -> None:
-        with self._mutations.begin_for_holder(call, match) as mutation:
-            key = mutation.tx.api_key(mutation.scope, match.record.key_id)
-            if key is None or key.revoke_time is not None:
-                return
-            if match.secret_version == key.secret_version:
-                revoked = replace(
-                    key,
-                    revoke_time=mutation.now,
-                    revocation_reason=RevocationReason.REPORTED_BY_HOLDER,
-                )
-                self._write(mutation, AuditAction.API_KEY_REVOKED, key, revoked)
-                return
-            # Rotated since the match, or the old secret from the start: that secret ends.
-            _, old = mutation.tx.secrets_of(key.id)
-            if old is not None and old.version == match.secret_version:
-                self._write(
-                    mutation,
-                    AuditAction.API_KEY_OVERLAP_ENDED,
-                    key,
-                    replace(key, overlap_end_time=None),
-                )
-
-    def _write(
-        self, mutation: Mutation, action: AuditAction, before: ApiKey, after: ApiKey
-    ) -> ApiKey:
-        if after == before:
-            return before
-        mutation.tx.update_api_key(
-            replace(after, update_time=mutation.now, row_version=before.row_version + 1)
-        )
-        written = mutation.tx.api_key(mutation.scope, before.id)
-        if written is None:
-            raise LookupError(before.id)
-        self._record(mutation, action, before, written, None)
-        return written
-
-    @staticmethod
-    def _record(
-        mutation: Mutation,
-        action: AuditAction,
-        before: ApiKey,
-        after: ApiKey,
-        request: IdempotencyKey | None,
-    ) -> None:
-        mutation.record(
-            action,
-            account_id=after.account_id,
-            target_type=AuditTargetType.API_KEY,
-            target_id=after.id,
-            changes=_differences(before, after, mutation.now),
-            request_id=request.request_id if request else "",
-        )
-        mutation.invalidate(SubjectKind.KEY, after.id, after.account_id)
-
-
-def _foreseen_key(call: CallContext, key_id: str) -> Foreseen:
-    yield lambda reader: reader.api_key(reach_of(call), key_id)
-
 
 def _foreseen_rotation(call: CallContext, key_id: str, request: IdempotencyKey | None) -> Foreseen:
     yield from idempotency.foreseen(call.identity.owner_id, request)
-    yield from _foreseen_key(call, key_id)
+    yield from foreseen_key(call, key_id)
     yield lambda reader: reader.secrets_of(key_id)
     yield lambda reader: reader.peppers()
-
-
-def _reachable_key(reader: Reader, scope: AccountScope, key_id: str) -> ApiKey:
-    key = reader.api_key(scope, validators.required_id("id", key_id))
-    if key is None:
-        raise ResourceNotFound("API key", key_id)
-    return key
-
-
-def _assert_reason_of_callers(reason: RevocationReason) -> None:
-    if reason not in REASONS_OF_CALLERS:
-        raise FieldInvalid(
-            "reason", "one of LOST, COMPROMISED, SUPERSEDED, NO_LONGER_USED is required"
-        )
-
-
-def _planned(key_id: str, key: ApiKey | None) -> KeyRevocation:
-    if key is None:
-        return KeyRevocation(id=key_id, result=RevocationResult.NOT_FOUND, key=None)
-    is_over = key.revoke_time is not None
-    result = RevocationResult.ALREADY_REVOKED if is_over else RevocationResult.REVOKED
-    return KeyRevocation(id=key_id, result=result, key=key)
-
-
-def _matches(key: ApiKey, query: KeyQuery, now: Micros) -> bool:
-    """Return whether a key that a query has found still matches it: it may be used by now."""
-    if query.states and key.state_at(now) not in query.states:
-        return False
-    if query.owner_id and key.owner_id != query.owner_id:
-        return False
-    if query.name_contains.encode().lower() not in key.name.encode().lower():
-        return False
-    if query.expires_before is not None and (
-        key.expire_time is None or key.expire_time >= query.expires_before
-    ):
-        return False
-    used = key.create_time if key.last_used_time is None else key.last_used_time
-    return query.unused_since is None or used < query.unused_since
 
 
 def _assert_few_keys(reader: Reader, scope: AccountScope) -> None:
@@ -662,45 +398,6 @@ def _earlier_overlap_end(key: ApiKey, update: KeyUpdate, now: Micros) -> Micros:
     if end > key.overlap_end_time:
         raise FieldInvalid(field, "an overlap can be shortened, not lengthened")
     return end
-
-
-_AUDITED = (
-    *KEY_SETTINGS,
-    "owner_id",
-    "role",
-    "scopes",
-    "expire_time",
-    "overlap_end_time",
-    "secret_version",
-    "revocation_reason",
-    "revocation_note",
-)
-
-
-def _differences(before: ApiKey | None, after: ApiKey, now: Micros) -> Sequence[FieldChange]:
-    texts = [
-        (name, _text(name, getattr(before, name, None)), _text(name, getattr(after, name)))
-        for name in _AUDITED
-    ]
-    changes = [FieldChange(*text) for text in texts if text[1] != text[2]]
-    old_state = "" if before is None else before.state_at(now).name
-    if old_state != after.state_at(now).name:
-        changes.append(FieldChange("state", old_state, after.state_at(now).name))
-    return changes
-
-
-def _text(name: str, value: object) -> str:
-    if value is None:
-        return ""
-    if name.endswith("_time") and isinstance(value, int):
-        return rfc3339(Micros(value))
-    if isinstance(value, Role | RevocationReason):
-        return value.name
-    if isinstance(value, tuple):
-        return " ".join(value)
-    if isinstance(value, dict):
-        return " ".join(f"{key}={value[key]}" for key in sorted(value))
-    return str(value)
 
 
 _SORT_KEYS: dict[str, Callable[[ApiKey], SortKey]] = {

@@ -28,7 +28,8 @@ from keybearer_service.rpc.convert.common import (
 from keybearer_service.storage import KeyQuery
 from keybearer_service.usecases import keys
 from keybearer_service.usecases.issuing import NEVER_EXPIRES, Expiration, IssuedKey, NewKey
-from keybearer_service.usecases.keys import KeyRevocation, KeyUpdate
+from keybearer_service.usecases.keys import KeyUpdate
+from keybearer_service.usecases.revoking import KeyRevocation
 
 
 def new_key(request: api_key_service_pb2.CreateApiKeyRequest) -> NewKey:

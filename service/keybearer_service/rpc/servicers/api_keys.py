@@ -18,13 +18,15 @@ from keybearer_service.rpc.convert.common import idempotency_key, page_to_proto
 from keybearer_service.usecases.access import authorize
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.keys import KeyManager
+from keybearer_service.usecases.revoking import KeyRevoker
 
 
 class ApiKeyServicer:
     """The keys of an account."""
 
-    def __init__(self, keys: KeyManager, clock: Clock) -> None:
+    def __init__(self, keys: KeyManager, revoker: KeyRevoker, clock: Clock) -> None:
         self._keys = keys
+        self._revoker = revoker
         self._clock = clock
 
     def CreateApiKey(
@@ -88,7 +90,7 @@ class ApiKeyServicer:
         self, request: pb.RevokeApiKeyRequest, call: CallContext
     ) -> pb.RevokeApiKeyResponse:
         """Revoke a key."""
-        key = self._keys.revoke(call, request.id, *revocation(request))
+        key = self._revoker.revoke(call, request.id, *revocation(request))
         return pb.RevokeApiKeyResponse(api_key=key_to_proto(key, self._clock.now()))
 
     def RevokeApiKeys(
@@ -98,13 +100,13 @@ class ApiKeyServicer:
         ids = wanted_ids(request)
         reason, note = revocation(request)
         if ids:
-            revoked = self._keys.revoke_many(
+            revoked = self._revoker.revoke_many(
                 call, ids, reason, note, validate_only=request.validate_only
             )
             return pb.RevokeApiKeysResponse(revocations=revocations_to_proto(revoked))
         scope = authorize(call, request.filter.account_id)
         query = filter_query(scope, request.filter, self._clock.now())
-        revoked, next_page = self._keys.revoke_matching(
+        revoked, next_page = self._revoker.revoke_matching(
             call, query, request.page_token, reason, note, validate_only=request.validate_only
         )
         return pb.RevokeApiKeysResponse(

@@ -23,6 +23,7 @@ from keybearer_service.telemetry.recorder import EntryPoint, Recorder
 from keybearer_service.usecases.access import authorize_question
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.keys import KeyManager
+from keybearer_service.usecases.revoking import KeyRevoker
 from keybearer_service.validation.validator import Validator
 from keybearer_service.watch.hub import WatchHub
 from keybearer_service.watch.messages import Outgoing
@@ -35,6 +36,7 @@ class TokenServicer:
         self,
         validator: Validator,
         keys: KeyManager,
+        revoker: KeyRevoker,
         watches: WatchHub,
         guesses: PeerLimiter,
         clock: Clock,
@@ -42,6 +44,7 @@ class TokenServicer:
     ) -> None:
         self._validator = validator
         self._keys = keys
+        self._revoker = revoker
         self._watches = watches
         self._guesses = guesses
         self._clock = clock
@@ -99,7 +102,7 @@ class TokenServicer:
         """Revoke the secret that a token is, for its holder."""
         if not request.token:
             raise FieldInvalid("token", "required")
-        is_known = self._keys.revoke_token(call, request.token)
+        is_known = self._revoker.revoke_token(call, request.token)
         # Guesses alone are bounded: a report of a real leak is never refused for those of others.
         if not is_known and self._validator.is_well_formed(request.token):
             self._guesses.admit(peer_of(call.peer))
