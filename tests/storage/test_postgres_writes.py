@@ -22,6 +22,8 @@ pytest.importorskip("psycopg", reason="no PostgreSQL: psycopg is not installed")
 
 from keybearer_service.storage.postgres import PostgresStore
 
+SEVERAL = 20
+FILTER = {"name_contains": "key "}
 ROUND_TRIPS = 4
 """While a write waits for the server, no other write of any node runs."""
 REQUEST = "9b7f4c5e-6f0e-4f2e-8d57-8a3d1f0c2b1a"
@@ -71,6 +73,20 @@ def test_a_change_of_a_key_takes_four_round_trips(tmp_path: Path) -> None:
             change()
             taken[name] = list(proxy.round_trips)
     assert taken == {name: [ROUND_TRIPS] for name in changes}
+
+
+@pytest.mark.parametrize("which", ["ids", "filter"])
+def test_each_key_of_several_that_are_revoked_costs_two_round_trips(
+    tmp_path: Path, which: str
+) -> None:
+    """All are read with the start of the transaction. A thousand hold others up long enough."""
+    with served(tmp_path) as (service, proxy):
+        stubs = service.admin
+        ids = [stubs.create_key(name=f"key {number}").api_key.id for number in range(SEVERAL)]
+        proxy.round_trips.clear()
+        done = stubs.revoke_keys(*ids) if which == "ids" else stubs.revoke_keys(filter=FILTER)
+        assert len(done.revocations) == SEVERAL
+        assert max(proxy.round_trips) < 2 * SEVERAL + ROUND_TRIPS
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.errors import FieldInvalid
 from keybearer_service.domain.model import ApiKey
 from keybearer_service.domain.verdict import Match
-from keybearer_service.storage import KeyQuery, Store
+from keybearer_service.storage import Foreseen, KeyQuery, Store
 from keybearer_service.usecases.access import reach_of
 from keybearer_service.usecases.call_context import CallContext
 from keybearer_service.usecases.key_writes import foreseen_key, reachable_key, write_key
@@ -89,19 +89,13 @@ class KeyRevoker:
             with self._store.read() as reader:
                 scope = reach_of(call)
                 return [_planned(key_id, reader.api_key(scope, key_id)) for key_id in wanted]
-        with self._mutations.begin(call) as mutation:
+        with self._mutations.begin(call, _foreseen_keys(call, wanted)) as mutation:
             if len(wanted) > REVOKED_WITHOUT_SIGN_IN:
                 mutation.assert_signed_in_lately()
-            return [
-                self._revoke_planned(
-                    mutation,
-                    call,
-                    _planned(key_id, mutation.tx.api_key(mutation.scope, key_id)),
-                    reason,
-                    note,
-                )
-                for key_id in wanted
+            planned = [
+                _planned(key_id, mutation.tx.api_key(mutation.scope, key_id)) for key_id in wanted
             ]
+            return self._revoke_planned(mutation, call, planned, reason, note)
 
     def revoke_matching(
         self,
@@ -135,28 +129,30 @@ class KeyRevoker:
                 break
         if validate_only or not found:
             return [_planned(key.id, key) for key in found], page_token
-        revocations = []
-        with self._mutations.begin(call) as mutation:
+        wanted = [key.id for key in found]
+        with self._mutations.begin(call, _foreseen_keys(call, wanted)) as mutation:
             if len(found) > REVOKED_WITHOUT_SIGN_IN:
                 mutation.assert_signed_in_lately()
-            for one in found:
-                key = mutation.tx.api_key(mutation.scope, one.id)
-                if key is not None and _matches(key, query, mutation.now):
-                    planned = _planned(key.id, key)
-                    revocations.append(self._revoke_planned(mutation, call, planned, reason, note))
-        return revocations, page_token
+            now = [mutation.tx.api_key(mutation.scope, key_id) for key_id in wanted]
+            planned = [
+                _planned(key.id, key) for key in now if key and _matches(key, query, mutation.now)
+            ]
+            return self._revoke_planned(mutation, call, planned, reason, note), page_token
 
     def _revoke_planned(
         self,
         mutation: Mutation,
         call: CallContext,
-        planned: KeyRevocation,
+        planned: Sequence[KeyRevocation],
         reason: RevocationReason,
         note: str,
-    ) -> KeyRevocation:
-        if planned.key is None or planned.result is not RevocationResult.REVOKED:
-            return planned
-        return replace(planned, key=self._revoke(mutation, call, planned.key, reason, note))
+    ) -> Sequence[KeyRevocation]:
+        return [
+            replace(one, key=self._revoke(mutation, call, one.key, reason, note))
+            if one.key is not None and one.result is RevocationResult.REVOKED
+            else one
+            for one in planned
+        ]
 
     def _revoke(
         self,
@@ -213,6 +209,11 @@ class KeyRevoker:
                     key,
                     replace(key, overlap_end_time=None),
                 )
+
+
+def _foreseen_keys(call: CallContext, key_ids: Sequence[str]) -> Foreseen:
+    for key_id in key_ids:
+        yield from foreseen_key(call, key_id)
 
 
 def _assert_reason_of_callers(reason: RevocationReason) -> None:
