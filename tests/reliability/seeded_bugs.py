@@ -4,12 +4,16 @@ Subclasses of the real store, put in its place by `run_with_bugs` in its own pro
 in its own process. Nothing of the product knows them.
 """
 
+import json
+import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from threading import RLock
+from threading import Event, RLock
 from typing import Any, cast
 
+from keybearer._wire.enums import AuditAction
+from keybearer_service.domain.audit_event import AuditRecord
 from keybearer_service.domain.clock import Micros
 from keybearer_service.domain.model import ApiKey, SecretId, StoredSecret
 from keybearer_service.storage import Foreseen, Reader, Writer, dbapi
@@ -49,6 +53,34 @@ class AuditsApart(SqliteStore):
             with super().write() as tx:
                 for event in held_back:
                     tx.append_audit(*event)
+
+
+class _Stopping(SqliteStore):
+    """No bug: stands still for ever at a change of some kinds, so that it is killed there."""
+
+    stops_at: frozenset[AuditAction] = frozenset()
+    is_after = True
+    """Whether it stands still after the commit, which nobody hears of, or right before it."""
+
+    @contextmanager
+    def write(self, foreseen: Foreseen = ()) -> Iterator[Writer]:
+        written: set[int] = set()
+        with super().write(foreseen) as tx:
+
+            def note(record: AuditRecord, found_by: Sequence[str] = ()) -> None:
+                written.add(record.action)
+                tx.append_audit(record, found_by)
+
+            yield cast("Writer", Replaced(tx, append_audit=note))
+            if not self.is_after:
+                self._stop_at(written)
+        self._stop_at(written)
+
+    def _stop_at(self, written: set[int]) -> None:
+        if written & self.stops_at:
+            sys.stderr.write(f"{json.dumps({'event': STANDS_STILL})}\n")
+            sys.stderr.flush()
+            Event().wait()
 
 
 class SynchronousNormal(SqliteStore):
@@ -142,6 +174,19 @@ class StaleReads:
         return read
 
 
+def _stopping(action: AuditAction, *, is_after: bool) -> type[SqliteStore]:
+    return type("Stopping", (_Stopping,), {"stops_at": {action}, "is_after": is_after})
+
+
+STANDS_STILL = "stands_still"
+"""The event that a store logs where it stops."""
+
+
+def stop(when: str, action: AuditAction) -> str:
+    """Return the name of the store that stands still `before` or `after` a change is committed."""
+    return f"stop-{when}-{action.name}"
+
+
 STORES: dict[str, tuple[type[SqliteStore], ...]] = {
     "answer-before-commit": (AnswersBeforeCommit,),
     "audit-apart": (AuditsApart,),
@@ -150,6 +195,11 @@ STORES: dict[str, tuple[type[SqliteStore], ...]] = {
     "keep-freed-pages": (KeepsFreedPages,),
     "claims-by-reading": (ClaimsByReading,),
     "reissues-by-reading": (ReissuesByReading,),
+    **{
+        stop(when, action): (_stopping(action, is_after=when == "after"),)
+        for action in AuditAction
+        for when in ("before", "after")
+    },
 }
 """The store variants by name; several of them are put on top of each other."""
 
