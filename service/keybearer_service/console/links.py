@@ -105,7 +105,7 @@ def area_link(area: str, account: str) -> str:
         area: One of AREAS.
         account: The account that is looked at; empty for one's own.
     """
-    return _with_query(AREAS[area], {"account": account} if account else {})
+    return _with_query(AREAS[area], {"account": account})
 
 
 def keys_link(state: ListState, *, revoked: str = "", at: str = "") -> str:
@@ -117,7 +117,7 @@ def keys_link(state: ListState, *, revoked: str = "", at: str = "") -> str:
         at: The key whose link gets the focus.
     """
     fragment = f"#key-{quote(at, safe='')}" if at else ""
-    return _with_query(KEYS, {**state.pairs, **_there({"revoked": revoked})}) + fragment
+    return _with_query(KEYS, {**state.pairs, "revoked": revoked}) + fragment
 
 
 def new_key_link(state: ListState) -> str:
@@ -125,7 +125,7 @@ def new_key_link(state: ListState) -> str:
     return _with_query(NEW_KEY, state.pairs)
 
 
-def create_link(state: ListState) -> str:
+def create_key_link(state: ListState) -> str:
     """Return where the form for a new key is sent."""
     return _with_query(KEYS, state.pairs)
 
@@ -139,8 +139,8 @@ def key_link(key_id: str, state: ListState, *, history: str = "", done: str = ""
         history: The page of the key's history; empty for the first one.
         done: What was just done to the key.
     """
-    more = {"history": history, "done": done}
-    return _with_query(f"{KEYS}/{quote(key_id, safe='')}", {**state.pairs, **_there(more)})
+    query = {**state.pairs, "history": history, "done": done}
+    return _with_query(f"{KEYS}/{quote(key_id, safe='')}", query)
 
 
 def revoke_link(key_id: str, state: ListState) -> str:
@@ -198,7 +198,7 @@ def users_link(state: UserListState, *, deleted: str = "", at: str = "") -> str:
         at: The user whose link gets the focus.
     """
     fragment = f"#user-{quote(at, safe='')}" if at else ""
-    return _with_query(USERS, {**state.pairs, **_there({"deleted": deleted})}) + fragment
+    return _with_query(USERS, {**state.pairs, "deleted": deleted}) + fragment
 
 
 def new_user_link(state: UserListState) -> str:
@@ -220,8 +220,8 @@ def user_link(user_id: str, state: UserListState, *, history: str = "", done: st
         history: The page of what was done to the user; empty for the first one.
         done: What was just done to the user.
     """
-    more = {"history": history, "done": done}
-    return _with_query(f"{USERS}/{quote(user_id, safe='')}", {**state.pairs, **_there(more)})
+    query = {**state.pairs, "history": history, "done": done}
+    return _with_query(f"{USERS}/{quote(user_id, safe='')}", query)
 
 
 def change_user_link(user_id: str, change: str, state: UserListState) -> str:
@@ -263,7 +263,7 @@ def user_of_link(user_id: str, account: str) -> str:
 def end_session_link(session_id: str, account: str) -> str:
     """Return where the form is sent that ends a session."""
     path = f"{SESSIONS}/{quote(session_id, safe='')}/end"
-    return _with_query(path, _there({"account": account}))
+    return _with_query(path, {"account": account})
 
 
 def sign_in_link(next_path: str = "", *, is_done: bool = False, is_again: bool = False) -> str:
@@ -275,7 +275,7 @@ def sign_in_link(next_path: str = "", *, is_done: bool = False, is_again: bool =
         is_again: Whether somebody who is signed in is to prove who they are once more.
     """
     pairs = {"next": next_path, "done": "1" if is_done else "", "again": "1" if is_again else ""}
-    return _with_query(SIGN_IN, {name: value for name, value in pairs.items() if value})
+    return _with_query(SIGN_IN, pairs)
 
 
 def start_link(purpose: str = "", next_path: str = "") -> str:
@@ -285,8 +285,7 @@ def start_link(purpose: str = "", next_path: str = "") -> str:
         purpose: Empty to sign in; `again`, `connect` or `invitation`.
         next_path: Where to go afterwards.
     """
-    pairs = {"for": purpose, "next": next_path}
-    return _with_query(START, {name: value for name, value in pairs.items() if value})
+    return _with_query(START, {"for": purpose, "next": next_path})
 
 
 def confirm_link() -> str:
@@ -337,41 +336,39 @@ def own_path(text: str) -> str:
     return target if is_ours and "//" not in path else ""
 
 
-def _there(pairs: Mapping[str, str]) -> Mapping[str, str]:
-    return {name: value for name, value in pairs.items() if value}
-
-
 def _with_query(path: str, pairs: Mapping[str, str]) -> str:
-    return f"{path}?{urlencode(pairs)}" if pairs else path
+    """Return a path with those of the pairs that have a value."""
+    query = urlencode({name: value for name, value in pairs.items() if value})
+    return f"{path}?{query}" if query else path
 
 
 TEMPLATE_FUNCTIONS: Final[Mapping[str, Any]] = {
     one.__name__: one
     for one in (
-        accounts_link,
         area_link,
-        audit_link,
-        change_key_link,
-        change_user_link,
-        create_user_link,
-        end_session_link,
-        events_link,
-        export_audit_link,
-        export_keys_link,
-        key_of_link,
         keys_link,
-        keys_of_link,
-        new_user_link,
-        user_link,
-        user_of_link,
-        users_link,
         new_key_link,
-        pick_account_link,
-        create_link,
+        create_key_link,
         key_link,
-        revoke_keys_link,
         revoke_link,
+        change_key_link,
+        revoke_keys_link,
+        export_keys_link,
+        export_audit_link,
+        accounts_link,
+        pick_account_link,
         saved_link,
+        users_link,
+        new_user_link,
+        create_user_link,
+        user_link,
+        change_user_link,
+        audit_link,
+        events_link,
+        keys_of_link,
+        key_of_link,
+        user_of_link,
+        end_session_link,
         sign_in_link,
         start_link,
         confirm_link,
