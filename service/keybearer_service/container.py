@@ -13,7 +13,7 @@ from keybearer_service.installation.data_directory import DataDir
 from keybearer_service.installation.keyring import Keyring
 from keybearer_service.net.database_url import DatabaseUrl
 from keybearer_service.storage import FileStore, ServerStore, Store, StoreUnusableError
-from keybearer_service.storage.sqlite import SqliteStore
+from keybearer_service.storage.sqlite import BUSY_TIMEOUT_S, PATIENCE_S, SqliteStore
 from keybearer_service.telemetry.metrics import PrometheusMetrics
 from keybearer_service.telemetry.recorder import NullRecorder, Recorder
 from keybearer_service.usecases.accounts import AccountManager
@@ -99,13 +99,15 @@ def open_store(
     Args:
         location: The file, or the database.
         shared: Whether other processes have the file open too.
-        is_patient: Whether statements may take as long as they need: for commands.
+        is_patient: Whether it is for a command: a statement may take as long as it needs, and a
+            change of a file waits PATIENCE_S for those of a busy service.
 
     Raises:
         StoreError: It cannot be used; the text says why.
     """
     if isinstance(location, Path):
-        return SqliteStore(location, shared=shared)
+        limit_s = PATIENCE_S if is_patient else BUSY_TIMEOUT_S
+        return SqliteStore(location, shared=shared, busy_timeout_s=limit_s)
     clock, entropy = SystemClock(), SystemEntropy()
     if is_patient:
         return _postgres_store()(location, clock=clock, entropy=entropy, limit_s=None)

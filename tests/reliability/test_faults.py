@@ -192,6 +192,25 @@ def test_a_locked_store_stops_changes_and_nothing_else(tmp_path: Path, seed: int
     assert findings(data, first, [now.writer]) == []
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("backup", "FILE"), ("check",), ("audit", "verify"), ("audit", "export"), ("pepper", "list")],
+    ids=" ".join,
+)
+def test_a_command_that_only_reads_waits_for_no_change(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """A busy service has a change under way whenever a command begins."""
+    data = tmp_path / "data"
+    init(data)
+    file = str(tmp_path / "backup.db")
+    with locked(data / "keybearer.db"):
+        done = command(
+            *(file if word == "FILE" else word for word in words), "--data-dir", str(data)
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.slow
 def test_waiting_changes_do_not_stop_validation(tmp_path: Path, seed: int) -> None:
     """More changes than there are threads for them wait for a lock; validation goes on."""

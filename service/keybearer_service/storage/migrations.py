@@ -385,16 +385,18 @@ def m010_histories(db: Database) -> None:
 def apply(connection: Connection) -> None:
     """Bring the schema up to date, once, even if several processes start at the same time.
 
+    One that is up to date is only read: whoever opens it waits for no write of others.
+
     Raises:
         StoreUnusableError: The database was written by a newer version.
     """
     db = Database(cast("str", connection))  # sqlite-utils takes the driver's connection as it is
+    if _is_up_to_date(db):
+        return
     connection.execute("BEGIN IMMEDIATE")
     try:
-        known = {migration.name for migration in migrations._migrations}  # noqa: SLF001 - no public list
-        applied = {migration.name for migration in migrations.applied(db)}
-        _assert_known(applied - known)
-        migrations.apply(db)
+        if not _is_up_to_date(db):
+            migrations.apply(db)
         connection.execute("COMMIT")
     except BaseException:
         if connection.in_transaction:
@@ -402,9 +404,12 @@ def apply(connection: Connection) -> None:
         raise
 
 
-def _assert_known(unknown: set[str]) -> None:
-    if unknown:
+def _is_up_to_date(db: Database) -> bool:
+    known = {migration.name for migration in migrations._migrations}  # noqa: SLF001 - no public list
+    applied = {migration.name for migration in migrations.applied(db)}
+    if unknown := applied - known:
         raise StoreUnusableError(
             "the database was written by a newer version of keybearer "
             f"({', '.join(sorted(unknown))}); use that version"
         )
+    return applied == known

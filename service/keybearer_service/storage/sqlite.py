@@ -74,6 +74,8 @@ from keybearer_service.storage.transactions import (
 
 BUSY_TIMEOUT_S: Final = 2.0
 """How long a write waits for another one; afterwards UNAVAILABLE."""
+PATIENCE_S: Final = 10.0
+"""The same for a command. SQLite looks ten times a second whether a busy service has let go."""
 BACKUP_PAGES: Final = 4096
 """What a backup copies in one step, 16 MB; between two steps it can be broken off."""
 SHARED_POLL_S: Final = 0.01
