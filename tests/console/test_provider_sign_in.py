@@ -325,6 +325,59 @@ def test_a_change_is_refused_when_the_sign_in_ends_before_it(
     assert not seen.token
 
 
+def _sign_out_at_provider(sign_ins: SignIns, _site: Site, subject: str, _account: str) -> None:
+    token = sign_ins.provider.logout_token(sub=subject, jti=f"logout of {subject}")
+    with sign_ins.browser() as provider:
+        fields = {"logout_token": token}
+        assert provider.request("POST", "/console/backchannel-logout", data=fields).status == 200
+
+
+def _end_by_another(sign_ins: SignIns, site: Site, _subject: str, account: str) -> None:
+    with sign_ins.browser() as other:
+        listed = sign_ins.admin(other).get(f"/console/sessions?account={account}")
+        end = f"/console/sessions/{site.session.split('_')[1]}/end"
+        assert other.send(listed.form(end)).status == 303
+
+
+def _disable_account(sign_ins: SignIns, _site: Site, _subject: str, account: str) -> None:
+    request = account_service_pb2.DisableAccountRequest(id=account)
+    sign_ins.service.admin.accounts.DisableAccount(request)
+
+
+SESSION_ENDS: dict[str, Callable[[SignIns, Site, str, str], None]] = {
+    "signed out at the provider": _sign_out_at_provider,
+    "ended by another": _end_by_another,
+    "disabled account": _disable_account,
+}
+
+
+@pytest.mark.parametrize("end", sorted(SESSION_ENDS))
+def test_a_change_is_refused_when_the_session_ends_before_it(
+    sign_ins: SignIns, site: Site, end: str
+) -> None:
+    """Between the judgement of the request and its change, of somebody who stays what they are."""
+    tenant = sign_ins.service.tenant()
+    subject = f"ends {end}"
+    assert sign_ins.accept(site, sign_ins.invite(tenant.user_id), subject).status == 200
+    sign_ins.next_minute()
+    form = site.new_key_form()
+    store = store_of(sign_ins.service.app)
+    write = store.write
+    pending = [True]
+
+    def end_first(foreseen: Foreseen = ()) -> Any:
+        if pending:
+            pending.clear()
+            SESSION_ENDS[end](sign_ins, site, subject, tenant.account_id)
+        return write(foreseen)
+
+    with store.replacing(write=end_first):
+        seen = site.send(form, name="late", role="DEVELOPER")
+    assert seen.status == 401
+    assert not seen.token
+    assert not site.is_signed_in
+
+
 def test_a_deleted_users_person_can_be_another_user(sign_ins: SignIns, site: Site) -> None:
     """The identity goes with the user."""
     user_id, subject = sign_ins.bound(site)

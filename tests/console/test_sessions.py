@@ -308,7 +308,7 @@ def test_a_store_that_takes_no_changes_ends_no_session(
 # --- inside a change ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("end", ["revoked", "demoted user", "deleted user", "signed out"])
+@pytest.mark.parametrize("end", sorted({*ENDS, "signed out"} - {"idle for half an hour"}))
 def test_a_change_is_refused_when_the_session_ends_before_it(
     service: Service, site: Site, clock: FakeClock, end: str
 ) -> None:

@@ -172,7 +172,12 @@ class Console:
     @property
     def forms(self) -> Sequence[str]:
         """The paths that take forms, with names in braces for what they name."""
-        return [one.path for one in self._all_routes if "POST" in (one.methods or ())]
+        return self._paths("POST")
+
+    @property
+    def pages(self) -> Sequence[str]:
+        """The paths that are opened, with names in braces for what they name."""
+        return [path for path in self._paths("GET") if path not in self._pages.assets]
 
     def serve_at(self, url: str) -> None:
         """Note the origin at which browsers reach the console; others are refused."""
@@ -216,6 +221,9 @@ class Console:
         return [(name.encode(), value.encode()) for name, value in headers.items()]
 
     # --- routes -----------------------------------------------------------------------------------
+
+    def _paths(self, method: str) -> Sequence[str]:
+        return [one.path for one in self._all_routes if method in (one.methods or ())]
 
     def _application(self) -> Starlette:
         to = self._routes

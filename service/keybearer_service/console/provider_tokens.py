@@ -151,7 +151,7 @@ def person_in(
         subject=_subject(claims),
         auth_time=signed_in,
         provider_session=_text(claims, "sid"),
-        email=email if isinstance(email, str) and len(email) <= MAX_EMAIL else "",
+        email=email if _is_visible(email) else "",
         # Nothing but true itself: some providers write the text "false".
         is_email_verified=claims.get("email_verified") is True,
     )
@@ -276,6 +276,11 @@ def _time(claims: Mapping[str, Any], name: str) -> Micros:
     if not math.isfinite(value) or not 0 <= value <= _MAX_TIME_S:
         raise TokenRefused(f"CLAIM_{name.upper()}")
     return Micros(int(value) * SECOND)
+
+
+def _is_visible(email: object) -> bool:
+    """Return whether an address can be shown: somebody reads it before they say that it is them."""
+    return isinstance(email, str) and len(email) <= MAX_EMAIL and email.isprintable()
 
 
 def _half_hash(algorithm: str, text: str) -> str:

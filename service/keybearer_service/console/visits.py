@@ -1,6 +1,7 @@
 """One request of a browser, and what the pages need of it."""
 
 import hmac
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, TypeVar
@@ -37,6 +38,8 @@ TICKED: Final = "key"
 """The field of a key that is ticked."""
 ANSWER_WITHIN_S: Final = 10.0
 """For everything that a request does."""
+_OURS: Final = re.compile(SESSION_COOKIE + "[0-9A-Za-z-]*")
+"""Names that we give. Others could not be written into an answer that has them forgotten."""
 
 S = TypeVar("S", bound=PageState)
 
@@ -199,6 +202,6 @@ def cookies_of(request: Request) -> Mapping[str, str]:
         name, _, value = pair.strip().partition("=")
         if name in found:
             repeated.add(name)
-        if name.startswith(SESSION_COOKIE):
+        if _OURS.fullmatch(name):
             found[name] = value
     return {name: value for name, value in found.items() if name not in repeated}

@@ -87,9 +87,13 @@ class UserManager:
             EmailTaken: A live user of the account has the address.
             AuthorityExceeded: The role is above the caller's.
             QuotaExceeded: The account has as many users as it may have.
+            SignInAgain: It is an administrator, and the caller has to prove again who they are.
         """
         with self._mutations.begin(call) as mutation:
             mutation.assert_may_grant(new.role)
+            if new.role is Role.ADMIN:
+                # With `oidc_bind = verified-email` that is all they need to sign in.
+                mutation.assert_signed_in_lately()
             assert_account_exists(mutation.tx, scope)
             self._quotas.assert_room_for_user(mutation.tx, scope.only)
             user = insert_user(mutation, self._issuer, scope, new)
