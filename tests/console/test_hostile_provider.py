@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -467,6 +468,22 @@ def test_a_logout_token_that_is_wrong_ends_nothing(
         for name, value in LOGOUTS[case].items()
     }
     assert send_logout(site, sign_ins.provider.logout_token(**{"jti": case, **changes})) == 400
+    assert site.is_signed_in
+
+
+@pytest.mark.parametrize("kind", ["JWT", "at+jwt", "", None])
+def test_a_token_of_another_kind_is_no_logout(
+    sign_ins: SignIns, site: Site, kind: str | None
+) -> None:
+    """Although all its claims are those of a logout."""
+    sign_ins.sign_in(site, "alice")
+    provider, key = sign_ins.provider, KEYS["RS256"]
+    _, body, _ = provider.logout_token(jti=f"kind {kind}").split(".")
+    claims = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))
+    header = {"alg": "RS256", "kid": key.kid, "typ": kind}
+    if kind is None:
+        del header["typ"]
+    assert send_logout(site, signed(header, claims, key)) == 400
     assert site.is_signed_in
 
 

@@ -4,6 +4,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from console.site import SESSION, Seen, Site
 from harness import store_of
 from keybearer.v1 import account_service_pb2
 from keybearer_service.domain.clock import HOUR, MINUTE
+from keybearer_service.domain.token_format import checksum
 from keybearer_service.storage import Foreseen
 
 ATTEMPT = "__Host-keybearer-signin"
@@ -148,8 +150,33 @@ def test_an_altered_invitation_is_none(sign_ins: SignIns, site: Site) -> None:
     """Neither another secret for the same id, nor something else."""
     user_id, _ = sign_ins.administrator()
     token = sign_ins.invite(user_id).partition("#")[2]
-    for wrong in (token[:-1] + "0", token.replace("kbinv1", "kbses1"), "", "#", "x" * 600):
+    body = token[:-7] + ("0" if token[-7] != "0" else "1")
+    another = body + checksum(body)
+    for wrong in (another, token[:-1], token.replace("kbinv1", "kbses1"), "", "#", "x" * 600):
         assert site.post("/console/invitation", {"invitation": wrong}).status == 400
+    assert site.post("/console/invitation", {"invitation": token}).status == 200
+
+
+@pytest.mark.parametrize("column", ["user_id", "account_id", "create_time"])
+def test_the_row_of_an_invitation_that_was_altered_invites_nobody(
+    sign_ins: SignIns, site: Site, column: str
+) -> None:
+    """Who writes to the database turns it to no other user or account, nor lets it live on."""
+    user_id, _ = sign_ins.administrator()
+    link = sign_ins.invite(user_id)
+    tenant = sign_ins.service.tenant()
+    store = sign_ins.service.app.container.store
+    with store.write() as tx:
+        invitation = tx.invitation_of(user_id)
+        assert invitation is not None
+        others = {
+            "user_id": tenant.user_id,
+            "account_id": tenant.account_id,
+            "create_time": invitation.create_time + 1,
+        }
+        tx.delete_invitation(user_id)
+        tx.put_invitation(replace(invitation, **{column: others[column]}))
+    assert site.post("/console/invitation", {"invitation": link}).status == 400
 
 
 def test_one_sign_in_is_one_user(sign_ins: SignIns, site: Site) -> None:
