@@ -169,7 +169,7 @@ def test_the_row_of_an_invitation_that_was_altered_invites_nobody(
     with store.write() as tx:
         invitation = tx.invitation_of(user_id)
         assert invitation is not None
-        others = {
+        others: dict[str, Any] = {
             "user_id": tenant.user_id,
             "account_id": tenant.account_id,
             "create_time": invitation.create_time + 1,
