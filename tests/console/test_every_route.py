@@ -1,7 +1,9 @@
 """Every path that the console itself lists: hostile texts, and ids of other accounts."""
 
+import csv
+import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from itertools import count, cycle
@@ -11,6 +13,7 @@ from urllib.parse import quote, unquote
 
 import pytest
 
+from console.screens import HOSTILE, sign_in
 from console.signing import SignIns, signing_in
 from console.site import SESSION, Form, Seen, Site
 from harness import Tenant
@@ -449,3 +452,66 @@ def test_an_address_that_nobody_can_see_is_none(tmp_path: Path, email: str) -> N
         with own.browser() as other:
             seen = own.sign_in(other, "bob", email=email, email_verified=True)
             assert seen.status == 403
+
+
+# --- a real browser -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_turned", [False, True], ids=["own account", "another account"])
+def test_no_page_makes_a_browser_complain(
+    sign_ins: SignIns, routes: Routes, open_page: Callable[..., Any], *, is_turned: bool
+) -> None:
+    """Hostile texts in every row and in the query: no script runs, no policy is broken."""
+    service = sign_ins.service
+    sign_ins.next_minute()
+    stubs = service.tenant(f"tenant{next(_numbers)}").stubs if is_turned else service.admin
+    email = f"=<img/src=x/onerror=alert(1)>{next(_numbers)}@example.com"
+    user = stubs.create_user(email, role="ROLE_ADMIN", display_name=HOSTILE)
+    made = stubs.create_key(
+        name=HOSTILE,
+        description=HOSTILE,
+        role="ROLE_ADMIN",
+        owner_id=user.id,
+        labels={"a": HOSTILE},
+    )
+    page = open_page(user_agent=HOSTILE)
+    page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
+    sign_in(page, service)
+    cookies = {one["name"]: one["value"] for one in page.context.cookies()}
+    ids = {
+        "key_id": made.api_key.id,
+        "user_id": user.id,
+        "session_id": cookies[SESSION].split("_")[1],
+    }
+    account = f"account={user.account_id}&" if is_turned else ""
+    for path in routes.pages:
+        if path in NO_PAGES or path.endswith(".csv"):
+            continue
+        answer = page.goto(
+            f"{service.app.console_origin}{named(path, ids)}?{account}q={quote(HOSTILE)}"
+            f"&page={quote(HOSTILE)}&done={quote(HOSTILE)}&next={quote(HOSTILE)}"
+        )
+        assert answer.status < 500, path
+        assert page.locator("img, main script").count() == 0, path
+    stubs.revoke(made.api_key.id, note=HOSTILE)
+    page.goto(f"{service.app.console_origin}/console/keys/{made.api_key.id}")
+    page.get_by_text(HOSTILE).first.wait_for()
+
+
+def test_no_cell_of_a_file_is_a_formula(sign_ins: SignIns, routes: Routes, site: Site) -> None:
+    """Addresses of owners and of those who act among them, which may begin with any sign."""
+    admin = sign_ins.service.admin
+    for sign in "=+-@":
+        email = f"{sign}1+1{next(_numbers)}@example.com".replace("@1+", "=1+")
+        user = admin.create_user(email, role="ROLE_ADMIN", display_name=f"{sign}x")
+        token = admin.create_key(name=f"{sign}1", role="ROLE_ADMIN", owner_id=user.id).token
+        sign_ins.service.as_token(token).create_key(
+            name=f"{sign}2", description=f"{sign}cmd", labels={"a": f"{sign}x"}
+        )
+    files = [path for path in routes.pages if path.endswith(".csv")]
+    assert len(files) == 2
+    for path in files:
+        rows = list(csv.reader(io.StringIO(site.get(path).html, newline="")))
+        cells = [cell for row in rows for cell in row]
+        assert [cell for cell in cells if cell.lstrip().startswith(tuple("=+-@\t\r"))] == [], path
+        assert any(cell.startswith("'=") for cell in cells), path
