@@ -12,7 +12,7 @@ import pytest
 
 from console.provider import CLIENT_ID
 from harness import ANY_PORT, Service, running
-from keybearer_service.domain.clock import SystemClock
+from keybearer_service.domain.clock import Micros, SystemClock, after
 from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.net.sign_in import ProviderSettings, SignInSettings
@@ -22,7 +22,39 @@ MODULES = Path(
     os.environ.get("KEYBEARER_TEST_OIDC_PROVIDER")
     or Path(__file__).parents[2] / ".cache/oidc-provider/node_modules"
 )
+MILLISECOND = 1000
 SECRET = "a secret: %/+&"
+
+
+class Later(SystemClock):
+    """The clock of the service and its provider, which can be put forward."""
+
+    def __init__(self) -> None:
+        self._ahead = 0
+        self._provider: subprocess.Popen[str] | None = None
+
+    def now(self) -> Micros:
+        """Return the moment of the machine, and what was added."""
+        return after(super().now(), self._ahead)
+
+    def of(self, provider: "subprocess.Popen[str]") -> None:
+        """Have a provider go by this clock from now on."""
+        self._provider = provider
+
+    def advance(self, span: int) -> None:
+        """Put both forward by microseconds."""
+        assert self._provider is not None
+        self._ahead += span
+        _ask(self._provider, str(self._ahead // MILLISECOND))
+
+
+def _ask(process: "subprocess.Popen[str]", line: str) -> None:
+    """Send a line to the provider, and wait until it has done what it says."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"{line}\n")
+    process.stdin.flush()
+    _line(process.stdout, "ready")
 
 
 def _line(stream: IO[str], begins: str) -> str:
@@ -58,18 +90,16 @@ def _provider() -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
 
 
 @contextmanager
-def certified(tmp_path: Path) -> Iterator[Service]:
+def certified(tmp_path: Path, clock: Later | None = None) -> Iterator[Service]:
     """Run the provider and a service; for a browser they are two sites."""
+    clock = clock or Later()
     (tmp_path / "secret").write_text(SECRET)
     with _provider() as (issuer, process):
         provider = ProviderSettings(
             issuer=issuer, client_id=CLIENT_ID, secret_file=tmp_path / "secret"
         )
         http = HttpConfig(console=ANY_PORT, sign_in=SignInSettings(provider=provider))
-        with running(tmp_path / "data", SystemClock(), SystemEntropy(), http=http) as started:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write(f"{started.app.console_origin}\n")
-            process.stdin.flush()
-            _line(process.stdout, "ready")
+        with running(tmp_path / "data", clock, SystemEntropy(), http=http) as started:
+            _ask(process, started.app.console_origin)
+            clock.of(process)
             yield started

@@ -526,6 +526,28 @@ def test_proving_to_be_somebody_else_changes_nothing(sign_ins: SignIns, site: Si
     assert sign_ins.refusals()[0] == "SOMEBODY_ELSE"
 
 
+@pytest.mark.parametrize("trouble", ["somebody else", "long ago", "unreachable"])
+def test_proving_it_again_in_vain_leads_to_proving_it_again(
+    sign_ins: SignIns, site: Site, trouble: str
+) -> None:
+    """The page offers no sign-in as anybody, which would make the session that person's."""
+    _, subject = sign_ins.bound(site)
+    long_ago = sign_ins.provider.now_s() - 120
+    if trouble == "somebody else":
+        seen = sign_ins.sign_in(site, "stranger", "again")
+    elif trouble == "long ago":
+        seen = sign_ins.sign_in(site, subject, "again", auth_time=long_ago)
+    else:
+        started = site.get("/console/sign-in/start?for=again")
+        answer = callback(sign_ins.provider.answer(started.location, subject))
+        sign_ins.provider.raw["/token"] = (503, {}, b"")
+        seen = site.get(answer)
+        assert seen.status == 503
+    assert "Sign in again" in seen.text
+    starts = [one for one in seen.links if one.startswith("/console/sign-in/start")]
+    assert starts == ["/console/sign-in/start?for=again"]
+
+
 def test_a_token_proves_it_again_for_the_same_user_alone(sign_ins: SignIns, site: Site) -> None:
     """Who signed in with a token is asked for it; the token of somebody else is none."""
     sign_ins.admin(site)

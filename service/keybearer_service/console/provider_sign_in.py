@@ -183,7 +183,7 @@ class ProviderPages:
         try:
             target = self._provider.sign_in_url(attempt.request(self._redirect_uri))
         except ProviderUnreachable:
-            return self._signing_in.ask(visit, attempt.next_path, status=503, trouble=_UNREACHABLE)
+            return self._unreachable(visit, attempt)
         response = RedirectResponse(target, 303)
         others = _attempts_in(visit)
         if len(others) >= _MOST_ATTEMPTS:
@@ -241,11 +241,11 @@ class ProviderPages:
         try:
             person = self._person(visit, attempt)
         except TokenRefused as refusal:
-            return self.refused(visit, refusal.reason)
+            return self.refused(visit, refusal.reason, is_again=attempt.purpose == _AGAIN)
         except ProviderUnreachable:
-            return self._signing_in.ask(visit, attempt.next_path, status=503, trouble=_UNREACHABLE)
+            return self._unreachable(visit, attempt)
         if attempt.who[0] and attempt.who != (person.issuer, person.subject):
-            return self.refused(visit, "SOMEBODY_ELSE")
+            return self.refused(visit, "SOMEBODY_ELSE", is_again=attempt.purpose == _AGAIN)
         if attempt.purpose in (_CONNECT, _INVITATION):
             response = RedirectResponse(links.confirm_link(), 303)
             value = {
@@ -314,15 +314,31 @@ class ProviderPages:
             return self.refused(visit, refusal.reason)
         return enter(self._sessions, visit, before, token, target)
 
-    def refused(self, visit: Visit, reason: str) -> Answer:
-        """Audit a refused sign-in, and return the page that says why."""
+    def refused(self, visit: Visit, reason: str, *, is_again: bool = False) -> Answer:
+        """Audit a refused sign-in, and return the page that says why.
+
+        Args:
+            visit: The answer of the provider, or the press of the button behind it.
+            reason: Why.
+            is_again: Whether somebody who is signed in was to prove it again, and still is to:
+                the page must not lead to a sign-in as anybody.
+        """
         before, visit.call.caller = visit.call.caller, None
         self._refusals.refused(visit.call, reason)
         visit.call.caller = before
         trouble = _WORDS.get(reason, _REFUSED)
         if reason == "PROVIDER_REFUSED":
             trouble = "The provider did not sign you in."
-        return self._signing_in.ask(visit, "", status=403, trouble=trouble)
+        return self._signing_in.ask(visit, "", status=403, trouble=trouble, is_again=is_again)
+
+    def _unreachable(self, visit: Visit, attempt: _Attempt) -> Answer:
+        return self._signing_in.ask(
+            visit,
+            attempt.next_path,
+            status=503,
+            trouble=_UNREACHABLE,
+            is_again=attempt.purpose == _AGAIN,
+        )
 
     def signed_in(self, visit: Visit) -> Answer:
         """Show that the person has proven again who they are."""

@@ -160,6 +160,7 @@ class SignInPages:
         error: str = "",
         trouble: str = "",
         lost_cookie: bool = False,
+        is_again: bool = False,
     ) -> Answer:
         """Show the page to sign in at.
 
@@ -170,6 +171,7 @@ class SignInPages:
             error: What is wrong with the token that was typed.
             trouble: Why a sign-in at the provider did not succeed.
             lost_cookie: Whether the browser has not sent the cookie of its session back.
+            is_again: Whether somebody who is signed in was to prove it again.
         """
         return Answer(
             self._pages.show(
@@ -180,7 +182,7 @@ class SignInPages:
                 error=error,
                 trouble=trouble,
                 lost_cookie=lost_cookie,
-                is_again=bool(visit.query.get("again")),
+                is_again=is_again or bool(visit.query.get("again")),
                 provider="" if self._provider is None else name_of(self._provider.issuer),
                 takes_tokens=self._takes_tokens(),
                 is_down=self._provider is not None and self._provider.is_down(),

@@ -1,5 +1,6 @@
 // A certified provider for the tests of the console. It prints its port, reads the origin of the
-// console from its standard input, serves, and ends with its input.
+// console from its standard input, serves, and ends with its input. Every further line says by how
+// many milliseconds its clock is ahead from there on.
 import { createServer } from "node:http";
 import { createInterface } from "node:readline";
 import { pathToFileURL } from "node:url";
@@ -10,7 +11,13 @@ const server = createServer((request, response) => answer(request, response));
 server.listen(0, "127.0.0.1", () => console.log(`port ${server.address().port}`));
 
 const lines = createInterface({ input: process.stdin });
-lines.on("line", (origin) => {
+const now = Date.now;
+lines.on("line", (ahead) => {
+  if (Number.isNaN(Number(ahead))) return;
+  Date.now = () => now() + Number(ahead);
+  console.log("ready");
+});
+lines.once("line", (origin) => {
   const provider = new Provider(`http://localhost:${server.address().port}`, {
     clients: [{
       client_id: "keybearer-console",
