@@ -1,7 +1,9 @@
 """Users, changes, audit and sessions in a real browser: by mouse, by keyboard, without scripts."""
 
+import re
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +38,7 @@ def saved(page: Any) -> str:
 
 def story(page: Any, service: Service) -> None:
     """Create a user, give them a key, edit, rotate, disable and enable it, end the user."""
+    service.tenant("tenant")
     sign_in(page, service)
     page.get_by_role("link", name="Users").click()
     page.get_by_role("link", name="Create user").click()
@@ -45,6 +48,10 @@ def story(page: Any, service: Service) -> None:
     page.get_by_role("radio", name="Developer").check()
     page.get_by_role("button", name="Create user").click()
     page.get_by_text("The user is there.").wait_for()
+    page.get_by_role("link", name="Edit").click()
+    page.get_by_label("Name", exact=True).fill("Bot 2")
+    page.get_by_role("button", name="Save").click()
+    page.get_by_text("The change is saved.").wait_for()
     bot = next(one for one in service.admin.list_users().users if one.email == "bot@example.com")
     made = service.admin.create_key(name="robot", owner_id=bot.id)
     page.goto(f"{service.app.console_origin}/console/keys/{made.api_key.id}")
@@ -82,15 +89,33 @@ def story(page: Any, service: Service) -> None:
     page.get_by_text("is deleted.").wait_for()
     page.get_by_role("link", name="Audit").click()
     page.get_by_role("cell", name="User deleted").wait_for()
+    page.get_by_label("Who", exact=True).fill("admin@example.com")
+    page.get_by_label("Action").select_option("User updated")
+    page.get_by_role("button", name="Filter").click()
+    page.get_by_text("Bot 2").wait_for()
+    assert page.locator("tbody tr").count() == 1
+    for area in ("Audit", "API Keys"):
+        page.get_by_role("link", name=area).click()
+        with page.expect_download() as download:
+            page.get_by_role("link", name="Export as CSV").click()
+        assert "robot 2" in Path(download.value.path()).read_text()
+    page.get_by_role("link", name="operator").click()
+    page.get_by_role("link", name="tenant").click()
+    page.wait_for_url("**/console/keys?account=*")
+    assert "tenant" in page.title()
+    page.get_by_role("link", name="Account: tenant").click()
+    page.get_by_role("link", name="operator", exact=True).click()
     page.get_by_role("link", name="Sessions").click()
     page.get_by_role("button", name="End").first.click()
     page.get_by_label("Token of an Admin key").wait_for()
 
 
-@pytest.mark.parametrize("size", [WIDE, pytest.param(NARROW, marks=pytest.mark.slow)])
-def test_the_story_of_changes_by_mouse(service: Service, open_page: OpenPage, size: Any) -> None:
+@pytest.mark.parametrize(("size", "theme"), looks(NARROW))
+def test_the_story_of_changes_by_mouse(
+    service: Service, open_page: OpenPage, size: Any, theme: str
+) -> None:
     """Everything that an administrator does after the first key."""
-    story(open_page(viewport=size), service)
+    story(open_page(viewport=size, color_scheme=theme), service)
 
 
 @pytest.mark.slow
@@ -134,10 +159,98 @@ def test_the_changes_by_keyboard_alone(service: Service, open_page: OpenPage) ->
     tab_to(page, "^BUTTON .*Revoke those ticked")
     page.keyboard.press("Enter")
     page.wait_for_url("**/console/keys/revoke**")
-    assert "Keep them" in focused(page)
+    assert "Keep it" in focused(page)
     page.keyboard.press("Escape")
-    page.wait_for_url("**/console/keys")
+    page.wait_for_url("**/console/keys#revoke-ticked")
     assert service.admin.outcome(token) == "VALID"
+
+
+def test_users_and_the_rest_by_keyboard_alone(service: Service, open_page: OpenPage) -> None:
+    """Users, audit, accounts and sessions; the focus comes back to what opened a dialog."""
+    service.tenant("tenant")
+    page = open_page()
+    sign_in(page, service)
+
+    def press(wanted: str, address: str, key: str = "Enter") -> None:
+        tab_to(page, wanted)
+        page.keyboard.press(key)
+        page.wait_for_url(address)
+
+    press("^A +Users", "**/console/users")
+    press("^A create", "**/users/new")
+    assert "PERSON" in focused(page)
+    page.keyboard.press("Escape")
+    page.wait_for_url("**/console/users#create")
+    assert "Create user" in focused(page)
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/users/new")
+    page.keyboard.press("ArrowDown")
+    tab_to(page, "^INPUT email")
+    page.keyboard.type("bot@example.com")
+    tab_to(page, "^INPUT display_name")
+    page.keyboard.type("Bot")
+    tab_to(page, "^INPUT role")
+    page.keyboard.press("Space")
+    page.keyboard.press("Enter")
+    page.get_by_text("The user is there.").wait_for()
+    assert "bot@example.com" in focused(page)
+    press("^A +Edit", "**/edit")
+    assert focused(page).startswith("INPUT display_name")
+    page.keyboard.press("Escape")
+    page.get_by_text("History").wait_for()
+    page.keyboard.press("Escape")
+    page.wait_for_url("**/console/users#user-*")
+    assert "bot@example.com" in focused(page)
+    page.keyboard.press("Enter")
+    page.wait_for_selector("dialog.sheet")
+    press("^A +Delete user", "**/delete")
+    assert "Keep the user" in focused(page)
+    press("^BUTTON +Delete user", "**/console/users?deleted=*")
+    page.get_by_text("is deleted.").wait_for()
+    press("^A +Audit", "**/console/audit")
+    tab_to(page, "^INPUT actor")
+    page.keyboard.type("admin@example.com")
+    tab_to(page, "^SELECT action")
+    page.keyboard.type("User deleted")
+    tab_to(page, "^BUTTON +Filter")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/console/audit?actor=*")
+    assert page.locator("tbody tr").count() == 1
+    with page.expect_download() as download:
+        tab_to(page, "^A +Export as CSV")
+        page.keyboard.press("Enter")
+    assert Path(download.value.path()).read_text().count("USER_DELETED") == 1
+    press("^A +Account: ", "**/console/accounts**")
+    press("^A +tenant", "**/console/keys?account=*")
+    assert "tenant" in page.title()
+    press("^A +Account: tenant", "**/console/accounts?account=*")
+    press("^A +operator$", "**/console/keys")
+    press("^A +Sessions", "**/console/sessions")
+    tab_to(page, "^BUTTON +End")
+    page.keyboard.press("Enter")
+    page.get_by_label("Token of an Admin key").wait_for()
+
+
+def test_the_focus_comes_back_to_what_opened_a_form_for_keys(
+    service: Service, open_page: OpenPage
+) -> None:
+    """To Create API Key, to Revoke those ticked, and to the key."""
+    key_id = service.admin.create_key(name="robot").api_key.id
+    page = open_page()
+    sign_in(page, service)
+    for wanted in ("^A create", "^BUTTON revoke-ticked"):
+        tab_to(page, wanted)
+        page.keyboard.press("Enter")
+        page.wait_for_selector("dialog:modal")
+        page.keyboard.press("Escape")
+        page.wait_for_url("**/console/keys#*")
+        assert re.search(wanted, focused(page)), focused(page)
+    page.goto(f"{service.app.console_origin}/console/keys/{key_id}/disable")
+    page.keyboard.press("Escape")
+    page.get_by_role("heading", name="History").wait_for()
+    page.keyboard.press("Escape")
+    page.wait_for_url(f"**/console/keys#key-{key_id}")
+    assert "robot" in focused(page)
 
 
 def screens(page: Any, service: Service, clock: FakeClock) -> Iterator[str]:
@@ -209,6 +322,22 @@ def test_no_screen_of_changes_has_a_barrier(
         seen += 1
     assert found == {}
     assert seen == 19
+
+
+def test_long_names_break_no_word_of_the_console(service: Service, open_page: OpenPage) -> None:
+    """What is pressed stays on one line, and the head of the page keeps its two on a phone."""
+    user = service.admin.create_user("n" * 60 + "@example.com", role="ROLE_ADMIN")
+    service.admin.create_key(name="n" * 100, owner_id=user.id, role="ROLE_ADMIN")
+    tenant = service.tenant("t" * 40)
+    page = open_page()
+    sign_in(page, service)
+    link = page.locator(".action a").first
+    assert link.bounding_box()["height"] < 30
+    page.set_viewport_size(NARROW)
+    page.goto(f"{service.app.console_origin}/console/keys?account={tenant.account_id}")
+    brand = page.locator(".brand").bounding_box()
+    sign_out = page.get_by_role("button", name="Sign out").bounding_box()
+    assert abs(brand["y"] + brand["height"] / 2 - sign_out["y"] - sign_out["height"] / 2) < 8
 
 
 def test_hostile_texts_of_users_run_nothing(service: Service, open_page: OpenPage) -> None:

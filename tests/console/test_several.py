@@ -45,6 +45,18 @@ def results_in(seen: Seen) -> list[str]:
 # --- revoke those ticked --------------------------------------------------------------------------
 
 
+def test_one_ticked_key_is_spoken_of_as_one(service: Service, signed_in: Site) -> None:
+    """Not as one of several."""
+    made = service.admin.create_key(name="the only one")
+    service.admin.validate(made.token)
+    service.flush_uses()
+    page = ticking(signed_in, made.api_key.id)
+    assert "Every program that uses this key is refused at once." in page.dialog
+    assert "It was used in the last 7 days. Something depends on it." in page.dialog
+    assert "Keep it" in page.dialog
+    assert "them" not in page.dialog
+
+
 def test_ticked_keys_are_revoked_with_one_reason(service: Service, signed_in: Site) -> None:
     """The page names them and what is in use; afterwards it says of each what became of it."""
     made = [service.admin.create_key(name=f"key {number}") for number in range(3)]

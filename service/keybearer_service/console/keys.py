@@ -147,7 +147,7 @@ class KeyPages:
 
     def saved(self, visit: Visit) -> Answer:
         """Go on from the page that showed a secret."""
-        target = links.keys_link(visit.state, at=visit.key_id)
+        target = links.keys_link(visit.state, at=f"key-{visit.key_id}")
         return Answer(RedirectResponse(target, 303))
 
     # --- details ----------------------------------------------------------------------------------

@@ -114,9 +114,9 @@ def keys_link(state: ListState, *, revoked: str = "", at: str = "") -> str:
     Args:
         state: Which keys.
         revoked: The key of which the page says that it is revoked.
-        at: The key whose link gets the focus.
+        at: The link or button that gets the focus, such as `create`, or `key-` and the id of a key.
     """
-    fragment = f"#key-{quote(at, safe='')}" if at else ""
+    fragment = f"#{quote(at, safe='')}" if at else ""
     return _with_query(KEYS, {**state.pairs, "revoked": revoked}) + fragment
 
 
@@ -195,9 +195,9 @@ def users_link(state: UserListState, *, deleted: str = "", at: str = "") -> str:
     Args:
         state: Which users.
         deleted: The user of whom the page says that they are deleted.
-        at: The user whose link gets the focus.
+        at: The link that gets the focus, such as `create`, or `user-` and the id of a user.
     """
-    fragment = f"#user-{quote(at, safe='')}" if at else ""
+    fragment = f"#{quote(at, safe='')}" if at else ""
     return _with_query(USERS, {**state.pairs, "deleted": deleted}) + fragment
 
 
