@@ -12,7 +12,6 @@ from console.screens import (
     HOSTILE,
     NARROW,
     SHOWN,
-    WIDE,
     barriers,
     focused,
     looks,
@@ -37,9 +36,20 @@ def saved(page: Any) -> str:
 
 
 def story(page: Any, service: Service) -> None:
-    """Create a user, give them a key, edit, rotate, disable and enable it, end the user."""
+    """Do what an administrator does after the first key, on every screen."""
     service.tenant("tenant")
     sign_in(page, service)
+    bot_id = user_story(page, service)
+    key_story(page, service, bot_id)
+    page.goto(f"{service.app.console_origin}/console/users/{bot_id}")
+    page.get_by_role("link", name="Delete user").click()
+    page.get_by_role("button", name="Delete user").click()
+    page.get_by_text("is deleted.").wait_for()
+    log_story(page)
+
+
+def user_story(page: Any, service: Service) -> str:
+    """Create a user and edit them; return the id."""
     page.get_by_role("link", name="Users").click()
     page.get_by_role("link", name="Create user").click()
     page.get_by_role("radio", name="Service account").check()
@@ -52,8 +62,13 @@ def story(page: Any, service: Service) -> None:
     page.get_by_label("Name", exact=True).fill("Bot 2")
     page.get_by_role("button", name="Save").click()
     page.get_by_text("The change is saved.").wait_for()
-    bot = next(one for one in service.admin.list_users().users if one.email == "bot@example.com")
-    made = service.admin.create_key(name="robot", owner_id=bot.id)
+    users = service.admin.list_users().users
+    return str(next(one.id for one in users if one.email == "bot@example.com"))
+
+
+def key_story(page: Any, service: Service, owner_id: str) -> None:
+    """Edit a key, rotate it and end the old secret, disable, enable and revoke it."""
+    made = service.admin.create_key(name="robot", owner_id=owner_id)
     page.goto(f"{service.app.console_origin}/console/keys/{made.api_key.id}")
     page.get_by_role("link", name="Edit").click()
     page.get_by_label("Name", exact=True).fill("robot 2")
@@ -83,10 +98,10 @@ def story(page: Any, service: Service) -> None:
     page.get_by_text("Revoked.").wait_for()
     assert service.admin.outcome(token) == "REVOKED"
     page.get_by_role("link", name="Back to the list").click()
-    page.goto(f"{service.app.console_origin}/console/users/{bot.id}")
-    page.get_by_role("link", name="Delete user").click()
-    page.get_by_role("button", name="Delete user").click()
-    page.get_by_text("is deleted.").wait_for()
+
+
+def log_story(page: Any) -> None:
+    """Filter the log, export it and the keys, look at another account, end the session."""
     page.get_by_role("link", name="Audit").click()
     page.get_by_role("cell", name="User deleted").wait_for()
     page.get_by_label("Who", exact=True).fill("admin@example.com")
@@ -165,19 +180,19 @@ def test_the_changes_by_keyboard_alone(service: Service, open_page: OpenPage) ->
     assert service.admin.outcome(token) == "VALID"
 
 
-def test_users_and_the_rest_by_keyboard_alone(service: Service, open_page: OpenPage) -> None:
-    """Users, audit, accounts and sessions; the focus comes back to what opened a dialog."""
-    service.tenant("tenant")
+def enter(page: Any, wanted: str, address: str) -> None:
+    """Go to a link or button by the keyboard, and press it."""
+    tab_to(page, wanted)
+    page.keyboard.press("Enter")
+    page.wait_for_url(address)
+
+
+def test_users_by_keyboard_alone(service: Service, open_page: OpenPage) -> None:
+    """Create, edit and delete one; the focus comes back to what opened a dialog."""
     page = open_page()
     sign_in(page, service)
-
-    def press(wanted: str, address: str, key: str = "Enter") -> None:
-        tab_to(page, wanted)
-        page.keyboard.press(key)
-        page.wait_for_url(address)
-
-    press("^A +Users", "**/console/users")
-    press("^A create", "**/users/new")
+    enter(page, "^A +Users", "**/console/users")
+    enter(page, "^A create", "**/users/new")
     assert "PERSON" in focused(page)
     page.keyboard.press("Escape")
     page.wait_for_url("**/console/users#create")
@@ -194,7 +209,7 @@ def test_users_and_the_rest_by_keyboard_alone(service: Service, open_page: OpenP
     page.keyboard.press("Enter")
     page.get_by_text("The user is there.").wait_for()
     assert "bot@example.com" in focused(page)
-    press("^A +Edit", "**/edit")
+    enter(page, "^A +Edit", "**/edit")
     assert focused(page).startswith("INPUT display_name")
     page.keyboard.press("Escape")
     page.get_by_text("History").wait_for()
@@ -203,15 +218,26 @@ def test_users_and_the_rest_by_keyboard_alone(service: Service, open_page: OpenP
     assert "bot@example.com" in focused(page)
     page.keyboard.press("Enter")
     page.wait_for_selector("dialog.sheet")
-    press("^A +Delete user", "**/delete")
+    enter(page, "^A +Delete user", "**/delete")
     assert "Keep the user" in focused(page)
-    press("^BUTTON +Delete user", "**/console/users?deleted=*")
+    enter(page, "^BUTTON +Delete user", "**/console/users?deleted=*")
     page.get_by_text("is deleted.").wait_for()
-    press("^A +Audit", "**/console/audit")
+
+
+def test_audit_accounts_and_sessions_by_keyboard_alone(
+    service: Service, open_page: OpenPage
+) -> None:
+    """Filter and export the log, look at another account and back, end the session."""
+    service.tenant("tenant")
+    user = service.admin.create_user("bot@example.com")
+    service.admin.update_user(user.id, {"display_name": "Bot"})
+    page = open_page()
+    sign_in(page, service)
+    enter(page, "^A +Audit", "**/console/audit")
     tab_to(page, "^INPUT actor")
     page.keyboard.type("admin@example.com")
     tab_to(page, "^SELECT action")
-    page.keyboard.type("User deleted")
+    page.keyboard.type("User updated")
     tab_to(page, "^BUTTON +Filter")
     page.keyboard.press("Enter")
     page.wait_for_url("**/console/audit?actor=*")
@@ -219,13 +245,13 @@ def test_users_and_the_rest_by_keyboard_alone(service: Service, open_page: OpenP
     with page.expect_download() as download:
         tab_to(page, "^A +Export as CSV")
         page.keyboard.press("Enter")
-    assert Path(download.value.path()).read_text().count("USER_DELETED") == 1
-    press("^A +Account: ", "**/console/accounts**")
-    press("^A +tenant", "**/console/keys?account=*")
+    assert Path(download.value.path()).read_text().count("USER_UPDATED") == 1
+    enter(page, "^A +Account: ", "**/console/accounts**")
+    enter(page, "^A +tenant", "**/console/keys?account=*")
     assert "tenant" in page.title()
-    press("^A +Account: tenant", "**/console/accounts?account=*")
-    press("^A +operator$", "**/console/keys")
-    press("^A +Sessions", "**/console/sessions")
+    enter(page, "^A +Account: tenant", "**/console/accounts?account=*")
+    enter(page, "^A +operator$", "**/console/keys")
+    enter(page, "^A +Sessions", "**/console/sessions")
     tab_to(page, "^BUTTON +End")
     page.keyboard.press("Enter")
     page.get_by_label("Token of an Admin key").wait_for()
