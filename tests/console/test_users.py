@@ -68,7 +68,7 @@ def test_the_list_shows_who_there_is(service: Service, signed_in: Site, clock: F
         assert emails_in(signed_in.get(f"/console/users?{query}")) == expected, query
     row = re.findall(r"<tr.*?</tr>", signed_in.get("/console/users").html, re.DOTALL)[1]
     text = " ".join(re.sub(r"<[^>]+>", " ", row).split())
-    assert text == "bot@example.com Validator Service account just now Delete " + (bot.email)
+    assert text == f"{bot.email} Validator Service account just now Delete {bot.email}"
 
 
 def test_a_long_list_of_users_has_pages(
