@@ -171,7 +171,9 @@ def logout_in(
         TokenRefused: It is no logout token, or not for this client.
     """
     header, claims = token
-    _assert_type(header, {"logout+jwt"})
+    # The standard only recommends the type of its own (Back-Channel Logout 1.0, section 2.4). The
+    # event, and that there is no nonce, tell a logout from other tokens.
+    _assert_type(header, {"", "jwt", "logout+jwt"})
     _assert_ours(claims, client)
     issued = _time(claims, "iat")
     _assert_that(abs(issued - now) <= MAX_LOGOUT_AGE, "ISSUED_LONG_AGO")
