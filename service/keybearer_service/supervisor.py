@@ -23,7 +23,7 @@ import structlog
 from keybearer_service.app import App, AppConfig
 from keybearer_service.config import ConfigError, Settings
 from keybearer_service.container import open_container
-from keybearer_service.domain.clock import SystemClock
+from keybearer_service.domain.clock import SystemClock, pause
 from keybearer_service.domain.entropy import SystemEntropy
 from keybearer_service.http.listeners import HttpConfig
 from keybearer_service.installation.data_directory import DataDir
@@ -275,7 +275,7 @@ class _Supervisor:
                 continue
             log.error("worker_ended", pid=worker.pid, exit_code=worker.exitcode)
             metrics.forget(self._directory.metrics, worker.pid or 0)
-            threading.Event().wait(RESTART_DELAY_S)  # one that nobody sets
+            pause(RESTART_DELAY_S)
             if not self._ending:
                 self._workers[index] = self._start()
 

@@ -79,7 +79,7 @@ def _user(service: Service) -> tuple[str, str, Callable[[], str]]:
 def test_two_edits_at_once_overwrite_nothing(
     service: Service, signed_in: Site, make: Callable[[Service], tuple[str, str, Callable[[], str]]]
 ) -> None:
-    """One is saved; the other is told so, with its text kept and that of the first beside it."""
+    """One edit is saved. The other page says so, keeps its text, and shows the saved one too."""
     path, field, there = make(service)
     names = ["of the left window", "of the right window"]
     forms = [(form_of(signed_in, path), {field: name}) for name in names]

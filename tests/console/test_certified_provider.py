@@ -147,7 +147,7 @@ def test_a_sign_in_that_is_too_old_is_made_anew_for_a_secret(
 
 
 def test_somebody_else_does_not_make_it_anew(service: Service, later: Later) -> None:
-    """Who is signed in at the provider as another person changes nothing, and is told so."""
+    """Signing in again as another person changes nothing, and the page says so."""
     with (
         Site.of(service) as site,
         httpx.Client(timeout=20) as client,

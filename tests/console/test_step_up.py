@@ -151,7 +151,7 @@ def test_more_than_ten_revocations_wait(
 
 
 def test_connecting_a_sign_in_waits(sign_ins: SignIns, site: Site) -> None:
-    """Another way in is authority; whoever holds a session of long ago gets none."""
+    """Connecting adds a way in, so a session with an old sign-in has to sign in again first."""
     seen = sign_ins.sign_in(site, f"stranger{next(_numbers)}", "connect")
     seen = site.send(seen.form("/console/sign-in/confirm"))
     assert seen.status == 403

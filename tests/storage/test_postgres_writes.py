@@ -86,7 +86,8 @@ def test_each_key_of_several_that_are_revoked_costs_two_round_trips(
         proxy.round_trips.clear()
         done = stubs.revoke_keys(*ids) if which == "ids" else stubs.revoke_keys(filter=FILTER)
         assert len(done.revocations) == SEVERAL
-        assert max(proxy.round_trips) < 2 * SEVERAL + ROUND_TRIPS
+        # The first, which reads all of them, may come in pieces and counts for a few then.
+        assert max(proxy.round_trips) // SEVERAL == 2
 
 
 @pytest.fixture

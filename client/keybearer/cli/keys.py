@@ -1,6 +1,6 @@
 """`keybearer keys`."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -12,6 +12,16 @@ from keybearer._wire.limits import API_KEY_ORDERS, MAX_PAGE_SIZE, MAX_REVOKED_KE
 from keybearer.access import Role
 from keybearer.cli import inputs, lockout, output
 from keybearer.cli.inputs import enum_option, word
+from keybearer.cli.key_texts import (
+    MAX_NAMED,
+    count_text,
+    facts_of,
+    line_of,
+    lines_of,
+    named,
+    revoked_text,
+    summary,
+)
 from keybearer.cli.options import (
     DEFAULT_LIMIT,
     AccountOption,
@@ -28,7 +38,7 @@ from keybearer.cli.options import (
     page_size_of,
     user_id_of,
 )
-from keybearer.cli.output import ID_WIDTH, Column, Layout, moment_text
+from keybearer.cli.output import ID_WIDTH, Column, Layout
 from keybearer.cli.refusals import usage
 from keybearer.cli.session import Session, command
 from keybearer.cli.terminal import confirm
@@ -37,8 +47,6 @@ from keybearer.models import ApiKey, ApiKeyState, RevocationReason
 
 app = typer.Typer()
 
-MAX_NAMED = 20
-"""How many keys a warning names; further ones are counted."""
 _REASONS_OF_THE_SERVICE = tuple(
     reason for reason in RevocationReason if reason not in REASONS_OF_CALLERS
 )
@@ -207,7 +215,7 @@ def create(
             issued.token,
             issued.api_key,
             {"api_key": issued.api_key, "replayed": issued.replayed},
-            f"Created the key:\n\n{_summary(issued.api_key)}",
+            f"Created the key:\n\n{summary(issued.api_key)}",
             as_json=session.as_json,
         )
 
@@ -346,7 +354,7 @@ def update(
             lockout.warn(session, f"Make {word(role)} of it?", warnings, yes=yes)
     with session.changing():
         api_key = client.update_api_key(key, etag=etag, **changes)  # type: ignore[arg-type]
-    session.show({"api_key": api_key}, f"Updated the key:\n\n{_summary(api_key)}")
+    session.show({"api_key": api_key}, f"Updated the key:\n\n{summary(api_key)}")
 
 
 @command(app, "disable", "keybearer keys disable 4f9QzVbT1xKc8LmN")
@@ -362,7 +370,7 @@ def disable(session: Session, *, key: KeyArgument, yes: YesOption = False) -> No
         api_key = client.disable_api_key(key)
     session.show(
         {"api_key": api_key},
-        f"Disabled {_named(api_key)}; `keybearer keys enable {api_key.id}` undoes it.",
+        f"Disabled {named(api_key)}; `keybearer keys enable {api_key.id}` undoes it.",
     )
 
 
@@ -372,7 +380,7 @@ def enable(session: Session, key: KeyArgument) -> None:
     client = session.client
     with session.changing():
         api_key = client.enable_api_key(key)
-    session.show({"api_key": api_key}, f"Enabled {_named(api_key)}; it is {word(api_key.state)}.")
+    session.show({"api_key": api_key}, f"Enabled {named(api_key)}; it is {word(api_key.state)}.")
 
 
 @command(
@@ -424,7 +432,7 @@ def rotate(
             issued.token,
             issued.api_key,
             {"api_key": issued.api_key, "replayed": issued.replayed},
-            f"Rotated the key:\n\n{_summary(issued.api_key)}",
+            f"Rotated the key:\n\n{summary(issued.api_key)}",
             as_json=session.as_json,
         )
 
@@ -506,7 +514,7 @@ def revoke(
     if len(found) == 1:
         with session.changing():
             api_key = client.revoke_api_key(found[0].id, reason=reason, note=note)
-        session.show({"api_key": api_key}, _revoked_text(found[0], api_key))
+        session.show({"api_key": api_key}, revoked_text(found[0], api_key))
         return
     _revoke_several(session, found, reason, note)
 
@@ -533,108 +541,13 @@ def _revoke_several(
                 for key in part:
                     api_key = session.client.get_api_key(key.id)
                     step()
-                    session.show({"api_key": api_key}, _revoked_text(key, api_key))
+                    session.show({"api_key": api_key}, revoked_text(key, api_key))
     finally:
         if revoked < len(found):
             session.note(f"Stopped: {revoked} of {len(found)} keys are revoked.")
-
-
-def facts_of(key: ApiKey) -> list[tuple[str, str]]:
-    """Return everything about a key, for people."""
-    role = word(key.role)
-    if key.effective_role < key.role:
-        role += f", effective {word(key.effective_role)}: the owner's role is lower"
-    revocation = ""
-    if key.revoke_time is not None:
-        by = key.revoked_by or "its holder"
-        revocation = f"{moment_text(key.revoke_time)}, {word(key.revocation_reason)}, by {by}"
-    return [
-        ("name", key.name),
-        ("id", key.id),
-        ("state", word(key.state)),
-        ("description", key.description),
-        ("owner", output.person_text(key.owner_email, key.owner_id)),
-        ("creator", output.person_text(key.created_by_email, key.created_by)),
-        ("role", role),
-        ("scopes", ", ".join(key.scopes) or ("all" if key.role is Role.ADMIN else "none")),
-        ("labels", output.pairs_text(key.labels)),
-        ("created", moment_text(key.create_time)),
-        ("updated", moment_text(key.update_time)),
-        ("last used", moment_text(key.last_used_time)),
-        ("uses", f"about {key.use_count:,}" if key.use_count else "none"),
-        ("expires", moment_text(key.expire_time)),
-        ("secret", f"the {_ordinal(key.secret_version)}"),
-        ("old secret", _old_secret_text(key)),
-        ("disabled", moment_text(key.disable_time, "")),
-        ("revoked", revocation),
-        ("note", key.revocation_note),
-        ("account", key.account_id),
-        ("etag", key.etag),
-    ]
-
-
-def count_text(count: int) -> str:
-    """Return a number of keys, for people."""
-    return "1 key" if count == 1 else f"{count:,} keys"
-
-
-def lines_of(keys: Iterable[ApiKey], count: int) -> Iterator[str]:
-    """Yield what matters before keys are revoked.
-
-    Args:
-        keys: The first of them, MAX_NAMED at most.
-        count: How many there are.
-    """
-    for key in keys:
-        yield f"  {line_of(key)}"
-    if count > MAX_NAMED:
-        yield f"  and {count - MAX_NAMED:,} more"
-
-
-def line_of(key: ApiKey) -> str:
-    """Return what matters before a key is revoked, on one line."""
-    used = "never used"
-    if key.last_used_time is not None:
-        ago = output.distance(key.last_used_time, datetime.now(UTC))
-        used = f"last used {key.last_used_time:%Y-%m-%d %H:%M} UTC ({ago}), "
-        used += f"about {key.use_count:,} uses"
-    owner = key.owner_email or key.owner_id
-    state = "" if key.state is ApiKeyState.ACTIVE else f"{word(key.state)}, "
-    return f"{key.name} ({key.id}): {state}owner {owner}, {used}"
 
 
 def _own_key(client: KeybearerClient, key_id: str) -> list[str]:
     if client.who_am_i().identity.key_id != key_id:
         return []
     return ["This is the key that you are using: your next command needs the new token."]
-
-
-def _summary(key: ApiKey) -> str:
-    wanted = {"name", "id", "state", "owner", "role", "scopes", "labels", "expires", "old secret"}
-    return output.facts_text([fact for fact in facts_of(key) if fact[0] in wanted])
-
-
-def _named(key: ApiKey) -> str:
-    return output.visible(f"{key.name} ({key.id})")
-
-
-def _revoked_text(before: ApiKey, after: ApiKey) -> str:
-    if before.state is ApiKeyState.REVOKED:
-        reason = word(after.revocation_reason)
-        return f"{_named(after)} was revoked already, {moment_text(after.revoke_time)}, {reason}."
-    return f"Revoked {_named(after)}."
-
-
-def _old_secret_text(key: ApiKey) -> str:
-    if key.overlap_end_time is None:
-        return ""
-    used = "not used since the rotation"
-    if key.old_secret_last_used_time is not None:
-        used = f"last used {moment_text(key.old_secret_last_used_time)}"
-    return f"accepted until {moment_text(key.overlap_end_time)}, {used}"
-
-
-def _ordinal(number: int) -> str:
-    if number % 100 in {11, 12, 13}:
-        return f"{number}th"
-    return f"{number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th') }"

@@ -10,7 +10,7 @@ from keybearer._wire.limits import MAX_NAME
 from keybearer.access import Role
 from keybearer.cli import lockout, output
 from keybearer.cli.inputs import enum_argument, enum_option, word
-from keybearer.cli.keys import MAX_NAMED, count_text, lines_of
+from keybearer.cli.key_texts import MAX_NAMED, count_text, lines_of
 from keybearer.cli.options import (
     DEFAULT_LIMIT,
     AccountOption,

@@ -27,7 +27,7 @@ def rfc3339(moment: Micros) -> str:
 
 
 def pause(seconds: float) -> None:
-    """Let the other threads of this process run for that long."""
+    """Wait for that long, while the other threads of this process run."""
     time.sleep(seconds)
 
 

@@ -385,7 +385,7 @@ def m010_histories(db: Database) -> None:
 def apply(connection: Connection) -> None:
     """Bring the schema up to date, once, even if several processes start at the same time.
 
-    One that is up to date is only read: whoever opens it waits for no write of others.
+    A schema that is up to date is only read, so opening the file never waits for another writer.
 
     Raises:
         StoreUnusableError: The database was written by a newer version.

@@ -6,7 +6,6 @@ epoch another name. A server that was promoted, a dump that was restored and a r
 in time are other servers: see `Connection.history`.
 """
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -15,7 +14,7 @@ import psycopg
 import structlog
 from psycopg import pq
 
-from keybearer_service.domain.clock import Clock
+from keybearer_service.domain.clock import Clock, pause
 from keybearer_service.domain.entropy import Entropy
 from keybearer_service.storage import (
     CommitFailedError,
@@ -200,7 +199,7 @@ class Writes:
 
     def _pause(self) -> None:
         share = self._entropy.key_bytes(1)[0] / 255
-        threading.Event().wait(share * _LONGEST_PAUSE_S)  # one that nobody sets
+        pause(share * _LONGEST_PAUSE_S)
 
 
 def _take_row(connection: Connection, then: Sequence[Statement]) -> Read:

@@ -1,10 +1,10 @@
 """A connection to a SQLite file: what each is set to, and how its transactions begin and end."""
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
+from keybearer_service.domain.clock import pause
 from keybearer_service.storage import CLAIM_WAIT_S, StoreUnusableError, Waiting, dbapi
 from keybearer_service.storage.sqlite_errors import LOCKED, name_of
 
@@ -57,14 +57,13 @@ def begin_soon(connection: dbapi.Connection) -> None:
     SQLite itself waits for up to 100 ms between two tries, and so would lose to busier processes.
     """
     connection.execute("PRAGMA busy_timeout = 0")
-    pause = threading.Event()  # one that nobody sets
     for _ in range(_CLAIM_TRIES):
         try:
             connection.execute("BEGIN IMMEDIATE")
         except dbapi.OperationalError as error:
             if name_of(error) not in LOCKED:
                 raise
-            pause.wait(CLAIM_WAIT_S / _CLAIM_TRIES)
+            pause(CLAIM_WAIT_S / _CLAIM_TRIES)
         else:
             return
     connection.execute("BEGIN IMMEDIATE")
